@@ -1,0 +1,79 @@
+"""Errors that a person can act on: what, where, got and known, one fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong, told so that it can be mended.
+
+    Args:
+        what: the fault in one clause ("arms.rm.rank_mimic is not a method").
+        where: `file:line`, a job id or a path; "" where there is no place to name.
+        got: the offending value, as it was given.
+        known: what would have been accepted.
+        fix: one thing to do, best a command that can be run.
+    """
+
+    what: str
+    where: str = ""
+    got: str = ""
+    known: str = ""
+    fix: str = ""
+
+    def __str__(self) -> str:
+        head = "  ".join(part for part in (self.where, self.what) if part)
+        fields = (("got", self.got), ("known", self.known), ("fix", self.fix))
+        return "\n".join([f"error: {head}", *(f"  {name:<5}  {value}" for name, value in fields if value)])
+
+
+class KdlabError(Exception):
+    """What kdlab raises on purpose; holds one fault or, for a recipe, all of them at once."""
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str = "",
+        *,
+        where: str = "",
+        got: str = "",
+        known: str = "",
+        fix: str = "",
+        faults: Iterable[Fault] = (),
+    ) -> None:
+        self.faults: tuple[Fault, ...] = tuple(faults) or (Fault(what, where, got, known, fix),)
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        return "\n".join(str(fault) for fault in self.faults)
+
+
+class JobError(KdlabError):
+    """A job failed: training diverged, a checkpoint is broken, a process was killed."""
+
+
+class UsageError(KdlabError):
+    """The command line or the recipe is wrong."""
+
+    exit_code = 2
+
+
+class MachineError(KdlabError):
+    """The environment is not fit: a missing operator, a folder that cannot be written, no GPU."""
+
+    exit_code = 3
+
+
+class ShapeError(JobError):
+    """Tensors that should agree in shape do not."""
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """ "did you mean rm?" for the nearest of `known`, or "" where nothing is near."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else ""

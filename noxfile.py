@@ -1,0 +1,35 @@
+"""`nox -s tests`, `lint`, `types`, each in an environment of its own with the tested versions."""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.error_on_missing_interpreters = False
+
+
+def install(session: nox.Session, extra: str) -> None:
+    """Install kdlab with an extra, at the tested versions."""
+    session.install("-c", "constraints.txt", "-e", f".[{extra}]")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the default test suite; arguments after -- go to pytest."""
+    install(session, "test")
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.install("-c", "constraints.txt", "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types where they are strict: everything that runs without torch."""
+    install(session, "lint")
+    session.run("mypy")
