@@ -1,0 +1,148 @@
+"""What every data set hands over (`DatasetFiles`), its fingerprint, and the user's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdlab.errors import MachineError
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set.
+
+    Args:
+        images: folder that the labels' `file_name` entries are relative to.
+        labels: COCO JSON file.
+    """
+
+    images: Path
+    labels: Path
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """A data set on disk, as plain data that crosses a process boundary.
+
+    Args:
+        name: the data set's key, as in a recipe.
+        classes: names in the order of the category ids, so that label k is the k-th lowest id.
+        train: what the models learn from.
+        val: what they are measured on.
+        fingerprint: see `fingerprint`.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    fingerprint: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        splits = {
+            name: {"images": str(split.images), "labels": str(split.labels)}
+            for name, split in (("train", self.train), ("val", self.val))
+        }
+        return {"name": self.name, "classes": list(self.classes), **splits, "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> DatasetFiles:
+        """Inverse of `to_dict`."""
+        train, val = (Split(Path(data[k]["images"]), Path(data[k]["labels"])) for k in ("train", "val"))
+        return cls(data["name"], tuple(data["classes"]), train, val, data["fingerprint"])
+
+
+def fingerprint(splits: Iterable[Split]) -> str:
+    """16 hex digits of SHA-256 over the labels by content and the images by name and size.
+
+    Where the data set lies does not count, the order of the splits does. Hidden files are left out:
+    file managers and notebooks leave them behind.
+
+    Raises:
+        OSError: a labels file or an images folder cannot be read.
+    """
+    digest = hashlib.sha256()
+    for split in splits:
+        with split.labels.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+        for name, size in sorted(_sizes(split.images)):
+            digest.update(b"%s\0%d\n" % (os.fsencode(name), size))
+    return digest.hexdigest()[:16]
+
+
+def _sizes(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Name, relative to the first `folder`, and size in bytes of every file below it."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _sizes(entry.path, f"{prefix}{entry.name}/")
+            else:
+                yield prefix + entry.name, entry.stat().st_size
+
+
+def user_path(text: str) -> Path:
+    """A path as a person typed it, `~` included, made absolute because jobs run in other folders."""
+    return Path(os.path.expanduser(text)).absolute()  # noqa: PTH111 - pathlib's raises on an unknown user
+
+
+def cache_dir() -> Path:
+    """The user's cache folder: `$KDLAB_CACHE`, else `$XDG_CACHE_HOME/kdlab`, else `~/.cache/kdlab`.
+
+    It need not exist yet.
+
+    Raises:
+        MachineError: nothing is set and the user has no home folder.
+    """
+    try:
+        if chosen := os.environ.get("KDLAB_CACHE"):
+            return user_path(chosen)
+        # The XDG specification says to ignore a relative path here.
+        xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "kdlab"
+    except RuntimeError as error:
+        raise MachineError(
+            "there is no home folder to keep the cache in", got=str(error), fix="set KDLAB_CACHE to a folder"
+        ) from error
+
+
+def make_once(folder: Path, build: Callable[[Path], None]) -> None:
+    """Make `folder` unless it is there, so that it is either whole or absent.
+
+    `build` fills an empty folder beside it, which then gets its name in one step. Of several processes that
+    build at once the first to finish wins and the others use its folder; what a killed one leaves is never
+    used.
+
+    Raises:
+        MachineError: the folder cannot be written or the disk is full.
+    """
+    try:
+        if folder.is_dir():
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
+        ) as private:
+            # A folder inside, because a temporary one is closed to everybody else and would stay so.
+            made = Path(private) / "made"
+            made.mkdir()
+            build(made)
+            try:
+                made.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+    except OSError as error:
+        raise MachineError(
+            f"this cache folder cannot be filled: {error.strerror or error}",
+            where=str(folder),
+            fix="set KDLAB_CACHE to a folder that you may write to, with room on its disk",
+        ) from error
