@@ -1,0 +1,357 @@
+"""Finds methods, detectors, datasets, executors and recipes by listing folders.
+
+A plugin file is parsed, never imported: names, summaries and options come from its source, so that a
+listing or a shell completion needs neither torch nor mmdet, and a broken plugin runs no code here.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from kdlab.errors import KdlabError
+
+PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class OptionType:
+    """What an option accepts, as its annotation says.
+
+    Args:
+        kind: int, float, str, bool, choice, tuple, list or optional; `list` is `tuple[X, ...]`.
+        of: the types of a tuple's entries, or the one inside a list or an optional.
+        choices: the values of a `Literal`.
+    """
+
+    kind: str
+    of: tuple[OptionType, ...] = ()
+    choices: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "choice":
+                words = [json.dumps(choice).strip('"') for choice in self.choices]
+                return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+            case "tuple":
+                return f"a list [{', '.join(map(str, self.of))}]"
+            case "list":
+                return f"a list, each {self.of[0]}"
+            case "optional":
+                return f"{self.of[0]} or null"
+        words_of_kind = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+        return words_of_kind[self.kind]
+
+    def converted(self, value: Any) -> Any:
+        """See `Option.check`.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        match self.kind, value:
+            case "optional", _:
+                return None if value is None else self.of[0].converted(value)
+            case "tuple", list() | tuple() if len(value) == len(self.of):
+                return tuple(kind.converted(entry) for kind, entry in zip(self.of, value, strict=True))
+            case "list", list() | tuple():
+                return tuple(self.of[0].converted(entry) for entry in value)
+            case "choice", _ if (type(value), value) in [(type(choice), choice) for choice in self.choices]:
+                return value
+            case ("int", int()) | ("float", int() | float()) if not isinstance(value, bool):
+                if self.kind == "int" or math.isfinite(value):
+                    return value if self.kind == "int" else float(value)
+            case ("str", str()) | ("bool", bool()):
+                return value
+        raise ValueError
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword argument of a plugin, as a recipe may set it; `default` counts unless `required`."""
+
+    name: str
+    type: OptionType
+    default: Any = None
+    required: bool = False
+
+    def check(self, value: Any) -> Any:
+        """`value` as the plugin wants it: an int becomes a float, a list a tuple; a bool is never a number.
+
+        Raises:
+            ValueError: "must be ...", where it does not fit.
+        """
+        try:
+            return self.type.converted(value)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"must be {self.type}") from error
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """A plugin file: its key is the file's name, its summary the first line of the file's docstring."""
+
+    key: str
+    path: Path
+    summary: str
+
+
+@dataclass(frozen=True)
+class DatasetInfo(PluginInfo):
+    """A dataset, with the keyword-only arguments of its `prepare` as options."""
+
+    options: dict[str, Option]
+
+
+@dataclass(frozen=True)
+class MethodInfo(PluginInfo):
+    """A distillation method: its options, and what it needs of the two models.
+
+    Args:
+        needs: names of detector outputs that both models must provide.
+        requires_equal: facts in which teacher and student must agree.
+        default_weight_when: the weight under an option's value instead, by (option, value).
+        needs_when: what is needed besides, by (option, value).
+        requires_equal_when: what must be equal besides, by (option, value).
+    """
+
+    options: dict[str, Option]
+    default_weight: float
+    needs: tuple[str, ...] = ()
+    requires_equal: tuple[str, ...] = ()
+    default_weight_when: dict[tuple[str, Any], float] = field(default_factory=dict)
+    needs_when: dict[tuple[str, Any], tuple[str, ...]] = field(default_factory=dict)
+    requires_equal_when: dict[tuple[str, Any], tuple[str, ...]] = field(default_factory=dict)
+
+    def weight_for(self, options: Mapping[str, Any]) -> float:
+        """The weight where a recipe names none, under these resolved options."""
+        for (option, value), weight in self.default_weight_when.items():
+            if options[option] == value:
+                return weight
+        return self.default_weight
+
+    def needs_for(self, options: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(needs, requires_equal) of the method under these options; an option left out has its default."""
+        values = {name: option.default for name, option in self.options.items()} | dict(options)
+
+        def merged(always: tuple[str, ...], when: dict[tuple[str, Any], tuple[str, ...]]) -> tuple[str, ...]:
+            besides = [
+                name for (option, value), names in when.items() if values[option] == value for name in names
+            ]
+            return tuple(dict.fromkeys([*always, *besides]))
+
+        return merged(self.needs, self.needs_when), merged(self.requires_equal, self.requires_equal_when)
+
+
+@dataclass(frozen=True)
+class RecipeInfo:
+    """A shipped recipe: its path under `recipes/` without the ending, and its first comment."""
+
+    name: str
+    path: Path
+    summary: str
+
+
+def methods(folder: Path | None = None) -> dict[str, MethodInfo]:
+    """The distillation methods by key.
+
+    Raises:
+        KdlabError: a file has no docstring, not exactly one `Method` class, or what the class says of itself
+            cannot be read without running it; names file and line.
+    """
+    return {file.info.key: _method(file) for file in _sources(folder or PACKAGE / "training" / "methods")}
+
+
+def detectors(folder: Path | None = None) -> dict[str, PluginInfo]:
+    """The detector families by key: the files that say `FAMILY = ...`, others there are what they share.
+
+    Raises:
+        KdlabError: as `methods` does.
+    """
+    files = _sources(folder or PACKAGE / "training" / "detectors")
+    return {file.info.key: file.info for file in files if file.assigns("FAMILY")}
+
+
+def datasets(folder: Path | None = None) -> dict[str, DatasetInfo]:
+    """The datasets by key; raises as `methods` does."""
+    return {file.info.key: _dataset(file) for file in _sources(folder or PACKAGE / "datasets")}
+
+
+def executors(folder: Path | None = None) -> dict[str, PluginInfo]:
+    """The executors by key; raises as `methods` does."""
+    files = _sources(folder or PACKAGE / "orchestration" / "executors")
+    return {file.info.key: file.info for file in files}
+
+
+def recipes(folder: Path | None = None) -> dict[str, RecipeInfo]:
+    """The recipes by name ("digits/quickstart"): of the installed package, or of the checkout around it."""
+    folder = folder or recipe_folder()
+    found = {}
+    for path in sorted(folder.rglob("*.yaml")):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            found[name] = RecipeInfo(name, path, first_comment(stream.read(4096)))
+    return found
+
+
+def recipe_folder() -> Path:
+    """Where the recipes are: inside the package when it was installed, else beside it."""
+    installed = PACKAGE / "recipes"
+    return installed if installed.is_dir() else PACKAGE.parent / "recipes"
+
+
+def first_comment(text: str) -> str:
+    """The first line of `text` that is a comment, without its marks; "" where there is none."""
+    lines = (line.strip() for line in text.splitlines())
+    return next((line.lstrip("#").strip() for line in lines if line.startswith("#")), "")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A plugin file as it was parsed."""
+
+    info: PluginInfo
+    tree: ast.Module
+
+    def assigns(self, name: str) -> bool:
+        targets = (node.targets[0] for node in self.tree.body if isinstance(node, ast.Assign))
+        return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+
+    def refuse(self, what: str, node: ast.expr | ast.stmt | ast.arg | None = None) -> NoReturn:
+        where = f"{self.info.path}:{node.lineno}" if node else str(self.info.path)
+        raise KdlabError(what, where=where, fix="mend the file, or move it out of that folder")
+
+    def literal(self, node: ast.expr, name: str) -> Any:
+        try:
+            return ast.literal_eval(node)
+        except (TypeError, ValueError):
+            self.refuse(f"{name} must be written as a literal: this file is read, not run", node)
+
+
+def _sources(folder: Path) -> Iterator[_Source]:
+    for path in sorted(folder.glob("*.py")):
+        if path.stem == "base" or path.stem.startswith((".", "_")):
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (OSError, SyntaxError, ValueError) as error:
+            line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+            raise KdlabError(f"cannot be read as Python: {error}", where=f"{path}{line}") from error
+        summary = (ast.get_docstring(tree) or "").partition("\n")[0].strip()
+        source = _Source(PluginInfo(path.stem, path, summary), tree)
+        if not summary:
+            source.refuse("has no docstring; its first line is the summary that people see")
+        yield source
+
+
+def _dataset(file: _Source) -> DatasetInfo:
+    if (prepare := _function(file.tree.body, "prepare")) is None:
+        file.refuse("has no function `prepare`, whose keyword-only arguments are the dataset's options")
+    return DatasetInfo(**vars(file.info), options=_options(file, prepare))
+
+
+def _method(file: _Source) -> MethodInfo:
+    classes = [node for node in file.tree.body if isinstance(node, ast.ClassDef) and _is_method(node)]
+    if len(classes) != 1:
+        file.refuse(f"has {len(classes)} classes with the base `Method`; a method's file has one")
+    init = _function(classes[0].body, "__init__")
+    options = _options(file, init) if init else {}
+    for option in options.values():
+        if option.required:
+            file.refuse(f"option {option.name} has no default; `{file.info.key}: {{}}` must work", init)
+    return MethodInfo(**vars(file.info), options=options, **_facts(file, classes[0], options))
+
+
+def _function(body: list[ast.stmt], name: str) -> ast.FunctionDef | None:
+    return next((node for node in body if isinstance(node, ast.FunctionDef) and node.name == name), None)
+
+
+def _is_method(node: ast.ClassDef) -> bool:
+    return any(isinstance(base, ast.Name) and base.id == "Method" for base in node.bases)
+
+
+def _facts(file: _Source, node: ast.ClassDef, options: dict[str, Option]) -> dict[str, Any]:
+    """The class attributes of a method that `MethodInfo` holds, e.g. `needs = ("cls_maps",)`."""
+    facts: dict[str, Any] = {}
+    for statement in node.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in _FORMS:
+                facts[name] = file.literal(value, name)
+                if not _has_form(name, facts[name], options):
+                    file.refuse(f"`{name}` must be {_FORMS[name]}", value)
+    if "default_weight" not in facts:
+        file.refuse(f"class {node.name} has no `default_weight`", node)
+    return facts
+
+
+_FORMS = {
+    "default_weight": "a number",
+    "default_weight_when": "a dict {(option, one of its values): a number}",
+    "needs": "a tuple of names",
+    "requires_equal": "a tuple of names",
+    "needs_when": "a dict {(option, one of its values): tuple of names}",
+    "requires_equal_when": "a dict {(option, one of its values): tuple of names}",
+}
+
+
+def _has_form(name: str, value: Any, options: dict[str, Option]) -> bool:
+    if name == "default_weight":
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not name.endswith("_when"):
+        return isinstance(value, tuple) and all(isinstance(entry, str) for entry in value)
+    try:
+        always = name.removesuffix("_when")
+        cases = [(options[option], chosen, entry) for (option, chosen), entry in value.items()]
+        return all(
+            option.check(chosen) == chosen and _has_form(always, entry, {}) for option, chosen, entry in cases
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _options(file: _Source, function: ast.FunctionDef) -> dict[str, Option]:
+    options = {}
+    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+        name, kind = argument.arg, _type(argument.annotation)
+        if kind is None:
+            known = "int, float, str, bool, Literal[...], tuple[...], X | None"
+            file.refuse(f"option {name} must be annotated with one of {known}", argument)
+        option = Option(name, kind, required=default is None)
+        if default is not None:
+            try:
+                option = replace(
+                    option, default=option.check(file.literal(default, f"the default of {name}"))
+                )
+            except ValueError as error:
+                file.refuse(f"the default of option {name} {error}", default)
+        options[name] = option
+    return options
+
+
+def _type(node: ast.expr | None) -> OptionType | None:
+    """The type that an annotation means; None where it is none of those that a recipe can give."""
+    match node:
+        case ast.Name(id="int" | "float" | "str" | "bool" as kind):
+            return OptionType(kind)
+        case ast.BinOp(left=inner, op=ast.BitOr(), right=ast.Constant(value=None)):
+            return _wrapped("optional", [inner])
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
+            choices = values.elts if isinstance(values, ast.Tuple) else [values]
+            constants = tuple(choice.value for choice in choices if isinstance(choice, ast.Constant))
+            return OptionType("choice", choices=constants) if len(constants) == len(choices) else None
+        case ast.Subscript(
+            value=ast.Name(id="tuple"), slice=ast.Tuple(elts=[inner, ast.Constant(value=end)])
+        ) if end is ...:
+            return _wrapped("list", [inner])
+        case ast.Subscript(value=ast.Name(id="tuple"), slice=entries):
+            return _wrapped("tuple", entries.elts if isinstance(entries, ast.Tuple) else [entries])
+    return None
+
+
+def _wrapped(kind: str, nodes: list[ast.expr]) -> OptionType | None:
+    types = [_type(node) for node in nodes]
+    return None if None in types else OptionType(kind, tuple(kind for kind in types if kind))

@@ -1,0 +1,1 @@
+"""Decides what runs where: recipes, plans, scheduling, tuning; never imports torch or mmdet."""

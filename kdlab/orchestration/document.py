@@ -1,0 +1,125 @@
+"""What was read of a recipe: plain data, where each value was written, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from kdlab.errors import Fault, UsageError, suggestion
+
+SHOWN_CHARACTERS = 80
+
+KeyPath = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+_CLAUSES = {
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "tuple_type": "must be a list",
+    "too_short": "must not be empty",
+    "dict_type": "must hold keys and values",
+    "model_type": "must hold keys and values",
+}
+
+
+@dataclass
+class Document:
+    """A recipe file with its overrides, as plain data.
+
+    Args:
+        file: its path, as messages name it.
+        text: what the file holds.
+        data: mappings, lists and scalars; all keys are text.
+        places: for each path of keys where it was written, `file:line` or the override.
+        faults: what was wrong so far.
+    """
+
+    file: str
+    text: str
+    data: dict[str, Any] = field(default_factory=dict)
+    places: dict[KeyPath, str] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+    def fault(
+        self, path: KeyPath, clause: str, *, where: str = "", known: Iterable[str] = (), **fields: str
+    ) -> None:
+        """Note a fault: `clause` continues the dotted path; its place is the path's or its holder's."""
+        path = self.written(path)
+        holders = (path[:length] for length in range(len(path), -1, -1))
+        where = where or next(self.places[holder] for holder in holders if holder in self.places)
+        self.faults.append(
+            Fault(f"{dotted(path)} {clause}".lstrip(), where, known=shortened(known), **fields)
+        )
+
+    def written(self, path: KeyPath) -> KeyPath:
+        """Where a resolved value stands: arms inherit from `methods:`, a teacher from `schedule:`."""
+        source = path
+        if path[:1] == ("arms",) and len(path) > 3:
+            source = ("methods", *path[2:])
+        elif path[:2] == ("teacher", "schedule"):
+            source = path[1:]
+            if path[:2] not in self.places:
+                return source
+        return source if path not in self.places and source in self.places else path
+
+    def checked(self, model: type[Model], data: Any, path: KeyPath = ()) -> Model | None:
+        """`data`, which stands at `path`, as the model; None and faults where it does not fit."""
+        try:
+            return model.model_validate(data)
+        except ValidationError as error:
+            for details in error.errors():
+                self._translate(details, path)
+            return None
+
+    def _translate(self, details: ErrorDetails, path: KeyPath) -> None:
+        """Note an error of pydantic in our words."""
+        path, context, near = (*path, *details["loc"]), details.get("ctx", {}), ""
+        match details["type"]:
+            case "missing" if isinstance(path[-1], int):
+                path, clause = path[:-1], "has too few entries"
+            case "missing":
+                self.fault(path, "is missing", fix=f"add {path[-1]}: ...")
+                return
+            case "literal_error":
+                clause = f"must be {context['expected'].replace(chr(39), '')}"
+                near = suggestion(str(details["input"]), re.findall("'([^']*)'", context["expected"]))
+            case "value_error":
+                clause = str(context["error"])
+            case kind:
+                message = details["msg"].replace(" after validation", "")
+                clause = _CLAUSES.get(kind) or re.sub(r"^\w+ should", "must", message)
+        self.fault(path, clause, got=shown(details["input"]), fix=near)
+
+    def error(self) -> UsageError:
+        """All faults as one error, in the order of their lines, overrides last."""
+
+        def line(fault: Fault) -> float:
+            return math.inf if fault.where.startswith("--set ") else int(fault.where.rpartition(":")[2])
+
+        return UsageError(faults=sorted(dict.fromkeys(self.faults), key=line))
+
+
+def dotted(path: KeyPath) -> str:
+    """`arms.rm.weight`, with what a terminal would obey made visible."""
+    return ".".join(str(key) if str(key).isprintable() else ascii(key) for key in path)
+
+
+def shown(value: Any) -> str:
+    """A value as it would stand in a recipe, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=not str(value).isprintable(), default=str)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
+
+
+def shortened(words: Iterable[str]) -> str:
+    """The words sorted; of a dozen and more only the first five and the last four."""
+    ordered = sorted(words)
+    return ", ".join(ordered if len(ordered) <= 12 else [*ordered[:5], "...", *ordered[-4:]])

@@ -1,0 +1,253 @@
+"""Loads a recipe: YAML and overrides in, resolved settings out, or all that is wrong at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kdlab import catalog
+from kdlab.errors import UsageError, suggestion
+from kdlab.orchestration.document import Document, KeyPath, dotted, shortened, shown
+from kdlab.orchestration.settings import (
+    DatasetSettings,
+    MethodSettings,
+    ModelSettings,
+    Recipe,
+    Resources,
+    Schedule,
+    Settings,
+    TeacherSettings,
+)
+from kdlab.orchestration.yaml_reader import read
+
+__all__ = [
+    "DatasetSettings",
+    "MethodSettings",
+    "ModelSettings",
+    "Recipe",
+    "Resources",
+    "Schedule",
+    "TeacherSettings",
+    "load",
+]
+
+SECTIONS = ("dataset", "teacher", "student", "schedule", "methods", "arms", "seeds", "resources")
+NAME = re.compile(r"[\w+@-]+")
+
+_FIXED: dict[str, type[Settings]] = {
+    "teacher": TeacherSettings,
+    "student": ModelSettings,
+    "schedule": Schedule,
+    "resources": Resources,
+}
+
+Info = TypeVar("Info", bound=catalog.PluginInfo)
+Methods = Mapping[str, catalog.MethodInfo]
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, resolve and check a recipe.
+
+    Args:
+        name_or_path: an existing file, or a name of the catalog ("digits/quickstart").
+        overrides: "a.b=value" each, the value as in YAML; later ones win.
+
+    Raises:
+        UsageError: there is no such recipe, or it holds faults: all of them, each with its line.
+        KdlabError: a plugin's file cannot be read.
+    """
+    name, path = _find(name_or_path)
+    here = Path.cwd()
+    document = read(path, str(path.relative_to(here) if path.is_relative_to(here) else path), overrides)
+    head = {"name": name, "path": document.file, "title": catalog.first_comment(document.text)}
+    recipe = document.checked(Recipe, head | _resolved(document))
+    if recipe is None or document.faults:
+        raise document.error()
+    return recipe
+
+
+def _find(name_or_path: str) -> tuple[str, Path]:
+    """Name and file of a recipe."""
+    recipes = catalog.recipes()
+    path = Path(name_or_path)
+    try:
+        if path.is_file():
+            names = (name for name, info in recipes.items() if info.path.samefile(path))
+            return next(names, path.stem), path
+        what = f"{dotted((name_or_path,))} is not a {'file' if path.exists() else 'recipe'}"
+    except OSError as error:
+        what = f"{shown(name_or_path)} is not a recipe: {error.strerror}"
+    if name_or_path in recipes:
+        return name_or_path, recipes[name_or_path].path
+    near = suggestion(name_or_path.removeprefix("recipes/").removesuffix(".yaml"), list(recipes))
+    raise UsageError(what, known=shortened(recipes), fix=_fix(near, "kdlab ls recipes"))
+
+
+def _fix(near: str, command: str) -> str:
+    return "   ".join(part for part in (near, f"see: {command}") if part)
+
+
+def _resolved(document: Document) -> dict[str, Any]:
+    """The data with every option named and every method in its arm; other values are checked after this."""
+    data: dict[str, Any] = _known_only(document.data, SECTIONS, (), "a section of a recipe", document)
+    for section, model in _FIXED.items():
+        if section in data:
+            what = f"a key of {section}"
+            data[section] = _known_only(data[section], model.model_fields, (section,), what, document)
+    schedule = data.setdefault("schedule", {})
+    detectors = catalog.detectors()
+    for section in ("teacher", "student"):
+        if isinstance(data.get(section), dict):
+            detector = data[section].get("detector")
+            _look_up(detector, detectors, (section, "detector"), "names no detector", document)
+    if isinstance(teacher := data.get("teacher"), dict):
+        teacher["schedule"] = _teacher_schedule(teacher.get("schedule", {}), schedule, document)
+    if "dataset" in data:
+        data["dataset"] = _dataset(data["dataset"], document)
+    methods = catalog.methods()
+    blocks = _method_blocks(data.pop("methods", {}), methods, document)
+    if isinstance(data.get("arms"), dict):
+        data["arms"] = _arms(data["arms"], blocks, methods, document)
+        _check_arms(data["arms"], data.get("teacher"), document)
+    return data
+
+
+def _dataset(raw: Any, document: Document) -> Any:
+    """`dataset:` with its options apart and complete."""
+    if not isinstance(raw, dict):
+        return raw
+    info = _look_up(raw.get("name"), catalog.datasets(), ("dataset", "name"), "names no dataset", document)
+    return _with_options(raw, DatasetSettings, info, ("dataset",), document)
+
+
+def _teacher_schedule(own: Any, schedule: Any, document: Document) -> Any:
+    """The teacher's own keys over those of the recipe; a preset of its own starts afresh."""
+    own = _known_only(own, Schedule.model_fields, ("teacher", "schedule"), "a key of schedule", document)
+    if not isinstance(own, dict) or not isinstance(schedule, dict) or "preset" in own:
+        return own
+    without = {"milestones"} if own.get("decay") == "cosine" else set()
+    return {key: value for key, value in schedule.items() if key not in without} | own
+
+
+def _method_blocks(raw: Any, methods: Methods, document: Document) -> dict[str, dict[str, Any]]:
+    """`methods:`, each entry checked even where no arm uses it."""
+    if not isinstance(raw, dict):
+        document.fault(("methods",), "must hold keys and values", got=shown(raw))
+        return {}
+    for instance, block in raw.items():
+        path = ("methods", instance)
+        document.checked(MethodSettings, _method(block, methods, path, document), path)
+    return {instance: block for instance, block in raw.items() if isinstance(block, dict)}
+
+
+def _arms(
+    raw: dict[str, Any], blocks: dict[str, dict[str, Any]], methods: Methods, document: Document
+) -> dict[str, Any]:
+    """`arms:` with each method over its entry in `methods:`."""
+    arms = dict(raw)
+    for name, arm in raw.items():
+        if isinstance(arm, dict):
+            merged = {
+                instance: {**blocks.get(instance, {}), **own} if isinstance(own, dict) else own
+                for instance, own in arm.items()
+            }
+            arms[name] = {
+                instance: _method(block, methods, ("arms", name, instance), document)
+                for instance, block in merged.items()
+            }
+    return arms
+
+
+def _check_arms(arms: dict[str, Any], teacher: Any, document: Document) -> None:
+    """Every arm has a sound name and methods of its own, and the methods have a teacher."""
+    for number, (name, arm) in enumerate(arms.items()):
+        if not NAME.fullmatch(name):
+            document.fault(("arms", name), "is not a name for an arm", known=["letters, digits and _ + - @"])
+        twins = [earlier for earlier in list(arms)[:number] if isinstance(arm, dict) and arms[earlier] == arm]
+        if twins:
+            document.fault(("arms", name), f"is the same as arms.{twins[0]}", fix=f"remove {name}")
+    distilling = next((name for name, arm in arms.items() if arm), None)
+    if distilling is not None and teacher is None:
+        fix = "add teacher: {detector: ..., backbone: ...}"
+        document.fault(("arms", distilling), "has methods, but the recipe has no teacher", fix=fix)
+
+
+def _method(raw: Any, methods: Methods, path: KeyPath, document: Document) -> Any:
+    """A method's entry, whose instance ("cwd@neck") ends `path`, with its options apart and complete."""
+    key, at, label = str(path[-1]).partition("@")
+    info = _look_up(key, methods, path, "is not a method", document)
+    if at and not NAME.fullmatch(label):
+        document.fault(path, "is not a name for an instance", known=[f"{key}@NAME"])
+    if not isinstance(raw, dict):
+        return raw
+    settings = _with_options(raw, MethodSettings, info, path, document)
+    return {"weight": info.weight_for(settings["options"]) if info else 0.0, **settings, "method": key}
+
+
+def _with_options(
+    raw: dict[str, Any],
+    model: type[Settings],
+    info: catalog.DatasetInfo | catalog.MethodInfo | None,
+    path: KeyPath,
+    document: Document,
+) -> dict[str, Any]:
+    """`raw` in the form of `model`: what belongs to the plugin moves to `options`, and defaults join it."""
+    fields = model.model_fields.keys() - {"options", "method"}
+    resolved: dict[str, Any] = {key: value for key, value in raw.items() if key in fields} | {"options": {}}
+    if info is not None:
+        _known_only(raw, [*fields, *info.options], path, f"an option of {info.key}", document)
+        for name, option in info.options.items():
+            resolved["options"][name] = _option(option, raw, (*path, name), document)
+    return resolved
+
+
+def _option(option: catalog.Option, raw: dict[str, Any], path: KeyPath, document: Document) -> Any:
+    """The option's value in `raw`, or its default."""
+    if option.name not in raw:
+        if option.required:
+            document.fault(path, "is missing", fix=f"add {option.name}: ...")
+        return option.default
+    value = raw[option.name]
+    try:
+        return option.check(value)
+    except ValueError as error:
+        near = suggestion(str(value), [str(choice) for choice in option.type.choices])
+        document.fault(path, str(error), got=shown(value), fix=near)
+        return value
+
+
+def _look_up(
+    word: Any, infos: Mapping[str, Info], path: KeyPath, clause: str, document: Document
+) -> Info | None:
+    """The plugin that `word` names; a fault where it names none, but not where it is no word at all.
+
+    `clause` ends with the kind of plugin: "is not a method".
+    """
+    if not isinstance(word, str):
+        return None
+    if word not in infos:
+        fix = _fix(_nearest(word, infos), f"kdlab ls {clause.rpartition(' ')[2]}s")
+        document.fault(path, clause, got=word, known=infos, fix=fix)
+    return infos.get(word)
+
+
+def _nearest(word: str, infos: Mapping[str, catalog.PluginInfo]) -> str:
+    """The nearest plugin by its key, or by the name before the colon of its summary: "rank_mimic" is `rm`."""
+    names = {info.summary.partition(":")[0].lower().replace(" ", "_"): key for key, info in infos.items()}
+    names |= {key: key for key in infos}
+    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    return f"did you mean {names[near[0]]}?" if near else ""
+
+
+def _known_only(raw: Any, known: Iterable[str], path: KeyPath, what: str, document: Document) -> Any:
+    """`raw` without its unknown keys, each of which is a fault."""
+    if not isinstance(raw, dict):
+        return raw
+    for key in raw:
+        if key not in known:
+            fix = _fix(suggestion(key, list(known)), "kdlab show digits/quickstart")
+            document.fault((*path, key), f"is not {what}", got=key, known=known, fix=fix)
+    return {key: value for key, value in raw.items() if key in known}

@@ -1,0 +1,246 @@
+"""What a recipe may say: frozen settings, each value with its type, its range and its default."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Strict,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Listed = Strict(False)  # a YAML list is read as a tuple; its entries stay strict
+
+_STEP = {"milestones": (8 / 12, 11 / 12), "optimizer": "sgd", "lr": 0.01, "batch_size": 16}
+_PRESETS: dict[str, dict[str, Any]] = {
+    "1x": {"epochs": 12, **_STEP},
+    "2x": {"epochs": 24, **_STEP},
+    "custom": {},
+}
+
+
+class Settings(BaseModel):
+    """One section of a recipe: frozen, no unknown keys, no value of another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DatasetSettings(Settings):
+    """`dataset:`.
+
+    Args:
+        name: a dataset of the catalog.
+        options: all options of its `prepare`; in YAML they stand beside `name`.
+        scale: width and height that images are resized to fit, keeping their ratio; None leaves them.
+        flip: probability of a horizontal flip in training.
+    """
+
+    name: str
+    options: dict[str, Any] = {}
+    scale: Annotated[tuple[PositiveInt, PositiveInt], Listed] | None = None
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class ModelSettings(Settings):
+    """`student:`, a detector and its size.
+
+    Args:
+        detector: a detector family of the catalog.
+        backbone: "resnet18", ..., "resnet152".
+        width: channels of the backbone's first stage.
+        neck_channels: channels of every level.
+        head_convs: convolutions of each tower.
+        strides: of the levels, in input pixels: 4 or 8 and on, each twice the one before.
+        init: "none", "imagenet" or a path of weights.
+        overrides: values by dotted key of the mmdet config.
+    """
+
+    detector: str
+    backbone: str = "resnet50"
+    width: PositiveInt = 64
+    neck_channels: PositiveInt = 256
+    head_convs: NonNegativeInt = 4
+    strides: Annotated[tuple[int, ...], Listed] = (8, 16, 32, 64, 128)
+    init: str = "none"
+    overrides: dict[str, Any] = {}
+
+    @field_validator("strides")
+    @classmethod
+    def _doubling(cls, strides: tuple[int, ...]) -> tuple[int, ...]:
+        if strides[:1] not in ((4,), (8,)) or any(b != 2 * a for a, b in pairwise(strides)):
+            raise ValueError("must start with 4 or 8 and double at each level")
+        return strides
+
+
+class Schedule(Settings):
+    """`schedule:`; keys that are left out come from the preset.
+
+    Args:
+        preset: "1x" and "2x" are mmdet's 12 and 24 epochs; "custom" leaves epochs, batch size, learning rate
+            and optimizer to be said.
+        epochs: passes over the training images.
+        batch_size: images of one step, over all GPUs of the job.
+        lr: the peak learning rate.
+        optimizer: "sgd" or "adamw".
+        momentum: of sgd.
+        weight_decay: 1e-4 for sgd and 0.05 for adamw where it is left out.
+        decay: "step" divides the learning rate by ten at each milestone, "cosine" lowers it to zero.
+        milestones: ascending fractions of the epochs.
+        warmup_iters: steps of linear warm-up.
+        warmup_factor: where the warm-up starts, as a fraction of `lr`.
+        clip_grad: largest norm of the gradient; None does not clip.
+        gpus: of one job.
+        precision: "fp32" or "amp".
+        channels_last: memory layout of images and features.
+        threads: CPU threads of one job.
+        eval_every: epochs between evaluations; 0 evaluates after the last epoch only.
+        keep_best: keep the weights of the best evaluation besides the last.
+    """
+
+    preset: Literal["1x", "2x", "custom"] = "1x"
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    optimizer: Literal["sgd", "adamw"]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegativeFloat
+    decay: Literal["step", "cosine"] = "step"
+    milestones: Annotated[tuple[Fraction, ...], Listed] = ()
+    warmup_iters: NonNegativeInt = 500
+    warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
+    clip_grad: PositiveFloat | None = None
+    gpus: PositiveInt = 1
+    precision: Literal["fp32", "amp"] = "fp32"
+    channels_last: bool = False
+    threads: PositiveInt = 1
+    eval_every: NonNegativeInt = 1
+    keep_best: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        """Fill in what the preset says, and the weight decay that is usual for the optimizer."""
+        if not isinstance(data, dict):
+            return data
+        full = dict(_PRESETS.get(str(data.get("preset", "1x")), _PRESETS["1x"]))
+        if data.get("decay") == "cosine":
+            full["milestones"] = ()
+        full |= data
+        return {"weight_decay": 0.05 if full.get("optimizer") == "adamw" else 1e-4} | full
+
+    @field_validator("milestones")
+    @classmethod
+    def _ascending(cls, milestones: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        if milestones and info.data.get("decay") == "cosine":
+            raise ValueError("has no effect with decay: cosine")
+        if list(milestones) != sorted(set(milestones)):
+            raise ValueError("must ascend")
+        return milestones
+
+    @field_validator("gpus")
+    @classmethod
+    def _even(cls, gpus: int, info: ValidationInfo) -> int:
+        if info.data.get("batch_size", gpus) % gpus:
+            raise ValueError(f"must divide batch_size, {info.data['batch_size']}")
+        return gpus
+
+
+class TeacherSettings(ModelSettings):
+    """`teacher:`, the source; trained by the plan unless there is a checkpoint.
+
+    Args:
+        checkpoint: path or URL of its weights.
+        expect_ap: the AP that it should have, 0 to 100; the plan stops where it misses that by more than 0.5.
+        seed: of its training.
+        schedule: of its training; keys that are left out are the recipe's.
+    """
+
+    checkpoint: str | None = None
+    expect_ap: Annotated[float, Field(ge=0, le=100)] | None = None
+    seed: Seed = 0
+    schedule: Schedule
+
+
+class MethodSettings(Settings):
+    """One method of an arm.
+
+    Args:
+        method: a method of the catalog.
+        weight: factor of its loss.
+        warmup_iters: steps over which the weight rises linearly from 0.
+        match: "stride" pairs levels of equal stride, "index" pairs them by position.
+        levels: strides of the levels to use; None uses all.
+        options: all options of the method; in YAML they stand beside `weight`.
+    """
+
+    method: str
+    weight: NonNegativeFloat
+    warmup_iters: NonNegativeInt = 0
+    match: Literal["stride", "index"] = "stride"
+    levels: Annotated[tuple[PositiveInt, ...], Field(min_length=1), Listed] | None = None
+    options: dict[str, Any] = {}
+
+
+class Resources(Settings):
+    """`resources:`, what does not change results.
+
+    Args:
+        workers: loader processes of one job.
+        share: jobs that may share one GPU.
+        checkpoint_minutes: time between checkpoints for resuming.
+    """
+
+    workers: NonNegativeInt = 0
+    share: PositiveInt = 1
+    checkpoint_minutes: PositiveFloat = 10.0
+
+
+class Recipe(Settings):
+    """A whole recipe, every default filled in.
+
+    Args:
+        name: what people type ("digits/quickstart"); the file's stem for one outside the recipe folder.
+        path: its file.
+        title: the file's first comment.
+        dataset: what all models learn from.
+        teacher: None where no arm distils.
+        student: of all arms.
+        schedule: of the students.
+        arms: the methods of each arm, by instance ("cwd@neck"); an arm without methods is a baseline.
+        seeds: every arm runs once with each.
+        resources: what does not change results.
+    """
+
+    name: str
+    path: str
+    title: str
+    dataset: DatasetSettings
+    teacher: TeacherSettings | None = None
+    student: ModelSettings
+    schedule: Schedule
+    arms: dict[str, dict[str, MethodSettings]] = Field(min_length=1)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Listed] = (0,)
+    resources: Resources = Resources()
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("must not repeat a seed")
+        return seeds
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain JSON values; equal recipes give equal dicts."""
+        return self.model_dump(mode="json")
