@@ -1,0 +1,97 @@
+"""A job's log -> the points of its curves that no resume can undo."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdlab.jobs.events import Event, JobCheckpointed, JobEvaluated, JobProgress, from_line, settled
+
+SPACING_S = 5.0
+"""Of the points of one training curve in this many seconds, the last one is kept."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a curve: Unix milliseconds, step in iterations."""
+
+    key: str
+    value: float
+    time_ms: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The points between two checkpoints and the byte of the log where the next segment begins."""
+
+    points: tuple[Point, ...]
+    end: int
+
+
+def segments(log: Path, offset: int, *, finished: bool) -> list[Segment]:
+    """What a log holds from byte `offset` on, cut at checkpoints.
+
+    Cut and thinned by the log alone: whoever reads it again, in one go or many, finds the same points.
+
+    Args:
+        log: `events.jsonl`.
+        offset: 0 or the `end` of a segment.
+        finished: the job has its result, so what follows the last checkpoint counts as well; before that
+            a resumed job would repeat it.
+    """
+    ends = {id(event): (event, end) for event, end in _events(log, offset)}
+    found: list[Segment] = []
+    open_events: list[Event] = []
+    end = offset
+    for event in settled(event for event, _ in ends.values()):
+        open_events.append(event)
+        end = ends[id(event)][1]
+        if isinstance(event, JobCheckpointed):
+            found.append(Segment(_thinned(open_events), end))
+            open_events = []
+    if finished and open_events:
+        found.append(Segment(_thinned(open_events), end))
+    return found
+
+
+def key(name: str) -> str:
+    """`name` in the characters that MLflow takes for keys ("cwd@neck" becomes "cwd:neck"), cut at 250."""
+    return re.sub(r"[^\w\-. :/]", "_", name.replace("@", ":"))[:250]
+
+
+def _events(log: Path, offset: int) -> Iterator[tuple[Event, int]]:
+    """The events from byte `offset` on, each with the byte after its line; torn lines are left out."""
+    with log.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            offset += len(line)
+            if line.endswith(b"\n") and (event := from_line(line)) is not None:
+                yield event, offset
+
+
+def _thinned(events: Iterable[Event]) -> tuple[Point, ...]:
+    """The points of `events`, training curves at `SPACING_S`, a validation metric once a step."""
+    kept: dict[tuple[str, int], Point] = {}
+    for event in events:
+        time_ms = round(1000 * event.time)
+        if isinstance(event, JobProgress):
+            losses = {f"train/{term}": value for term, value in event.losses.items()}
+            values = {**losses, "lr": event.lr, "step_s": event.step_s, "data_s": event.data_s}
+            for name, value in values.items():
+                point = Point(key(name), value, time_ms, event.iteration)
+                kept[name, int(event.time / SPACING_S)] = point
+        elif isinstance(event, JobEvaluated):
+            for name, value in event.metrics.items():
+                kept[f"val/{name}", event.iteration] = Point(
+                    key(f"val/{name}"), value, time_ms, event.iteration
+                )
+    return tuple(kept.values())
+
+
+def began_ms(log: Path) -> int | None:
+    """When the first event of a log happened, in Unix milliseconds; None where there is none yet."""
+    first = next(_events(log, 0), None) if log.exists() else None
+    return None if first is None else round(1000 * first[0].time)

@@ -1,0 +1,47 @@
+"""Records -> footnotes: the data, code and machine behind a table, and where its cells differ in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kdlab.reporting.records import Record
+
+
+def provenance(records: Sequence[Record]) -> list[str]:
+    """A note each on data, commit, versions and machine of the finished jobs; none without a finished job."""
+    done = [(record, record.result.environment) for record in records if record.result is not None]
+    if not done:
+        return []
+    data = [(record, record.job.inputs.get("dataset", {})) for record, _ in done]
+    return [
+        _origin("data", [(record, _dataset(files)) for record, files in data]),
+        _origin("commit", [(record, environment.get("commit") or "unknown") for record, environment in done]),
+        _origin("versions", [(record, _versions(environment)) for record, environment in done]),
+        _origin("machine", [(record, _machine(environment)) for record, environment in done]),
+    ]
+
+
+def _origin(name: str, told: Iterable[tuple[Record, str]]) -> str:
+    """ "commit: abc" or, if cells differ, "cells differ in commit: abc (teacher); def (all others)"."""
+    groups: dict[str, list[str]] = {}
+    for record, value in told:
+        groups.setdefault(value, []).append(record.job.label)
+    if len(groups) == 1:
+        return f"{name}: {next(iter(groups))}"
+    *fewer, (most, _) = sorted(groups.items(), key=lambda group: len(group[1]))
+    parts = [f"{value} ({', '.join(labels)})" for value, labels in fewer]
+    return f"cells differ in {name}: {'; '.join(parts)}; {most} (all others)"
+
+
+def _dataset(files: dict[str, Any]) -> str:
+    return f"{files.get('name', 'unknown')}, fingerprint {files.get('fingerprint', 'unknown')}"
+
+
+def _versions(environment: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {environment.get(name, 'unknown')}" for name in ("kdlab", "torch", "mmdet"))
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    counts = [f"{name} {environment[name]}" for name in ("cores", "threads") if environment.get(name)]
+    return ", ".join([str(environment.get("device", "unknown")), *counts])

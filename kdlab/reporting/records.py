@@ -1,0 +1,111 @@
+"""Plan -> Records: what became of each job, read from the files of the jobs alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from kdlab.errors import UsageError, suggestion
+from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobQueued, JobSkipped, read_from
+from kdlab.jobs.job import Job, JobPaths, JobResult, Runs
+from kdlab.jobs.lease import holder
+
+State = Literal["pending", "running", "interrupted", "done", "failed", "cancelled", "skipped"]
+
+_TAIL_BYTES = 1 << 16
+_QUICKSTART = "kdlab run digits/quickstart"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A job of a plan and what is known of it.
+
+    Args:
+        job: as planned; its arm counts, for a result shared by several recipes keeps its first one's names.
+        state: how far the job got.
+        result: what it found, None unless `state` is "done".
+    """
+
+    job: Job
+    state: State
+    result: JobResult | None
+
+
+def collect(plan: dict[str, Any], runs: Runs) -> list[Record]:
+    """One record a job of a plan, in the plan's order; the finished ones carry their result."""
+    records = []
+    for planned in plan["jobs"]:
+        job = Job.from_dict(planned["job"])
+        result = JobResult.read(runs.job(job.id))
+        records.append(Record(job, job_state(runs.job(job.id)) if result is None else "done", result))
+    return records
+
+
+def job_state(paths: JobPaths) -> State:
+    """How far a job got by its files; "interrupted" where its process died without a word."""
+    if paths.result.exists():
+        return "done"
+    last = last_event(paths)
+    match last:
+        case JobFailed():
+            return "failed"
+        case JobCancelled():
+            return "cancelled"
+        case JobSkipped():
+            return "skipped"
+    if paths.failure.exists():
+        return "failed"
+    if last is None or isinstance(last, JobQueued):
+        return "pending"
+    return "running" if holder(paths) else "interrupted"
+
+
+def last_event(paths: JobPaths) -> Event | None:
+    """The last thing a job said, None where it said nothing yet; reads the end of its log only."""
+    size = paths.events.stat().st_size if paths.events.exists() else 0
+    return next(reversed(read_from(paths.events, max(0, size - _TAIL_BYTES)).events), None)
+
+
+def newest_plan(runs: Runs) -> dict[str, Any] | None:
+    """The plan that was saved last, None where nothing was run yet."""
+    newest = next(iter(_plan_files(runs)), None)
+    return None if newest is None else _read(newest)
+
+
+def load_plan(runs: Runs, name: str) -> dict[str, Any]:
+    """The plan whose id begins with `name`, else the newest plan of the recipe called `name`.
+
+    Raises:
+        UsageError: no plan fits, or the beginning of an id fits several.
+    """
+    files = _plan_files(runs)
+    fitting = [path for path in files if name and path.stem.startswith(name)]
+    if len(fitting) > 1:
+        known = [path.stem for path in fitting]
+        what = f"{name} begins the ids of {len(fitting)} plans"
+        raise UsageError(what, got=name, known=", ".join(known), fix=f"name one: {known[0]}")
+    if fitting:
+        return _read(fitting[0])
+    plans = [_read(path) for path in files]
+    for plan in plans:
+        if plan["recipe"]["name"] == name:
+            return plan
+    known = [*dict.fromkeys(plan["recipe"]["name"] for plan in plans), *(path.stem for path in files)]
+    raise UsageError(
+        f"no plan in {runs.plans} is called {name!r}",
+        got=name,
+        known=", ".join(known) or "none yet",
+        fix=suggestion(name, known) or (f"kdlab run {name}" if known else _QUICKSTART),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    plan: dict[str, Any] = json.loads(path.read_text())
+    return plan
+
+
+def _plan_files(runs: Runs) -> list[Path]:
+    """The files of all plans, the newest first."""
+    return sorted(runs.plans.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)

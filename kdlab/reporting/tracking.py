@@ -1,0 +1,378 @@
+"""MLflow follows the files of jobs: what it lacks is sent, by whoever comes next, and nothing twice.
+
+The only file that imports mlflow, and only once there is something to send: the import takes seconds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kdlab.jobs.job import Job, JobPaths, JobResult, Runs
+from kdlab.reporting.ledger import STATUS, Entry, Ledger, plan_status, snapshot
+from kdlab.reporting.points import Point, began_ms, key, segments
+from kdlab.reporting.records import State, job_state, last_event
+
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # A server that is away must not hold up the end of a plan; the next sync tries again.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+}
+_REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
+_TAG_CHARACTERS, _PARAM_CHARACTERS = 5000, 6000
+_POINTS_A_BATCH, _PARAMS_A_BATCH = 1000, 100
+_TURN_S = 2.0
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What a sync did.
+
+    Args:
+        sent: points that the server accepted.
+        left: points that are ready and were not sent.
+        error: what stopped it, in one line; "" where nothing did.
+    """
+
+    sent: int = 0
+    left: int = 0
+    error: str = ""
+
+
+def sync(
+    plan: dict[str, Any],
+    runs: Runs,
+    *,
+    store: str | None = None,
+    deadline_s: float | None = None,
+    files: Sequence[Path] = (),
+) -> SyncReport:
+    """Send what the server lacks of a plan: a run for the plan and, below it, one for each job with a log.
+
+    A job that an earlier plan sent stays there; the plan names it in the tag `kdlab.reuses`. Where the
+    server has everything this returns without importing mlflow.
+
+    Args:
+        plan: content of the plan's file.
+        runs: where the jobs are; `tracking/` in it remembers what the server has.
+        store: address of the MLflow server or database, by default `MLFLOW_TRACKING_URI`, else
+            `mlflow.db` in `runs`.
+        deadline_s: seconds after which the rest is left for later; None sends everything.
+        files: tables and plots to attach to the run of the plan.
+
+    Returns:
+        What was sent. A server that is away or another sync under way is told in it, never raised.
+    """
+    sender = _Sender(plan, runs, store, deadline_s, files)
+    if not sender.behind():
+        return SyncReport()
+    with _alone(runs.folder / "tracking.lock") as alone:
+        if not alone:
+            return SyncReport(0, sender.left(), "another kdlab command is sending to MLflow")
+        try:
+            sender.send()
+        except Exception as error:  # whatever a tracker runs into, training and reports go on
+            sender.error = _one_line(error)
+    return SyncReport(sender.sent, sender.left(), sender.error)
+
+
+class Follower:
+    """Syncs every few seconds from a thread of its own, while the plan runs.
+
+    Args:
+        plan: content of the plan's file.
+        runs: where the jobs are.
+        store: as for `sync`.
+        every_s: seconds between two syncs.
+    """
+
+    def __init__(
+        self, plan: dict[str, Any], runs: Runs, *, store: str | None = None, every_s: float = 5.0
+    ) -> None:
+        self.report = SyncReport()
+        self._plan, self._runs, self._store, self._every_s = plan, runs, store, every_s
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="kdlab-tracking", daemon=True)
+        self._thread.start()
+
+    def _follow(self) -> None:
+        while not self._closing.is_set():
+            self.report = sync(self._plan, self._runs, store=self._store, deadline_s=_TURN_S)
+            self._closing.wait(self._every_s)
+
+    def close(self, deadline_s: float = 5.0, files: Sequence[Path] = ()) -> SyncReport:
+        """Sync a last time and say what is left after `deadline_s`; a later sync sends it."""
+        until = time.monotonic() + deadline_s
+        self._closing.set()
+        self._thread.join(deadline_s)
+        if self._thread.is_alive():
+            return SyncReport(
+                0, _Sender(self._plan, self._runs, self._store).left(), "MLflow is slow to answer"
+            )
+        left_s = max(0.0, until - time.monotonic())
+        return sync(self._plan, self._runs, store=self._store, deadline_s=left_s, files=files)
+
+
+class _Sender:
+    """One sync of one plan."""
+
+    def __init__(
+        self,
+        plan: dict[str, Any],
+        runs: Runs,
+        store: str | None,
+        deadline_s: float | None = None,
+        files: Sequence[Path] = (),
+    ) -> None:
+        self.sent, self.error = 0, ""
+        self._plan, self._name = plan, f"plan-{plan['id']}"
+        self._jobs = [Job.from_dict(planned["job"]) for planned in plan["jobs"]]
+        self._runs, self._files = runs, files
+        self._ledger = Ledger(runs, store or os.environ.get("MLFLOW_TRACKING_URI") or None)
+        self._until = math.inf if deadline_s is None else time.monotonic() + deadline_s
+
+    def behind(self) -> bool:
+        """Whether the server lacks anything; looks at a few small files only."""
+        return bool(self._jobs_behind()) or self._ledger.read(self._name).seen != self._plan_seen()
+
+    def _jobs_behind(self) -> list[Job]:
+        return [job for job in self._jobs if self._ledger.behind(job.id)]
+
+    def left(self) -> int:
+        """How many points are ready and not sent."""
+        count = 0
+        for job in self._jobs_behind():
+            paths, offset = self._runs.job(job.id), self._ledger.read(job.id).offset
+            found = segments(paths.events, offset, finished=paths.result.exists())
+            count += sum(len(segment.points) for segment in found)
+        return count
+
+    def send(self) -> None:
+        """Send what is behind until the time is over. What the server refuses for one run stops no other."""
+        self._client = _client(self._ledger)
+        self._experiment = _experiment(self._client, f"kdlab/{self._plan['recipe']['name']}", self._ledger)
+        self._open_plan()
+        for job in self._jobs_behind():
+            if time.monotonic() < self._until:
+                self._trying(job.id, partial(self._send_job, job))
+        self._trying(self._name, self._send_plan)
+
+    def _trying(self, name: str, send: Callable[[], None]) -> None:
+        try:
+            send()
+        except Exception as error:
+            if getattr(error, "error_code", "") not in _REFUSALS:
+                raise
+            # Its run was deleted by hand, say: the next sync looks for it and else makes another.
+            self._ledger.forget(name)
+            self.error = self.error or _one_line(error)
+
+    def _send_job(self, job: Job) -> None:
+        """Send a job's points, one segment after the other, and its end."""
+        paths = self._runs.job(job.id)
+        # Looked at before anything is read: what is written from here on is for the next sync.
+        seen, state = snapshot(paths), job_state(paths)
+        entry = self._ledger.read(job.id)
+        began = began_ms(paths.events)
+        if began is not None and entry.began_ms != began:
+            entry = self._open_job(job, began)
+            entry.began_ms = began
+            self._ledger.write(job.id, entry)
+        for segment in segments(paths.events, entry.offset, finished=state == "done"):
+            self._log(entry.run_id, segment.points)
+            entry.offset = segment.end
+            self._ledger.write(job.id, entry)
+            if time.monotonic() >= self._until:
+                return
+        if entry.status != STATUS[state]:
+            self._end_job(entry.run_id, paths, state)
+        entry.status, entry.seen = STATUS[state], seen
+        self._ledger.write(job.id, entry)
+
+    def _open_job(self, job: Job, began: int) -> Entry:
+        """The entry of the job's run, which is found by its tags or made."""
+        tags = {"kdlab.kind": job.kind, "kdlab.job": job.id, "kdlab.began": str(began)}
+        more = {
+            "kdlab.plan": self._plan["id"],
+            "kdlab.arm": job.arm,
+            "kdlab.seed": str(job.seed),
+            "mlflow.parentRunId": self._ledger.read(self._name).run_id,
+        }
+        return self._open_run(tags, more, job.label, began, _flat(job.settings))
+
+    def _end_job(self, run_id: str, paths: JobPaths, state: State) -> None:
+        """Send a job's state and, where it ended, what it left behind."""
+        if state in ("pending", "running"):
+            self._client.update_run(run_id, status=STATUS[state])
+            return
+        ended = _last_ms(paths)
+        result = JobResult.read(paths)
+        if result is not None:
+            step = int(result.history[-1]["iteration"]) if result.history else 0
+            classes = result.per_class.items()
+            self._log(run_id, [Point(key(f"val/AP/{name}"), value, ended, step) for name, value in classes])
+            for name in ("commit", "device"):
+                self._client.set_tag(run_id, f"kdlab.{name}", str(result.environment.get(name, "")))
+        for path in (paths.config, paths.result, paths.log):
+            if path.exists():
+                self._client.log_artifact(run_id, str(path))
+        self._client.set_terminated(run_id, STATUS[state], end_time=ended)
+
+    def _plan_seen(self) -> dict[str, Any]:
+        """What the run of the plan should show: how far it is, the jobs of earlier plans, the files."""
+        plans = {job.id: self._ledger.read(job.id).plan for job in self._jobs}
+        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files}
+        sent = self._ledger.read(self._name).seen or {"files": {}}
+        return {
+            "status": plan_status({job_state(self._runs.job(job.id)) for job in self._jobs}),
+            "reuses": [job for job, plan in plans.items() if plan not in ("", self._plan["id"])],
+            "files": {**sent["files"], **files},
+        }
+
+    def _open_plan(self) -> None:
+        """Find or make the run of the plan."""
+        if self._ledger.read(self._name).run_id:
+            return
+        recipe = self._plan["recipe"]
+        tags = {"kdlab.kind": "plan", "kdlab.plan": self._plan["id"]}
+        name = f"{recipe['name']} {self._plan['id']}"
+        more, settings = {"kdlab.recipe": recipe["name"]}, _flat(recipe, depth=2)
+        entry = self._open_run(tags, more, name, self._saved_ms(), settings)
+        self._ledger.write(self._name, entry)
+
+    def _send_plan(self) -> None:
+        """Attach files, link what earlier plans sent and say how far the plan is."""
+        entry, seen = self._ledger.read(self._name), self._plan_seen()
+        if entry.seen == seen:
+            return
+        for path in self._files:
+            self._client.log_artifact(entry.run_id, str(path))
+        if seen["reuses"]:
+            self._client.set_tag(entry.run_id, "kdlab.reuses", ",".join(seen["reuses"])[:_TAG_CHARACTERS])
+        if seen["status"] == "RUNNING":
+            self._client.update_run(entry.run_id, status="RUNNING")
+        else:
+            ended = max(self._saved_ms(), *(_last_ms(self._runs.job(job.id)) for job in self._jobs))
+            self._client.set_terminated(entry.run_id, seen["status"], end_time=ended)
+        entry.seen = seen
+        self._ledger.write(self._name, entry)
+
+    def _saved_ms(self) -> int:
+        """When the plan was last written down, in Unix milliseconds."""
+        path = self._runs.plans / f"{self._plan['id']}.json"
+        return round(1000 * (path.stat().st_mtime if path.exists() else time.time()))
+
+    def _open_run(
+        self, tags: dict[str, str], more: dict[str, str], name: str, start_ms: int, settings: dict[str, Any]
+    ) -> Entry:
+        """The entry of the run that has all `tags`, or else of a new one that has `more` besides."""
+        from mlflow.entities import Param
+
+        experiments = self._client.search_experiments(filter_string="name LIKE 'kdlab/%'")
+        wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
+        found = self._client.search_runs([one.experiment_id for one in experiments], wanted, max_results=1)
+        new = (self._experiment, start_ms, {**tags, **more}, name)
+        run = found[0] if found else self._client.create_run(*new)
+        params = {key(setting): text for setting, text in settings.items()}
+        lacking = [Param(name, text) for name, text in params.items() if name not in run.data.params]
+        for batch in _batches(lacking, _PARAMS_A_BATCH):
+            self._client.log_batch(run.info.run_id, params=batch)
+        return Entry(self._ledger.store, run.info.run_id, run.data.tags["kdlab.plan"])
+
+    def _log(self, run_id: str, points: Sequence[Point]) -> None:
+        """Send points; the server knows one that it has already."""
+        from mlflow.entities import Metric
+
+        for batch in _batches(points, _POINTS_A_BATCH):
+            metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in batch]
+            self._client.log_batch(run_id, metrics=metrics)
+            self.sent += len(batch)
+
+
+def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _last_ms(paths: JobPaths) -> int:
+    """When a job last said something, in Unix milliseconds; 0 where it never did."""
+    event = last_event(paths)
+    return 0 if event is None else round(1000 * event.time)
+
+
+def _flat(value: Any, prefix: str = "", depth: int = 99) -> dict[str, str]:
+    """Nested settings as MLflow's parameters: "schedule.lr" -> "0.01"; deeper ones as JSON."""
+    if isinstance(value, dict) and value and depth:
+        parts = (
+            _flat(inner, f"{prefix}.{name}" if prefix else str(name), depth - 1)
+            for name, inner in value.items()
+        )
+        return {name: text for part in parts for name, text in part.items()}
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return {prefix: text[:_PARAM_CHARACTERS]}
+
+
+def _one_line(error: Exception) -> str:
+    """What went wrong in one line, without a password that an address may hold."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    line, _, _ = lines[0].partition(" with exception ")
+    return re.sub(r"//[^/@\s]+@", "//", line)[:200]
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """Whether no other process or thread is in here; holds the lock on `path` until the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            alone = False
+        yield alone
+
+
+def _client(ledger: Ledger) -> Any:
+    """A client that prints nothing and soon gives up; makes the database in `runs` where it is used first."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in ("alembic", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"mlflow\b")
+    from mlflow import MlflowClient
+
+    if ledger.local and not ledger.database.exists():
+        ledger.forget_all()
+        # Under another name until it is whole: a process that dies in a migration leaves no broken database.
+        draft = ledger.database.with_suffix(".draft")
+        draft.unlink(missing_ok=True)
+        MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
+        draft.rename(ledger.database)
+    return MlflowClient(ledger.uri)
+
+
+def _experiment(client: Any, name: str, ledger: Ledger) -> str:
+    """Id of the experiment called `name`, made where there is none."""
+    known = client.get_experiment_by_name(name)
+    if known is not None:
+        return str(known.experiment_id)
+    return str(client.create_experiment(name, ledger.artifacts.as_uri() if ledger.local else None))
