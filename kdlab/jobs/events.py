@@ -1,0 +1,213 @@
+"""What happens to a job, as it happens: the only thing that boards and trackers follow.
+
+A job appends one line an event to its `events.jsonl`. A process may be killed in the middle of a line
+and a resumed job repeats iterations, so readers skip what does not parse and drop what a later attempt undid.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened to `job` at `time` (Unix seconds) in its process number `attempt`."""
+
+    job: str
+    time: float = field(default_factory=time.time)
+    attempt: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The event as plain data, its kind under "event"."""
+        return {"event": type(self).__name__, **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobQueued(Event):
+    """The plan holds the job and it has yet to run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobReused(Event):
+    """The job had finished before."""
+
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStarted(Event):
+    """A process began on `device`, for `iterations` in all, going on after `iteration` (0: from scratch)."""
+
+    device: str
+    epochs: int
+    iterations: int
+    iteration: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobProgress(Event):
+    """Means since the last report: losses by term, seconds a step and of it waiting for data."""
+
+    epoch: int
+    epochs: int
+    iteration: int
+    iterations: int
+    losses: dict[str, float]
+    lr: float
+    step_s: float
+    data_s: float
+    eta_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEvaluated(Event):
+    """Metrics in points 0 to 100 on the validation images."""
+
+    epoch: int
+    iteration: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobCheckpointed(Event):
+    """All up to `iteration` survives a kill."""
+
+    iteration: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFinished(Event):
+    """`result.json` is written."""
+
+    metrics: dict[str, float]
+    wall_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFailed(Event):
+    """The job ended without a result: the fault, where training stood, after how long, the log's tail."""
+
+    what: str
+    where: str = ""
+    got: str = ""
+    known: str = ""
+    fix: str = ""
+    after_s: float = 0.0
+    log: str = ""
+    tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRetried(Event):
+    """The process was killed (`why`) and another attempt continues from the last checkpoint."""
+
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobCancelled(Event):
+    """Stopped on request, with a checkpoint at `iteration`."""
+
+    iteration: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSkipped(Event):
+    """Not run, because a job it needs did not finish."""
+
+    why: str
+
+
+KINDS: dict[str, type[Event]] = {
+    kind.__name__: kind
+    for kind in (
+        JobQueued, JobReused, JobStarted, JobProgress, JobEvaluated, JobCheckpointed,
+        JobFinished, JobFailed, JobRetried, JobCancelled, JobSkipped,
+    )
+}  # fmt: skip
+
+
+def from_line(line: bytes) -> Event | None:
+    """The event in one line of a log, None where the line is torn or of a kind unknown here."""
+    try:
+        data = json.loads(line)
+        kind = KINDS[data.pop("event")]
+        if "tail" in data:
+            data["tail"] = tuple(data["tail"])
+        return kind(**data)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+class EventLog:
+    """Appends events of one attempt to a job's `events.jsonl`; closes a torn last line first."""
+
+    def __init__(self, path: Path, job: str, attempt: int) -> None:
+        self._job, self._attempt = job, attempt
+        self._file = path.open("ab+", buffering=0)
+        self._torn = False
+        if size := self._file.seek(0, os.SEEK_END):
+            self._file.seek(size - 1)
+            self._torn = self._file.read(1) != b"\n"
+
+    def write(self, kind: type[Event], **fields: Any) -> None:
+        """Append one event, whole in one write; on a disk that fills up it may be torn and is then lost."""
+        event = kind(job=self._job, attempt=self._attempt, **fields)
+        line = b"\n" * self._torn + json.dumps(event.to_dict()).encode() + b"\n"
+        self._torn = self._file.write(line) != len(line)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What a log holds beyond a byte offset."""
+
+    events: list[Event]
+    offset: int
+    skipped: int
+
+
+def read_from(path: Path, offset: int = 0) -> Tail:
+    """Events from byte `offset` on; a line still being written waits for the next call.
+
+    Returns:
+        The events, the offset to go on from, and how many lines did not parse. No file is an empty log.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return Tail([], offset, 0)
+    end = data.rfind(b"\n") + 1
+    parsed = [from_line(line) for line in data[:end].split(b"\n") if line.strip()]
+    events = [event for event in parsed if event is not None]
+    return Tail(events, offset + end, len(parsed) - len(events))
+
+
+def settled(events: Iterable[Event]) -> list[Event]:
+    """The history as it stands: without what an attempt did beyond the point where a later one went on."""
+    kept: list[Event] = []
+    start: JobStarted | None = None
+    for event in events:
+        if isinstance(event, JobStarted):
+            start = event
+            kept = [old for old in kept if _iteration(old) <= start.iteration]
+        elif start and event.attempt < start.attempt and _iteration(event) > start.iteration:
+            continue
+        kept.append(event)
+    return kept
+
+
+def _iteration(event: Event) -> int:
+    iteration: int = getattr(event, "iteration", 0)
+    return iteration

@@ -1,0 +1,173 @@
+"""A job, its folder and its result: plain data that crosses a process boundary as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from kdlab.jobs.files import read_json, write_json
+
+SCHEMA = 1
+NUMERICS = 1
+"""Raised by every commit that changes a number of any result; part of every job's id."""
+
+Kind = Literal["teacher", "student"]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job takes of a machine. None of it can change a result, so none of it is hashed.
+
+    Args:
+        threads: CPU cores to lease on a machine without GPUs (the hashed thread count, repeated here).
+        gpus: GPUs to lease; 0 runs on the CPU.
+        workers: loader processes; 0 loads in the training process.
+        checkpoint_minutes: longest time between two checkpoints.
+    """
+
+    threads: int = 1
+    gpus: int = 0
+    workers: int = 0
+    checkpoint_minutes: float = 10.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process that trains one detector.
+
+    Args:
+        id: `<kind>-<8 hex>`, a hash of `settings`.
+        kind: what the job makes.
+        arm: the recipe's name of the combination of methods; "teacher" for a teacher.
+        seed: draws the first weights, the order of the data and the augmentation.
+        settings: everything that can change the result, resolved, as plain data.
+        parents: ids of the jobs whose weights this one needs.
+        inputs: where outside files lie now ("dataset": the files of the data set); `settings` holds their
+            content's hash, so moving them changes no id.
+        resources: what it takes of a machine.
+    """
+
+    id: str
+    kind: Kind
+    arm: str
+    seed: int
+    settings: dict[str, Any]
+    parents: tuple[str, ...] = ()
+    inputs: dict[str, Any] = field(default_factory=dict)
+    resources: Resources = Resources()
+
+    @property
+    def label(self) -> str:
+        """How people see the job: "rm+pfi seed 0", "teacher"."""
+        return self.arm if self.kind == "teacher" else f"{self.arm} seed {self.seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The job as plain data."""
+        return {"schema": SCHEMA, **asdict(self), "parents": list(self.parents)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        known = {key: value for key, value in data.items() if key != "schema"}
+        known["parents"] = tuple(data["parents"])
+        known["resources"] = Resources(**data["resources"])
+        return cls(**known)
+
+
+class JobPaths:
+    """Where the files of one job are; docs/architecture.md says what each holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.job = folder / "job.json"
+        self.config = folder / "config.py"
+        self.log = folder / "log.txt"
+        self.events = folder / "events.jsonl"
+        self.lease = folder / "lease.json"
+        self.lock = folder / "lease.lock"
+        self.handle = folder / "handle.json"
+        self.stop_request = folder / "stop.request"
+        self.failure = folder / "failure.json"
+        self.result = folder / "result.json"
+        self.checkpoints = folder / "ckpt"
+        self.weights = folder / "ckpt" / "weights.pth"
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The folder of everything that was run (`$KDLAB_RUNS`, else `runs/` here)."""
+
+    folder: Path
+
+    def job(self, job_id: str) -> JobPaths:
+        """The folder of one job, whether it exists or not."""
+        return JobPaths(self.folder / "jobs" / job_id)
+
+    @property
+    def plans(self) -> Path:
+        """One JSON file a plan."""
+        return self.folder / "plans"
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a finished job found, complete: tables and plots read nothing else.
+
+    Args:
+        metrics: AP AP50 AP75 APs APm APl in points 0 to 100 after the last epoch; a size without objects
+            is absent.
+        best: the same and "epoch" for the epoch of highest AP; chosen on the evaluation set.
+        per_class: AP of each class after the last epoch; a class without objects is absent.
+        history: one entry an evaluation: "epoch", "iteration" and the metrics.
+        losses: thinned course of training: "iteration", "lr", then a mean per term, raw ones as
+            `raw_<term>`.
+        timing: seconds: "step_s" and "data_s" (medians in training), "student_step_s",
+            "teacher_forward_s", "distill_step_s" (interleaved medians after training; the last two only
+            with methods).
+        model: "params", "flops", "trained_parts" (parameters a method instance trained beside the student).
+        environment: versions, commit, device, threads.
+        data: what training read: images, objects, what was dropped.
+        wall_s: seconds over all attempts.
+        peak_memory_gb: largest resident size of the process (CPU) or allocated memory (GPU).
+        attempts: how many processes it took.
+    """
+
+    id: str
+    kind: Kind
+    arm: str
+    seed: int
+    metrics: dict[str, float]
+    best: dict[str, float]
+    per_class: dict[str, float]
+    history: list[dict[str, float]]
+    losses: list[dict[str, float]]
+    timing: dict[str, float]
+    model: dict[str, Any]
+    environment: dict[str, Any]
+    wall_s: float
+    peak_memory_gb: float
+    attempts: int
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, paths: JobPaths) -> None:
+        """Write `result.json`: from here on the job is done and never runs again."""
+        write_json(paths.result, {"schema": SCHEMA, **asdict(self)})
+
+    @classmethod
+    def read(cls, paths: JobPaths) -> Self | None:
+        """The result of a finished job, None where it has not finished."""
+        data = read_json(paths.result)
+        return None if data is None else cls(**{key: value for key, value in data.items() if key != "schema"})
+
+
+def read_job(paths: JobPaths) -> Job:
+    """The job that a folder was made for.
+
+    Raises:
+        FileNotFoundError: the folder has no `job.json`.
+    """
+    data = read_json(paths.job)
+    if data is None:
+        raise FileNotFoundError(paths.job)
+    return Job.from_dict(data)

@@ -1,0 +1,252 @@
+"""Who may write into a job's folder: one process at a time, and a forgotten one learns that it lost.
+
+The holder keeps a `flock`, which the kernel drops with the last process of the job, and renews a heartbeat
+for readers on other hosts, where a shared disk may not carry the lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from kdlab.errors import JobError
+from kdlab.jobs.files import read_json, write_json
+from kdlab.jobs.job import JobPaths
+
+HEARTBEAT_S = 10.0
+DEAD_AFTER_S = 60.0
+PROBED_S = 2.0
+ORPHANS_S = 15.0
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of some host; its start time keeps it apart from a later one with the same number.
+
+    Args:
+        host: the machine's name.
+        pid: its number there.
+        started: clock ticks since that machine booted; None where the system does not tell.
+    """
+
+    host: str
+    pid: int
+    started: int | None
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """The process that has this number here and now."""
+        stat = _stat(pid)
+        return cls(socket.gethostname(), pid, stat[1] if stat else None)
+
+    @property
+    def here(self) -> bool:
+        """Whether it belongs to this host."""
+        return self.host == socket.gethostname()
+
+    def alive(self) -> bool:
+        """Whether it runs on this host; one that ended and was not waited for does not."""
+        if not self.here:
+            return False
+        if stat := _stat(self.pid):
+            return stat[0] not in "ZX" and self.started in (None, stat[1])
+        return not Path("/proc/self/stat").exists() and _has_number(self.pid)
+
+
+@dataclass(frozen=True)
+class LeaseInfo:
+    """What `lease.json` says: the newest attempt, its process, its last sign of life (0: given up)."""
+
+    attempt: int
+    process: Process
+    heartbeat: float
+
+    @classmethod
+    def read(cls, paths: JobPaths) -> Self | None:
+        """The newest holder, dead or alive; None where there never was one."""
+        data: dict[str, Any] | None = read_json(paths.lease)
+        return None if data is None else cls(data["attempt"], Process(**data["process"]), data["heartbeat"])
+
+    def write(self, paths: JobPaths) -> None:
+        """Replace `lease.json`."""
+        write_json(paths.lease, asdict(self))
+
+    def shows_life(self) -> bool:
+        """Whether it can still be at work, as far as can be told without the lock."""
+        if not self.heartbeat:
+            return False
+        return self.process.alive() if self.process.here else time.time() - self.heartbeat < DEAD_AFTER_S
+
+
+class LeaseLost(JobError):  # noqa: N818  what happened, not a fault to mend
+    """A newer attempt of this job has begun; this process must write no more."""
+
+
+class Lease:
+    """The right to write into a job's folder; a context manager that gives it up."""
+
+    def __init__(self, paths: JobPaths, lock: int, info: LeaseInfo) -> None:
+        self._paths, self._lock, self._info = paths, lock, info
+        self._released = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="lease heartbeat", daemon=True)
+        self._heart.start()
+
+    @classmethod
+    def acquire(cls, paths: JobPaths) -> Self:
+        """Become the newest attempt of the job.
+
+        Raises:
+            JobError: another process holds the folder; says which.
+        """
+        lock = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            before = _wait_for(lock, paths)
+            info = LeaseInfo(before.attempt + 1 if before else 1, Process.of(os.getpid()), time.time())
+            info.write(paths)
+        except BaseException:
+            os.close(lock)
+            raise
+        return cls(paths, lock, info)
+
+    @property
+    def attempt(self) -> int:
+        """The number of this process among all that worked on the job, from 1."""
+        return self._info.attempt
+
+    def check(self) -> None:
+        """Call before writing a checkpoint or the result.
+
+        Raises:
+            LeaseLost: another process has begun on this job since.
+        """
+        newest = LeaseInfo.read(self._paths)
+        if newest is not None and self._superseded_by(newest):
+            raise LeaseLost(
+                f"attempt {newest.attempt} has begun, so attempt {self.attempt} ends without writing",
+                where=self._paths.folder.name,
+                got=_told(newest),
+                fix=f"nothing to mend; to follow the newer one: kdlab logs {self._paths.folder.name} -f",
+            )
+
+    def release(self) -> None:
+        """Give the folder up; a second call does nothing."""
+        if self._released.is_set():
+            return
+        self._released.set()
+        self._heart.join()
+        self._renew(0.0)
+        # An explicit unlock also frees what forked loader processes inherited; closing alone would not.
+        with suppress(OSError):
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _superseded_by(self, newest: LeaseInfo) -> bool:
+        other = newest.process != self._info.process
+        return newest.attempt > self.attempt or (newest.attempt == self.attempt and other)
+
+    def _beat(self) -> None:
+        while not self._released.wait(HEARTBEAT_S):
+            self._renew(time.time())
+
+    def _renew(self, heartbeat: float) -> None:
+        # A full disk or a folder that was cleaned away must not end the training.
+        with suppress(OSError):
+            newest = LeaseInfo.read(self._paths)
+            if newest is not None and not self._superseded_by(newest):
+                replace(self._info, heartbeat=heartbeat).write(self._paths)
+
+
+def holder(paths: JobPaths) -> LeaseInfo | None:
+    """Who works in a job's folder now, None where nobody does."""
+    info = LeaseInfo.read(paths)
+    if info is None:
+        return None
+    return info if (info.process.here and _is_locked(paths.lock)) or info.shows_life() else None
+
+
+def try_lock(file: int, mode: int) -> bool:
+    """Whether a file could be locked now; yes on a disk without locks, where heartbeats decide alone."""
+    try:
+        fcntl.flock(file, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+def _wait_for(lock: int, paths: JobPaths) -> LeaseInfo | None:
+    """Take the lock; the holder before, None for the first."""
+    began = time.monotonic()
+    while not try_lock(lock, fcntl.LOCK_EX):
+        before, waited = LeaseInfo.read(paths), time.monotonic() - began
+        # Readers hold the lock for an instant, loader processes of a killed holder for seconds.
+        if waited > (PROBED_S if before is None or before.shows_life() else ORPHANS_S):
+            raise _held(paths, before)
+        time.sleep(0.05)
+    before = LeaseInfo.read(paths)
+    if before is not None and before.shows_life() and before.process != Process.of(os.getpid()):
+        raise _held(paths, before)
+    return before
+
+
+def _held(paths: JobPaths, info: LeaseInfo | None) -> JobError:
+    job = paths.folder.name
+    return JobError(
+        "another process works on this job",
+        where=job,
+        got=_told(info) if info else "a process that has not said its name yet",
+        fix=f"follow it: kdlab logs {job} -f   or end it: kdlab stop",
+    )
+
+
+def _told(info: LeaseInfo) -> str:
+    return f"attempt {info.attempt}, process {info.process.pid} on {info.process.host}"
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_lock(file, fcntl.LOCK_SH)
+    finally:
+        os.close(file)
+
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    """State letter and start time of a process; None where there is no such process or no /proc."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The name, in brackets, may hold spaces and brackets itself.
+    fields = text.rpartition(b")")[2].split()
+    return fields[0].decode(), int(fields[19])
+
+
+def _has_number(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

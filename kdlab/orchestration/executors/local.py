@@ -1,0 +1,129 @@
+"""One process a job on this machine, on leased GPUs or cores; outlives its scheduler. The default."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+
+from kdlab.jobs.job import Job, JobPaths
+from kdlab.jobs.lease import Process
+from kdlab.orchestration import devices
+from kdlab.orchestration.executors.base import Handle
+
+COMMAND = (sys.executable, "-m", "kdlab.training.job")
+_LOOK_AGAIN_S = 10.0
+
+
+class Local:
+    """Runs jobs as subprocesses in sessions of their own.
+
+    Args:
+        gpus: the GPUs to use, by number, also where they are busy; None for all that are free.
+        command: what trains; the job's folder is appended.
+    """
+
+    def __init__(self, gpus: Collection[int] | None = None, command: Sequence[str] = COMMAND) -> None:
+        self._only, self._command = gpus, tuple(command)
+        self._machine, self._looked = devices.detect(gpus), time.monotonic()
+        self._children: dict[Process, subprocess.Popen[bytes]] = {}
+        self._kill_at: dict[Process, float] = {}
+
+    def slots(self, job: Job) -> int:
+        """See `Executor.slots`."""
+        if job.resources.gpus:
+            return len(self._machine.gpus) // job.resources.gpus
+        return len(self._machine.cores) // self._cores_for(job)
+
+    def start(self, job: Job, paths: JobPaths) -> Handle | None:
+        """See `Executor.start`."""
+        machine, gpus = self._current_machine(), job.resources.gpus
+        lease = machine.lease("gpu", gpus) if gpus else machine.lease("core", self._cores_for(job))
+        if lease is None:
+            return None
+        devices_told = f"{'GPU' if gpus else 'core'} {', '.join(lease.ids)}"
+        with lease, paths.log.open("ab", buffering=0) as log:
+            log.write(f"{time.strftime('%F %T')} starting on {devices_told}\n".encode())
+            child = subprocess.Popen(
+                [*self._command, str(paths.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | _environment(job, lease),
+                start_new_session=True,
+                pass_fds=lease.files,
+            )
+        handle = Handle("local", Process.of(child.pid), lease.ids)
+        try:
+            handle.write(paths)
+        except OSError:
+            child.kill()
+            child.wait()
+            raise
+        self._children[handle.process] = child
+        return handle
+
+    def poll(self, handles: Mapping[str, Handle]) -> dict[str, int | None]:
+        """See `Executor.poll`."""
+        ended: dict[str, int | None] = {}
+        for job, handle in handles.items():
+            process = handle.process
+            if time.monotonic() > self._kill_at.get(process, float("inf")):
+                _signal(process, signal.SIGKILL)
+            child = self._children.get(process)
+            if (child and child.poll() is None) or (child is None and process.alive()):
+                continue
+            ended[job] = child.returncode if child else None
+            _end_orphans(process)
+            self._children.pop(process, None)
+            self._kill_at.pop(process, None)
+        return ended
+
+    def cancel(self, handle: Handle, grace_s: float) -> None:
+        """See `Executor.cancel`."""
+        process, now = handle.process, time.monotonic()
+        if grace_s <= 0:
+            _signal(process, signal.SIGKILL)
+        elif process not in self._kill_at:
+            _signal(process, signal.SIGTERM)
+        self._kill_at[process] = min(now + grace_s, self._kill_at.get(process, float("inf")))
+
+    def _cores_for(self, job: Job) -> int:
+        # More threads than cores are slow but right, and the thread count is part of the result.
+        return min(job.resources.threads, len(self._machine.cores))
+
+    def _current_machine(self) -> devices.Machine:
+        if self._machine.gpus and time.monotonic() - self._looked > _LOOK_AGAIN_S:
+            self._machine, self._looked = devices.detect(self._only), time.monotonic()
+        return self._machine
+
+
+def _environment(job: Job, lease: devices.DeviceLease) -> dict[str, str]:
+    threads = str(job.resources.threads)
+    return {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "CUDA_VISIBLE_DEVICES": ",".join(lease.ids) if job.resources.gpus else "",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    """Signal the job's whole group, or one that runs in somebody else's group alone."""
+    if not process.alive():
+        return
+    with suppress(ProcessLookupError):
+        if os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, number)
+        else:
+            os.kill(process.pid, number)
+
+
+def _end_orphans(leader: Process) -> None:
+    """End the loader processes of a leader that was killed: they hold its lease and its devices."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader.pid, signal.SIGKILL)

@@ -1,0 +1,141 @@
+"""What a plan must know besides the recipe: the data's fingerprint, facts of the models, earlier jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kdlab import catalog
+from kdlab.datasets.base import DatasetFiles, cache_dir
+from kdlab.errors import MachineError
+from kdlab.jobs.files import read_json, write_json
+from kdlab.jobs.job import Job, JobResult, Runs, read_job
+from kdlab.orchestration.settings import ModelSettings, Recipe
+
+PROBE = "kdlab.training.probe"
+
+
+@dataclass(frozen=True)
+class PastJob:
+    """A job that finished earlier."""
+
+    job: Job
+    result: JobResult
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Handed to `plan.build`, which looks at nothing itself.
+
+    Args:
+        files: the data set, on disk.
+        student: what `training.probe` found of the student.
+        teacher: the same of the teacher; None without one.
+        device: "cpu" or "cuda".
+        versions: of the packages that decide numbers.
+    """
+
+    files: DatasetFiles
+    student: dict[str, Any]
+    teacher: dict[str, Any] | None
+    device: str
+    versions: dict[str, str]
+
+
+def gather(recipe: Recipe, device: str, progress: Callable[[str], None] = lambda text: None) -> Facts:
+    """Make or find the data, probe the models.
+
+    Raises:
+        KdlabError: the data is missing or a folder cannot be written.
+        MachineError: the models cannot be built here.
+    """
+    progress(f"data set {recipe.dataset.name}")
+    module = importlib.import_module(f"kdlab.datasets.{recipe.dataset.name}")
+    files: DatasetFiles = module.prepare(**recipe.dataset.options)
+    models = [recipe.student, *([recipe.teacher] if recipe.teacher else [])]
+    shape = _input_shape(files, recipe.dataset.scale)
+    student, *teacher = _probe([_request(model, files, shape) for model in models], progress)
+    return Facts(files, student, teacher[0] if teacher else None, device, versions())
+
+
+def past_jobs(runs: Runs) -> dict[str, PastJob]:
+    """All finished jobs under `runs`, by id; folders that cannot be read are passed over."""
+    found = {}
+    for path in (runs.folder / "jobs").glob("*/result.json"):
+        paths = runs.job(path.parent.name)
+        try:
+            job, result = read_job(paths), JobResult.read(paths)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if result is not None:
+            found[job.id] = PastJob(job, result)
+    return found
+
+
+def model_settings(model: ModelSettings) -> dict[str, Any]:
+    """What builds the model: a teacher's without its training."""
+    return model.model_dump(mode="json", include=set(ModelSettings.model_fields))
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what decides numbers, without importing it."""
+    found = {}
+    for name in ("torch", "torchvision", "mmdet"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError as error:
+            raise MachineError(f"{name} is not installed", fix="kdlab doctor") from error
+    return found
+
+
+def _input_shape(files: DatasetFiles, scale: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width on which FLOPs are counted: the recipe's scale, else the first image's."""
+    if scale:
+        return scale[1], scale[0]
+    image = json.loads(files.val.labels.read_text())["images"][0]
+    return image["height"], image["width"]
+
+
+def _request(model: ModelSettings, files: DatasetFiles, shape: tuple[int, int]) -> dict[str, Any]:
+    return {"settings": model_settings(model), "num_classes": len(files.classes), "input": list(shape)}
+
+
+def _probe(requests: list[dict[str, Any]], progress: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Facts of the models, from the cache or from one short process that builds them."""
+    cached = [_cache(request) for request in requests]
+    known = [read_json(path) for path in cached]
+    missing = [place for place, facts in enumerate(known) if facts is None]
+    if missing:
+        progress("building the models once, to look at them")
+        for place, facts in zip(missing, _ask([requests[place] for place in missing]), strict=True):
+            known[place] = facts
+            cached[place].parent.mkdir(parents=True, exist_ok=True)
+            write_json(cached[place], facts)
+    return [facts for facts in known if facts is not None]
+
+
+def _ask(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    command = [sys.executable, "-W", "ignore", "-m", PROBE]
+    done = subprocess.run(command, input=json.dumps(requests), capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-15:]
+        raise MachineError("the models cannot be built", got="\n         ".join(last), fix="kdlab doctor")
+    answers: list[dict[str, Any]] = json.loads(done.stdout)
+    return answers
+
+
+def _cache(request: dict[str, Any]) -> Path:
+    """Where the facts of a request are kept: by its content, mmdet's version and the code that answers."""
+    folder = catalog.PACKAGE / "training"
+    sources = [*sorted(folder.glob("detectors/*.py")), folder / "probe.py", folder / "sizing.py"]
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    key = json.dumps([request, versions(), code], sort_keys=True)
+    return cache_dir() / "probe" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

@@ -1,0 +1,82 @@
+"""Whether a method can serve a pair of models: told before anything runs, with the fact that differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kdlab import catalog
+from kdlab.errors import Fault
+from kdlab.orchestration.settings import MethodSettings, Recipe
+
+FACTS = {"classes": "num_classes", "strides": "strides", "anchors": "anchors", "priors": "priors",
+         "channels": "channels", "head": "head"}  # fmt: skip
+STUDENT_ONLY = ("assignment",)
+
+
+def faults(recipe: Recipe, student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> list[Fault]:
+    """All that keeps a method of the recipe from serving the pair, each once."""
+    known = catalog.methods()
+    found: dict[str, Fault] = {}
+    for arm, methods in recipe.arms.items():
+        for name, settings in methods.items():
+            for reason, got in _reasons(known[settings.method], settings, student, teacher or {}):
+                where = f"{recipe.path}  arms.{arm}.{name}"
+                what = f"{settings.method} cannot serve this pair: {reason}"
+                found.setdefault(what, Fault(what, where, got, *_way_out(known, student, teacher or {})))
+    return list(found.values())
+
+
+def _way_out(
+    known: Mapping[str, catalog.MethodInfo], student: Mapping[str, Any], teacher: Mapping[str, Any]
+) -> tuple[str, str]:
+    passing = [
+        key
+        for key, info in known.items()
+        if not any(_reasons(info, MethodSettings(method=key, weight=0.0), student, teacher))
+    ]
+    return ", ".join(passing), "use a method that can, or a pair that agrees; see: kdlab ls methods"
+
+
+def _reasons(
+    info: catalog.MethodInfo,
+    settings: MethodSettings,
+    student: Mapping[str, Any],
+    teacher: Mapping[str, Any],
+) -> Iterator[tuple[str, str]]:
+    """(reason, what was found) for everything that does not fit."""
+    needs, equal = info.needs_for(settings.options)
+    for name in needs:
+        for role, facts in (("student", student), ("teacher", teacher)):
+            if name not in facts["provides"] and not (role == "teacher" and name in STUDENT_ONLY):
+                yield f"it needs {name}", f"the {role}, {facts['detector']}, has none"
+    for name in equal:
+        mine, theirs = student[FACTS[name]], teacher[FACTS[name]]
+        if mine != theirs:
+            yield f"it needs equal {name}", _difference(name, student, teacher)
+    yield from _levels(settings, student, teacher)
+
+
+def _difference(name: str, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
+    """The differing fact of both sides; what is a hash is told by what it was made from."""
+    made_from = {
+        "priors": ("detector", "strides", "anchors"),
+        "head": ("detector", "channels", "tower_depth", "num_classes"),
+    }
+    shown = made_from.get(name, (FACTS[name],))
+
+    def told(facts: Mapping[str, Any]) -> str:
+        return " ".join(f"{key} {facts[key]}" for key in shown)
+
+    return f"student {told(student)}; teacher {told(teacher)}"
+
+
+def _levels(
+    settings: MethodSettings, student: Mapping[str, Any], teacher: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    wanted = settings.levels or student["strides"]
+    missing = [stride for stride in wanted if stride not in student["strides"]]
+    if missing:
+        yield "levels names strides that the student lacks", f"{missing} of {list(student['strides'])}"
+    elif settings.match == "stride" and not set(wanted) & set(teacher["strides"]):
+        yield "no level of the two has the same stride", _difference("strides", student, teacher)

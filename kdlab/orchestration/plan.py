@@ -1,0 +1,257 @@
+"""Recipe -> Plan: which jobs, in which order, which of them are already done and why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any, Self
+
+from kdlab.errors import UsageError
+from kdlab.jobs.files import write_json
+from kdlab.jobs.job import NUMERICS, SCHEMA, Job, Kind, Resources, Runs
+from kdlab.orchestration import facts as facts_of
+from kdlab.orchestration import pairing
+from kdlab.orchestration.facts import Facts, PastJob, model_settings
+from kdlab.orchestration.settings import MethodSettings, Recipe, Schedule
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job of a plan.
+
+    Args:
+        job: what would run.
+        done: whether its result exists already.
+        why: the reason in words: "reused", "new: schedule.lr differs from student-1a2b3c4d".
+        cost_s: expected seconds, None where nothing is known.
+        cost_source: "measured, n=3", "estimated" or "unknown".
+    """
+
+    job: Job
+    done: bool
+    why: str
+    cost_s: float | None = None
+    cost_source: str = "unknown"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a recipe in topological order.
+
+    Args:
+        id: 8 hex over the recipe's name and the ids of its jobs.
+        recipe: the resolved recipe as plain data ("name", "title", "arms", "seeds", ...).
+        jobs: parents before children.
+        device: "cpu" or "cuda".
+        dataset: name and fingerprint of the data.
+        notes: what a person should know before running, a sentence each.
+    """
+
+    id: str
+    recipe: dict[str, Any]
+    jobs: tuple[PlannedJob, ...]
+    device: str
+    dataset: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        jobs = [{**asdict(planned), "job": planned.job.to_dict()} for planned in self.jobs]
+        return {"schema": SCHEMA, **asdict(self), "jobs": jobs, "notes": list(self.notes)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        known = {key: value for key, value in data.items() if key != "schema"}
+        known["jobs"] = tuple(PlannedJob(**{**old, "job": Job.from_dict(old["job"])}) for old in data["jobs"])
+        known["notes"] = tuple(data["notes"])
+        return cls(**known)
+
+    def save(self, runs: Runs) -> Path:
+        """Write the plan down as `plans/<id>.json`; the newest file is the newest plan."""
+        path = runs.plans / f"{self.id}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.to_dict())
+        return path
+
+
+def prepare(
+    recipe: Recipe, runs: Runs, device: str, progress: Callable[[str], None] = lambda text: None
+) -> Plan:
+    """Gather what must be known, then `build`.
+
+    Raises:
+        KdlabError: the data or the models are not to be had, or a method cannot serve the pair.
+    """
+    return build(recipe, facts_of.gather(recipe, device, progress), facts_of.past_jobs(runs))
+
+
+def build(recipe: Recipe, facts: Facts, past: Mapping[str, PastJob]) -> Plan:
+    """The plan of a recipe: a pure function of its arguments.
+
+    Raises:
+        UsageError: a method cannot serve the pair; all such faults at once.
+    """
+    faults = pairing.faults(recipe, facts.student, facts.teacher)
+    if faults:
+        raise UsageError(faults=faults)
+    jobs = tuple(_planned(job, facts, past) for job in _jobs(recipe, facts))
+    key = json.dumps([recipe.name, [planned.job.id for planned in jobs]])
+    return Plan(
+        id=hashlib.sha256(key.encode()).hexdigest()[:8],
+        recipe=recipe.to_dict(),
+        jobs=jobs,
+        device=facts.device,
+        dataset={"name": facts.files.name, "fingerprint": facts.files.fingerprint},
+        notes=tuple(_notes(recipe, facts)),
+    )
+
+
+def _jobs(recipe: Recipe, facts: Facts) -> Iterator[Job]:
+    """The teacher, if an arm needs one, then the students, seed by seed."""
+    distils = any(recipe.arms.values())
+    teacher = _teacher(recipe, facts) if distils else None
+    if teacher is not None:
+        yield teacher
+    for seed in recipe.seeds:
+        for arm, methods in recipe.arms.items():
+            yield _student(recipe, facts, arm, methods, seed, teacher if methods else None)
+
+
+def _teacher(recipe: Recipe, facts: Facts) -> Job:
+    assert recipe.teacher is not None
+    settings = _settings(recipe, facts, recipe.teacher.schedule, recipe.teacher.seed)
+    settings["model"] = model_settings(recipe.teacher)
+    return _job("teacher", "teacher", settings, (), recipe, facts)
+
+
+def _student(
+    recipe: Recipe,
+    facts: Facts,
+    arm: str,
+    methods: Mapping[str, MethodSettings],
+    seed: int,
+    teacher: Job | None,
+) -> Job:
+    settings = _settings(recipe, facts, recipe.schedule, seed)
+    settings["model"] = model_settings(recipe.student)
+    settings["methods"] = {name: method.model_dump(mode="json") for name, method in methods.items()}
+    settings["teacher"] = teacher.settings["model"] if teacher else None
+    return _job("student", arm, settings, (teacher.id,) if teacher else (), recipe, facts)
+
+
+def _settings(recipe: Recipe, facts: Facts, schedule: Schedule, seed: int) -> dict[str, Any]:
+    """What can change a result and is common to all kinds of job."""
+    on_cpu = facts.device == "cpu"
+    return {
+        "numerics": NUMERICS,
+        "dataset": {
+            "name": facts.files.name,
+            "fingerprint": facts.files.fingerprint,
+            "scale": recipe.dataset.scale and list(recipe.dataset.scale),
+            "flip": recipe.dataset.flip,
+        },
+        # a preset is only a way of writing the other keys, and threads count on the CPU alone
+        "schedule": schedule.model_dump(mode="json", exclude={"preset", "threads"}),
+        "threads": schedule.threads if on_cpu else None,
+        "methods": {},
+        "teacher": None,
+        "seed": seed,
+    }
+
+
+def _job(
+    kind: Kind, arm: str, settings: dict[str, Any], parents: tuple[str, ...], recipe: Recipe, facts: Facts
+) -> Job:
+    key = json.dumps([kind, settings, parents], sort_keys=True)
+    threads = settings["threads"] or 1
+    own, of_teacher = (facts.teacher or {}, {}) if kind == "teacher" else (facts.student, facts.teacher or {})
+    return Job(
+        id=f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:8]}",
+        kind=kind,
+        arm=arm,
+        seed=settings["seed"],
+        settings=settings,
+        parents=parents,
+        inputs={
+            "dataset": facts.files.to_dict(),
+            "flops": {"student": own["flops"], "teacher": of_teacher["flops"] if parents else 0},
+        },
+        resources=Resources(
+            threads=threads,
+            gpus=0 if facts.device == "cpu" else settings["schedule"]["gpus"],
+            workers=recipe.resources.workers,
+            checkpoint_minutes=recipe.resources.checkpoint_minutes,
+        ),
+    )
+
+
+def _planned(job: Job, facts: Facts, past: Mapping[str, PastJob]) -> PlannedJob:
+    """Whether the job is done, else the nearest that is and what it would cost."""
+    if job.id in past:
+        result = past[job.id].result
+        made = {name: result.environment.get(name, "?") for name in facts.versions}
+        other = [f"{name} {made[name]}" for name in made if made[name] != facts.versions[name]]
+        return PlannedJob(
+            job, True, f"reused, made with {', '.join(other)}" if other else "reused", 0.0, "done"
+        )
+    alike = [old for old in past.values() if old.job.kind == job.kind]
+    return PlannedJob(job, False, _why_new(job, alike), *_cost(job, alike))
+
+
+def _why_new(job: Job, alike: list[PastJob]) -> str:
+    """The first key in which the job differs from the finished one that is most like it."""
+    if not alike:
+        return "new"
+    mine = _flat(job.settings)
+    differences = []
+    for old in alike:
+        theirs = _flat(old.job.settings)
+        keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+        differences.append((len(keys), old.job.id, keys))
+    _, nearest, keys = min(differences)
+    return f"new: {keys[0] if keys else 'its teacher'} differs from {nearest}"
+
+
+def _cost(job: Job, alike: list[PastJob]) -> tuple[float | None, str]:
+    """Seconds, from the same job under other seeds, else by FLOPs from others on the same data."""
+    threads = job.settings["threads"]
+    here = [old for old in alike if old.job.settings["threads"] == threads]
+    same = [old for old in here if {**old.job.settings, "seed": job.seed} == job.settings]
+    if same:
+        return mean(old.result.wall_s for old in same), f"measured, n={len(same)}"
+    fingerprint = job.settings["dataset"]["fingerprint"]
+    near = [old for old in here if old.job.settings["dataset"]["fingerprint"] == fingerprint]
+    if near:
+        return mean(old.result.wall_s * _work(job) / _work(old.job) for old in near), "estimated"
+    return None, "unknown"
+
+
+def _work(job: Job) -> float:
+    """FLOPs of one image over all epochs: a training step is about three forwards, a teacher's is one."""
+    flops = job.inputs["flops"]
+    return float((3 * flops["student"] + flops["teacher"]) * job.settings["schedule"]["epochs"])
+
+
+def _notes(recipe: Recipe, facts: Facts) -> Iterator[str]:
+    if facts.teacher and facts.teacher["strides"] != facts.student["strides"]:
+        shared = set(facts.teacher["strides"]) & set(facts.student["strides"])
+        left = sorted(set(facts.teacher["strides"]) ^ set(facts.student["strides"]))
+        yield f"methods meet at strides {sorted(shared)}; {left} have no partner"
+    if facts.device == "cuda" and recipe.schedule.gpus > 1:
+        yield "jobs of several GPUs are not served yet; each trains on one"
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    return {
+        key: leaf
+        for name, part in value.items()
+        for key, leaf in _flat(part, f"{prefix}.{name}" if prefix else name).items()
+    }

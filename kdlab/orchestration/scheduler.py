@@ -1,0 +1,283 @@
+"""Plan + executor -> events: order, reuse, adoption, retry and stopping live here and only here."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdlab.errors import Fault, MachineError
+from kdlab.jobs.events import (
+    Event,
+    JobCancelled,
+    JobFailed,
+    JobFinished,
+    JobQueued,
+    JobRetried,
+    JobReused,
+    JobSkipped,
+)
+from kdlab.jobs.job import Runs
+from kdlab.jobs.lease import holder
+from kdlab.orchestration.executors.base import Executor
+from kdlab.orchestration.plan import Plan
+from kdlab.orchestration.task import Task
+
+GRACE_S = 120.0
+
+
+def run(
+    plan: Plan,
+    executor: Executor,
+    runs: Runs,
+    *,
+    fail_fast: bool = False,
+    jobs_at_once: int | None = None,
+    retries: int = 2,
+    poll_s: float = 0.2,
+    grace_s: float = GRACE_S,
+    stop: threading.Event | None = None,
+    kill: threading.Event | None = None,
+) -> Generator[Event, None, None]:
+    """Bring every job of a plan to its result; ends when all are done, failed, cancelled or skipped.
+
+    First each job is `JobQueued` or `JobReused`. Then come the events of the jobs as they run, from the start
+    of their history for those that ran already and were adopted. Each queued job ends in exactly one of
+    `JobFinished`, `JobReused` (another scheduler did it), `JobFailed`, `JobCancelled` or `JobSkipped`, unless
+    `stop` left it queued. Closing the iterator stops the running jobs; SIGKILL of this process does not.
+
+    Args:
+        plan: what to run; a job that has a result is reused whatever the plan says of it.
+        executor: how to run it.
+        runs: where the job folders are.
+        fail_fast: end everything after the first failure.
+        jobs_at_once: how many jobs may run side by side; None for what the devices allow.
+        retries: how often a job goes on from its checkpoint after its process was killed.
+        poll_s: seconds between two looks at the running jobs.
+        grace_s: seconds a job has to write its checkpoint when it is stopped.
+        stop: set it to stop the running jobs and end.
+        kill: set it to kill the running jobs and end.
+
+    Raises:
+        MachineError: a job never fits on this machine, or the runs folder cannot be written.
+    """
+    limits = _Limits(
+        fail_fast,
+        jobs_at_once or len(plan.jobs),
+        retries,
+        grace_s,
+        stop or threading.Event(),
+        kill or threading.Event(),
+    )
+    schedule = _Schedule(plan, executor, runs, limits)
+    try:
+        with _usable(runs.folder):
+            yield from schedule.queue()
+            while not schedule.over:
+                yield from schedule.step()
+                # Not stop.wait(): it can deadlock with a signal handler that sets the event in this thread.
+                time.sleep(0 if schedule.over else poll_s)
+    finally:
+        schedule.abandon(poll_s)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """The arguments of `run` that are the same for all jobs."""
+
+    fail_fast: bool
+    jobs_at_once: int
+    retries: int
+    grace_s: float
+    stop: threading.Event
+    kill: threading.Event
+
+
+class _Schedule:
+    """The jobs of one `run`: those that wait, those that run and those that are done."""
+
+    def __init__(self, plan: Plan, executor: Executor, runs: Runs, limits: _Limits) -> None:
+        self._executor, self._limits = executor, limits
+        self._tasks = {each.job.id: Task(each.job, runs.job(each.job.id)) for each in plan.jobs}
+        self._urgency = _urgency(plan)
+        self._waiting: dict[str, Task] = {}
+        self._running: dict[str, Task] = {}
+        self._done: set[str] = set()
+        self._failed = False
+
+    @property
+    def ending(self) -> bool:
+        """Whether nothing more should start."""
+        limits = self._limits
+        return limits.stop.is_set() or limits.kill.is_set() or (limits.fail_fast and self._failed)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to wait for."""
+        return not self._running and (self.ending or not self._waiting)
+
+    def queue(self) -> Iterator[Event]:
+        """Take stock: what is done, what others run already, what is left to start."""
+        stock = [self._enter(task) for task in self._tasks.values()]
+        histories = [task.adopt() or [] for task in self._waiting.values()]
+        self._check_fit()
+        for task in list(self._waiting.values()):
+            if task.handle:
+                self._running[task.job.id] = self._waiting.pop(task.job.id)
+            else:
+                task.prepare()
+        yield from stock
+        for history in histories:
+            yield from history
+
+    def step(self) -> Iterator[Event]:
+        """One look at everything."""
+        if self.ending:
+            self._cancel_all()
+        for task in self._running.values():
+            yield from task.follow()
+        for job, code in self._ended().items():
+            task = self._running.pop(job)
+            yield from task.follow()
+            yield from self._settle(task, task.outcome(code, self._limits.retries))
+        yield from self._start()
+
+    def abandon(self, poll_s: float) -> None:
+        """Stop what still runs and wait for its end."""
+        while self._running:
+            self._cancel_all()
+            for job in self._ended():
+                del self._running[job]
+            time.sleep(poll_s)
+
+    def _enter(self, task: Task) -> Event:
+        if reused := task.reused():
+            self._done.add(task.job.id)
+            return reused
+        self._waiting[task.job.id] = task
+        return task.says(JobQueued)
+
+    def _check_fit(self) -> None:
+        faults = [
+            Fault(
+                "the job does not fit on this machine",
+                where=f"{task.job.label} ({task.job.id})",
+                got=f"gpus: {task.job.resources.gpus}, threads: {task.job.resources.threads}",
+                fix="lower schedule.gpus, or see what is there: kdlab doctor",
+            )
+            for task in self._waiting.values()
+            if task.handle is None and self._executor.slots(task.job) == 0
+        ]
+        if faults:
+            raise MachineError(faults=faults)
+
+    def _start(self) -> Iterator[Event]:
+        """Start what is ready, first what the end of the plan waits for longest; a small job may overtake."""
+        ready = [task for task in self._waiting.values() if self._done.issuperset(task.job.parents)]
+        for task in sorted(ready, key=lambda task: -self._urgency[task.job.id]):
+            if self.ending or len(self._running) >= self._limits.jobs_at_once:
+                return
+            if task.paths.stop_request.exists():
+                del self._waiting[task.job.id]
+                yield from self._settle(task, task.says(JobCancelled))
+                continue
+            events = task.begin(self._executor)
+            if task.handle:
+                self._running[task.job.id] = self._waiting.pop(task.job.id)
+            for event in events or []:
+                yield from self._settle(task, event)
+
+    def _settle(self, task: Task, event: Event) -> Iterator[Event]:
+        """Tell an event and draw what follows from it for the other jobs."""
+        yield event
+        match event:
+            case JobReused() | JobFinished():
+                self._waiting.pop(task.job.id, None)
+                self._done.add(task.job.id)
+            case JobRetried():
+                self._waiting[task.job.id] = task
+            case JobFailed():
+                self._failed = True
+                yield from self._skip(task, "failed")
+            case JobCancelled():
+                yield from self._skip(task, "was cancelled")
+
+    def _skip(self, lost: Task, word: str) -> Iterator[Event]:
+        """Give up what needs a lost job, and with `fail_fast` all that waits."""
+        self._waiting.pop(lost.job.id, None)
+        gone = {lost.job.id}
+        name = f"{lost.job.label} ({lost.job.id})"
+        for task in list(self._tasks.values()):
+            if task.job.id not in self._waiting:
+                continue
+            needed = not gone.isdisjoint(task.job.parents)
+            if needed or (self._limits.fail_fast and self._failed):
+                gone.add(task.job.id)
+                del self._waiting[task.job.id]
+                why = f"it needs {name}, which {word}" if needed else f"{name} {word}, and --fail-fast is on"
+                yield task.says(JobSkipped, why=why)
+
+    def _ended(self) -> dict[str, int | None]:
+        """Exit codes of the running jobs that have ended.
+
+        Those on other hosts are known by their heartbeats; `kill` cannot reach them and lets go of them.
+        """
+        handles = {job: task.handle for job, task in self._running.items() if task.handle}
+        here = {job: handle for job, handle in handles.items() if handle.process.here}
+        killing = self._limits.kill.is_set()
+        away = handles.keys() - here.keys()
+        gone = {job: None for job in away if killing or not holder(self._tasks[job].paths)}
+        return self._executor.poll(here) | gone
+
+    def _cancel_all(self) -> None:
+        grace_s = 0.0 if self._limits.kill.is_set() else self._limits.grace_s
+        for task in self._running.values():
+            task.cancelled = True
+            if task.handle and task.handle.process.here:
+                self._executor.cancel(task.handle, grace_s)
+            else:
+                task.paths.stop_request.touch()
+
+
+def _urgency(plan: Plan) -> dict[str, float]:
+    """Seconds from the start of each job to the end of the longest chain of jobs that hangs on it.
+
+    Raises:
+        ValueError: a job needs one that the plan lacks, or that comes later.
+    """
+    known = [planned.cost_s for planned in plan.jobs if planned.cost_s is not None]
+    usual = sum(known) / len(known) if known else 1.0
+    below: dict[str, float] = defaultdict(float)
+    urgency: dict[str, float] = {}
+    for planned in reversed(plan.jobs):
+        job = planned.job
+        urgency[job.id] = below[job.id] + (usual if planned.cost_s is None else planned.cost_s)
+        for parent in job.parents:
+            if parent in urgency:
+                raise ValueError(f"{parent} comes after {job.id}, which needs it")
+            below[parent] = max(below[parent], urgency[job.id])
+    if unknown := below.keys() - urgency.keys():
+        raise ValueError(f"the plan lacks jobs that others need: {', '.join(sorted(unknown))}")
+    return urgency
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Tell a full disk or a folder without permission as what it is.
+
+    Raises:
+        MachineError: something below `folder` could not be read or written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(
+            "the runs folder cannot be used",
+            where=str(folder),
+            got=f"{error.strerror or error}: {error.filename or folder}",
+            fix="make room or get permission there, or choose another folder with KDLAB_RUNS",
+        ) from error

@@ -1,0 +1,231 @@
+"""One job on its way to a result: what it says, and how it ended, judged by its files alone.
+
+So it does not matter which scheduler started it, or whether one was there when it ended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from kdlab.errors import Fault
+from kdlab.jobs.events import (
+    Event,
+    JobCancelled,
+    JobCheckpointed,
+    JobFailed,
+    JobFinished,
+    JobProgress,
+    JobRetried,
+    JobReused,
+    JobStarted,
+    read_from,
+    settled,
+)
+from kdlab.jobs.files import read_json, write_json
+from kdlab.jobs.job import Job, JobPaths, JobResult
+from kdlab.jobs.lease import LeaseInfo, holder, try_lock
+from kdlab.orchestration.executors.base import Executor, Handle
+
+TAIL_LINES = 15
+_TAIL_BYTES = 16384
+
+
+@dataclass
+class Task:
+    """A job under a scheduler.
+
+    Args:
+        job: what it is.
+        paths: its folder.
+        handle: its process, while it runs.
+        offset: up to where its events were read.
+        iteration: the last one reported.
+        saved: the last one checkpointed.
+        last_word: what the job itself said of its end.
+        began: Unix seconds at which the attempt began.
+        kills: how often its process was killed under this scheduler.
+        cancelled: this scheduler asked it to stop.
+    """
+
+    job: Job
+    paths: JobPaths
+    handle: Handle | None = None
+    offset: int = 0
+    iteration: int = 0
+    saved: int = 0
+    last_word: Event | None = None
+    began: float = field(default_factory=time.time)
+    kills: int = 0
+    cancelled: bool = False
+
+    def says(self, kind: type[Event], **told: Any) -> Event:
+        """An event of this job in its newest attempt."""
+        lease = LeaseInfo.read(self.paths)
+        return kind(job=self.job.id, attempt=lease.attempt if lease else 0, **told)
+
+    def prepare(self) -> None:
+        """Write down what the job is, and forget an earlier wish to stop it."""
+        self.paths.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.paths.job, self.job.to_dict())
+        self.paths.stop_request.unlink(missing_ok=True)
+
+    def reused(self) -> Event | None:
+        """`JobReused` where there is a result already."""
+        result = JobResult.read(self.paths)
+        return self.says(JobReused, metrics=result.metrics) if result else None
+
+    def adopt(self) -> list[Event] | None:
+        """Follow the job where it runs already: its history; None where it does not run."""
+        self.handle = _running(self.paths)
+        if self.handle is None:
+            return None
+        log = read_from(self.paths.events)
+        self.offset = log.offset
+        return self._heed(settled(log.events))
+
+    def begin(self, executor: Executor) -> list[Event] | None:
+        """Start the job, unless another scheduler did or even brought it to its end.
+
+        Returns:
+            What there is to tell at once; None where it has to wait. `handle` is set where it runs now.
+        """
+        with _sole_starter(self.paths) as sole:
+            if not sole:
+                return None
+            if reused := self.reused():
+                return [reused]
+            if (history := self.adopt()) is not None:
+                return history
+            self.paths.failure.unlink(missing_ok=True)
+            self.offset = self.paths.events.stat().st_size if self.paths.events.exists() else 0
+            self.began, self.last_word = time.time(), None
+            self.handle = executor.start(self.job, self.paths)
+        return None if self.handle is None else []
+
+    def follow(self) -> list[Event]:
+        """What the job said since the last call; its end is left to `outcome`."""
+        log = read_from(self.paths.events, self.offset)
+        self.offset = log.offset
+        return self._heed(log.events)
+
+    def outcome(self, code: int | None, retries: int) -> Event:
+        """How the process ended.
+
+        Args:
+            code: its exit code, minus the signal's number if it was killed, None if nobody knows.
+            retries: how many kills are forgiven.
+
+        Returns:
+            `JobFinished`, `JobFailed` or `JobCancelled`; `JobRetried` where it should go on.
+        """
+        self.handle = None
+        return (
+            self._finished() or self._failed_by_itself() or self._stopped(code) or self._died(code, retries)
+        )
+
+    def _heed(self, events: list[Event]) -> list[Event]:
+        told = []
+        for event in events:
+            match event:
+                case JobStarted():
+                    self.began, self.last_word = event.time, None
+                    self.iteration = self.saved = event.iteration
+                case JobProgress():
+                    self.iteration = event.iteration
+                case JobCheckpointed():
+                    self.saved = event.iteration
+                case JobFinished() | JobFailed() | JobCancelled():
+                    self.last_word = event
+                    continue
+            told.append(event)
+        return told
+
+    def _finished(self) -> Event | None:
+        if (result := JobResult.read(self.paths)) is None:
+            return None
+        if isinstance(self.last_word, JobFinished):
+            return self.last_word
+        return self.says(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
+
+    def _failed_by_itself(self) -> Event | None:
+        data: dict[str, Any] | None = read_json(self.paths.failure)
+        if data is None and isinstance(self.last_word, JobFailed):
+            data = asdict(self.last_word)
+        if data is None:
+            return None
+        fault = Fault(**{part.name: str(data.get(part.name) or "") for part in fields(Fault)})
+        return self._failed(fault, after_s=float(data.get("after_s") or 0.0))
+
+    def _stopped(self, code: int | None) -> Event | None:
+        wished = (
+            self.cancelled or self.paths.stop_request.exists() or isinstance(self.last_word, JobCancelled)
+        )
+        if not wished and _signal(code) not in (signal.SIGINT, signal.SIGTERM):
+            return None
+        return self.says(JobCancelled, iteration=self.saved)
+
+    def _died(self, code: int | None, retries: int) -> Event:
+        number = _signal(code)
+        if code is not None and number is None:
+            what = f"the process ended with exit code {code}, without a result and without a reason"
+            return self._failed(Fault(what, fix="the end of its log may tell"), time.time() - self.began)
+        self.kills += 1
+        how = f"was killed ({number.name})" if number else "vanished"
+        if self.kills <= retries:
+            return self.says(JobRetried, why=f"the process {how}")
+        times = f" {self.kills} times" if self.kills > 1 else ""
+        fix = "the end of its log may tell; kdlab run again goes on from the last checkpoint"
+        if number in (signal.SIGKILL, None):
+            fix = "most often the memory is full: run fewer jobs at once (-j 1) or lower schedule.batch_size"
+        return self._failed(Fault(f"the process {how}{times}", fix=fix), time.time() - self.began)
+
+    def _failed(self, fault: Fault, after_s: float) -> Event:
+        stood = f"iteration {self.iteration}" if self.iteration else "before the first step"
+        told = asdict(fault) | {"where": fault.where or stood}
+        log = self.paths.log
+        return self.says(JobFailed, **told, after_s=after_s, log=str(log), tail=_tail(log))
+
+
+def _running(paths: JobPaths) -> Handle | None:
+    """The process that works on a job now, also one that has yet to take its lease; None without one."""
+    handle = Handle.read(paths)
+    if handle and handle.process.alive():
+        return handle
+    info = holder(paths)
+    # Loader processes of a killed leader can hold its lock a while; the next attempt waits for them.
+    if info is None or (info.process.here and not info.process.alive()):
+        return None
+    return Handle("", info.process)
+
+
+@contextmanager
+def _sole_starter(paths: JobPaths) -> Iterator[bool]:
+    """Whether no other scheduler is about to start this job; keeps them from it inside `with`."""
+    with paths.handle.with_suffix(".lock").open("ab") as file:
+        yield try_lock(file.fileno(), fcntl.LOCK_EX)
+
+
+def _signal(code: int | None) -> signal.Signals | None:
+    """The signal that ended a process, also in the form in which shells report it."""
+    try:
+        return signal.Signals(-code if code < 0 else code - 128) if code else None
+    except ValueError:
+        return None
+
+
+def _tail(log: Path) -> tuple[str, ...]:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return ()
+    return tuple(lines[-TAIL_LINES:])

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kdlab.jobs.files import write_json
+from kdlab.jobs.job import Job, JobPaths, JobResult, Resources, Runs, read_job
+from tests.stubs.stub_job import make_job, make_result
+
+
+def test_job_survives_the_way_through_json() -> None:
+    job = Job(
+        "student-1a", "student", "rm", 2, {"lr": 0.1}, ("teacher-2b",), {"dataset": {}}, Resources(2, 1, 4)
+    )
+    assert Job.from_dict(json.loads(json.dumps(job.to_dict()))) == job
+
+
+def test_job_is_read_from_its_folder(tmp_path: Path) -> None:
+    job = make_job(parents=("teacher-2b",))
+    write_json(JobPaths(tmp_path).job, job.to_dict())
+    assert read_job(JobPaths(tmp_path)) == job
+
+
+def test_folder_without_a_job_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"job\.json"):
+        read_job(JobPaths(tmp_path))
+
+
+def test_result_survives_the_way_through_its_file(tmp_path: Path) -> None:
+    result = make_result(make_job(), attempts=3)
+    result.write(JobPaths(tmp_path))
+    assert JobResult.read(JobPaths(tmp_path)) == result
+
+
+def test_unfinished_job_has_no_result(tmp_path: Path) -> None:
+    assert JobResult.read(JobPaths(tmp_path)) is None
+
+
+def test_label_names_the_seed_of_a_student_but_not_of_a_teacher() -> None:
+    assert make_job("rm+pfi").label == "rm+pfi seed 0"
+    assert Job("teacher-2b", "teacher", "teacher", 0, {}).label == "teacher"
+
+
+def test_jobs_live_side_by_side_in_the_runs_folder(tmp_path: Path) -> None:
+    assert Runs(tmp_path).job("student-1a").events == tmp_path / "jobs" / "student-1a" / "events.jsonl"

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdlab.datasets.base import DatasetFiles, Split
+from kdlab.errors import UsageError
+from kdlab.jobs.job import Job, JobResult
+from kdlab.orchestration import plan, recipe
+from kdlab.orchestration.facts import Facts, PastJob
+from kdlab.orchestration.recipe import Recipe
+
+MODEL: dict[str, Any] = {
+    "detector": "gfl",
+    "provides": ["feats", "cls_maps", "box_maps", "boxes", "assignment"],
+    "num_classes": 10,
+    "strides": [8, 16, 32],
+    "channels": 32,
+    "anchors": 1,
+    "head": "h",
+    "tower_depth": 1,
+    "priors": "p",
+    "flops": 10,
+    "params": 5,
+}
+SPLIT = Split(Path("/d/images"), Path("/d/labels.json"))
+FILES = DatasetFiles("digits", tuple("0123456789"), SPLIT, SPLIT, "f" * 16)
+FACTS = Facts(FILES, MODEL, {**MODEL, "flops": 30}, "cpu", {"torch": "2", "mmdet": "3"})
+
+
+def quickstart(*overrides: str) -> Recipe:
+    return recipe.load("digits/quickstart", overrides)
+
+
+def build(*overrides: str, facts: Facts = FACTS, past: dict[str, PastJob] | None = None) -> plan.Plan:
+    return plan.build(quickstart(*overrides), facts, past or {})
+
+
+def ids(built: plan.Plan) -> dict[str, str]:
+    return {planned.job.label: planned.job.id for planned in built.jobs}
+
+
+def finished(job: Job, wall_s: float = 60.0, torch: str = "2") -> PastJob:
+    environment = {"torch": torch, "mmdet": "3"}
+    result = JobResult(
+        job.id, job.kind, job.arm, job.seed, {"AP": 20.0}, {}, {}, [], [], {}, {}, environment, wall_s, 1.0, 1
+    )
+    return PastJob(job, result)
+
+
+def test_teacher_is_trained_once_and_comes_first() -> None:
+    built = build("seeds=[0,1]")
+    assert [planned.job.label for planned in built.jobs][:2] == ["teacher", "baseline seed 0"]
+    assert sum(planned.job.kind == "teacher" for planned in built.jobs) == 1
+    assert len(built.jobs) == 9
+
+
+def test_baseline_does_not_wait_for_the_teacher() -> None:
+    parents = {planned.job.label: planned.job.parents for planned in build().jobs}
+    assert parents["baseline seed 0"] == ()
+    assert parents["rm seed 0"] == (ids(build())["teacher"],)
+
+
+def test_recipe_without_methods_has_no_teacher_job() -> None:
+    assert [planned.job.label for planned in build("arms={baseline: {}}").jobs] == ["baseline seed 0"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["resources.workers=2", "resources.checkpoint_minutes=1", "dataset.cache=/elsewhere"],
+)
+def test_what_cannot_change_a_result_changes_no_id(override: str) -> None:
+    assert ids(build(override)) == ids(build())
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["schedule.lr=1e-4", "schedule.threads=2", "dataset.flip=0.5", "student.width=12", "methods.rm.weight=5"],
+)
+def test_what_can_change_a_result_changes_the_id(override: str) -> None:
+    assert ids(build(override))["rm seed 0"] != ids(build())["rm seed 0"]
+
+
+def test_method_settings_leave_the_baseline_alone() -> None:
+    assert ids(build("methods.rm.weight=5"))["baseline seed 0"] == ids(build())["baseline seed 0"]
+
+
+def test_another_teacher_is_another_student_but_the_same_baseline() -> None:
+    other = ids(build("teacher.seed=7"))
+    assert other["rm seed 0"] != ids(build())["rm seed 0"]
+    assert other["baseline seed 0"] == ids(build())["baseline seed 0"]
+
+
+def test_changed_labels_change_all_ids() -> None:
+    facts = replace(FACTS, files=replace(FILES, fingerprint="e" * 16))
+    assert not set(ids(build(facts=facts)).values()) & set(ids(build()).values())
+
+
+@given(st.permutations(["rm", "pfi"]))
+def test_order_of_methods_in_an_arm_changes_no_id(order: list[str]) -> None:
+    arms = f"arms={{both: {{{order[0]}: {{}}, {order[1]}: {{}}}}}}"
+    assert ids(build(arms))["both seed 0"] == ids(build())["rm+pfi seed 0"]
+
+
+def test_finished_job_is_reused() -> None:
+    job = build().jobs[0].job
+    planned = build(past={job.id: finished(job)}).jobs[0]
+    assert planned.done
+    assert planned.why == "reused"
+
+
+def test_reuse_names_the_versions_that_differ() -> None:
+    job = build().jobs[0].job
+    assert build(past={job.id: finished(job, torch="1")}).jobs[0].why == "reused, made with torch 1"
+
+
+def test_new_job_names_the_first_key_that_differs_from_the_nearest() -> None:
+    job = build("schedule.lr=1e-4").jobs[1].job
+    assert build(past={job.id: finished(job)}).jobs[1].why == f"new: schedule.lr differs from {job.id}"
+
+
+def test_cost_is_measured_by_the_same_job_under_other_seeds() -> None:
+    old = build("seeds=[5]").jobs[1].job
+    planned = build(past={old.id: finished(old, wall_s=42.0)}).jobs[1]
+    assert (planned.cost_s, planned.cost_source) == (42.0, "measured, n=1")
+
+
+def test_cost_is_estimated_by_flops_and_epochs() -> None:
+    old = build().jobs[1].job
+    rm = build("schedule.epochs=12", past={old.id: finished(old, wall_s=60.0)}).jobs[2]
+    epochs = old.settings["schedule"]["epochs"]
+    assert rm.cost_s == pytest.approx(60.0 * (3 * 10 + 30) / (3 * 10) * 12 / epochs)
+    assert rm.cost_source == "estimated"
+
+
+def test_cost_without_results_is_unknown() -> None:
+    assert build().jobs[0].cost_s is None
+
+
+def test_plan_survives_its_own_json() -> None:
+    built = build()
+    assert plan.Plan.from_dict(built.to_dict()) == built
+
+
+def test_gpu_jobs_do_not_depend_on_the_thread_count() -> None:
+    facts = replace(FACTS, device="cuda")
+    assert ids(build("schedule.threads=2", facts=facts)) == ids(build(facts=facts))
+
+
+def test_rm_refuses_a_pair_with_other_priors_and_names_who_can() -> None:
+    facts = replace(FACTS, teacher={**MODEL, "detector": "retinanet", "anchors": 9, "priors": "q"})
+    with pytest.raises(UsageError) as refused:
+        build("arms={rm: {rm: {}}}", facts=facts)
+    text = str(refused.value)
+    assert "rm cannot serve this pair: it needs equal priors" in text
+    assert "student detector gfl" in text
+    assert "teacher detector retinanet" in text
+
+
+def test_rm_with_quality_refuses_a_head_without_quality() -> None:
+    with pytest.raises(UsageError, match="it needs quality_maps"):
+        build("arms={rm: {rm: {quality: true}}}")
+
+
+def test_levels_must_be_strides_of_the_student() -> None:
+    with pytest.raises(UsageError, match="levels names strides that the student lacks"):
+        build("arms={pfi: {pfi: {levels: [64]}}}")

@@ -1,0 +1,156 @@
+"""Keeps the file contract of a job without training: counts steps, checkpoints them, and ends as it is told.
+
+`job.settings` steers it: `steps`, `step_s` (seconds a step), and `end`, one of finish, fail, exit, kill,
+kill_once (in the first attempt alone), torn (the same within a line of its events), deaf (to SIGTERM) or
+orphan (kill, and leave a process of its group behind).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from kdlab.errors import JobError
+from kdlab.jobs.events import EventLog, JobCancelled, JobCheckpointed, JobFinished, JobProgress, JobStarted
+from kdlab.jobs.files import read_json, write_json
+from kdlab.jobs.job import Job, JobPaths, JobResult, Resources, Runs, read_job
+from kdlab.jobs.lease import Lease
+
+if TYPE_CHECKING:
+    from kdlab.orchestration.plan import Plan
+
+COMMAND = (sys.executable, str(Path(__file__)))
+METRICS = {"AP": 12.5}
+STOP = threading.Event()
+
+
+def make_job(
+    name: str = "a", parents: tuple[str, ...] = (), resources: Resources | None = None, **settings: object
+) -> Job:
+    return Job(f"student-{name}", "student", name, 0, settings, parents, resources=resources or Resources())
+
+
+def make_plan(*jobs: Job, **cost_s: float) -> Plan:
+    # Not above: the job's process, which runs this file too, has no use for it.
+    from kdlab.orchestration.plan import Plan, PlannedJob
+
+    planned = tuple(PlannedJob(job, False, "new", cost_s.get(job.arm)) for job in jobs)
+    return Plan(id="00000000", recipe={"name": "stub"}, jobs=planned, device="cpu", dataset={})
+
+
+def prepared(runs: Runs, job: Job) -> JobPaths:
+    paths = runs.job(job.id)
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    write_json(paths.job, job.to_dict())
+    return paths
+
+
+def make_result(job: Job, attempts: int = 1) -> JobResult:
+    empty: dict[str, Any] = {
+        "per_class": {},
+        "history": [],
+        "losses": [],
+        "timing": {},
+        "model": {},
+        "environment": {},
+    }
+    return JobResult(
+        id=job.id, kind=job.kind, arm=job.arm, seed=job.seed, metrics=METRICS, best={"epoch": 1, **METRICS},
+        wall_s=1.0, peak_memory_gb=0.1, attempts=attempts, **empty,
+    )  # fmt: skip
+
+
+class Stub:
+    """One attempt at the job in `paths`."""
+
+    def __init__(self, paths: JobPaths, lease: Lease) -> None:
+        self.paths, self.lease, self.job = paths, lease, read_job(paths)
+        self.log = EventLog(paths.events, self.job.id, lease.attempt)
+        self.steps = int(self.job.settings.get("steps", 3))
+        self.end = str(self.job.settings.get("end", "finish"))
+
+    def run(self) -> JobResult | None:
+        saved = self.paths.checkpoints / "step.json"
+        first = read_json(saved) or 0
+        self.log.write(JobStarted, device="cpu", epochs=1, iterations=self.steps, iteration=first)
+        for step in range(first + 1, self.steps + 1):
+            if STOP.is_set() or self.paths.stop_request.exists():
+                self.log.write(JobCancelled, iteration=step - 1)
+                return None
+            self.step(step)
+            self.lease.check()
+            self.paths.checkpoints.mkdir(exist_ok=True)
+            write_json(saved, step)
+            self.log.write(JobCheckpointed, iteration=step)
+            print(f"step {step}", flush=True)
+        return self.finish()
+
+    def step(self, step: int) -> None:
+        time.sleep(float(self.job.settings.get("step_s", 0.01)))
+        seconds = {"step_s": 0.01, "data_s": 0.0, "eta_s": 0.0}
+        counts = {"epoch": 1, "epochs": 1, "iteration": step, "iterations": self.steps}
+        self.log.write(JobProgress, losses={"rm": 1.0}, lr=0.1, **counts, **seconds)
+        if step == 2:
+            self.misbehave()
+
+    def misbehave(self) -> None:
+        match self.end:
+            case "fail":
+                raise JobError("the loss is not finite", got="nan", fix="lower schedule.lr")
+            case "exit":
+                print("no module named nothing", flush=True)
+                sys.exit(1)
+            case "torn" if self.lease.attempt == 1:
+                with self.paths.events.open("ab") as file:
+                    file.write(b'{"event": "JobProg')
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "orphan":
+                if os.fork() == 0:
+                    time.sleep(60)
+                    os._exit(0)
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "kill_once" if self.lease.attempt > 1:
+                pass
+            case "kill" | "kill_once":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def finish(self) -> JobResult:
+        self.lease.check()
+        result = make_result(self.job, self.lease.attempt)
+        result.write(self.paths)
+        self.log.write(JobFinished, metrics=METRICS, wall_s=1.0)
+        return result
+
+
+def run_job(paths: JobPaths) -> JobResult | None:
+    with Lease.acquire(paths) as lease:
+        stub = Stub(paths, lease)
+        try:
+            return stub.run()
+        except JobError as error:
+            write_json(paths.failure, {**vars(error.faults[0]), "after_s": 0.5, "traceback": "somewhere"})
+            raise
+        finally:
+            stub.log.close()
+
+
+def main(folder: Path) -> int:
+    paths = JobPaths(folder)
+    deaf = read_job(paths).settings.get("end") == "deaf"
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if deaf else lambda *_: STOP.set())
+    try:
+        return 0 if run_job(paths) else 143
+    except JobError as error:
+        print(error, flush=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
