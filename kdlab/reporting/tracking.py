@@ -12,11 +12,10 @@ import logging
 import math
 import os
 import re
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +38,6 @@ _ENVIRONMENT = {
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
 _TAG_CHARACTERS, _PARAM_CHARACTERS = 5000, 6000
 _POINTS_A_BATCH, _PARAMS_A_BATCH = 1000, 100
-_TURN_S = 2.0
 _T = TypeVar("_T")
 
 
@@ -89,47 +87,16 @@ def sync(
         if not alone:
             return SyncReport(0, sender.left(), "another kdlab command is sending to MLflow")
         try:
-            sender.send()
+            with _no_mlruns_here():
+                sender.send()
         except Exception as error:  # whatever a tracker runs into, training and reports go on
             sender.error = _one_line(error)
     return SyncReport(sender.sent, sender.left(), sender.error)
 
 
-class Follower:
-    """Syncs every few seconds from a thread of its own, while the plan runs.
-
-    Args:
-        plan: content of the plan's file.
-        runs: where the jobs are.
-        store: as for `sync`.
-        every_s: seconds between two syncs.
-    """
-
-    def __init__(
-        self, plan: dict[str, Any], runs: Runs, *, store: str | None = None, every_s: float = 5.0
-    ) -> None:
-        self.report = SyncReport()
-        self._plan, self._runs, self._store, self._every_s = plan, runs, store, every_s
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="kdlab-tracking", daemon=True)
-        self._thread.start()
-
-    def _follow(self) -> None:
-        while not self._closing.is_set():
-            self.report = sync(self._plan, self._runs, store=self._store, deadline_s=_TURN_S)
-            self._closing.wait(self._every_s)
-
-    def close(self, deadline_s: float = 5.0, files: Sequence[Path] = ()) -> SyncReport:
-        """Sync a last time and say what is left after `deadline_s`; a later sync sends it."""
-        until = time.monotonic() + deadline_s
-        self._closing.set()
-        self._thread.join(deadline_s)
-        if self._thread.is_alive():
-            return SyncReport(
-                0, _Sender(self._plan, self._runs, self._store).left(), "MLflow is slow to answer"
-            )
-        left_s = max(0.0, until - time.monotonic())
-        return sync(self._plan, self._runs, store=self._store, deadline_s=left_s, files=files)
+def left(plan: dict[str, Any], runs: Runs, store: str | None = None) -> int:
+    """How many points of a plan are ready and not sent."""
+    return _Sender(plan, runs, store).left()
 
 
 class _Sender:
@@ -254,8 +221,10 @@ class _Sender:
             return
         recipe = self._plan["recipe"]
         tags = {"kdlab.kind": "plan", "kdlab.plan": self._plan["id"]}
+        command = f"kdlab run {recipe['name']}"
         name = f"{recipe['name']} {self._plan['id']}"
-        more, settings = {"kdlab.recipe": recipe["name"]}, _flat(recipe, depth=2)
+        more = {"kdlab.recipe": recipe["name"], "mlflow.source.name": command}
+        settings = _flat(recipe, depth=2)
         entry = self._open_run(tags, more, name, self._saved_ms(), settings)
         self._ledger.write(self._name, entry)
 
@@ -351,6 +320,19 @@ def _alone(path: Path) -> Iterator[bool]:
         yield alone
 
 
+@contextmanager
+def _no_mlruns_here() -> Iterator[None]:
+    """Remove the empty folder that mlflow makes in the working directory, for an experiment of its own."""
+    folder = Path("mlruns")
+    before = folder.exists()
+    try:
+        yield
+    finally:
+        if not before:
+            with suppress(OSError):
+                folder.rmdir()
+
+
 def _client(ledger: Ledger) -> Any:
     """A client that prints nothing and soon gives up; makes the database in `runs` where it is used first."""
     for name, value in _ENVIRONMENT.items():
@@ -375,4 +357,6 @@ def _experiment(client: Any, name: str, ledger: Ledger) -> str:
     known = client.get_experiment_by_name(name)
     if known is not None:
         return str(known.experiment_id)
-    return str(client.create_experiment(name, ledger.artifacts.as_uri() if ledger.local else None))
+    # without this tag MLflow opens the experiment in its view for language models
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    return str(client.create_experiment(name, ledger.artifacts.as_uri() if ledger.local else None, tags=tags))

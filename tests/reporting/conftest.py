@@ -133,3 +133,9 @@ def evaluated(job: Job, time: float, iteration: int, ap: float = 30.0) -> JobEva
 @pytest.fixture
 def bench(tmp_path: Path) -> Workbench:
     return Workbench(tmp_path / "runs")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mlflow makes folders where it stands."""
+    monkeypatch.chdir(tmp_path)

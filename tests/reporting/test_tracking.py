@@ -16,8 +16,9 @@ from kdlab.jobs.events import JobCancelled, JobCheckpointed, JobEvaluated, JobFa
 from kdlab.jobs.job import Runs
 from kdlab.jobs.lease import Lease
 from kdlab.reporting import tracking
+from kdlab.reporting.follower import Follower
 from kdlab.reporting.ledger import Entry, Ledger
-from kdlab.reporting.tracking import Follower, SyncReport, sync
+from kdlab.reporting.tracking import SyncReport, sync
 
 AWAY = "http://127.0.0.1:9"
 FIRST_SYNC = """
