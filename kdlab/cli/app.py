@@ -1,0 +1,173 @@
+"""The command line: finds the verbs, and turns whatever ends one into a message and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import inspect
+import os
+import pkgutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+import kdlab
+from kdlab import cli
+from kdlab.cli import options
+from kdlab.cli.console import Screen, show_error
+from kdlab.errors import Fault, KdlabError, MachineError, UsageError, suggestion
+
+BUG, INTERRUPTED, PIPE_CLOSED, TERMINATED = 70, 130, 141, 143
+_PLUMBING = {"app", "board", "console", "options", "progress"}
+_ENVIRONMENT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_SHARED = {"json": options.Json, "quiet": options.Quiet, "verbose": options.Verbose, "debug": options.Debug}
+
+# Newer versions of typer carry a copy of click: this is the base of all usage errors with either.
+_BadUsage: Any = typer.BadParameter.__bases__[0]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: what follows `kdlab`; by default what was typed.
+
+    Returns:
+        The exit code: 0 good, 1 a job failed, 2 usage or recipe, 3 the environment is not fit, 70 a bug in
+        kdlab, 130 Ctrl-C, 143 SIGTERM.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        return int(command(argv).main(argv, prog_name="kdlab", standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except Exception as error:
+        text, code = _told(error)
+        show_error(text)
+        if "--debug" in argv:
+            traceback.print_exc()
+        return code
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def command(argv: Sequence[str] = ()) -> Any:
+    """The whole command line as click sees it; `argv` is what error messages repeat."""
+    app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+    app.callback(cls=_Verbs, invoke_without_command=True)(_root)
+    for name, function in verbs().items():
+        app.command(name)(_with_screen(function, argv))
+    return get_command(app)
+
+
+def verbs() -> dict[str, Callable[..., int | None]]:
+    """The verbs: of each file in this folder the function that is called like it."""
+    found = {}
+    for info in pkgutil.iter_modules(cli.__path__):
+        if info.name not in _PLUMBING:
+            function = getattr(importlib.import_module(f"{cli.__name__}.{info.name}"), info.name, None)
+            if callable(function):
+                found[info.name] = function
+    return found
+
+
+class _Verbs(TyperGroup):
+    """Answers an unknown verb with the nearest one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise UsageError(
+                f"{args[0]} is not a verb of kdlab",
+                known=", ".join(known),
+                fix=suggestion(args[0], known) or "kdlab --help",
+            )
+        return super().resolve_command(ctx, args)
+
+
+def _root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    """Distil object detectors on mmdet: a recipe goes in, a comparison table comes out.
+
+    Start here: kdlab run digits/quickstart
+    """
+    if version:
+        print(f"kdlab {kdlab.__version__}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+def _with_screen(function: Callable[..., int | None], argv: Sequence[str]) -> Callable[..., int | None]:
+    """The verb as typer takes it: instead of a screen it has the flags that make one."""
+
+    @wraps(function)
+    def verb(*, json: bool, quiet: bool, verbose: bool, debug: bool, **own: Any) -> int | None:
+        screen = Screen(argv, json=json, quiet=quiet, verbose=verbose)
+        try:
+            code = function(screen, **own)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python would complain when it flushes stdout at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return PIPE_CLOSED
+        return code
+
+    hints = get_type_hints(function, include_extras=True)
+    _, *own = inspect.signature(function).parameters.values()
+    flags = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False) for name in _SHARED]
+    verb.__annotations__ = {parameter.name: hints[parameter.name] for parameter in own} | _SHARED
+    verb.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            parameter.replace(annotation=verb.__annotations__[parameter.name], kind=parameter.KEYWORD_ONLY)
+            for parameter in (*own, *flags)
+        ]
+    )
+    return verb
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit code."""
+    if isinstance(error, KdlabError):
+        return str(error), error.exit_code
+    if isinstance(error, _BadUsage):
+        return str(_usage_fault(error)), UsageError.exit_code
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
+        fix = "make room or get permission there"
+        return str(
+            Fault(str(error.strerror), where=str(error.filename or ""), fix=fix)
+        ), MachineError.exit_code
+    ours = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(Path(kdlab.__file__).parent)
+    ]
+    where = f"{ours[-1].filename}:{ours[-1].lineno}" if ours else ""
+    what = f"{type(error).__name__}: {error}".partition("\n")[0]
+    fix = "a bug in kdlab; please report what the same command says with --debug"
+    return str(Fault(what, where=where, fix=fix)), BUG
+
+
+def _usage_fault(error: Any) -> Fault:
+    """A mistake on the command line, as click found it."""
+    verb = error.ctx.command_path if error.ctx else "kdlab"
+    if option := getattr(error, "option_name", "") if hasattr(error, "possibilities") else "":
+        known = [name for parameter in error.ctx.command.params for name in parameter.opts]
+        near = suggestion(option, [name for name in known if name.startswith("--")])
+        what = f"there is no option {option}"
+    else:
+        near, what = "", error.format_message().rstrip(".")
+    return Fault(
+        what[:1].lower() + what[1:], where=verb, fix="   ".join(filter(None, [near, f"see: {verb} --help"]))
+    )

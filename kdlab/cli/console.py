@@ -1,0 +1,148 @@
+"""What reaches the terminal: data on stdout, everything else on stderr, colour only where a person looks."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from kdlab.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+SCHEMA = 1
+UNLIMITED = 10_000
+"""Columns of a stdout that is no terminal: a file or a program gets every column of a table."""
+
+
+class Screen:
+    """Where a verb puts what it has to say.
+
+    Args:
+        argv: what the person typed after `kdlab`.
+        json: stdout takes JSON, and stderr errors only.
+        quiet: stderr takes errors only.
+        verbose: whether to say more.
+    """
+
+    def __init__(
+        self, argv: Sequence[str] = (), *, json: bool = False, quiet: bool = False, verbose: bool = False
+    ) -> None:
+        self.argv, self.json, self.verbose = tuple(argv), json, verbose
+        self.silent = json or quiet
+
+    @cached_property
+    def out(self) -> Console:
+        """Stdout."""
+        return _console(stderr=False)
+
+    @cached_property
+    def err(self) -> Console:
+        """Stderr."""
+        return _console(stderr=True)
+
+    @property
+    def live(self) -> bool:
+        """Whether stderr is a terminal that a person looks at and that can move its cursor."""
+        plain = self.err.no_color or self.err.is_dumb_terminal or self.silent
+        return self.err.is_terminal and sys.stderr.isatty() and not plain
+
+    def data(self, renderable: RenderableType) -> None:
+        """What the verb was asked for, to stdout."""
+        _put(self.out, renderable)
+
+    def emit(self, **value: Any) -> None:
+        """One JSON object on a line of stdout, for a program to read."""
+        print(json_module.dumps({"schema": SCHEMA, **value}), flush=True)
+
+    def say(self, renderable: RenderableType) -> None:
+        """What a person may want to know, to stderr."""
+        if not self.silent:
+            _put(self.err, renderable)
+
+    def next(self, command: str) -> None:
+        """The last line of a success: what to type now."""
+        self.say(f"next: {command}")
+
+    def command(self, *without: str) -> str:
+        """What the person typed, ready to be typed again, without some flags."""
+        return shlex.join(["kdlab", *(word for word in self.argv if word not in without)])
+
+    def ask(self, why: str) -> bool:
+        """Whether the person at the terminal says to go on, told why one might not.
+
+        Raises:
+            UsageError: nobody can be asked here.
+        """
+        if self.json or not (sys.stdin.isatty() and self.err.is_terminal):
+            raise UsageError(f"{why}, and nobody can be asked here", fix=f"{self.command()} -y")
+        self.err.print(f"{why}. Go on? [y/N] ", end="")
+        return input().strip().lower() in ("y", "yes")
+
+    @contextmanager
+    def working(self, text: str) -> Iterator[Callable[[str], None]]:
+        """Show that something takes its time; call what is given to say what it is at."""
+        if not self.live:
+            yield self.say
+            return
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+        with Progress(*columns, console=self.err, transient=True) as progress:
+            task = progress.add_task(text)
+            yield lambda text: progress.update(task, description=text)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not stderr and not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = UNLIMITED
+    return console
+
+
+def _put(console: Console, renderable: RenderableType) -> None:
+    """Print; text is never wrapped, and off a terminal no line ends in blanks."""
+    if console.is_terminal:
+        console.print(renderable, soft_wrap=isinstance(renderable, str))
+        return
+    with console.capture() as text:
+        console.print(renderable, soft_wrap=isinstance(renderable, str))
+    console.file.write("".join(f"{line.rstrip()}\n" for line in text.get().splitlines()))
+    console.file.flush()
+
+
+def show_error(text: str) -> None:
+    """Print an error in the form of `kdlab.errors` to stderr."""
+    console = _console(stderr=True)
+    for line in text.splitlines():
+        console.print(styled(line), soft_wrap=True)
+
+
+def styled(line: str) -> Text:
+    """A line of an error, its first word marked: "error:" in red, the name of a field dim."""
+    from rich.text import Text
+
+    text = Text(line)
+    if line.startswith("error:"):
+        text.stylize("bold red", 0, len("error:"))
+    elif line.startswith("  "):
+        text.stylize("dim", 0, len(line) - len(line.lstrip().partition(" ")[2]))
+    return text
+
+
+def duration(seconds: float) -> str:
+    """ "38s", "4m12s", "5h10m", "3d04h"."""
+    whole = round(seconds)
+    for size, part, units in ((86400, 3600, "dh"), (3600, 60, "hm"), (60, 1, "ms")):
+        if whole >= size:
+            return f"{whole // size}{units[0]}{whole % size // part:02d}{units[1]}"
+    return f"{whole}s"

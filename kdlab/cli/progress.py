@@ -1,0 +1,214 @@
+"""A running plan as numbers: its events folded, and what is left of it in seconds.
+
+One thread folds while another draws, so what is drawn reads each value once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from kdlab.jobs.events import (
+    Event,
+    JobCancelled,
+    JobEvaluated,
+    JobFailed,
+    JobFinished,
+    JobProgress,
+    JobQueued,
+    JobRetried,
+    JobReused,
+    JobSkipped,
+    JobStarted,
+)
+from kdlab.jobs.job import Job
+from kdlab.orchestration.devices import Machine
+from kdlab.orchestration.plan import Plan
+
+_STATES: dict[type[Event], str] = {
+    JobQueued: "queued",
+    JobRetried: "queued",
+    JobStarted: "running",
+    JobReused: "done",
+    JobFinished: "done",
+    JobFailed: "failed",
+    JobCancelled: "cancelled",
+    JobSkipped: "skipped",
+}
+
+
+@dataclass
+class JobView:
+    """What is known of one job.
+
+    Args:
+        job: what it is.
+        cost_s: what the plan expects it to take, None where it does not know.
+        state: queued, running, done, failed, cancelled or skipped.
+        started: how its newest process began.
+        last: its last report on training.
+        ap: of its last evaluation, 0 to 100.
+        end: the event that ended it.
+    """
+
+    job: Job
+    cost_s: float | None
+    state: str = "queued"
+    started: JobStarted | None = None
+    last: JobProgress | None = None
+    ap: float | None = None
+    end: Event | None = None
+
+    def see(self, event: Event) -> None:
+        """Take an event of this job in."""
+        if state := _STATES.get(type(event)):
+            self.state = state
+        match event:
+            case JobStarted():
+                self.started, self.last, self.end = event, None, None
+            case JobProgress():
+                self.last = event
+            case JobEvaluated(metrics=metrics):
+                self.ap = metrics.get("AP")
+            case JobReused(metrics=metrics) | JobFinished(metrics=metrics):
+                self.ap, self.end = metrics.get("AP"), event
+            case JobFailed() | JobCancelled() | JobSkipped():
+                self.end = event
+
+    @property
+    def fraction(self) -> float:
+        """How much of the training is done, 0 to 1."""
+        at = self.last or self.started
+        return at.iteration / at.iterations if at and at.iterations else 0.0
+
+    @property
+    def epoch(self) -> str:
+        """The epoch under way, "5/12"; "" before the first process began."""
+        at = self.last or self.started
+        if at is None:
+            return ""
+        done = at.iteration * at.epochs // max(1, at.iterations)
+        return f"{min(at.epochs, done + 1)}/{at.epochs}"
+
+    @property
+    def losses(self) -> tuple[float | None, dict[str, float]]:
+        """The detector's own loss, and the weighted losses of the methods by instance."""
+        last = self.last
+        given = last.losses if last else {}
+        if "loss" not in given:
+            return None, {}
+        names = [key.removeprefix("raw_") for key in given if key.startswith("raw_")]
+        terms = {name: given[f"loss_{name}"] for name in names if f"loss_{name}" in given}
+        return given["loss"] - sum(terms.values()), terms
+
+    def left_s(self, now: float) -> float | None:
+        """Seconds until it ends, None where nobody knows."""
+        if self.state not in ("queued", "running"):
+            return 0.0
+        if self.state == "running" and (last := self.last):
+            return max(0.0, last.eta_s - (now - last.time))
+        if self.cost_s is None or self.started is None:
+            return self.cost_s
+        return max(0.0, self.cost_s * (1 - self.fraction))
+
+
+@dataclass
+class PlanView:
+    """What is known of a plan.
+
+    Args:
+        plan: what runs.
+        machine: what it runs on.
+        jobs_at_once: a limit beside the machine's.
+    """
+
+    plan: Plan
+    machine: Machine
+    jobs_at_once: int | None = None
+    jobs: dict[str, JobView] = field(init=False)
+    ended: list[JobView] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        costs = {planned.job.id: planned.cost_s for planned in self.plan.jobs}
+        self.jobs = {
+            planned.job.id: JobView(planned.job, costs[planned.job.id]) for planned in self.plan.jobs
+        }
+
+    def see(self, event: Event) -> JobView:
+        """Take an event in; the job that it is about."""
+        view = self.jobs[event.job]
+        view.see(event)
+        if isinstance(event, JobFinished):
+            self._learn(view.job)
+        if view.end is event and not isinstance(event, JobReused):
+            self.ended.append(view)
+        return view
+
+    def of_state(self, state: str) -> list[JobView]:
+        """The jobs in a state, in the plan's order."""
+        return [view for view in self.jobs.values() if view.state == state]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many jobs there are in each state."""
+        return Counter(view.state for view in self.jobs.values())
+
+    def left_s(self, now: float) -> float | None:
+        """Seconds until the last job ends, None where one of them is unknown."""
+        active = [view for view in self.jobs.values() if view.state in ("running", "queued")]
+        active.sort(key=lambda view: view.state != "running")
+        left = {view.job.id: view.left_s(now) for view in active}
+        known = {job: seconds for job, seconds in left.items() if seconds is not None}
+        if len(known) < len(left):
+            return None
+        return makespan_s(known, [view.job for view in active], self.machine, self.jobs_at_once)
+
+    def _learn(self, done: Job) -> None:
+        """A job that ended tells what other seeds of its arm take, where the plan did not know."""
+        walls = [
+            view.end.wall_s
+            for view in self.jobs.values()
+            if view.job.arm == done.arm and isinstance(view.end, JobFinished)
+        ]
+        for view in self.of_state("queued"):
+            if view.job.arm == done.arm and view.cost_s is None:
+                view.cost_s = fmean(walls)
+
+
+def makespan_s(
+    left_s: Mapping[str, float], jobs: Sequence[Job], machine: Machine, jobs_at_once: int | None = None
+) -> float:
+    """Seconds until all jobs are done if each starts as soon as its parents are done and devices are free.
+
+    Args:
+        left_s: seconds that each job still takes, by id.
+        jobs: parents before children, what runs already first; a parent that is not among them is done.
+        machine: what there is to lease.
+        jobs_at_once: a limit beside the machine's.
+    """
+    undone = {job.id: job for job in jobs}
+    ends: dict[str, float] = {}
+    now = 0.0
+    while undone:
+        for job in undone.values():
+            beside = [undone[other] for other in ends]
+            if (
+                job.id not in ends
+                and undone.keys().isdisjoint(job.parents)
+                and _fits([*beside, job], machine, jobs_at_once)
+            ):
+                ends[job.id] = now + left_s[job.id]
+        now = min(ends.values())
+        for done in [job for job, end in ends.items() if end <= now]:
+            del ends[done], undone[done]
+    return now
+
+
+def _fits(jobs: Sequence[Job], machine: Machine, jobs_at_once: int | None) -> bool:
+    """Whether the jobs run side by side; one alone always does."""
+    gpus = sum(job.resources.gpus for job in jobs)
+    cores = sum(job.resources.threads for job in jobs if not job.resources.gpus)
+    room = gpus <= len(machine.gpus) and cores <= len(machine.cores)
+    return len(jobs) == 1 or (room and len(jobs) <= (jobs_at_once or len(jobs)))

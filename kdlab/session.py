@@ -1,0 +1,167 @@
+"""Runs a plan: the loop over its events, the signals that stop it, and MLflow beside it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+
+from kdlab.errors import MachineError
+from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobReused, JobSkipped
+from kdlab.jobs.job import Runs
+from kdlab.orchestration import scheduler
+from kdlab.orchestration.executors.base import Executor
+from kdlab.orchestration.executors.inline import Inline
+from kdlab.orchestration.plan import Plan
+from kdlab.reporting.follower import Follower
+from kdlab.reporting.tracking import SyncReport
+
+TRACKING_S = 5.0
+_ENDS = (JobReused, JobFinished, JobFailed, JobCancelled, JobSkipped)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a plan ended.
+
+    Args:
+        ends: the last event of each job that ended, by id.
+        complete: whether every job has a result.
+        stopped_by: SIGINT or SIGTERM; None where it ran to its end.
+        tracking: what MLflow got, and what is left to send.
+    """
+
+    ends: dict[str, Event]
+    complete: bool
+    stopped_by: signal.Signals | None
+    tracking: SyncReport = field(default_factory=SyncReport)
+
+    @property
+    def failures(self) -> list[JobFailed]:
+        """The jobs that failed."""
+        return [event for event in self.ends.values() if isinstance(event, JobFailed)]
+
+
+def runs_here() -> Runs:
+    """`$KDLAB_RUNS`, else `runs/` in the working directory."""
+    return Runs(Path(os.environ.get("KDLAB_RUNS") or "runs"))
+
+
+def drive(
+    plan: Plan,
+    executor: Executor,
+    runs: Runs,
+    observers: Sequence[Callable[[Event], None]] = (),
+    *,
+    fail_fast: bool = False,
+    jobs_at_once: int | None = None,
+    on_stop: Callable[[], None] = lambda: None,
+    publish: Callable[[Outcome], Sequence[Path]] = lambda outcome: (),
+) -> Outcome:
+    """Bring a plan to its end, with MLflow following from a thread of its own.
+
+    The first Ctrl-C or SIGTERM lets the running jobs write a checkpoint and end, the second kills them.
+
+    Args:
+        plan: what to run.
+        executor: how to run it.
+        runs: where the job folders are.
+        observers: each is called with every event.
+        fail_fast: end everything after the first failure.
+        jobs_at_once: how many jobs may run side by side; None for what the devices allow.
+        on_stop: called at the first such signal, inside its handler.
+        publish: called once the jobs have ended, before MLflow gets its last seconds; returns files to attach
+            to the plan's MLflow run.
+
+    Raises:
+        MachineError: a job never fits on this machine, or the runs folder cannot be written.
+    """
+    _save(plan, runs)
+    follower = Follower(plan.to_dict(), runs)
+    files: Sequence[Path] = ()
+    try:
+        with _signals(on_stop) as wish:
+            events = scheduler.run(
+                plan,
+                executor,
+                runs,
+                fail_fast=fail_fast,
+                jobs_at_once=jobs_at_once,
+                stop=wish.stop,
+                kill=wish.kill,
+            )
+            ends = _watched(events, observers, wish, isinstance(executor, Inline))
+        done = [event for event in ends.values() if isinstance(event, JobReused | JobFinished)]
+        outcome = Outcome(ends, len(done) == len(plan.jobs), wish.first)
+        files = publish(outcome)
+    finally:
+        tracking = follower.close(TRACKING_S, files)
+    return replace(outcome, tracking=tracking)
+
+
+def _save(plan: Plan, runs: Runs) -> None:
+    try:
+        plan.save(runs)
+    except OSError as error:
+        raise MachineError(
+            "the runs folder cannot be written",
+            where=str(runs.folder),
+            got=str(error),
+            fix="make room or get permission there, or choose another folder with KDLAB_RUNS",
+        ) from error
+
+
+class _Wish:
+    """What signals ask of the scheduler."""
+
+    def __init__(self, on_stop: Callable[[], None]) -> None:
+        self.stop, self.kill = threading.Event(), threading.Event()
+        self.first: signal.Signals | None = None
+        self._on_stop = on_stop
+
+    def heed(self, number: int, _frame: FrameType | None = None) -> None:
+        """A signal handler: stop the jobs at the first call, kill them at the next."""
+        if self.first:
+            self.kill.set()
+            return
+        self.first = signal.Signals(number)
+        self.stop.set()
+        self._on_stop()
+
+
+def _watched(
+    events: Iterator[Event], observers: Sequence[Callable[[Event], None]], wish: _Wish, inline: bool
+) -> dict[str, Event]:
+    """Tell the observers every event; the last one of each job that ended."""
+    ends: dict[str, Event] = {}
+    # An observer that raises must not leave the jobs running until the iterator is collected.
+    with closing(events):  # type: ignore[type-var]
+        for event in events:
+            if isinstance(event, _ENDS):
+                ends[event.job] = event
+            if inline and isinstance(event, JobCancelled) and not wish.first:
+                # A job in this very process takes Ctrl-C for itself and then ends without a signal.
+                wish.heed(signal.SIGINT)
+            for observe in observers:
+                observe(event)
+    return ends
+
+
+@contextmanager
+def _signals(on_stop: Callable[[], None]) -> Iterator[_Wish]:
+    """Heed Ctrl-C and SIGTERM inside; threads other than the main one get none and change nothing."""
+    wish = _Wish(on_stop)
+    if threading.current_thread() is not threading.main_thread():
+        yield wish
+        return
+    before = {number: signal.signal(number, wish.heed) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield wish
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from kdlab.cli.board import Board, Lines
+from kdlab.cli.console import Screen
+from kdlab.cli.progress import PlanView, makespan_s
+from kdlab.jobs.events import (
+    Event,
+    JobCancelled,
+    JobCheckpointed,
+    JobEvaluated,
+    JobFailed,
+    JobFinished,
+    JobProgress,
+    JobQueued,
+    JobRetried,
+    JobReused,
+    JobSkipped,
+    JobStarted,
+)
+from kdlab.jobs.job import Job, Resources, Runs
+from kdlab.jobs.lease import Process
+from kdlab.orchestration.devices import Gpu, Machine
+from kdlab.orchestration.executors.base import Handle
+from kdlab.orchestration.plan import Plan, PlannedJob
+
+GPUS = Machine((0, 1), (Gpu(0, "GPU-aaaa", 80.0), Gpu(1, "GPU-bbbb", 80.0)))
+CORES = Machine((0, 1))
+ARMS: dict[str, dict[str, Any]] = {"baseline": {}, "rm": {"rm": {}}, "rm+pfi": {"rm": {}, "pfi": {}}}
+HOUR = 3600.0
+
+
+def make_plan(costs: dict[str, float | None] | None = None, gpus: int = 0) -> Plan:
+    """A teacher and the arms; `costs` by arm."""
+    resources = Resources(gpus=gpus)
+    jobs = [Job("teacher-9c1e22ab", "teacher", "teacher", 0, {"methods": {}}, resources=resources)]
+    for number, (arm, methods) in enumerate(ARMS.items()):
+        parents = ("teacher-9c1e22ab",) if methods else ()
+        job = Job(f"student-{number:08x}", "student", arm, 0, {"methods": methods}, parents, {}, resources)
+        jobs.append(job)
+    planned = [PlannedJob(job, False, "new", (costs or {}).get(job.arm)) for job in jobs]
+    return Plan("7f3a0001", {"name": "coco/retinanet_r101_r50"}, tuple(planned), "cpu", {})
+
+
+def make_view(
+    costs: dict[str, float | None] | None = None, machine: Machine = CORES, at_once: int | None = None
+) -> PlanView:
+    return PlanView(make_plan(costs, gpus=1 if machine.gpus else 0), machine, at_once)
+
+
+def started(job: str, iteration: int = 0) -> JobStarted:
+    return JobStarted(job=job, time=0.0, device="cpu", epochs=12, iterations=1200, iteration=iteration)
+
+
+def progress(job: str, iteration: int = 450, time: float = 0.0, **terms: float) -> JobProgress:
+    losses = {f"loss_{name}": value for name, value in terms.items()} | {"loss_cls": 0.5, "loss_bbox": 0.31}
+    losses["loss"] = sum(losses.values())
+    return JobProgress(
+        job=job, time=time, epoch=4, epochs=12, iteration=iteration, iterations=1200,
+        losses=losses | {f"raw_{name}": 10 * value for name, value in terms.items()},
+        lr=0.01, step_s=0.1, data_s=0.0, eta_s=3900.0,
+    )  # fmt: skip
+
+
+def finished(job: str, ap: float = 31.8, wall_s: float = 60.0) -> JobFinished:
+    return JobFinished(job=job, metrics={"AP": ap}, wall_s=wall_s)
+
+
+def teach(view: PlanView, *events: Event) -> PlanView:
+    for event in events:
+        view.see(event)
+    return view
+
+
+class TestPlanView:
+    def test_counts_follow_the_events(self) -> None:
+        view = teach(
+            make_view(),
+            JobReused(job="teacher-9c1e22ab", metrics={"AP": 38.9}),
+            *(JobQueued(job=f"student-{number:08x}") for number in range(3)),
+            started("student-00000000"),
+            JobFailed(job="student-00000000", what="out of luck"),
+            started("student-00000001"),
+        )
+        assert view.counts == {"done": 1, "failed": 1, "running": 1, "queued": 1}
+
+    def test_the_detector_s_loss_leaves_the_methods_out(self) -> None:
+        view = teach(
+            make_view(), started("student-00000002"), progress("student-00000002", rm=0.05, pfi=0.11)
+        )
+        det, terms = view.jobs["student-00000002"].losses
+        assert det == pytest.approx(0.81)
+        assert terms == pytest.approx({"rm": 0.05, "pfi": 0.11})
+
+    @pytest.mark.parametrize(
+        ("iteration", "epoch"), [(0, "1/12"), (99, "1/12"), (100, "2/12"), (1200, "12/12")]
+    )
+    def test_the_epoch_under_way_counts_from_one(self, iteration: int, epoch: str) -> None:
+        view = teach(make_view(), started("student-00000000"), progress("student-00000000", iteration))
+        assert view.jobs["student-00000000"].epoch == epoch
+
+    def test_time_left_of_a_job_is_its_last_word_minus_what_passed(self) -> None:
+        view = teach(make_view(), started("student-00000000"), progress("student-00000000", time=100.0))
+        job = view.jobs["student-00000000"]
+        assert job.left_s(400.0) == 3600.0
+        assert job.left_s(9999.0) == 0.0
+
+    def test_time_left_is_unknown_as_soon_as_one_job_is(self) -> None:
+        known = {"teacher": HOUR, "baseline": HOUR, "rm": HOUR}
+        assert make_view(known).left_s(0.0) is None
+        assert make_view(known | {"rm+pfi": HOUR}).left_s(0.0) == 2 * HOUR
+
+    def test_a_finished_seed_tells_what_the_others_of_its_arm_take(self) -> None:
+        view = make_view({"teacher": 0.0, "rm": 0.0, "rm+pfi": 0.0})
+        twin = replace(view.plan.jobs[1].job, id="student-0000000b", seed=1)
+        plan = replace(view.plan, jobs=(*view.plan.jobs, PlannedJob(twin, False, "new")))
+        view = teach(
+            PlanView(plan, CORES), started("student-00000000"), finished("student-00000000", wall_s=77.0)
+        )
+        assert view.left_s(0.0) == 77.0
+
+    def test_a_retried_job_waits_again_and_is_told_once_when_it_ends(self) -> None:
+        job = "student-00000000"
+        view = teach(make_view(), started(job), JobRetried(job=job, why="killed"))
+        assert view.jobs[job].state == "queued"
+        teach(view, started(job, 400), finished(job))
+        assert [ended.job.id for ended in view.ended] == [job]
+
+
+class TestMakespan:
+    @staticmethod
+    def jobs(*chains: int) -> list[Job]:
+        """Jobs in chains of the given lengths, parents first."""
+        made = []
+        for chain, length in enumerate(chains):
+            for place in range(length):
+                parents = (f"student-{chain}{place - 1}",) if place else ()
+                made.append(Job(f"student-{chain}{place}", "student", "a", 0, {}, parents))
+        return made
+
+    def span(self, jobs: list[Job], cores: int, at_once: int | None = None) -> float:
+        return makespan_s({job.id: 10.0 for job in jobs}, jobs, Machine(tuple(range(cores))), at_once)
+
+    def test_a_chain_takes_the_sum(self) -> None:
+        assert self.span(self.jobs(3), cores=8) == 30.0
+
+    def test_independent_jobs_share_the_cores(self) -> None:
+        assert self.span(self.jobs(1, 1, 1), cores=2) == 20.0
+
+    def test_a_limit_counts_as_devices_do(self) -> None:
+        assert self.span(self.jobs(1, 1, 1), cores=8, at_once=1) == 30.0
+
+    def test_a_job_larger_than_the_machine_runs_alone(self) -> None:
+        large = replace(self.jobs(1)[0], resources=Resources(threads=4))
+        assert self.span([large, *self.jobs(0, 1)], cores=2) == 20.0
+
+    def test_nothing_left_takes_no_time(self) -> None:
+        assert self.span([], cores=2) == 0.0
+
+    @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(1, 4))
+    def test_lies_between_the_longest_chain_and_one_after_the_other(
+        self, chains: list[int], cores: int
+    ) -> None:
+        jobs = self.jobs(*chains)
+        assert max(10 * max(chains), 10 * len(jobs) / cores) <= self.span(jobs, cores) <= 10 * len(jobs)
+
+
+@pytest.fixture
+def busy(tmp_path: Path) -> tuple[PlanView, Runs]:
+    """A plan at work: the teacher done, two students running on GPUs, the last one starting."""
+    runs = Runs(tmp_path)
+    view = teach(
+        make_view(machine=GPUS),
+        started("teacher-9c1e22ab"),
+        finished("teacher-9c1e22ab", 38.9),
+        started("student-00000000"),
+        progress("student-00000000"),
+        JobEvaluated(job="student-00000000", epoch=4, iteration=400, metrics={"AP": 30.2}),
+        started("student-00000002"),
+        progress("student-00000002", rm=0.05, pfi=0.11),
+    )
+    for number, uuid in enumerate(("GPU-aaaa", "GPU-bbbb", "GPU-bbbb")):
+        paths = runs.job(f"student-{number:08x}")
+        paths.folder.mkdir(parents=True)
+        Handle("local", Process.of(1), (uuid,)).write(paths)
+    return view, runs
+
+
+def frame(view: PlanView, runs: Runs, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    console.print(Board(view, runs, console))
+    return console.file.getvalue().splitlines()
+
+
+class TestBoard:
+    @pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 120, 200])
+    def test_no_line_wraps_at_any_width(self, busy: tuple[PlanView, Runs], width: int) -> None:
+        lines = frame(*busy, width)
+        assert len(lines) == 5
+        assert max(map(len, lines)) <= width
+
+    def test_a_wide_terminal_shows_everything(self, busy: tuple[PlanView, Runs]) -> None:
+        head, baseline, rm_pfi, *_ = frame(*busy, 200)
+        counts = "done 1  running 3  queued 0  failed 0  0s, ETA ?"
+        assert head.rstrip() == f"plan 7f3a  coco/retinanet_r101_r50  {counts}"
+        assert re.sub("=+>", "BAR", baseline).split() == [
+            *("gpu0", "student-0000", "baseline", "seed", "0", "ep", "5/12", "BAR"),
+            *("AP", "30.2", "det", "0.81", "ETA", "0s"),
+        ]
+        assert rm_pfi.split()[-8:] == ["det", "0.81", "rm", "0.05", "pfi", "0.11", "ETA", "0s"]
+
+    def test_eighty_columns_keep_what_matters(self, busy: tuple[PlanView, Runs]) -> None:
+        row = frame(*busy, 80)[2]
+        for part in ("rm+pfi seed 0", "ep 5/12", "det 0.81", "rm 0.05", "pfi 0.11", "ETA"):
+            assert part in row
+
+    @pytest.mark.parametrize(
+        ("loss", "text"), [(0.0004, "4e-4"), (0.05, "0.05"), (12.34, "12.3"), (456.7, "457"), (0.0, "0.00")]
+    )
+    def test_losses_keep_to_four_characters(self, loss: float, text: str, tmp_path: Path) -> None:
+        job = "student-00000001"
+        view = teach(make_view(), started(job), progress(job, rm=loss))
+        assert f"  rm {text}  " in frame(view, Runs(tmp_path), 100)[1]
+
+    def test_columns_line_up(self, busy: tuple[PlanView, Runs]) -> None:
+        baseline, rm_pfi = frame(*busy, 200)[1:3]
+        assert baseline.index("det 0.81") == rm_pfi.index("det 0.81")
+        assert "AP 30.2" in baseline
+
+    def test_a_process_that_has_not_spoken_yet_is_shown(self, busy: tuple[PlanView, Runs]) -> None:
+        assert re.search(r"rm seed 0 +starts", "\n".join(frame(*busy, 100)))
+
+    def test_waiting_for_devices_is_said(self, tmp_path: Path) -> None:
+        lines = frame(make_view(), Runs(tmp_path), 80)
+        assert lines[-1] == "waiting for a free device"
+
+    def test_the_end_shows_no_eta(self, tmp_path: Path) -> None:
+        view = teach(make_view(), *(finished(job) for job in make_view().jobs))
+        head, *ended = frame(view, Runs(tmp_path), 100)
+        assert "done 4  running 0  queued 0" in head
+        assert "ETA" not in head
+        assert ended[0].split() == ["done", "teacher", "AP", "31.8,", "1m00s"]
+
+    def test_stopping_is_shown_and_what_waits_is_not_called_skipped(
+        self, busy: tuple[PlanView, Runs]
+    ) -> None:
+        view, runs = busy
+        console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
+        board = Board(view, runs, console)
+        board.stopping()
+        teach(view, JobSkipped(job="student-00000001", why="it needs teacher"))
+        console.print(board)
+        text = console.file.getvalue()
+        assert "Ctrl-C again kills" in text
+        assert "skipped" not in text
+
+    def test_a_failure_shows_its_cause(self, tmp_path: Path) -> None:
+        view = teach(make_view(), JobFailed(job="student-00000001", what="loss_rm is not finite"))
+        assert "failed     rm seed 0  loss_rm is not finite" in frame(view, Runs(tmp_path), 100)
+
+
+class TestLines:
+    @staticmethod
+    def told(capfd: pytest.CaptureFixture[str], *events: Event, verbose: bool = False) -> list[str]:
+        lines = Lines(make_view(), Screen(verbose=verbose))
+        with lines:
+            for event in events:
+                lines.see(event)
+        return capfd.readouterr().err.splitlines()
+
+    def test_the_first_stock_is_left_to_the_preview(self, capfd: pytest.CaptureFixture[str]) -> None:
+        stock = [JobReused(job="teacher-9c1e22ab", metrics={"AP": 38.9}), JobQueued(job="student-00000000")]
+        assert self.told(capfd, *stock) == []
+
+    def test_each_line_has_a_time_an_id_and_a_label(self, capfd: pytest.CaptureFixture[str]) -> None:
+        (line,) = self.told(capfd, started("student-00000002"))
+        assert re.fullmatch(
+            r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  student-0000  rm\+pfi seed 0  "
+            r"started on cpu: 12 epochs, 1200 iterations",
+            line,
+        )
+
+    def test_progress_is_told_once_in_ten_seconds(self, capfd: pytest.CaptureFixture[str]) -> None:
+        job = "student-00000002"
+        lines = self.told(capfd, started(job), *(progress(job, step, rm=0.05) for step in range(1, 50)))
+        assert len(lines) == 2
+        assert "ep 1/12  det 0.81  rm 0.05  ETA" in lines[1]
+
+    def test_checkpoints_are_told_on_request(self, capfd: pytest.CaptureFixture[str]) -> None:
+        event = JobCheckpointed(job="student-00000000", iteration=400)
+        assert self.told(capfd, event) == []
+        assert "checkpoint at iteration 400" in self.told(capfd, event, verbose=True)[0]
+
+    @pytest.mark.parametrize(
+        ("event", "text"),
+        [
+            (started("student-00000000", 300), "goes on after iteration 300 of 1200 on cpu"),
+            (finished("student-00000000"), "done: AP 31.8, 1m00s  (1 of 4 done, ETA ?)"),
+            (JobFailed(job="student-00000000", what="no memory"), "failed: no memory  (0 of 4 done, ETA ?)"),
+            (
+                JobCancelled(job="student-00000000", iteration=9),
+                "cancelled: keeps its checkpoint of iteration 9",
+            ),
+            (JobSkipped(job="student-00000000", why="it needs teacher"), "skipped: it needs teacher"),
+            (JobRetried(job="student-00000000", why="the process vanished"), "the process vanished; another"),
+            (
+                JobEvaluated(job="student-00000000", epoch=4, iteration=400, metrics={"AP": 30.24}),
+                "AP 30.2 after epoch 4",
+            ),
+        ],
+    )
+    def test_what_happens_is_said(self, event: Event, text: str, capfd: pytest.CaptureFixture[str]) -> None:
+        (line,) = self.told(capfd, event)
+        assert f"baseline seed 0  {text}" in line

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdlab import session
+from kdlab.errors import MachineError
+from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobProgress, JobReused
+from kdlab.jobs.job import Runs
+from kdlab.orchestration.executors.inline import Inline
+from kdlab.orchestration.executors.local import Local
+from kdlab.reporting.records import newest_plan
+from kdlab.reporting.tracking import SyncReport
+from tests.stubs import stub_job
+from tests.stubs.stub_job import COMMAND, make_job, make_plan
+
+
+class FakeFollower:
+    """Notes when it was closed and with which files."""
+
+    log: list[Any]
+
+    def __init__(self, plan: dict[str, Any], runs: Runs) -> None:
+        FakeFollower.log = ["opened"]
+
+    def close(self, deadline_s: float, files: Sequence[Path]) -> SyncReport:
+        FakeFollower.log.append(("closed", deadline_s, list(files)))
+        return SyncReport(sent=3, left=4)
+
+
+@pytest.fixture(autouse=True)
+def no_mlflow_and_free_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "Follower", FakeFollower)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path / "runs")
+
+
+@pytest.fixture
+def executor() -> Local:
+    return Local(command=COMMAND)
+
+
+def test_a_plan_runs_to_its_end(executor: Local, runs: Runs) -> None:
+    plan = make_plan(make_job("a"), make_job("b", parents=("student-a",)))
+    seen: list[Event] = []
+    outcome = session.drive(plan, executor, runs, [seen.append])
+    assert outcome.complete
+    assert outcome.stopped_by is None
+    assert [type(event) for event in outcome.ends.values()] == [JobFinished, JobFinished]
+    assert all(event in seen for event in outcome.ends.values())
+    assert any(isinstance(event, JobProgress) for event in seen)
+
+
+def test_a_driven_plan_is_the_newest(executor: Local, runs: Runs) -> None:
+    plan = make_plan(make_job())
+    session.drive(plan, executor, runs)
+    assert newest_plan(runs) == plan.to_dict()
+
+
+def test_a_second_drive_reuses_everything(executor: Local, runs: Runs) -> None:
+    plan = make_plan(make_job())
+    session.drive(plan, executor, runs)
+    outcome = session.drive(plan, executor, runs)
+    assert outcome.complete
+    assert [type(event) for event in outcome.ends.values()] == [JobReused]
+
+
+def test_a_failure_is_kept_and_the_plan_incomplete(executor: Local, runs: Runs) -> None:
+    plan = make_plan(make_job("a", end="fail"), make_job("b"))
+    outcome = session.drive(plan, executor, runs)
+    assert not outcome.complete
+    assert [failure.job for failure in outcome.failures] == ["student-a"]
+    assert isinstance(outcome.failures[0], JobFailed)
+
+
+def test_files_are_published_before_mlflow_gets_its_last_seconds(executor: Local, runs: Runs) -> None:
+    def publish(outcome: session.Outcome) -> list[Path]:
+        assert FakeFollower.log == ["opened"]
+        return [Path("table.md")]
+
+    outcome = session.drive(make_plan(make_job()), executor, runs, publish=publish)
+    assert FakeFollower.log[1:] == [("closed", session.TRACKING_S, [Path("table.md")])]
+    assert outcome.tracking.left == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_stops_at_a_checkpoint(number: signal.Signals, executor: Local, runs: Runs) -> None:
+    asked: list[str] = []
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, JobProgress) and not asked:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    plan = make_plan(make_job(steps=500), make_job("b", parents=("student-a",)))
+    outcome = session.drive(plan, executor, runs, [interrupt], on_stop=lambda: asked.append("stop"))
+    assert outcome.stopped_by == number
+    assert asked == ["stop"]
+    assert isinstance(outcome.ends["student-a"], JobCancelled)
+    assert outcome.ends["student-a"].iteration > 0
+    assert signal.getsignal(number) == before
+
+
+def test_the_second_signal_kills(executor: Local, runs: Runs) -> None:
+    def interrupt_twice(event: Event) -> None:
+        if isinstance(event, JobProgress) and event.iteration == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    outcome = session.drive(make_plan(make_job(steps=2000, end="deaf")), executor, runs, [interrupt_twice])
+    assert isinstance(outcome.ends["student-a"], JobCancelled)
+    assert not runs.job("student-a").result.exists()
+
+
+def test_ctrl_c_in_an_inline_job_ends_the_plan(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = threading.Event()
+    stopped.set()
+    monkeypatch.setattr(stub_job, "STOP", stopped)
+    plan = make_plan(make_job("a"), make_job("b"))
+    outcome = session.drive(plan, Inline(module="tests.stubs.stub_job"), runs)
+    assert [type(event) for event in outcome.ends.values()] == [JobCancelled]
+    assert outcome.stopped_by == signal.SIGINT
+
+
+def test_an_observer_that_raises_leaves_no_job_running(executor: Local, runs: Runs) -> None:
+    def give_up(event: Event) -> None:
+        if isinstance(event, JobProgress):
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        session.drive(make_plan(make_job(steps=500)), executor, runs, [give_up])
+    assert FakeFollower.log[1][0] == "closed"
+    assert not runs.job("student-a").result.exists()
+
+
+def test_a_runs_folder_that_cannot_be_made_is_told(executor: Local, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match="KDLAB_RUNS"):
+        session.drive(make_plan(make_job()), executor, Runs(tmp_path / "file" / "runs"))
+
+
+def test_the_runs_folder_is_the_environment_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KDLAB_RUNS", raising=False)
+    assert session.runs_here().folder == Path("runs")
+    monkeypatch.setenv("KDLAB_RUNS", "/elsewhere")
+    assert session.runs_here().folder == Path("/elsewhere")
