@@ -1,0 +1,149 @@
+"""Checkpoints that are whole or not there, and that load without running anything in them."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+
+from kdlab.errors import JobError
+from kdlab.jobs.files import replacing
+
+
+def _statistic(owner: Any, name: str) -> Any:
+    """What `getattr` does for the one who asks for it in mmengine's checkpoints, and for nobody else."""
+    if owner is not HistoryBuffer or name not in ("mean", "max", "min", "current"):
+        raise pickle.UnpicklingError(f"it asks for the attribute {name} of {owner}")
+    return getattr(owner, name)
+
+
+# what mmengine and numpy put into checkpoints beside tensors: constructors of plain data, numpy's by
+# the names of numpy 1 and 2
+_ARRAY, _NUMBER = np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]
+SAFE_GLOBALS = [
+    HistoryBuffer,
+    (_statistic, "builtins.getattr"),
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + "?efd"},
+    *((_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_NUMBER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(path: Path, content: dict[str, Any]) -> str:
+    """Write a file atomically; returns its SHA-256.
+
+    Raises:
+        JobError: the disk is full or not writable; what was at `path` before stays.
+    """
+    try:
+        with replacing(path) as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        # torch's writer reports a failed write as a RuntimeError about positions
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise JobError(
+            "a checkpoint cannot be written",
+            where=str(path.parent),
+            got=cause.strerror or str(cause),
+            fix="make room; the same command goes on from the last checkpoint",
+        ) from error
+    return sha256(path)
+
+
+def load(path: Path) -> Any:
+    """Tensors and plain data from a checkpoint; code in it is refused.
+
+    Raises:
+        JobError: no file, a broken one, or one that holds more than data.
+    """
+    try:
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise JobError("no such checkpoint", where=str(path), fix="check the path") from None
+    except Exception as error:  # a broken file can raise anything
+        # torch wraps what it met into advice to load without the safeguard
+        met = error.__context__ if isinstance(error, pickle.UnpicklingError) and error.__context__ else error
+        raise JobError(
+            "the checkpoint cannot be read",
+            where=str(path),
+            got=f"{type(met).__name__}: {str(met).strip().partition('. ')[0][:200]}",
+            fix="fetch or train it again; kdlab never runs code from a checkpoint",
+        ) from error
+
+
+class TrainingCheckpoints:
+    """The training states of one job: the last two, each named by its iteration and its content's hash."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, iteration: int, state: dict[str, Any]) -> None:
+        """Write a state, then remove all others but the one of the iteration before it.
+
+        Raises:
+            JobError: the disk is full; what was there before stays.
+        """
+        unnamed = self.folder / "writing.pth"
+        digest = save(unnamed, state)
+        named = self.folder / f"{iteration:09d}-{digest}.pth"
+        unnamed.replace(named)
+        earlier = [path for path in self._newest_first() if path.name[:9] < named.name[:9]]
+        for old in set(self._newest_first()) - {named, *earlier[:1]}:
+            old.unlink()
+
+    def newest(self) -> tuple[dict[str, Any] | None, list[Path]]:
+        """The newest state whose hash is right, and the files that were passed over because theirs is not."""
+        broken: list[Path] = []
+        for path in self._newest_first():
+            if sha256(path) == path.stem.partition("-")[2]:
+                return load(path), broken
+            broken.append(path)
+        return None, broken
+
+    def clear(self) -> None:
+        """Remove all states; a finished job keeps its weights alone."""
+        for path in self._newest_first():
+            path.unlink()
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*-*.pth"), reverse=True)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of all global generators, as tensors and plain data."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """The inverse of `random_state`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,44 @@
+"""One file a detector family: how it is configured, and how methods see into it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import mmdet.models  # noqa: F401 - fills the registry
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from kdlab.training.detectors.base import Adapter
+
+init_default_scope("mmdet")
+# a line for every weight that is drawn helps nobody
+MMLogger.get_instance("kdlab", log_level="WARNING")
+
+
+def family(detector: str) -> type[Adapter]:
+    """The adapter class of a detector family, by the name of its file."""
+    module = importlib.import_module(f"kdlab.training.detectors.{detector}")
+    return module.FAMILY  # type: ignore[no-any-return]
+
+
+def build(settings: dict[str, Any], num_classes: int) -> nn.Module:
+    """The mmdet model of a recipe's `teacher:` or `student:`, with freshly drawn weights.
+
+    Args:
+        settings: a `ModelSettings` as plain data.
+        num_classes: K of the data set.
+    """
+    model = MODELS.build(config(settings, num_classes).model)
+    model.init_weights()
+    return model
+
+
+def config(settings: dict[str, Any], num_classes: int) -> Config:
+    """The mmdet config of a model: the family's, resized as the settings say, with `overrides` applied."""
+    cfg = Config({"model": family(settings["detector"]).config(settings, num_classes)})
+    cfg.merge_from_dict(settings["overrides"])
+    return cfg

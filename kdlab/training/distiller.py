@@ -1,0 +1,269 @@
+"""A student, a frozen teacher and weighted methods, trained as one mmengine model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from torch import Tensor, nn
+
+from kdlab.errors import JobError
+from kdlab.training.detectors import family
+from kdlab.training.methods import method_class
+from kdlab.training.methods.base import Method, Pair
+from kdlab.training.outputs import Assignment, Batch, DetectorOutputs
+
+
+class Distiller(BaseModel):
+    """Trains a student as mmdet would, and adds the weighted losses of its methods.
+
+    Without methods a training step is mmdet's own, to the bit. The teacher is in eval mode, without gradient
+    and outside `state_dict`, the optimiser and DDP's buckets.
+
+    Args:
+        student: an mmdet detector, its weights drawn already.
+        detector: the student's family.
+        methods: instance name -> `MethodSettings` as plain data.
+        teacher: a trained mmdet detector; required with methods.
+        detector_teacher: its family.
+        seed: from which, with the instance's name, each method draws its own trained parts and masks.
+
+    Raises:
+        JobError: there are methods and no teacher, or a method cannot serve this pair.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        detector: str,
+        methods: dict[str, dict[str, Any]] | None = None,
+        teacher: nn.Module | None = None,
+        detector_teacher: str = "",
+        seed: int = 0,
+    ) -> None:
+        if methods and teacher is None:
+            raise JobError("methods need a teacher", got=", ".join(methods), fix="hand one over")
+        teachers = (teacher,) if methods and teacher is not None else ()
+        preprocessors = [model.data_preprocessor for model in (student, *teachers)]
+        super().__init__(data_preprocessor=PairPreprocessor(*preprocessors))
+        self.student = student
+        self.adapter = family(detector)(student)
+        # a tuple, because a module kept as an attribute would be registered
+        self._teacher = tuple(model.eval().requires_grad_(False) for model in teachers)
+        self.terms = nn.ModuleDict()
+        self.distilling = bool(teachers)
+        self.iteration, self.max_iterations = 0, 1
+        self.raw_terms: dict[str, Tensor] = {}
+        if teachers:
+            self.adapter_teacher = family(detector_teacher)(teachers[0])
+            pair = Pair(self.adapter.facts, self.adapter_teacher.facts)
+            self.terms.update(
+                {name: Term(name, options, pair, seed) for name, options in (methods or {}).items()}
+            )
+
+    @property
+    def trained_parts(self) -> dict[str, int]:
+        """Parameters that each method instance trains beside the student."""
+        return {name: sum(p.numel() for p in term.parameters()) for name, term in self.terms.items()}
+
+    def forward(
+        self,
+        inputs: Tensor,
+        data_samples: list[Any] | None = None,
+        mode: str = "tensor",
+        inputs_teacher: Tensor | None = None,
+    ) -> Any:
+        """As mmdet's detectors; in mode "loss" with the methods' losses added.
+
+        Args:
+            inputs: (B, 3, H, W) as the student's preprocessor made them.
+            data_samples: mmdet's `DetDataSample` of each image.
+            mode: "loss", "predict" or "tensor".
+            inputs_teacher: (B, 3, H, W) the same pixels as the teacher's preprocessor made them.
+        """
+        if mode == "loss" and self.distilling:
+            return self._distill(inputs, data_samples, inputs_teacher)
+        return self.student(inputs, data_samples, mode=mode)
+
+    @torch.no_grad()
+    def teacher_outputs(self, inputs: Tensor) -> DetectorOutputs:
+        """The teacher's view of (B, 3, H, W) inputs."""
+        (model,) = self._teacher
+        with self.adapter_teacher.recording(self._towers()) as caught:
+            model.bbox_head(model.extract_feat(inputs))
+        return self.adapter_teacher.outputs(caught)
+
+    def _distill(self, inputs: Tensor, data_samples: Any, inputs_teacher: Tensor | None) -> dict[str, Any]:
+        with self.adapter.recording(self._towers()) as caught, self.adapter.capturing_assignment(caught):
+            losses = self.student.loss(inputs, data_samples)
+        teacher = self.teacher_outputs(inputs if inputs_teacher is None else inputs_teacher)
+        # small differences of scores and features do not survive half precision
+        with torch.autocast(inputs.device.type, enabled=False):
+            student, assignment = self.adapter.outputs(caught), self.adapter.assignment(caught)
+            self.raw_terms = {}
+            for term in self.terms.values():
+                batch = make_batch(data_samples, inputs, self.iteration, self.max_iterations, term.generator)
+                weight = term.weight_at(self.iteration)
+                for key, raw in term(batch, student, teacher, assignment).items():
+                    losses[f"loss_{key}"] = weight * raw
+                    self.raw_terms[key] = raw.detach()
+        return losses
+
+    def _towers(self) -> list[Any]:
+        return sorted({tower for term in self.terms.values() for tower in term.method.towers})
+
+    def init_weights(self) -> None:
+        """Nothing: the weights were drawn when the student was built, before anything else could draw."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Distiller:
+        """Move the teacher with the student."""
+        for model in self._teacher:
+            model._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def _set_device(self, device: torch.device) -> None:
+        """Let the teacher's preprocessor put its images where the student's does."""
+        for model in self._teacher:
+            model._set_device(device)
+        super()._set_device(device)
+
+
+class PairPreprocessor(BaseDataPreprocessor):
+    """Normalises the same pixels for each model: one tensor where their preprocessing is equal.
+
+    The teacher's images are padded to the student's divisor, so that both see the same geometry.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
+        super().__init__()
+        self.student = student
+        self._teacher: tuple[nn.Module, ...] = ()
+        if teacher is not None:
+            teacher.pad_size_divisor = student.pad_size_divisor
+            if _preprocessing(teacher) != _preprocessing(student):
+                self._teacher = (teacher,)
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """Inputs for the student and, in training, `inputs_teacher` where they differ."""
+        teacher = [model(dict(data), training)["inputs"] for model in self._teacher if training]
+        out = self.student(data, training)
+        return {**out, "inputs_teacher": teacher[0]} if teacher else out
+
+
+def _preprocessing(preprocessor: nn.Module) -> tuple[Any, ...]:
+    statistics = [preprocessor.mean, preprocessor.std] if preprocessor._enable_normalize else []
+    return (
+        [value.flatten().tolist() for value in statistics],
+        preprocessor._channel_conversion,
+        preprocessor.pad_value,
+    )
+
+
+class Term(nn.Module):
+    """One method instance: its connectors, levels, weight, warm-up and random numbers."""
+
+    def __init__(self, name: str, settings: dict[str, Any], pair: Pair, seed: int) -> None:
+        super().__init__()
+        self.name, self.weight, self.warmup_iters = name, settings["weight"], settings["warmup_iters"]
+        cls = method_class(settings["method"])
+        self.levels = matched_levels(
+            pair.student.strides, pair.teacher.strides, settings["match"], settings["levels"]
+        )
+        if reasons := pair.refusals(cls, settings["options"]) + ["no level is matched"] * (not self.levels):
+            raise JobError(
+                f"{settings['method']} cannot serve this pair",
+                where=f"methods.{name}",
+                got="; ".join(reasons),
+                fix="use a method that can, or a pair that agrees; see: kdlab ls methods",
+            )
+        own_seed = seed_of(seed, name)
+        self.generator = torch.Generator().manual_seed(own_seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(own_seed)
+            self.method: Method = cls(pair, **settings["options"])
+            connector = self.method.connector
+            self.connectors = connector and connector.build(
+                pair.student.channels, pair.teacher.channels, len(self.levels)
+            )
+
+    def weight_at(self, iteration: int) -> float:
+        """The weight, which grows linearly over the warm-up."""
+        return self.weight * min(1.0, (iteration + 1) / (self.warmup_iters + 1))
+
+    def forward(
+        self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment
+    ) -> dict[str, Tensor]:
+        """The method's raw losses, named after the instance."""
+        levels_student, levels_teacher = zip(*self.levels, strict=True)
+        feats_teacher = [teacher.feats[level] for level in levels_teacher]
+        feats_student = [student.feats[level] for level in levels_student]
+        if self.connectors is not None:
+            feats_student = [conv(feat) for conv, feat in zip(self.connectors, feats_student, strict=True)]
+        feats_student = [
+            feat
+            if feat.shape[-2:] == goal.shape[-2:]
+            else F.interpolate(feat, goal.shape[-2:], mode="bilinear")
+            for feat, goal in zip(feats_student, feats_teacher, strict=True)
+        ]
+        loss = self.method(
+            batch,
+            student.through(levels_student, feats_student),
+            teacher.through(levels_teacher, feats_teacher),
+            assignment,
+        )
+        parts = loss if isinstance(loss, dict) else {"": loss}
+        return {f"{self.name}.{part}" if part else self.name: value for part, value in parts.items()}
+
+
+def matched_levels(
+    strides_student: Sequence[int],
+    strides_teacher: Sequence[int],
+    match: str,
+    wanted: Sequence[int] | None,
+) -> list[tuple[int, int]]:
+    """(student level, teacher level) pairs of equal stride or, with `match` "index", of equal position."""
+    if match == "index":
+        pairs = [(level, level) for level in range(min(len(strides_student), len(strides_teacher)))]
+    else:
+        pairs = [
+            (level, strides_teacher.index(stride))
+            for level, stride in enumerate(strides_student)
+            if stride in strides_teacher
+        ]
+    return [(mine, theirs) for mine, theirs in pairs if wanted is None or strides_student[mine] in wanted]
+
+
+def make_batch(
+    data_samples: Sequence[Any],
+    inputs: Tensor,
+    iteration: int,
+    max_iterations: int,
+    generator: torch.Generator | None = None,
+) -> Batch:
+    """The ground truth of mmdet's samples, all images together."""
+    objects = [sample.gt_instances for sample in data_samples]
+    counts = torch.tensor([len(image) for image in objects], device=inputs.device)
+
+    def shapes(name: str) -> Tensor:
+        return torch.tensor([sample.metainfo[name][:2] for sample in data_samples], device=inputs.device)
+
+    return Batch(
+        gt_boxes=torch.cat([getattr(image.bboxes, "tensor", image.bboxes) for image in objects]).view(-1, 4),
+        gt_labels=torch.cat([image.labels for image in objects]),
+        gt_image=torch.repeat_interleave(torch.arange(len(objects), device=inputs.device), counts),
+        image_shapes=shapes("img_shape"),
+        pad_shapes=shapes("pad_shape"),
+        input_shape=(inputs.shape[-2], inputs.shape[-1]),
+        iteration=iteration,
+        max_iterations=max_iterations,
+        generator=generator,
+    )
+
+
+def seed_of(seed: int, name: str) -> int:
+    """A seed for something named, from a recipe's seed: equal on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")

@@ -1,0 +1,270 @@
+"""The training loop: what it does at (seed, epoch, batch) depends on nothing else, so a kill is a resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import PARAM_SCHEDULERS
+from torch.utils.data import DataLoader
+
+from kdlab.errors import JobError
+from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress
+from kdlab.training.checkpoints import TrainingCheckpoints, random_state, restore_random_state
+from kdlab.training.distiller import Distiller
+
+REPORTS = 100
+"""Into how many intervals a schedule is cut over which losses are averaged, of at most 50 iterations each."""
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """Training was asked to stop and wrote a checkpoint."""
+
+
+@dataclass
+class Progress:
+    """Where training stands: all of it is in the checkpoint."""
+
+    epoch: int = 0
+    batch: int = 0
+    iteration: int = 0
+    wall_s: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    losses: list[dict[str, float]] = field(default_factory=list)
+    window: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class Clock:
+    """Seconds of each step of this process, and of it the wait for data."""
+
+    step_s: list[float] = field(default_factory=list)
+    data_s: list[float] = field(default_factory=list)
+
+    def medians(self, last: int | None = None) -> tuple[float, float]:
+        """Of the last steps, or of all."""
+        if not self.step_s:
+            return 0.0, 0.0
+        start = -last if last else 0
+        return median(self.step_s[start:]), median(self.data_s[start:])
+
+
+class TrainingLoop:
+    """Trains a Distiller over a schedule, evaluating and writing checkpoints on the way.
+
+    Args:
+        distiller: the model, on its device.
+        loader: of `training_loader`.
+        schedule: a recipe's `Schedule` as plain data.
+        checkpoints: where states are written to and resumed from.
+        evaluate: gives the metrics of the student as it is.
+        emit: takes an event kind and its fields.
+        may_write: raises where another process has taken the job over.
+        should_stop: asked after every iteration.
+        checkpoint_minutes: longest time between two checkpoints.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        loader: DataLoader,
+        schedule: dict[str, Any],
+        checkpoints: TrainingCheckpoints,
+        evaluate: Callable[[], dict[str, float]],
+        emit: Callable[..., None],
+        may_write: Callable[[], None] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
+        checkpoint_minutes: float = 10.0,
+    ) -> None:
+        self.distiller, self.loader, self.schedule = distiller, loader, schedule
+        self.checkpoints, self.evaluate, self.emit = checkpoints, evaluate, emit
+        self.may_write, self.should_stop = may_write, should_stop
+        self.checkpoint_s = 60 * checkpoint_minutes
+        # reading a loss there waits for the device, so it is read only for a report
+        self.on_gpu = next(distiller.parameters()).is_cuda
+        self.epochs = schedule["epochs"]
+        self.batches = len(loader.batch_sampler)
+        self.iterations = self.epochs * self.batches
+        self.interval = max(1, min(50, self.iterations // REPORTS))
+        self.optim = build_optimiser(distiller, schedule)
+        self.schedulers = build_schedulers(self.optim, schedule, self.iterations)
+        self.optim.initialize_count_status(distiller, 0, self.iterations)
+        self.progress, self.clock = Progress(), Clock()
+        self._checkpoint_at = self._started = time.monotonic()
+
+    def run(self) -> Progress:
+        """Train to the end of the schedule, from the newest whole checkpoint if there is one.
+
+        Raises:
+            Stopped: on request, after a checkpoint.
+            JobError: a loss is not finite, or a checkpoint cannot be written.
+        """
+        while self.progress.epoch < self.epochs:
+            self._run_epoch()
+        return self.progress
+
+    def resume(self) -> list[str]:
+        """Go back to the newest whole checkpoint; returns the names of broken ones that were passed over."""
+        state, broken = self.checkpoints.newest()
+        if state is not None:
+            self._restore(state)
+        return [path.name for path in broken]
+
+    def _run_epoch(self) -> None:
+        at = self.progress
+        self.distiller.train()
+        self.loader.batch_sampler.start_at(at.epoch, at.batch)
+        asked = time.perf_counter()
+        for data in self.loader:
+            got = time.perf_counter()
+            self._step(data)
+            now = time.perf_counter()
+            self.clock.step_s.append(now - asked)
+            self.clock.data_s.append(got - asked)
+            self._after_step()
+            asked = time.perf_counter()
+        at.epoch, at.batch = at.epoch + 1, 0
+        self._evaluate_if_due()
+        self._save()
+
+    def _step(self, data: Any) -> None:
+        """One iteration of mmengine's optimiser wrapper around one step of the Distiller."""
+        self.distiller.iteration, self.distiller.max_iterations = self.progress.iteration, self.iterations
+        losses = self.distiller.train_step(data, self.optim)
+        for scheduler in self.schedulers:
+            scheduler.step()
+        raw = {f"raw_{name}": value for name, value in self.distiller.raw_terms.items()}
+        self.progress.window.append({name: value.detach() for name, value in {**losses, **raw}.items()})
+
+    def _after_step(self) -> None:
+        at = self.progress
+        at.batch, at.iteration = at.batch + 1, at.iteration + 1
+        if not self.on_gpu:
+            self._settle_window()
+        if at.iteration % self.interval == 0 or at.iteration == self.iterations:
+            self._report()
+        if self.should_stop():
+            self._save()
+            raise Stopped
+        if time.monotonic() - self._checkpoint_at > self.checkpoint_s:
+            self._save()
+
+    def _settle_window(self) -> None:
+        """Bring the losses since the last report to the host, and stop at one that is not finite."""
+        window = self.progress.window
+        for place, losses in enumerate(window):
+            window[place] = {name: float(value) for name, value in losses.items()}
+            bad = [name for name, value in window[place].items() if not math.isfinite(value)]
+            if bad:
+                named = [name for name in bad if name != "loss"] or bad
+                raise JobError(
+                    f"{', '.join(named)} is not finite",
+                    where=f"iteration {self.progress.iteration - len(window) + place + 1}",
+                    got=", ".join(f"{name} {window[place][name]}" for name in named),
+                    fix="lower schedule.lr or the method's weight, or give it warmup_iters; "
+                    "the last good checkpoint is kept",
+                )
+
+    def _report(self) -> None:
+        self._settle_window()
+        at, window = self.progress, self.progress.window
+        means = {name: sum(step[name] for step in window) / len(window) for name in window[0]}
+        at.window = []
+        lr = self.optim.get_lr()["lr"][0]
+        at.losses.append({"iteration": at.iteration, "lr": lr, **means})
+        step_s, data_s = self.clock.medians(last=self.interval)
+        self.emit(
+            JobProgress,
+            epoch=at.epoch,
+            epochs=self.epochs,
+            iteration=at.iteration,
+            iterations=self.iterations,
+            losses=means,
+            lr=lr,
+            step_s=step_s,
+            data_s=data_s,
+            eta_s=(self.iterations - at.iteration) * step_s,
+        )
+
+    def _evaluate_if_due(self) -> None:
+        at, every = self.progress, self.schedule["eval_every"]
+        if at.epoch == self.epochs or (every and at.epoch % every == 0):
+            metrics = self.evaluate()
+            at.history.append({"epoch": at.epoch, "iteration": at.iteration, **metrics})
+            shown = {name: value for name, value in metrics.items() if "/" not in name}
+            self.emit(JobEvaluated, epoch=at.epoch, iteration=at.iteration, metrics=shown)
+
+    def _save(self) -> None:
+        self._settle_window()
+        self.may_write()
+        now = time.monotonic()
+        self.progress.wall_s += now - self._started
+        self._started = self._checkpoint_at = now
+        self.checkpoints.save(self.progress.iteration, self._state())
+        self.emit(JobCheckpointed, iteration=self.progress.iteration)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "progress": json.dumps(vars(self.progress)),
+            "distiller": self.distiller.state_dict(),
+            "optimiser": self.optim.state_dict(),
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "random": random_state(),
+            "generators": {name: term.generator.get_state() for name, term in self.distiller.terms.items()},
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.progress = Progress(**json.loads(state["progress"]))
+        self.distiller.load_state_dict(state["distiller"])
+        self.optim.load_state_dict(state["optimiser"])
+        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        for name, term in self.distiller.terms.items():
+            term.generator.set_state(state["generators"][name])
+        restore_random_state(state["random"])
+
+
+def build_optimiser(distiller: Distiller, schedule: dict[str, Any]) -> OptimWrapper:
+    """The optimiser over everything that trains: the student and what the methods brought."""
+    optimizer = {"type": "SGD", "momentum": schedule["momentum"]}
+    if schedule["optimizer"] == "adamw":
+        optimizer = {"type": "AdamW"}
+    wrapper = {"fp32": "OptimWrapper", "amp": "AmpOptimWrapper"}[schedule["precision"]]
+    clip = schedule["clip_grad"]
+    return build_optim_wrapper(
+        distiller,
+        {
+            "type": wrapper,
+            "optimizer": {
+                **optimizer,
+                "fused": True,
+                "lr": schedule["lr"],
+                "weight_decay": schedule["weight_decay"],
+            },
+            "clip_grad": {"max_norm": clip} if clip else None,
+        },
+    )
+
+
+def build_schedulers(optim: OptimWrapper, schedule: dict[str, Any], iterations: int) -> list[Any]:
+    """Linear warm-up, then steps or a cosine, all counted in iterations."""
+    warmup = min(schedule["warmup_iters"], iterations - 1)
+    configs: list[dict[str, Any]] = []
+    # mmengine's ramp ends one step early: one of a single step would never leave its start
+    if warmup > 1:
+        configs.append({"type": "LinearLR", "start_factor": schedule["warmup_factor"], "end": warmup})
+    if schedule["decay"] == "cosine":
+        configs.append({"type": "CosineAnnealingLR", "T_max": iterations - warmup, "begin": warmup})
+    else:
+        milestones = [round(part * iterations) for part in schedule["milestones"]]
+        configs.append({"type": "MultiStepLR", "milestones": milestones, "gamma": 0.1})
+    return [
+        PARAM_SCHEDULERS.build({**config, "by_epoch": False}, default_args={"optimizer": optim})
+        for config in configs
+    ]

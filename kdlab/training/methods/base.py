@@ -1,0 +1,105 @@
+"""What every method is: a module that compares two models' outputs and returns raw scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from kdlab.training.outputs import Assignment, Batch, DetectorOutputs, Facts
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a method may know of the two models before it sees data."""
+
+    student: Facts
+    teacher: Facts
+
+    def refusals(self, method: type[Method], options: Mapping[str, Any]) -> list[str]:
+        """Why a method cannot serve the two models under these options; empty where it can."""
+
+        def under(always: tuple[str, ...], when: dict[tuple[str, Any], tuple[str, ...]]) -> set[str]:
+            besides = [when[case] for case in when if options.get(case[0]) == case[1]]
+            return {*always, *(name for names in besides for name in names)}
+
+        lacks = [
+            f"the {role} has no {need}"
+            for need in sorted(under(method.needs, method.needs_when))
+            for role, facts in vars(self).items()
+            if need not in facts.provides
+        ]
+        for name in sorted(under(method.requires_equal, method.requires_equal_when)):
+            fact = "num_classes" if name == "classes" else name
+            mine, theirs = getattr(self.student, fact), getattr(self.teacher, fact)
+            if mine != theirs:
+                lacks.append(f"the student's {name} {mine}, the teacher's {theirs}")
+        return lacks
+
+
+@dataclass(frozen=True)
+class Connector:
+    """How a method wants the student's neck maps brought to the teacher's channels.
+
+    Args:
+        kernel: size of the convolution.
+        shared_over_levels: one convolution for all levels.
+        init: "default" of torch, or "near_zero": N(0, 1e-4).
+        always: a convolution also where the channels agree; else the identity there.
+    """
+
+    kernel: Literal[1, 3] = 1
+    shared_over_levels: bool = False
+    init: Literal["default", "near_zero"] = "default"
+    always: bool = False
+
+    def build(self, channels_student: int, channels_teacher: int, levels: int) -> nn.ModuleList:
+        """One module a level: a convolution, the same convolution, or the identity."""
+        if channels_student == channels_teacher and not self.always:
+            return nn.ModuleList(nn.Identity() for _ in range(levels))
+        convs = [
+            nn.Conv2d(channels_student, channels_teacher, self.kernel, padding=self.kernel // 2)
+            for _ in range(1 if self.shared_over_levels else levels)
+        ]
+        if self.init == "near_zero":
+            for conv in convs:
+                nn.init.normal_(conv.weight, std=1e-4)
+                nn.init.zeros_(conv.bias)
+        return nn.ModuleList(convs * levels if self.shared_over_levels else convs)
+
+
+class Method(nn.Module):
+    """A distillation loss. Literals below are read from source with `ast`, so that plans need no torch.
+
+    A subclass takes its options as annotated keyword arguments of `__init__` and implements `forward`.
+    It never owns weights, warm-up, connectors or names of losses: the Distiller does.
+    """
+
+    default_weight: ClassVar[float]
+    """The published weight, or the first one that worked; the docstring says which."""
+    default_weight_when: ClassVar[dict[tuple[str, Any], float]] = {}
+    """Another weight under an option's value: {("region", "whole"): 0.002}."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Fields of the interface without which the method cannot run."""
+    needs_when: ClassVar[dict[tuple[str, Any], tuple[str, ...]]] = {}
+    """More of them under an option's value: {("rank", "loc"): ("boxes",)}."""
+    requires_equal: ClassVar[tuple[str, ...]] = ()
+    """Facts in which teacher and student must agree: classes, strides, anchors, priors, channels, head."""
+    requires_equal_when: ClassVar[dict[tuple[str, Any], tuple[str, ...]]] = {}
+    """More of them under an option's value."""
+    towers: tuple[tuple[Literal["cls", "reg"], int], ...] = ()
+    """Tower convolutions to record; set in `__init__` where they depend on the pair."""
+    connector: ClassVar[Connector | None] = None
+    """How `student.feats` are to be aligned; None leaves them as they are."""
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__()
+        self.pair = pair
+
+    def forward(
+        self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment
+    ) -> Tensor | dict[str, Tensor]:
+        """The raw, unweighted loss: one scalar, or several by name; in the graph even where it is 0."""
+        raise NotImplementedError

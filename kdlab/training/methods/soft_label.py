@@ -1,0 +1,85 @@
+"""Soft labels: copy the teacher's class scores at the student's positives."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdlab.training.methods.base import Method, Pair
+from kdlab.training.outputs import Assignment, Batch, DetectorOutputs
+
+
+def sigmoid_soft_label_loss(logits_student: Tensor, logits_teacher: Tensor, avg_factor: Tensor) -> Tensor:
+    """Binary cross-entropy of each class with the teacher's probability as its target.
+
+    Args:
+        logits_student: (P, K) at the positives of the batch.
+        logits_teacher: (P, K) at the same priors; no gradient flows here.
+        avg_factor: () positives, averaged over ranks.
+
+    Returns:
+        Scalar >= 0, sum over classes and positives over `avg_factor`; 0 and in the graph without positives.
+        At equal logits it is the teacher's entropy, not 0.
+
+    Source: the usual form for dense sigmoid heads; docs/methods.md, soft_label.  Differs: none known.
+    """
+    target = logits_teacher.detach().sigmoid()
+    return F.binary_cross_entropy_with_logits(logits_student, target, reduction="sum") / avg_factor
+
+
+def softmax_soft_label_loss(
+    logits_student: Tensor, logits_teacher: Tensor, avg_factor: Tensor, temperature: float
+) -> Tensor:
+    """KL of softened class distributions, as mmdet's knowledge distillation loss and LD's main KD have it.
+
+    Args:
+        logits_student: (P, K) at the positives of the batch.
+        logits_teacher: (P, K) at the same priors; no gradient flows here.
+        avg_factor: () positives, averaged over ranks.
+        temperature: T; the loss is scaled by its square.
+
+    Returns:
+        Scalar >= 0: T^2 times the mean over classes of the KL's terms, over `avg_factor`; 0 at equal logits.
+
+    Source: Hinton et al., 2015, in the form of Zheng et al., CVPR 2022 (LD).  Differs: none known.
+    """
+    log_student = (logits_student / temperature).log_softmax(1)
+    log_teacher = (logits_teacher.detach() / temperature).log_softmax(1)
+    divergence = F.kl_div(log_student, log_teacher, log_target=True, reduction="none").mean(1)
+    return temperature**2 * divergence.sum() / avg_factor
+
+
+class SoftLabel(Method):
+    """Soft labels at the positives of the student's own assigner.
+
+    Args:
+        pair: the two models; they need equal classes and equal priors.
+        form: `sigmoid` for dense heads, whose classes are independent (weight 1); `softmax` for parity with
+            LD (weight 10).
+        temperature: T of the softmax form; the sigmoid form has none.
+
+    Source: docs/methods.md, soft_label.  Differs: none known.
+    """
+
+    default_weight = 1.0
+    default_weight_when = {("form", "softmax"): 10.0}
+    needs = ("cls_maps", "assignment")
+    requires_equal = ("classes", "priors")
+
+    def __init__(
+        self, pair: Pair, *, form: Literal["sigmoid", "softmax"] = "sigmoid", temperature: float = 2.0
+    ) -> None:
+        super().__init__(pair)
+        self.form, self.temperature = form, temperature
+
+    def forward(
+        self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment
+    ) -> Tensor:
+        """The loss over all positives of the batch at once."""
+        image, prior, _ = assignment.positives(batch)
+        logits = student.gather_logits(image, prior), teacher.gather_logits(image, prior)
+        if self.form == "sigmoid":
+            return sigmoid_soft_label_loss(*logits, assignment.num_positives)
+        return softmax_soft_label_loss(*logits, assignment.num_positives, self.temperature)

@@ -1,0 +1,161 @@
+"""Tiny models and batches for tests of the training side.
+
+torch and mmdet are imported inside the fixtures, so that all other tests stay quick.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kdlab.training  # noqa: F401 - without torch, and from here on mmdet finds its compiled operators
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+CLASSES = 3
+
+# (height, width), boxes, labels: overlapping objects, more than there are classes, an image without any
+# between two that have some, all of different size
+IMAGES: list[tuple[tuple[int, int], list[list[float]], list[int]]] = [
+    (
+        (64, 96),
+        [[4, 4, 40, 40], [10, 8, 60, 50], [12, 12, 36, 44], [0, 0, 90, 62], [70, 40, 84, 58]],
+        [0, 1, 2, 0, 1],
+    ),
+    ((64, 64), [], []),
+    ((40, 56), [[5, 5, 30, 35], [8, 8, 28, 30]], [2, 2]),
+]
+
+
+@pytest.fixture(scope="session")
+def model_settings() -> Callable[..., dict[str, Any]]:
+    """`model_settings("gfl", width=16)`: a recipe's `student:` as plain data."""
+
+    def model_settings(detector: str, **changes: Any) -> dict[str, Any]:
+        return {
+            "detector": detector,
+            "backbone": "resnet18",
+            "width": 8,
+            "neck_channels": 16,
+            "head_convs": 2,
+            "strides": (8, 16, 32),
+            "init": "none",
+            "overrides": {},
+        } | changes
+
+    return model_settings
+
+
+@pytest.fixture(scope="session")
+def torch_() -> Any:
+    """torch on one thread, with every family of mmdet registered."""
+    import torch
+
+    import kdlab.training.detectors  # noqa: F401
+
+    torch.set_num_threads(1)
+    return torch
+
+
+@pytest.fixture(scope="session")
+def build(torch_: Any, model_settings: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    """`build("gfl", seed=0, classes=3, width=8)`: a tiny model, its predictions unlike everywhere."""
+    from kdlab.training import detectors
+
+    @cache
+    def built(settings: str, classes: int, seed: int) -> Any:
+        with torch_.random.fork_rng(devices=[]):
+            torch_.manual_seed(seed)
+            model = detectors.build(json.loads(settings), classes)
+            for layer in model.bbox_head.modules():
+                if isinstance(layer, torch_.nn.Conv2d):
+                    torch_.nn.init.normal_(layer.weight, std=0.1)
+                    if layer.bias is not None:
+                        torch_.nn.init.zeros_(layer.bias)
+            for level, layer in enumerate(getattr(model.bbox_head, "scales", ())):
+                layer.scale.data.fill_(1 + level / 10)
+        return model
+
+    def build(detector: str, seed: int = 0, classes: int = CLASSES, **changes: Any) -> Any:
+        return copy.deepcopy(built(json.dumps(model_settings(detector, **changes)), classes, seed))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def raw_batch(torch_: Any) -> Callable[..., dict[str, Any]]:
+    """`raw_batch()`: the adversarial batch as a loader gives it; `raw_batch([1])` some of its images."""
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.bbox import HorizontalBoxes
+    from mmengine.structures import InstanceData
+
+    def image(number: int) -> tuple[Any, Any]:
+        (height, width), boxes, labels = IMAGES[number]
+        generator = torch_.Generator().manual_seed(number)
+        pixels = torch_.randint(0, 256, (3, height, width), dtype=torch_.uint8, generator=generator)
+        sample = DetDataSample(
+            metainfo={"img_id": number, "img_shape": (height, width), "ori_shape": (height, width),
+                      "scale_factor": (1.0, 1.0)}
+        )  # fmt: skip
+        sample.gt_instances = InstanceData(
+            bboxes=HorizontalBoxes(torch_.tensor(boxes, dtype=torch_.float32).view(-1, 4)),
+            labels=torch_.tensor(labels, dtype=torch_.long),
+        )
+        sample.ignored_instances = InstanceData(
+            bboxes=HorizontalBoxes(torch_.zeros(0, 4)), labels=torch_.zeros(0, dtype=torch_.long)
+        )
+        return pixels, sample
+
+    def raw_batch(numbers: Any = (0, 1, 2)) -> dict[str, Any]:
+        images = [image(number) for number in numbers]
+        return {"inputs": [pixels for pixels, _ in images], "data_samples": [sample for _, sample in images]}
+
+    return raw_batch
+
+
+@pytest.fixture(scope="session")
+def term() -> Callable[..., dict[str, Any]]:
+    """`term("rm", score="logit")`: a recipe's `MethodSettings` as plain data."""
+
+    def term(method: str, *, weight: float = 1.0, warmup_iters: int = 0, match: str = "stride",
+             levels: Any = None, **options: Any) -> dict[str, Any]:  # fmt: skip
+        return {
+            "method": method,
+            "weight": weight,
+            "warmup_iters": warmup_iters,
+            "match": match,
+            "levels": levels,
+            "options": options,
+        }
+
+    return term
+
+
+@pytest.fixture(scope="session")
+def distil(build: Callable[..., Any]) -> Callable[..., Any]:
+    """`distil("gfl", {"rm": term("rm")})`: a Distiller of a tiny student and a tiny teacher."""
+    from kdlab.training.distiller import Distiller
+
+    def distil(detector: str, methods: dict[str, Any] | None = None, *, seed: int = 0, teacher: Any = None,
+               **student: Any) -> Any:  # fmt: skip
+        if teacher is None:
+            teacher = build(detector, seed=99)
+        return Distiller(build(detector, seed, **student), detector, methods or {}, teacher, detector, seed)
+
+    return distil
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A data set of 24 training scenes and 8 for evaluation, 64 px wide."""
+    from kdlab.datasets import digits
+
+    cache_folder: Path = tmp_path_factory.mktemp("digits")
+    return digits.prepare(image_px=64, train_images=24, val_images=8, cache=str(cache_folder))

@@ -1,0 +1,201 @@
+"""COCO's metrics equal those of pycocotools, and hold where pycocotools stumbles."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from kdlab.datasets.base import DatasetFiles
+from kdlab.training.data import evaluation_loader, mmdet_dataset
+from kdlab.training.evaluation import NAMES, CocoMetric, evaluate
+
+# ids with gaps and out of order; labels count in the order of the ids
+CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 90, "name": "eel"}]
+CLASSES = ("dog", "cat", "eel")
+IDS = (2, 7, 90)
+EMPTY_IMAGE = 40
+
+
+def scene(seed: int, first_id: int = 1) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Labels of six images, one without objects, and detections scattered around and beside them."""
+    rng = np.random.default_rng(seed)
+    images = [{"id": 10 * n, "width": 400, "height": 300, "file_name": f"{n}.png"} for n in range(1, 7)]
+    annotations, samples = [], []
+    for image in images:
+        count = 0 if image["id"] == EMPTY_IMAGE else int(rng.integers(1, 7))
+        # sides from 10 to 150 px: small, medium and large
+        corners, sides = rng.uniform(0, 200, (count, 2)), 10 ** rng.uniform(1, 2.2, (count, 2))
+        labels = rng.integers(0, 3, count)
+        for corner, side, label in zip(corners, sides, labels, strict=True):
+            annotations.append({"image_id": image["id"], "category_id": IDS[label], "area": side.prod(),
+                                "bbox": [*corner, *side], "iscrowd": int(rng.random() < 0.15)})  # fmt: skip
+        moved = np.repeat(corners, 3, 0) + rng.normal(0, 4, (3 * count, 2))
+        grown = np.repeat(sides, 3, 0) * rng.uniform(0.8, 1.25, (3 * count, 2))
+        boxes = np.concatenate([np.hstack([moved, moved + grown]), rng.uniform(0, 100, (5, 4)).cumsum(1)])
+        found = np.concatenate([np.repeat(labels, 3), rng.integers(0, 3, 5)])
+        samples.append(sample(image["id"], boxes, rng.random(len(boxes)), found))
+    for number, annotation in enumerate(annotations, start=first_id):
+        annotation["id"] = number
+    return {"images": images, "categories": CATEGORIES, "annotations": annotations}, samples
+
+
+def sample(image: int, boxes: Any, scores: Any, labels: Any) -> dict[str, Any]:
+    found = {
+        "bboxes": torch.as_tensor(boxes, dtype=torch.float32).view(-1, 4),
+        "scores": torch.as_tensor(scores, dtype=torch.float32),
+        "labels": torch.as_tensor(labels, dtype=torch.long),
+    }
+    return {"img_id": image, "pred_instances": found}
+
+
+def measured(folder: Path, labels: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, float]:
+    path = folder / "labels.json"
+    path.write_text(json.dumps(labels))
+    metric = CocoMetric(path, CLASSES)
+    metric.process(None, samples)
+    return metric.evaluate(size=len(samples))
+
+
+def expected(labels: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, float]:
+    """The same by pycocotools; what has no objects is left out."""
+    truth = COCO()
+    truth.dataset = copy.deepcopy(labels)
+    truth.createIndex()
+    rows = []
+    for one in samples:
+        found = {name: value.double().numpy() for name, value in one["pred_instances"].items()}
+        for box, score, label in zip(found["bboxes"], found["scores"], found["labels"], strict=True):
+            rows.append({"image_id": one["img_id"], "category_id": IDS[int(label)], "score": score,
+                         "bbox": [*box[:2], *(box[2:] - box[:2])]})  # fmt: skip
+    evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
+    evaluation.evaluate(), evaluation.accumulate(), evaluation.summarize()
+    metrics = dict(zip(NAMES, evaluation.stats, strict=False))
+    for place, category in enumerate(evaluation.params.catIds):
+        precision = evaluation.eval["precision"][:, :, place, 0, -1]
+        name = CLASSES[IDS.index(category)]
+        metrics[f"class/{name}"] = precision[precision > -1].mean() if (precision > -1).any() else -1
+    return {name: 100 * value for name, value in metrics.items() if value > -1}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_metrics_equal_those_of_pycocotools(tmp_path: Path, seed: int) -> None:
+    labels, samples = scene(seed)
+    found, reference = measured(tmp_path, labels, samples), expected(labels, samples)
+    assert found == pytest.approx(reference, abs=1e-6)
+    assert 5 < found["AP"] < 95
+
+
+def test_equal_scores_are_ordered_as_pycocotools_orders_them(tmp_path: Path) -> None:
+    labels, samples = scene(0)
+    for one in samples:
+        one["pred_instances"]["scores"] = one["pred_instances"]["scores"].mul(4).round() / 4
+    assert measured(tmp_path, labels, samples) == pytest.approx(expected(labels, samples), abs=1e-6)
+
+
+def test_more_detections_than_count_are_cut_as_pycocotools_cuts_them(tmp_path: Path) -> None:
+    labels, samples = scene(1)
+    found = samples[0]["pred_instances"]
+    many = {name: torch.cat([value] * 20) for name, value in found.items()}
+    many["scores"] = many["scores"] * torch.linspace(0.5, 1, len(many["scores"]))
+    samples[0]["pred_instances"] = many
+    assert len(many["scores"]) > 100
+    assert measured(tmp_path, labels, samples) == pytest.approx(expected(labels, samples), abs=1e-6)
+
+
+def test_an_annotation_of_id_0_counts_as_any_other(tmp_path: Path) -> None:
+    # pycocotools takes a detection that matches it for unmatched, so it is asked with ids from 1
+    from_one, samples = scene(2)
+    from_zero, _ = scene(2, first_id=0)
+    assert measured(tmp_path, from_zero, samples) == pytest.approx(expected(from_one, samples), abs=1e-6)
+
+
+def test_finding_all_objects_scores_100(tmp_path: Path) -> None:
+    labels, _ = scene(3)
+    samples = []
+    for image in labels["images"]:
+        mine = [a for a in labels["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]]
+        boxes = np.array([[*a["bbox"][:2], *np.add(a["bbox"][:2], a["bbox"][2:])] for a in mine])
+        found = [IDS.index(a["category_id"]) for a in mine]
+        samples.append(sample(image["id"], boxes.reshape(-1, 4), np.ones(len(mine)), found))
+    assert all(value == pytest.approx(100) for value in measured(tmp_path, labels, samples).values())
+
+
+def test_finding_nothing_scores_0(tmp_path: Path) -> None:
+    labels, samples = scene(3)
+    nothing = [sample(one["img_id"], [], [], []) for one in samples]
+    found = measured(tmp_path, labels, nothing)
+    assert found.keys() >= {*NAMES, "class/dog", "class/cat", "class/eel"}
+    assert set(found.values()) == {0.0}
+
+
+def test_finding_in_one_image_only_still_counts_all(tmp_path: Path) -> None:
+    labels, samples = scene(4)
+    one = [
+        entry if place == 0 else sample(entry["img_id"], [], [], []) for place, entry in enumerate(samples)
+    ]
+    assert measured(tmp_path, labels, one) == pytest.approx(expected(labels, one), abs=1e-6)
+
+
+def test_sizes_and_classes_without_objects_are_absent(tmp_path: Path) -> None:
+    labels, samples = scene(5)
+    labels["annotations"] = [
+        a for a in labels["annotations"] if a["area"] < 96**2 and a["category_id"] != 90 and not a["iscrowd"]
+    ]
+    found = measured(tmp_path, labels, samples)
+    assert "APl" not in found
+    assert "class/eel" not in found
+    assert found == pytest.approx(expected(labels, samples), abs=1e-6)
+
+
+def test_metric_can_be_used_again(tmp_path: Path) -> None:
+    labels, samples = scene(0)
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(labels))
+    metric = CocoMetric(path, CLASSES)
+    results = []
+    for _ in range(2):
+        metric.process(None, samples)
+        results.append(metric.evaluate(size=len(samples)))
+    assert results[0] == results[1]
+
+
+def test_evaluating_a_model_puts_its_mode_back_and_leaves_its_weights(
+    build: Any, digits: DatasetFiles
+) -> None:
+    model = build("gfl", classes=10).train()
+    model.bbox_head.test_cfg.score_thr = 0.0
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loader = evaluation_loader(mmdet_dataset(digits, digits.val, None, None), 3, 0)
+    found = evaluate(model, loader, CocoMetric(digits.val.labels, digits.classes))
+    assert 0 <= found["AP"] < 50
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_evaluation_is_in_the_coordinates_of_the_unresized_image(build: Any, digits: DatasetFiles) -> None:
+    class Oracle(torch.nn.Module):
+        """Finds each object where it is in the image that it is shown."""
+
+        def val_step(self, data: Any) -> Any:
+            for shown in data["data_samples"]:
+                truth = shown.gt_instances
+                truth.bboxes = truth.bboxes.tensor
+                truth.scores = torch.ones(len(truth))
+                shown.pred_instances = build("gfl").bbox_head._bbox_post_process(
+                    results=truth, cfg={}, rescale=True, with_nms=False, img_meta=shown.metainfo
+                )
+            return data["data_samples"]
+
+    dataset = mmdet_dataset(digits, digits.val, [128, 128], None)
+    found = evaluate(
+        Oracle(), evaluation_loader(dataset, 4, 0), CocoMetric(digits.val.labels, digits.classes)
+    )
+    assert found["AP"] == pytest.approx(100)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdlab.datasets import digits
+from kdlab.errors import JobError
+from kdlab.jobs.events import JobFailed, JobFinished, JobStarted, read_from
+from kdlab.jobs.files import write_json
+from kdlab.jobs.job import Job, JobPaths, JobResult, Resources
+from kdlab.training.job import run_job
+
+MODEL: dict[str, Any] = {
+    "detector": "gfl",
+    "backbone": "resnet18",
+    "width": 8,
+    "neck_channels": 16,
+    "head_convs": 1,
+    "strides": [8, 16],
+    "init": "none",
+    "overrides": {},
+}
+SCHEDULE: dict[str, Any] = {
+    "epochs": 1,
+    "batch_size": 4,
+    "lr": 1e-3,
+    "optimizer": "adamw",
+    "momentum": 0.9,
+    "weight_decay": 0.05,
+    "decay": "cosine",
+    "milestones": [],
+    "warmup_iters": 2,
+    "warmup_factor": 0.1,
+    "clip_grad": 35.0,
+    "precision": "fp32",
+    "channels_last": False,
+    "gpus": 1,
+    "eval_every": 1,
+    "keep_best": False,
+}
+RM = {"method": "rm", "weight": 4.0, "warmup_iters": 0, "match": "stride", "levels": None, "options": {}}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return digits.prepare(image_px=64, train_images=12, val_images=6, cache=cache).to_dict()
+
+
+@pytest.fixture
+def teacher(files: dict[str, Any]) -> Job:
+    settings = {
+        "model": MODEL,
+        "schedule": SCHEDULE,
+        "methods": {},
+        "teacher": None,
+        "threads": 1,
+        "dataset": {"scale": None, "flip": 0.0},
+    }
+    return Job("teacher-1", "teacher", "teacher", 0, settings, inputs={"dataset": files})
+
+
+def student(teacher: Job, **settings: Any) -> Job:
+    changed = {"methods": {"rm": RM}, "teacher": MODEL, **settings}
+    return replace(
+        teacher,
+        id="student-1",
+        kind="student",
+        arm="rm",
+        parents=(teacher.id,),
+        settings=teacher.settings | changed,
+    )
+
+
+def lay(folder: Path, job: Job) -> JobPaths:
+    paths = JobPaths(folder / job.id)
+    paths.folder.mkdir()
+    write_json(paths.job, job.to_dict())
+    return paths
+
+
+def test_teacher_then_student_leave_complete_results(tmp_path: Path, teacher: Job) -> None:
+    run_job(lay(tmp_path, teacher))
+    paths = lay(tmp_path, student(teacher))
+    result = run_job(paths)
+    assert result == JobResult.read(paths)
+    assert result is not None
+    assert set(result.metrics) >= {"AP", "AP50", "AP75"}
+    assert result.history[-1]["iteration"] == 3
+    assert {"student_step_s", "teacher_forward_s", "distill_step_s"} <= result.timing.keys()
+    assert {"loss_rm", "raw_rm", "loss_cls"} <= result.losses[-1].keys()
+    assert result.model["trained_parts"] == {"rm": 0}
+    assert result.data["images"] == 12
+    assert result.environment["device"].startswith("cpu: ")
+    assert result.peak_memory_gb < 3
+    assert [path.name for path in paths.checkpoints.iterdir()] == ["weights.pth"]
+    kinds = [type(event) for event in read_from(paths.events).events]
+    assert kinds[0] is JobStarted
+    assert kinds[-1] is JobFinished
+
+
+def test_student_config_builds_with_mmdet_alone(tmp_path: Path, teacher: Job) -> None:
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
+
+    from kdlab.training import checkpoints
+
+    paths = lay(tmp_path, teacher)
+    run_job(paths)
+    model = MODELS.build(Config.fromfile(paths.config).model)
+    model.load_state_dict(checkpoints.load(paths.weights)["state_dict"])
+
+
+def test_exploding_loss_fails_with_the_term_and_keeps_no_result(tmp_path: Path, teacher: Job) -> None:
+    exploding = SCHEDULE | {"lr": 1e20, "warmup_iters": 0, "clip_grad": None, "epochs": 3}
+    paths = lay(tmp_path, replace(teacher, settings=teacher.settings | {"schedule": exploding}))
+    with pytest.raises(JobError, match="is not finite"):
+        run_job(paths)
+    failure = json.loads(paths.failure.read_text())
+    assert "iteration" in failure["where"]
+    assert "weight" in failure["fix"]
+    assert not paths.result.exists()
+    assert isinstance(read_from(paths.events).events[-1], JobFailed)
+
+
+def test_teacher_whose_weights_changed_is_refused(tmp_path: Path, teacher: Job) -> None:
+    paths = lay(tmp_path, teacher)
+    run_job(paths)
+    data = bytearray(paths.weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    paths.weights.write_bytes(data)
+    with pytest.raises(JobError, match="missing or not the ones that its result names"):
+        run_job(lay(tmp_path, student(teacher)))
+
+
+def test_missing_image_is_told_with_its_name(tmp_path: Path, teacher: Job) -> None:
+    labels = json.loads(Path(teacher.inputs["dataset"]["train"]["labels"]).read_text())
+    labels["images"][3]["file_name"] = "gone.png"
+    changed = tmp_path / "labels.json"
+    changed.write_text(json.dumps(labels))
+    split = {**teacher.inputs["dataset"]["train"], "labels": str(changed)}
+    inputs = {"dataset": {**teacher.inputs["dataset"], "train": split}}
+    paths = lay(tmp_path, replace(teacher, inputs=inputs))
+    with pytest.raises(JobError, match=r"gone\.png"):
+        run_job(paths)
+
+
+def test_gpu_job_without_a_gpu_says_how_to_go_on(tmp_path: Path, teacher: Job) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    paths = lay(tmp_path, replace(teacher, resources=Resources(gpus=1)))
+    with pytest.raises(Exception, match="torch sees none"):
+        run_job(paths)

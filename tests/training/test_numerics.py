@@ -1,0 +1,115 @@
+"""Numbers move on purpose or not at all: ten steps of every detector and method against a file.
+
+`KDLAB_WRITE_GOLDEN=1 python -m pytest tests/training/test_numerics.py` writes the file anew, and refuses
+where a number moved and `NUMERICS` was not raised.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdlab import catalog
+from kdlab.errors import JobError
+from kdlab.jobs.job import NUMERICS
+from kdlab.training.distiller import Distiller
+from kdlab.training.loop import build_optimiser
+
+FILE = Path(__file__).parent / "golden_losses.json"
+CASES = [" ".join(case) for case in product(catalog.detectors(), ["baseline", *catalog.methods()])]
+WRITE = "KDLAB_WRITE_GOLDEN"
+# other processors round differently; a step of SGD at a small rate does not blow that up
+TOLERANCE = {"rel": 1e-4, "abs": 1e-6}
+SCHEDULE = {"optimizer": "sgd", "lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "clip_grad": 35.0,
+            "precision": "fp32"}  # fmt: skip
+BATCHES = ([0, 1], [2, 0]) * 5
+
+
+def moved(found: Any, known: Any) -> bool:
+    if found is None or known is None or found.keys() != known.keys():
+        return found != known
+    return any(found[name] != pytest.approx(known[name], **TOLERANCE) for name in found)
+
+
+@pytest.fixture(scope="module")
+def golden() -> Iterator[dict[str, Any]]:
+    """The file's content: read, or written at the end with what was measured."""
+    known = json.loads(FILE.read_text()) if FILE.exists() else {"numerics": 0, "losses": {}}
+    if not os.environ.get(WRITE):
+        yield known
+        return
+    measured: dict[str, Any] = {"numerics": NUMERICS, "losses": {}}
+    yield measured
+    both = measured["losses"].keys() & known["losses"].keys()
+    if known["numerics"] == NUMERICS and any(
+        moved(measured["losses"][case], known["losses"][case]) for case in both
+    ):
+        pytest.fail("numbers moved: raise NUMERICS in kdlab/jobs/job.py, then write them")
+    FILE.write_text(json.dumps(measured, indent=1) + "\n")
+
+
+@pytest.fixture
+def ten_steps(
+    build: Callable[..., Any], term: Callable[..., Any], raw_batch: Callable[..., Any]
+) -> Callable[[str], dict[str, list[float]] | None]:
+    """Total and raw losses of ten steps; None where the method refuses the detector."""
+
+    def ten_steps(case: str) -> dict[str, list[float]] | None:
+        detector, method = case.split()
+        methods = {} if method == "baseline" else {method: term(method)}
+        try:
+            distiller = Distiller(
+                build(detector, 0, neck_channels=8), detector, methods, build(detector, 1), detector
+            )
+        except JobError:
+            return None
+        optim = build_optimiser(distiller.train(), SCHEDULE)
+        losses: dict[str, list[float]] = {}
+        for iteration, images in enumerate(BATCHES):
+            distiller.iteration, distiller.max_iterations = iteration, len(BATCHES)
+            total = distiller.train_step(raw_batch(images), optim)["loss"]
+            for name, value in {"loss": total, **distiller.raw_terms}.items():
+                losses.setdefault(name, []).append(float(f"{value.item():.7g}"))
+        return losses
+
+    return ten_steps
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ten_steps_cost_what_they_cost_before(
+    golden: dict[str, Any], ten_steps: Callable[[str], Any], case: str
+) -> None:
+    assert torch.get_num_threads() == 1
+    found = ten_steps(case)
+    if os.environ.get(WRITE):
+        golden["losses"][case] = found
+    elif case not in golden["losses"]:
+        pytest.fail(f"{case} has no numbers yet: {WRITE}=1 python -m pytest {Path(__file__).name}")
+    elif moved(found, golden["losses"][case]):
+        pytest.fail(
+            f"the losses of {case} moved\n  before {golden['losses'][case]}\n  now    {found}\n"
+            f"on purpose? raise NUMERICS in kdlab/jobs/job.py, then {WRITE}=1 python -m pytest "
+            f"tests/training/{Path(__file__).name}"
+        )
+
+
+def test_the_file_belongs_to_this_numerics_and_to_these_plugins(golden: dict[str, Any]) -> None:
+    assert golden["numerics"] == NUMERICS, f"NUMERICS was raised: write {FILE.name} anew with {WRITE}=1"
+    assert list(golden["losses"]) == CASES, f"plugins came or went: write {FILE.name} anew with {WRITE}=1"
+
+
+def test_a_method_adds_its_weighted_loss_to_the_same_first_step(golden: dict[str, Any]) -> None:
+    losses = golden["losses"]
+    for detector, method in product(catalog.detectors(), catalog.methods()):
+        if arm := losses[f"{detector} {method}"]:
+            terms = sum(values[0] for name, values in arm.items() if name != "loss")
+            assert arm["loss"][0] == pytest.approx(
+                losses[f"{detector} baseline"]["loss"][0] + terms, rel=1e-5
+            )
