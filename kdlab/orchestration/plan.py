@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Self
 
-from kdlab.errors import UsageError
+from kdlab.errors import Fault, UsageError
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import NUMERICS, SCHEMA, Job, Kind, Resources, Runs
 from kdlab.orchestration import facts as facts_of
@@ -96,7 +96,7 @@ def build(recipe: Recipe, facts: Facts, past: Mapping[str, PastJob]) -> Plan:
     Raises:
         UsageError: a method cannot serve the pair; all such faults at once.
     """
-    faults = pairing.faults(recipe, facts.student, facts.teacher)
+    faults = [*pairing.faults(recipe, facts.student, facts.teacher), *_unfit(recipe, facts)]
     if faults:
         raise UsageError(faults=faults)
     jobs = tuple(_planned(job, facts, past) for job in _jobs(recipe, facts))
@@ -237,13 +237,24 @@ def _work(job: Job) -> float:
     return float((3 * flops["student"] + flops["teacher"]) * job.settings["schedule"]["epochs"])
 
 
+def _unfit(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
+    """What the recipe asks of a device that this machine lacks."""
+    schedules = {"schedule": recipe.schedule}
+    if recipe.teacher:
+        schedules["teacher.schedule"] = recipe.teacher.schedule
+    for key, schedule in schedules.items():
+        if schedule.precision == "amp" and facts.device == "cpu":
+            what = f"{key}.precision: amp needs a GPU"
+            yield Fault(
+                what, recipe.path, "a machine without one", "fp32, amp", f"--set {key}.precision=fp32"
+            )
+
+
 def _notes(recipe: Recipe, facts: Facts) -> Iterator[str]:
     if facts.teacher and facts.teacher["strides"] != facts.student["strides"]:
         shared = set(facts.teacher["strides"]) & set(facts.student["strides"])
         left = sorted(set(facts.teacher["strides"]) ^ set(facts.student["strides"]))
         yield f"methods meet at strides {sorted(shared)}; {left} have no partner"
-    if facts.device == "cuda" and recipe.schedule.gpus > 1:
-        yield "jobs of several GPUs are not served yet; each trains on one"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -63,7 +63,7 @@ class ModelSettings(Settings):
         neck_channels: channels of every level.
         head_convs: convolutions of each tower.
         strides: of the levels, in input pixels: 4 or 8 and on, each twice the one before.
-        init: "none", "imagenet" or a path of weights.
+        init: the backbone's first weights: "none" draws them, "imagenet" fetches torchvision's.
         overrides: values by dotted key of the mmdet config.
     """
 
@@ -73,7 +73,7 @@ class ModelSettings(Settings):
     neck_channels: PositiveInt = 256
     head_convs: NonNegativeInt = 4
     strides: Annotated[tuple[int, ...], Listed] = (8, 16, 32, 64, 128)
-    init: str = "none"
+    init: Literal["none", "imagenet"] = "none"
     overrides: dict[str, Any] = {}
 
     @field_validator("strides")
@@ -101,7 +101,7 @@ class Schedule(Settings):
         warmup_iters: steps of linear warm-up.
         warmup_factor: where the warm-up starts, as a fraction of `lr`.
         clip_grad: largest norm of the gradient; None does not clip.
-        gpus: of one job.
+        gpus: of one job; more than one is not served yet.
         precision: "fp32" or "amp".
         channels_last: memory layout of images and features.
         threads: CPU threads of one job.
@@ -121,7 +121,7 @@ class Schedule(Settings):
     warmup_iters: NonNegativeInt = 500
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
     clip_grad: PositiveFloat | None = None
-    gpus: PositiveInt = 1
+    gpus: Literal[1] = 1
     precision: Literal["fp32", "amp"] = "fp32"
     channels_last: bool = False
     threads: PositiveInt = 1
@@ -149,26 +149,15 @@ class Schedule(Settings):
             raise ValueError("must ascend")
         return milestones
 
-    @field_validator("gpus")
-    @classmethod
-    def _even(cls, gpus: int, info: ValidationInfo) -> int:
-        if info.data.get("batch_size", gpus) % gpus:
-            raise ValueError(f"must divide batch_size, {info.data['batch_size']}")
-        return gpus
-
 
 class TeacherSettings(ModelSettings):
-    """`teacher:`, the source; trained by the plan unless there is a checkpoint.
+    """`teacher:`, the source; trained by the plan.
 
     Args:
-        checkpoint: path or URL of its weights.
-        expect_ap: the AP that it should have, 0 to 100; the plan stops where it misses that by more than 0.5.
         seed: of its training.
         schedule: of its training; keys that are left out are the recipe's.
     """
 
-    checkpoint: str | None = None
-    expect_ap: Annotated[float, Field(ge=0, le=100)] | None = None
     seed: Seed = 0
     schedule: Schedule
 
@@ -198,12 +187,10 @@ class Resources(Settings):
 
     Args:
         workers: loader processes of one job.
-        share: jobs that may share one GPU.
         checkpoint_minutes: time between checkpoints for resuming.
     """
 
     workers: NonNegativeInt = 0
-    share: PositiveInt = 1
     checkpoint_minutes: PositiveFloat = 10.0
 
 

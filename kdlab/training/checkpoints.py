@@ -109,6 +109,10 @@ class TrainingCheckpoints:
         for old in set(self._newest_first()) - {named, *earlier[:1]}:
             old.unlink()
 
+    def save_best(self, state: dict[str, Any]) -> None:
+        """Keep weights as those of the best evaluation; they stay when the states go."""
+        save(self.folder / "best.pth", state)
+
     def newest(self) -> tuple[dict[str, Any] | None, list[Path]]:
         """The newest state whose hash is right, and the files that were passed over because theirs is not."""
         broken: list[Path] = []

@@ -30,9 +30,6 @@ class CocoMetric(BaseMetric):
     def __init__(self, labels: Path, classes: Sequence[str]) -> None:
         super().__init__()
         dataset = json.loads(labels.read_text())
-        # an annotation of id 0 would read as "unmatched" and its detection as a false positive
-        for number, annotation in enumerate(dataset["annotations"], start=1):
-            annotation["id"] = number
         self._ground_truth = COCO(dataset)
         self._classes = tuple(classes)
         ids = {category["name"]: category["id"] for category in dataset["categories"]}
@@ -52,12 +49,8 @@ class CocoMetric(BaseMetric):
 
     def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
         """The metrics over all rows; a model that finds nothing has AP 0."""
-        rows = np.concatenate(results)
-        if not len(rows):
-            rows = np.array(
-                [[self._ground_truth.get_img_ids()[0], 0, 0, 0, 0, 0, self._category_ids[0]]], float
-            )
-        evaluation = COCOeval(self._ground_truth, self._ground_truth.load_res(rows), "bbox")
+        detections = self._ground_truth.load_res(np.concatenate(results))
+        evaluation = COCOeval(self._ground_truth, detections, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         # (IoU thresholds from 0.50 by 0.05, recalls, classes, areas, detection limits up to 100)

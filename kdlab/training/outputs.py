@@ -30,7 +30,7 @@ class Batch:
         input_shape: height and width of the stacked input.
         iteration: finished iterations.
         max_iterations: iterations of the whole schedule.
-        generator: the random numbers of the method that is asked.
+        generator: the method's own random numbers, drawn on the CPU whatever the device.
     """
 
     gt_boxes: Tensor

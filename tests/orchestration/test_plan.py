@@ -170,3 +170,9 @@ def test_rm_with_quality_refuses_a_head_without_quality() -> None:
 def test_levels_must_be_strides_of_the_student() -> None:
     with pytest.raises(UsageError, match="levels names strides that the student lacks"):
         build("arms={pfi: {pfi: {levels: [64]}}}")
+
+
+def test_mixed_precision_is_refused_without_a_gpu() -> None:
+    with pytest.raises(UsageError, match="precision: amp needs a GPU"):
+        build("schedule.precision=amp")
+    assert build("schedule.precision=amp", facts=replace(FACTS, device="cuda")).jobs

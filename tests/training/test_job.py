@@ -157,3 +157,10 @@ def test_gpu_job_without_a_gpu_says_how_to_go_on(tmp_path: Path, teacher: Job) -
     paths = lay(tmp_path, replace(teacher, resources=Resources(gpus=1)))
     with pytest.raises(Exception, match="torch sees none"):
         run_job(paths)
+
+
+def test_best_weights_are_kept_where_asked(tmp_path: Path, teacher: Job) -> None:
+    asked = SCHEDULE | {"keep_best": True}
+    paths = lay(tmp_path, replace(teacher, settings=teacher.settings | {"schedule": asked}))
+    run_job(paths)
+    assert sorted(path.name for path in paths.checkpoints.iterdir()) == ["best.pth", "weights.pth"]

@@ -1,0 +1,35 @@
+"""What distillation costs is measured with and without it, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kdlab.training.bench import step_times
+from kdlab.training.distiller import Distiller
+from kdlab.training.loop import build_optimiser
+
+SCHEDULE = {"optimizer": "sgd", "lr": 1e-3, "momentum": 0.9, "weight_decay": 0.0, "clip_grad": None,
+            "precision": "fp32"}  # fmt: skip
+
+
+def test_without_methods_there_is_only_the_students_step(
+    distil: Callable[..., Distiller], raw_batch: Callable[..., Any]
+) -> None:
+    distiller = distil("gfl")
+    times = step_times(distiller, build_optimiser(distiller, SCHEDULE), raw_batch([0]), rounds=1)
+    assert times.keys() == {"student_step_s"}
+    assert times["student_step_s"] > 0
+
+
+def test_with_methods_all_three_are_timed_and_only_one_distils(
+    distil: Callable[..., Distiller], term: Callable[..., Any], raw_batch: Callable[..., Any]
+) -> None:
+    distiller = distil("gfl", {"rm": term("rm")})
+    calls: list[bool] = []
+    distiller.terms["rm"].register_forward_hook(lambda *_: calls.append(distiller.distilling))
+    times = step_times(distiller, build_optimiser(distiller, SCHEDULE), raw_batch([0]), rounds=1)
+    assert times.keys() == {"student_step_s", "teacher_forward_s", "distill_step_s"}
+    # once a round and twice to warm up
+    assert calls == [True] * 3
+    assert distiller.distilling
