@@ -33,7 +33,7 @@ class Distiller(BaseModel):
         seed: from which, with the instance's name, each method draws its own trained parts and masks.
 
     Raises:
-        JobError: there are methods and no teacher, or a method cannot serve this pair.
+        JobError: there are methods and no teacher, or a method meets the teacher at no level.
     """
 
     def __init__(
@@ -169,22 +169,17 @@ class Term(nn.Module):
     def __init__(self, name: str, settings: dict[str, Any], pair: Pair, seed: int) -> None:
         super().__init__()
         self.name, self.weight, self.warmup_iters = name, settings["weight"], settings["warmup_iters"]
-        cls = method_class(settings["method"])
         self.levels = matched_levels(
             pair.student.strides, pair.teacher.strides, settings["match"], settings["levels"]
         )
-        if reasons := pair.refusals(cls, settings["options"]) + ["no level is matched"] * (not self.levels):
-            raise JobError(
-                f"{settings['method']} cannot serve this pair",
-                where=f"methods.{name}",
-                got="; ".join(reasons),
-                fix="use a method that can, or a pair that agrees; see: kdlab ls methods",
-            )
+        if not self.levels:
+            strides = f"student {pair.student.strides}, teacher {pair.teacher.strides}"
+            raise JobError("no level is matched", where=f"methods.{name}", got=strides, fix="change levels")
         own_seed = seed_of(seed, name)
         self.generator = torch.Generator().manual_seed(own_seed)
         with torch.random.fork_rng():
             torch.manual_seed(own_seed)
-            self.method: Method = cls(pair, **settings["options"])
+            self.method: Method = method_class(settings["method"])(pair, **settings["options"])
             connector = self.method.connector
             self.connectors = connector and connector.build(
                 pair.student.channels, pair.teacher.channels, len(self.levels)

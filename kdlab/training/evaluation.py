@@ -14,6 +14,8 @@ from mmengine.evaluator import BaseMetric
 from torch import nn
 from torch.utils.data import DataLoader
 
+from kdlab.errors import JobError
+
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
@@ -23,6 +25,9 @@ class CocoMetric(BaseMetric):
     Args:
         labels: COCO JSON of the evaluated images.
         classes: names in the order of the model's labels.
+
+    Raises:
+        JobError: the labels hold no objects, so there is nothing to measure.
     """
 
     default_prefix = ""
@@ -30,6 +35,10 @@ class CocoMetric(BaseMetric):
     def __init__(self, labels: Path, classes: Sequence[str]) -> None:
         super().__init__()
         dataset = json.loads(labels.read_text())
+        if not any(not annotation.get("iscrowd") for annotation in dataset["annotations"]):
+            raise JobError(
+                "the evaluation labels hold no objects", where=str(labels), fix="choose another split"
+            )
         self._ground_truth = COCO(dataset)
         self._classes = tuple(classes)
         ids = {category["name"]: category["id"] for category in dataset["categories"]}

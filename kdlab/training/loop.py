@@ -196,8 +196,10 @@ class TrainingLoop:
         at, every = self.progress, self.schedule["eval_every"]
         if at.epoch == self.epochs or (every and at.epoch % every == 0):
             metrics = self.evaluate()
+            keep = self.schedule["keep_best"] and all(metrics["AP"] > entry["AP"] for entry in at.history)
             at.history.append({"epoch": at.epoch, "iteration": at.iteration, **metrics})
-            if self.schedule["keep_best"] and metrics["AP"] >= max(entry["AP"] for entry in at.history):
+            if keep:
+                self.may_write()
                 self.checkpoints.save_best({"state_dict": self.distiller.student.state_dict()})
             shown = {name: value for name, value in metrics.items() if "/" not in name}
             self.emit(JobEvaluated, epoch=at.epoch, iteration=at.iteration, metrics=shown)

@@ -7,7 +7,6 @@ each with the "settings" of a model, "num_classes" and "input" (height, width); 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import sys
 from dataclasses import asdict
@@ -27,9 +26,8 @@ def probe(settings: dict[str, Any], num_classes: int, input_shape: tuple[int, in
     """What the plan may know of a model.
 
     Returns:
-        `Facts` as plain data and: "params"; "flops" of one image (2 a multiply-add); "priors", a hash of the
-        priors on a fixed input; "batch_norm_trains", whether its statistics move in training;
-        "preprocessing".
+        `Facts` as plain data and: "params"; "flops" of one image (2 a multiply-add); "batch_norm_trains",
+        whether its statistics move in training; "preprocessing".
     """
     cfg = detectors.config(settings, num_classes).model
     cfg.backbone.init_cfg = None
@@ -41,7 +39,6 @@ def probe(settings: dict[str, Any], num_classes: int, input_shape: tuple[int, in
         **asdict(adapter.facts),
         "params": sum(p.numel() for p in model.parameters()),
         "flops": _flops(model, input_shape),
-        "priors": _priors(adapter),
         "batch_norm_trains": any(isinstance(m, _BatchNorm) and m.training for m in model.modules()),
         "preprocessing": {key: cfg.data_preprocessor[key] for key in ("mean", "std", "bgr_to_rgb")},
     }
@@ -53,12 +50,6 @@ def _flops(model: nn.Module, input_shape: tuple[int, int]) -> int:
     with counter, torch.no_grad():
         model(torch.empty(1, 3, height, width, device="meta"), mode="tensor")
     return counter.get_total_flops()
-
-
-def _priors(adapter: Any) -> str:
-    sizes = [(-(-256 // stride),) * 2 for stride in adapter.facts.strides]
-    values = adapter.priors(sizes, torch.device("cpu")).boxes.double().numpy().round(3)
-    return hashlib.sha256(values.tobytes()).hexdigest()[:16]
 
 
 def main() -> int:

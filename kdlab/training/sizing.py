@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
-from mmengine.config import ConfigDict
-from mmengine.hub import get_config
+import mmdet
+from mmengine.config import Config, ConfigDict
 
 from kdlab.errors import UsageError
 
+CONFIGS = Path(mmdet.__file__).parent / ".mim" / "configs"
 DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
 
 
@@ -19,7 +21,8 @@ def resized(base: str, settings: dict[str, Any], num_classes: int) -> ConfigDict
     Raises:
         UsageError: the backbone is not one that kdlab can size.
     """
-    model: ConfigDict = get_config(f"mmdet::{base}").model
+    # mmengine's `get_config` finds the same file after reading a hundred others
+    model: ConfigDict = Config.fromfile(CONFIGS / base).model
     start = int(math.log2(settings["strides"][0])) - 2
     stages = min(4, start + len(settings["strides"]))
     channels = _size_backbone(model.backbone, settings, stages)

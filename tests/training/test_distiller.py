@@ -365,28 +365,6 @@ def test_methods_without_a_teacher_are_refused(build: Callable[..., Any], term: 
         Distiller(build("gfl"), "gfl", {"rm": term("rm")})
 
 
-@pytest.mark.parametrize(
-    ("method", "teacher", "named"),
-    [
-        ("rm", ("fcos", {}), "priors"),
-        ("soft_label", ("gfl", {"strides": (4, 8, 16)}), "priors"),
-        ("pfi", ("retinanet", {}), "anchors 1, the teacher's 9"),
-    ],
-)
-def test_a_pair_that_a_method_cannot_serve_is_refused(
-    build: Callable[..., Any], term: Callable[..., Any], method: str, teacher: Any, named: str
-) -> None:
-    detector, changes = teacher
-    with pytest.raises(JobError, match=named) as raised:
-        Distiller(build("gfl"), "gfl", {method: term(method)}, build(detector, 1, **changes), detector)
-    assert f"methods.{method}" in str(raised.value)
-
-
-def test_missing_quality_is_refused(distil: Callable[..., Distiller], term: Callable[..., Any]) -> None:
-    with pytest.raises(JobError, match="the student has no quality_maps"):
-        distil("gfl", {"rm": term("rm", quality=True)})
-
-
 def test_levels_that_nobody_has_are_refused(
     distil: Callable[..., Distiller], term: Callable[..., Any]
 ) -> None:

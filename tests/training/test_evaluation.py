@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from kdlab.datasets.base import DatasetFiles
+from kdlab.errors import JobError
 from kdlab.training.data import evaluation_loader, mmdet_dataset
 from kdlab.training.evaluation import NAMES, CocoMetric, evaluate
 
@@ -199,3 +200,11 @@ def test_evaluation_is_in_the_coordinates_of_the_unresized_image(build: Any, dig
         Oracle(), evaluation_loader(dataset, 4, 0), CocoMetric(digits.val.labels, digits.classes)
     )
     assert found["AP"] == pytest.approx(100)
+
+
+def test_labels_without_objects_are_refused(tmp_path: Path) -> None:
+    labels = tmp_path / "val.json"
+    empty = {"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    labels.write_text(json.dumps(empty))
+    with pytest.raises(JobError, match="hold no objects"):
+        CocoMetric(labels, ["a"])

@@ -14,7 +14,7 @@ from torch import Tensor
 from kdlab.datasets.base import DatasetFiles
 from kdlab.errors import JobError
 from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress
-from kdlab.training.checkpoints import TrainingCheckpoints
+from kdlab.training.checkpoints import TrainingCheckpoints, load
 from kdlab.training.data import mmdet_dataset, training_loader
 from kdlab.training.distiller import Distiller
 from kdlab.training.loop import Stopped, TrainingLoop, build_optimiser, build_schedulers
@@ -34,6 +34,7 @@ SCHEDULE = {
     "clip_grad": 35.0,
     "precision": "fp32",
     "eval_every": 1,
+    "keep_best": False,
 }
 
 
@@ -203,10 +204,10 @@ def test_a_process_that_lost_its_job_writes_nothing(make_loop: Callable[..., Tra
     def may_write() -> None:
         raise JobError("taken over")
 
-    loop = make_loop(may_write=may_write)
+    loop = make_loop(may_write=may_write, changes={"keep_best": True})
     with pytest.raises(JobError, match="taken over"):
         loop.run()
-    assert loop.checkpoints.newest() == (None, [])
+    assert list(loop.checkpoints.folder.iterdir()) == []
 
 
 # --- reports, evaluations, checkpoints ---
@@ -245,6 +246,23 @@ def test_evaluation_comes_when_due_and_after_the_last_epoch(
     assert [entry["epoch"] for entry in history] == epochs
     assert history[-1] == {"epoch": 2, "iteration": 8, "AP": fingerprint(loop.distiller), "class/0": 1.0}
     assert all(fields["metrics"].keys() == {"AP"} for fields in events(loop, JobEvaluated))
+
+
+@pytest.mark.parametrize("course", [[3.0, 2.0, 3.0], [1.0, 3.0, 2.0]], ids=["first", "second"])
+def test_best_weights_are_those_of_the_first_evaluation_that_none_exceeds(
+    make_loop: Callable[..., TrainingLoop], course: list[float]
+) -> None:
+    loop = make_loop(methods=(), changes={"epochs": 3, "keep_best": True})
+    evaluated: list[dict[str, Tensor]] = []
+
+    def evaluate() -> dict[str, float]:
+        evaluated.append({name: value.clone() for name, value in loop.distiller.student.state_dict().items()})
+        return {"AP": course[len(evaluated) - 1]}
+
+    loop.evaluate = evaluate
+    loop.run()
+    kept, expected = load(loop.checkpoints.folder / "best.pth")["state_dict"], evaluated[course.index(3.0)]
+    assert all(torch.equal(kept[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize(("minutes", "expected"), [(10.0, [4, 8]), (0.0, [1, 2, 3, 4, 4, 5, 6, 7, 8, 8])])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,26 +16,6 @@ class Pair:
 
     student: Facts
     teacher: Facts
-
-    def refusals(self, method: type[Method], options: Mapping[str, Any]) -> list[str]:
-        """Why a method cannot serve the two models under these options; empty where it can."""
-
-        def under(always: tuple[str, ...], when: dict[tuple[str, Any], tuple[str, ...]]) -> set[str]:
-            besides = [when[case] for case in when if options.get(case[0]) == case[1]]
-            return {*always, *(name for names in besides for name in names)}
-
-        lacks = [
-            f"the {role} has no {need}"
-            for need in sorted(under(method.needs, method.needs_when))
-            for role, facts in vars(self).items()
-            if need not in facts.provides
-        ]
-        for name in sorted(under(method.requires_equal, method.requires_equal_when)):
-            fact = "num_classes" if name == "classes" else name
-            mine, theirs = getattr(self.student, fact), getattr(self.teacher, fact)
-            if mine != theirs:
-                lacks.append(f"the student's {name} {mine}, the teacher's {theirs}")
-        return lacks
 
 
 @dataclass(frozen=True)
