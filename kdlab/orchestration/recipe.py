@@ -248,6 +248,6 @@ def _known_only(raw: Any, known: Iterable[str], path: KeyPath, what: str, docume
         return raw
     for key in raw:
         if key not in known:
-            fix = _fix(suggestion(key, list(known)), "kdlab show digits/quickstart")
+            fix = _fix(suggestion(key, list(known)), "kdlab plan digits/quickstart --json")
             document.fault((*path, key), f"is not {what}", got=key, known=known, fix=fix)
     return {key: value for key, value in raw.items() if key in known}

@@ -68,7 +68,7 @@ class ModelSettings(Settings):
     """
 
     detector: str
-    backbone: str = "resnet50"
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
     width: PositiveInt = 64
     neck_channels: PositiveInt = 256
     head_convs: NonNegativeInt = 4

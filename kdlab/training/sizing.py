@@ -9,18 +9,12 @@ from typing import Any
 import mmdet
 from mmengine.config import Config, ConfigDict
 
-from kdlab.errors import UsageError
-
 CONFIGS = Path(mmdet.__file__).parent / ".mim" / "configs"
 DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
 
 
 def resized(base: str, settings: dict[str, Any], num_classes: int) -> ConfigDict:
-    """The model part of mmdet's config `base` with a recipe's backbone, widths, strides and classes.
-
-    Raises:
-        UsageError: the backbone is not one that kdlab can size.
-    """
+    """The model part of mmdet's config `base` with a recipe's backbone, widths, strides and classes."""
     # mmengine's `get_config` finds the same file after reading a hundred others
     model: ConfigDict = Config.fromfile(CONFIGS / base).model
     start = int(math.log2(settings["strides"][0])) - 2
@@ -51,8 +45,6 @@ def group_norm(channels: int) -> dict[str, Any]:
 def _size_backbone(backbone: ConfigDict, settings: dict[str, Any], stages: int) -> list[int]:
     """Set depth, width and first weights in place; returns the channels of each stage."""
     name, width = settings["backbone"], settings["width"]
-    if name not in DEPTHS:
-        raise UsageError(f"{name} is not a backbone", got=name, known=", ".join(DEPTHS))
     pretrained = settings["init"] != "none"
     source = f"torchvision://{name}" if settings["init"] == "imagenet" else settings["init"]
     backbone.update(

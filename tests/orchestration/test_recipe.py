@@ -252,7 +252,7 @@ def test_unknown_key_is_told_with_its_section(told: Told) -> None:
         error: my.yaml:14  resources.worker is not a key of resources
           got    worker
           known  checkpoint_minutes, workers
-          fix    did you mean workers?   see: kdlab show digits/quickstart""")
+          fix    did you mean workers?   see: kdlab plan digits/quickstart --json""")
 
 
 def test_duplicate_key_is_told_with_both_lines(told: Told) -> None:
@@ -273,7 +273,7 @@ def test_override_is_its_own_place(told: Told) -> None:
         error: --set schedule.optimiser=sgd  schedule.optimiser is not a key of schedule
           got    optimiser
           known  batch_size, channels_last, clip_grad, decay, epochs, ..., %s
-          fix    did you mean optimizer?   see: kdlab show digits/quickstart""") % (
+          fix    did you mean optimizer?   see: kdlab plan digits/quickstart --json""") % (
         "threads, warmup_factor, warmup_iters, weight_decay"
     )
 
@@ -328,7 +328,10 @@ def test_all_faults_come_at_once_in_the_order_of_their_lines(told: Told) -> None
         ("dataset.size=[1]", "dataset.size must be a list [a whole number, a whole number]"),
         ("dataset.scale=[8]", "dataset.scale has too few entries"),
         ("dataset.flip=1.5", "dataset.flip must be less than or equal to 1"),
-        ("student.backbone=50", "student.backbone must be text"),
+        (
+            "student.backbone=50",
+            "student.backbone must be resnet18, resnet34, resnet50, resnet101 or resnet152",
+        ),
         ("student.strides=[8, 32]", "student.strides must start with 4 or 8 and double at each level"),
         ("student.strides=[]", "student.strides must start with 4 or 8 and double at each level"),
         ("teacher.schedule=3", "teacher.schedule must hold keys and values"),
@@ -424,7 +427,7 @@ def test_keys_of_mmdet_keep_their_dots(load: Load) -> None:
 
 def test_override_is_never_evaluated(load: Load) -> None:
     code = "__import__('os').getcwd()"
-    assert load(FULL, f"student.backbone={code}").student.backbone == code
+    assert load(FULL, f"student.overrides.note={code}").student.overrides == {"note": code}
 
 
 scalars = (
