@@ -357,6 +357,4 @@ def _experiment(client: Any, name: str, ledger: Ledger) -> str:
     known = client.get_experiment_by_name(name)
     if known is not None:
         return str(known.experiment_id)
-    # without this tag MLflow opens the experiment in its view for language models
-    tags = {"mlflow.experimentKind": "custom_model_development"}
-    return str(client.create_experiment(name, ledger.artifacts.as_uri() if ledger.local else None, tags=tags))
+    return str(client.create_experiment(name, ledger.artifacts.as_uri() if ledger.local else None))

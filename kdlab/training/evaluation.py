@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from hotcoco import COCO, COCOeval
+from hotcoco import COCO
+from hotcoco import COCOeval as Comparison
 from mmengine.evaluator import BaseMetric
 from torch import nn
 from torch.utils.data import DataLoader
@@ -59,7 +60,7 @@ class CocoMetric(BaseMetric):
     def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
         """The metrics over all rows; a model that finds nothing has AP 0."""
         detections = self._ground_truth.load_res(np.concatenate(results))
-        evaluation = COCOeval(self._ground_truth, detections, "bbox")
+        evaluation = Comparison(self._ground_truth, detections, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         # (IoU thresholds from 0.50 by 0.05, recalls, classes, areas, detection limits up to 100)

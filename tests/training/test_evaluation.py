@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval as Comparison
 
 from kdlab.datasets.base import DatasetFiles
 from kdlab.errors import JobError
@@ -76,7 +76,7 @@ def expected(labels: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str,
         for box, score, label in zip(found["bboxes"], found["scores"], found["labels"], strict=True):
             rows.append({"image_id": one["img_id"], "category_id": IDS[int(label)], "score": score,
                          "bbox": [*box[:2], *(box[2:] - box[:2])]})  # fmt: skip
-    evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
+    evaluation = Comparison(truth, truth.loadRes(rows), "bbox")
     evaluation.evaluate(), evaluation.accumulate(), evaluation.summarize()
     metrics = dict(zip(NAMES, evaluation.stats, strict=False))
     for place, category in enumerate(evaluation.params.catIds):

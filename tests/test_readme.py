@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)\n```", README, flags=re.DOTALL)
+
+
+def test_two_commands_set_up_everything() -> None:
+    main_job, tests = (block for block in blocks("sh") if block.startswith("python3 -m venv"))
+    assert main_job.endswith("kdlab run digits/quickstart")
+    assert tests in (ROOT / ".ci" / "run").read_text()
+
+
+def test_recipe_in_the_readme_is_the_quickstart() -> None:
+    assert blocks("yaml") == [(ROOT / "recipes" / "digits" / "quickstart.yaml").read_text().strip()]
+
+
+def test_table_in_the_readme_is_the_committed_one() -> None:
+    lines = (ROOT / "results" / "digits" / "quickstart.md").read_text().splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert "\n".join(table) in README
+
+
+@pytest.mark.parametrize("page", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert all((page.parent / target).exists() for target in targets)
