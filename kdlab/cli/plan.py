@@ -26,7 +26,7 @@ def plan(screen: Screen, recipe: RecipeName, overrides: Overrides = None, gpus: 
     \b
     Examples:
       $ kdlab plan digits/quickstart
-      plan 53e5  digits/quickstart  5 jobs, cost unknown on 2 cores
+      plan 70e4  digits/quickstart  5 jobs, cost unknown on 2 cores
         + teacher   gfl r18          cost unknown  new
         + baseline  gfl r18  seed 0  cost unknown  new
         ...

@@ -43,8 +43,8 @@ class Job:
         seed: draws the first weights, the order of the data and the augmentation.
         settings: everything that can change the result, resolved, as plain data.
         parents: ids of the jobs whose weights this one needs.
-        inputs: where outside files lie now ("dataset": the files of the data set); `settings` holds their
-            content's hash, so moving them changes no id.
+        inputs: where outside files lie now ("dataset": the files of the data set), whose content `settings`
+            holds as a hash, so that moving them changes no id; and "flops" of an image, for costs.
         resources: what it takes of a machine.
     """
 
@@ -125,7 +125,8 @@ class JobResult:
         timing: seconds: "step_s" and "data_s" (medians in training), "student_step_s",
             "teacher_forward_s", "distill_step_s" (interleaved medians after training; the last two only
             with methods).
-        model: "params", "flops", "trained_parts" (parameters a method instance trained beside the student).
+        model: "params", "trained_parts" (parameters that each method instance trained beside the student),
+            "weights_sha256" of `ckpt/weights.pth`.
         environment: versions, commit, device, threads.
         data: what training read: images, objects, what was dropped.
         wall_s: seconds over all attempts.

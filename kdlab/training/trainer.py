@@ -82,6 +82,7 @@ class Trainer:
 
     def finish(self, progress: Progress) -> dict[str, Any]:
         """Keep the student's weights, then measure what a step costs; the fields of the result."""
+        self.loop.may_write()
         digest = checkpoints.save(self.paths.weights, {"state_dict": self.distiller.student.state_dict()})
         last = progress.history[-1]
         step_s, data_s = self.loop.clock.medians()
