@@ -129,7 +129,7 @@ class JobResult:
             "weights_sha256" of `ckpt/weights.pth`.
         environment: versions, commit, device, threads.
         data: what training read: images, objects, what was dropped.
-        wall_s: seconds over all attempts.
+        wall_s: seconds of training and evaluation over all attempts, without starting and what a kill undid.
         peak_memory_gb: largest resident size of the process (CPU) or allocated memory (GPU).
         attempts: how many processes it took.
     """

@@ -134,7 +134,7 @@ class Lease:
                 f"attempt {newest.attempt} has begun, so attempt {self.attempt} ends without writing",
                 where=self._paths.folder.name,
                 got=_told(newest),
-                fix=f"nothing to mend; to follow the newer one: kdlab logs {self._paths.folder.name} -f",
+                fix=f"nothing to mend; to follow the newer one: tail -f {self._paths.log}",
             )
 
     def release(self) -> None:
@@ -212,7 +212,7 @@ def _held(paths: JobPaths, info: LeaseInfo | None) -> JobError:
         "another process works on this job",
         where=job,
         got=_told(info) if info else "a process that has not said its name yet",
-        fix=f"follow it: kdlab logs {job} -f   or end it: kdlab stop",
+        fix=f"follow it: tail -f {paths.log}   or end it: touch {paths.stop_request}",
     )
 
 

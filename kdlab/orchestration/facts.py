@@ -15,7 +15,7 @@ from typing import Any
 
 from kdlab import catalog
 from kdlab.datasets.base import DatasetFiles, cache_dir
-from kdlab.errors import MachineError
+from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Job, JobResult, Runs, read_job
 from kdlab.orchestration.settings import ModelSettings, Recipe
@@ -100,8 +100,14 @@ def _input_shape(files: DatasetFiles, scale: tuple[int, int] | None) -> tuple[in
     """Height and width on which FLOPs are counted: the recipe's scale, else the first image's."""
     if scale:
         return scale[1], scale[0]
-    image = json.loads(files.val.labels.read_text())["images"][0]
-    return image["height"], image["width"]
+    images = json.loads(files.val.labels.read_text())["images"]
+    if not images or not {"height", "width"} <= images[0].keys():
+        raise UsageError(
+            "the labels name no image size",
+            where=str(files.val.labels),
+            fix="set dataset.scale",
+        )
+    return images[0]["height"], images[0]["width"]
 
 
 def _request(model: ModelSettings, files: DatasetFiles, shape: tuple[int, int]) -> dict[str, Any]:
@@ -135,7 +141,10 @@ def _ask(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _cache(request: dict[str, Any]) -> Path:
     """Where the facts of a request are kept: by its content, mmdet's version and the code that answers."""
     folder = catalog.PACKAGE / "training"
-    sources = [*sorted(folder.glob("detectors/*.py")), folder / "probe.py", folder / "sizing.py"]
+    sources = [
+        *sorted(folder.glob("detectors/*.py")),
+        *(folder / name for name in ("outputs.py", "probe.py", "sizing.py")),
+    ]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     key = json.dumps([request, versions(), code], sort_keys=True)
     return cache_dir() / "probe" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

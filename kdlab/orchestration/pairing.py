@@ -54,7 +54,10 @@ def _reasons(
         mine, theirs = student[FACTS[name]], teacher[FACTS[name]]
         if mine != theirs:
             yield f"it needs equal {name}", _difference(name, student, teacher)
-    yield from _levels(settings, student, teacher)
+    if "feats" in needs:
+        yield from _levels(settings, student, teacher)
+    elif settings.levels or settings.match != "stride":
+        yield "it reads no neck maps, so levels and match have no effect", "levels or match"
 
 
 def _difference(name: str, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:

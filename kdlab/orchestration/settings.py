@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -64,7 +64,7 @@ class ModelSettings(Settings):
         head_convs: convolutions of each tower.
         strides: of the levels, in input pixels: 4 or 8 and on, each twice the one before.
         init: the backbone's first weights: "none" draws them, "imagenet" fetches torchvision's.
-        overrides: values by dotted key of the mmdet config.
+        overrides: values by dotted key of the mmdet config, which begin with "model.".
     """
 
     detector: str
@@ -75,6 +75,16 @@ class ModelSettings(Settings):
     strides: Annotated[tuple[int, ...], Listed] = (8, 16, 32, 64, 128)
     init: Literal["none", "imagenet"] = "none"
     overrides: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """ImageNet weights have one width, and an override elsewhere would change nothing."""
+        if self.init == "imagenet" and self.width != 64:
+            raise ValueError("init: imagenet has weights for width: 64 only")
+        strays = [key for key in self.overrides if not key.startswith("model.")]
+        if strays:
+            raise ValueError(f"overrides must begin with model.: {', '.join(strays)}")
+        return self
 
     @field_validator("strides")
     @classmethod

@@ -36,6 +36,19 @@ class CocoImages(CocoDataset):
 
     COCOAPI = CategoriesById
 
+    def filter_data(self) -> list[dict[str, Any]]:
+        """The images that are read.
+
+        Raises:
+            JobError: none is left.
+        """
+        kept: list[dict[str, Any]] = super().filter_data()
+        if not kept:
+            raise JobError(
+                "no image of the labels has an object", where=self.ann_file, fix="use other labels"
+            )
+        return kept
+
     def prepare_data(self, idx: int) -> Any:
         """One sample.
 

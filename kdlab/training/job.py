@@ -49,6 +49,8 @@ def run_job(paths: JobPaths) -> JobResult | None:
     """
     job = read_job(paths)
     with Lease.acquire(paths) as lease, _signals() as asked:
+        if done := JobResult.read(paths):
+            return done
         log = EventLog(paths.events, job.id, lease.attempt)
         started = time.time()
         try:
@@ -70,6 +72,8 @@ def _run(job: Job, paths: JobPaths, lease: Lease, log: EventLog, asked: list[int
 
     trainer = Trainer(job, paths, emit=log.write, may_write=lease.check)
     trainer.loop.should_stop = lambda: bool(asked) or paths.stop_request.exists()
+    # now, for the checkout may have moved on when training ends
+    made_with = environment(job, trainer.device_name)
     write_text(paths.config, trainer.config_text)
     for name in trainer.loop.resume():
         print(f"passed over {name}: its content is not what its hash says", flush=True)
@@ -91,7 +95,7 @@ def _run(job: Job, paths: JobPaths, lease: Lease, log: EventLog, asked: list[int
         kind=job.kind,
         arm=job.arm,
         seed=job.seed,
-        environment=environment(job, trainer.device_name),
+        environment=made_with,
         peak_memory_gb=trainer.peak_memory_gb(),
         wall_s=progress.wall_s,
         attempts=lease.attempt,

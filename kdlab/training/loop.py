@@ -97,9 +97,10 @@ class TrainingLoop:
         self.optim.initialize_count_status(distiller, 0, self.iterations)
         self.progress, self.clock = Progress(), Clock()
         self._checkpoint_at = self._started = time.monotonic()
+        self._saved = 0
 
     def run(self) -> Progress:
-        """Train to the end of the schedule, from the newest whole checkpoint if there is one.
+        """Train to the end of the schedule, from where `resume` put it or from the start.
 
         Raises:
             Stopped: on request, after a checkpoint.
@@ -129,6 +130,9 @@ class TrainingLoop:
             self.clock.data_s.append(got - asked)
             self._after_step()
             asked = time.perf_counter()
+        if self._evaluation_due(at.epoch + 1) and self._saved != at.iteration:
+            # an evaluation can take long, and its images can be broken
+            self._save()
         at.epoch, at.batch = at.epoch + 1, 0
         self._evaluate_if_due()
         self._save()
@@ -192,9 +196,13 @@ class TrainingLoop:
             eta_s=(self.iterations - at.iteration) * step_s,
         )
 
+    def _evaluation_due(self, epoch: int) -> bool:
+        every = self.schedule["eval_every"]
+        return epoch == self.epochs or bool(every and epoch % every == 0)
+
     def _evaluate_if_due(self) -> None:
-        at, every = self.progress, self.schedule["eval_every"]
-        if at.epoch == self.epochs or (every and at.epoch % every == 0):
+        at = self.progress
+        if self._evaluation_due(at.epoch):
             metrics = self.evaluate()
             keep = self.schedule["keep_best"] and all(metrics["AP"] > entry["AP"] for entry in at.history)
             at.history.append({"epoch": at.epoch, "iteration": at.iteration, **metrics})
@@ -211,6 +219,7 @@ class TrainingLoop:
         self.progress.wall_s += now - self._started
         self._started = self._checkpoint_at = now
         self.checkpoints.save(self.progress.iteration, self._state())
+        self._saved = self.progress.iteration
         self.emit(JobCheckpointed, iteration=self.progress.iteration)
 
     def _state(self) -> dict[str, Any]:

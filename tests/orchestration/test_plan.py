@@ -176,3 +176,8 @@ def test_mixed_precision_is_refused_without_a_gpu() -> None:
     with pytest.raises(UsageError, match="precision: amp needs a GPU"):
         build("schedule.precision=amp")
     assert build("schedule.precision=amp", facts=replace(FACTS, device="cuda")).jobs
+
+
+def test_levels_of_a_method_without_neck_maps_are_refused() -> None:
+    with pytest.raises(UsageError, match="levels and match have no effect"):
+        build("methods.rm.levels=[8]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 import subprocess
 import sys
@@ -420,14 +421,14 @@ def test_override_reaches_a_section_that_the_file_lacks(load: Load) -> None:
 
 
 def test_keys_of_mmdet_keep_their_dots(load: Load) -> None:
-    made = load(FULL, "student.overrides.bbox_head.loss_cls.alpha=0.3")
+    made = load(FULL, "student.overrides.model.bbox_head.loss_cls.alpha=0.3")
 
-    assert made.student.overrides == {"bbox_head.loss_cls.alpha": 0.3}
+    assert made.student.overrides == {"model.bbox_head.loss_cls.alpha": 0.3}
 
 
 def test_override_is_never_evaluated(load: Load) -> None:
     code = "__import__('os').getcwd()"
-    assert load(FULL, f"student.overrides.note={code}").student.overrides == {"note": code}
+    assert load(FULL, f"student.overrides.model.note={code}").student.overrides == {"model.note": code}
 
 
 scalars = (
@@ -450,11 +451,11 @@ repeatable = settings(deadline=None, derandomize=True, database=None, max_exampl
 @repeatable
 @given(st.dictionaries(keys, values, max_size=4))
 def test_overrides_set_what_they_say_and_nothing_else(wanted: dict[str, object]) -> None:
-    overrides = [f"student.overrides.{key}={json.dumps(value)}" for key, value in wanted.items()]
+    overrides = [f"student.overrides.model.{key}={json.dumps(value)}" for key, value in wanted.items()]
 
     made = recipe.load("digits/quickstart", overrides)
 
-    assert made.student.overrides == wanted
+    assert made.student.overrides == {f"model.{key}": value for key, value in wanted.items()}
     untouched = made.student.model_copy(update={"overrides": {}})
     assert made.model_copy(update={"student": untouched}) == recipe.load("digits/quickstart")
 
@@ -491,3 +492,15 @@ def test_shipped_recipes_load_and_are_short() -> None:
 
     assert (found.returncode, found.stderr) == (0, "")
     assert "digits/quickstart" in found.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        (("student.overrides.bbox_head.reg_max=8",), "overrides must begin with model.: bbox_head.reg_max"),
+        (("student.init=imagenet", "student.width=8"), "init: imagenet has weights for width: 64 only"),
+    ],
+)
+def test_settings_that_would_do_nothing_or_harm_are_refused(overrides: tuple[str, ...], what: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(what)):
+        recipe.load("digits/quickstart", overrides)

@@ -185,3 +185,14 @@ def test_a_missing_image_is_named(tmp_path: Path, written: DatasetFiles) -> None
     with pytest.raises(JobError, match="cannot be read") as raised:
         mmdet_dataset(moved, moved.train, None, flip=0.0)[0]
     assert str(tmp_path) in str(raised.value)
+
+
+def test_labels_without_any_object_are_refused(tmp_path: Path) -> None:
+    labels = tmp_path / "train.json"
+    image = {"id": 1, "file_name": "a.png", "height": 64, "width": 64}
+    labels.write_text(
+        json.dumps({"images": [image], "annotations": [], "categories": [{"id": 1, "name": "a"}]})
+    )
+    split = Split(tmp_path, labels)
+    with pytest.raises(JobError, match="no image of the labels has an object"):
+        mmdet_dataset(DatasetFiles("x", ("a",), split, split, ""), split, None, 0.0)

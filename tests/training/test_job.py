@@ -164,3 +164,11 @@ def test_best_weights_are_kept_where_asked(tmp_path: Path, teacher: Job) -> None
     paths = lay(tmp_path, replace(teacher, settings=teacher.settings | {"schedule": asked}))
     run_job(paths)
     assert sorted(path.name for path in paths.checkpoints.iterdir()) == ["best.pth", "weights.pth"]
+
+
+def test_finished_job_is_not_trained_again(tmp_path: Path, teacher: Job) -> None:
+    paths = lay(tmp_path, teacher)
+    first = run_job(paths)
+    when = paths.weights.stat().st_mtime_ns
+    assert run_job(paths) == first
+    assert paths.weights.stat().st_mtime_ns == when

@@ -265,7 +265,9 @@ def test_best_weights_are_those_of_the_first_evaluation_that_none_exceeds(
     assert all(torch.equal(kept[name], value) for name, value in expected.items())
 
 
-@pytest.mark.parametrize(("minutes", "expected"), [(10.0, [4, 8]), (0.0, [1, 2, 3, 4, 4, 5, 6, 7, 8, 8])])
+@pytest.mark.parametrize(
+    ("minutes", "expected"), [(10.0, [4, 4, 8, 8]), (0.0, [1, 2, 3, 4, 4, 5, 6, 7, 8, 8])]
+)
 def test_checkpoints_come_at_epoch_ends_and_when_time_is_up(
     make_loop: Callable[..., TrainingLoop], minutes: float, expected: list[int]
 ) -> None:

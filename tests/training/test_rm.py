@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlab.errors import ShapeError
-from kdlab.training.methods.rm import RankMimicking, rank_mimicking_loss, segment_log_softmax
+from kdlab.training.methods.rm import RankMimicking, joint_logit, rank_mimicking_loss, segment_log_softmax
 from kdlab.training.outputs import Assignment, Batch
 
 LN3 = math.log(3)
@@ -177,3 +177,10 @@ def test_quality_multiplies_the_probability_of_each_model() -> None:
     teacher, student = torch.tensor([0.5625, 0.25]).softmax(0), torch.tensor([0.375, 0.25]).softmax(0)
     expected = (teacher * (teacher / student).log()).sum().item() / 2
     assert loss(quality=True) == pytest.approx(expected, abs=1e-6)
+
+
+def test_quality_on_logits_ranks_by_the_product_of_the_probabilities() -> None:
+    logits, quality = torch.tensor([-4.0, -4.0, 2.0]), torch.tensor([-2.2, 2.2, 0.0])
+    product = logits.sigmoid() * quality.sigmoid()
+    assert torch.allclose(joint_logit(logits, quality).sigmoid(), product, atol=1e-6)
+    assert joint_logit(logits, quality).argsort().tolist() == [0, 1, 2]

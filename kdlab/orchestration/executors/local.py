@@ -88,8 +88,10 @@ class Local:
         process, now = handle.process, time.monotonic()
         if grace_s <= 0:
             _signal(process, signal.SIGKILL)
-        elif process not in self._kill_at:
-            _signal(process, signal.SIGTERM)
+        elif process not in self._kill_at and process.alive():
+            # the leader alone: loader processes that die of it would fail the step before the checkpoint
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
         self._kill_at[process] = min(now + grace_s, self._kill_at.get(process, float("inf")))
 
     def _cores_for(self, job: Job) -> int:

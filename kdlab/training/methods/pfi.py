@@ -51,7 +51,7 @@ class PredictionGuidedFeatureImitation(Method):
     Args:
         pair: the two models; they need equal classes and equal sizes of class maps.
         y: predictions compared as probabilities or as logits. The paper does not say; weight 1.5 is small
-            for probabilities (their squared differences are about 1e-3).
+            for probabilities (their squared differences are 1e-2 and less).
         detach_weight: keep the gradient from flowing through P; the paper does not say.
         region: `prediction` is the method; the others imitate under a 0/1 mask (the paper's Tab. 5):
             all cells, cells with a positive prior, cells without one that the loss does not ignore, and

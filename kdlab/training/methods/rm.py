@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from mmdet.structures.bbox import bbox_overlaps
 from mmdet.utils import reduce_mean
 from torch import Tensor
@@ -67,8 +68,9 @@ class RankMimicking(Method):
             20 times larger. The paper does not say which.
         rank: by class score, by IoU of the decoded box with its object, or the sum of both losses (our
             reading of the paper's Tab. 4).
-        quality: multiply class probabilities by the sigmoid of the head's quality (FCOS: centerness), as the
-            head does before NMS. The paper does not say.
+        quality: rank classes by their probability times the sigmoid of the head's quality (FCOS: centerness),
+            as the head does before NMS; with `score: logit` by the logit of that product. The paper does not
+            say. It has no part in `rank: loc`.
         temperature: the paper's tau.
 
     Source: Li et al., AAAI 2022, arXiv:2112.04840.  Differs: none known.
@@ -118,11 +120,15 @@ class RankMimicking(Method):
         """(P,) the score of each positive for its object's class."""
         labels = batch.gt_labels[group]
         scores = outputs.gather_logits(image, prior).gather(1, labels[:, None]).squeeze(1)
-        if self.score == "sigmoid":
-            scores = scores.sigmoid()
         if self.quality:
-            scores = scores * outputs.gather_quality(image, prior).sigmoid()
-        return scores
+            scores = joint_logit(scores, outputs.gather_quality(image, prior))
+        return scores.sigmoid() if self.score == "sigmoid" else scores
+
+
+def joint_logit(logits: Tensor, quality: Tensor) -> Tensor:
+    """(P,) the logit of the product of two probabilities that are given as logits (P,)."""
+    log_product = F.logsigmoid(logits) + F.logsigmoid(quality)
+    return log_product - torch.log1p(-log_product.exp().clamp(max=1 - 1e-6))
 
 
 def box_scores(outputs: DetectorOutputs, batch: Batch, image: Tensor, prior: Tensor, group: Tensor) -> Tensor:
