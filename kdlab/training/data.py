@@ -50,20 +50,34 @@ class CocoImages(CocoDataset):
         return kept
 
     def prepare_data(self, idx: int) -> Any:
-        """One sample.
-
-        Raises:
-            JobError: the image is missing or broken; names it.
-        """
+        """One sample; a `JobError` where its image is missing or broken, for `batches_of` to raise."""
         try:
             return super().prepare_data(idx)
         except (OSError, AssertionError, cv2.error) as error:
-            raise JobError(
+            return JobError(
                 "an image cannot be read",
                 where=self.get_data_info(idx)["img_path"],
                 got=str(error).splitlines()[0] if str(error) else type(error).__name__,
                 fix="mend the file, or take it out of the labels",
-            ) from error
+            )
+
+
+def collate(samples: list[Any]) -> Any:
+    """mmengine's batch of the samples, or the error among them."""
+    errors = [sample for sample in samples if isinstance(sample, JobError)]
+    return errors[0] if errors else pseudo_collate(samples)
+
+
+def batches_of(loader: DataLoader) -> Iterator[Any]:
+    """The batches of a loader.
+
+    Raises:
+        JobError: an image cannot be read; raised here, because a worker's errors come as tracebacks.
+    """
+    for data in loader:
+        if isinstance(data, JobError):
+            raise data
+        yield data
 
 
 def mmdet_dataset(
@@ -149,7 +163,7 @@ def training_loader(dataset: Any, batch_size: int, seed: int, workers: int) -> D
     return DataLoader(
         SeededSamples(dataset, seed),
         batch_sampler=EpochBatches(len(dataset), batch_size, seed),
-        collate_fn=pseudo_collate,
+        collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,
         # otherwise each new iterator would draw its workers' seed from the global generator
@@ -160,7 +174,7 @@ def training_loader(dataset: Any, batch_size: int, seed: int, workers: int) -> D
 def evaluation_loader(dataset: Any, batch_size: int, workers: int) -> DataLoader:
     """All images in order."""
     return DataLoader(
-        dataset, batch_size, collate_fn=pseudo_collate, num_workers=workers, generator=torch.Generator()
+        dataset, batch_size, collate_fn=collate, num_workers=workers, generator=torch.Generator()
     )
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from kdlab.errors import JobError
+from kdlab.training.data import batches_of
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -84,7 +85,7 @@ def evaluate(model: nn.Module, loader: DataLoader, metric: CocoMetric) -> dict[s
     """The metrics of a model in eval mode over a loader; the mode is put back."""
     was_training = model.training
     model.eval()
-    for data in loader:
+    for data in batches_of(loader):
         metric.process(data, [sample.to_dict() for sample in model.val_step(data)])
     model.train(was_training)
     return metric.evaluate(size=len(loader.dataset))

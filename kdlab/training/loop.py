@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from kdlab.errors import JobError
 from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress
 from kdlab.training.checkpoints import TrainingCheckpoints, random_state, restore_random_state
+from kdlab.training.data import batches_of
 from kdlab.training.distiller import Distiller
 
 REPORTS = 100
@@ -122,7 +123,7 @@ class TrainingLoop:
         self.distiller.train()
         self.loader.batch_sampler.start_at(at.epoch, at.batch)
         asked = time.perf_counter()
-        for data in self.loader:
+        for data in batches_of(self.loader):
             got = time.perf_counter()
             self._step(data)
             now = time.perf_counter()

@@ -28,7 +28,7 @@ schedule:
 arms:
   rm+pfi: {rm: {}, pfi: {weight: 30}}
 seeds: [0]
-resources: {checkpoint_minutes: 0.005}
+resources: {checkpoint_minutes: 0.005, workers: 1}
 """
 
 

@@ -16,6 +16,7 @@ from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.errors import JobError
 from kdlab.training.data import (
     EpochBatches,
+    batches_of,
     evaluation_loader,
     mmdet_dataset,
     reading_report,
@@ -180,11 +181,13 @@ def test_report_counts_what_was_read_and_what_was_not(written: DatasetFiles) -> 
     }  # fmt: skip
 
 
-def test_a_missing_image_is_named(tmp_path: Path, written: DatasetFiles) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_missing_image_is_named(tmp_path: Path, written: DatasetFiles, workers: int) -> None:
     moved = replace(written, train=Split(tmp_path, written.train.labels))
+    images = mmdet_dataset(moved, moved.train, None, flip=0.0)
     with pytest.raises(JobError, match="cannot be read") as raised:
-        mmdet_dataset(moved, moved.train, None, flip=0.0)[0]
-    assert str(tmp_path) in str(raised.value)
+        next(batches_of(training_loader(images, 1, 0, workers)))
+    assert raised.value.faults[0].where.startswith(str(tmp_path))
 
 
 def test_labels_without_any_object_are_refused(tmp_path: Path) -> None:

@@ -137,16 +137,18 @@ def test_teacher_whose_weights_changed_is_refused(tmp_path: Path, teacher: Job) 
         run_job(lay(tmp_path, student(teacher)))
 
 
-def test_missing_image_is_told_with_its_name(tmp_path: Path, teacher: Job) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_missing_image_is_told_with_its_name(tmp_path: Path, teacher: Job, workers: int) -> None:
     labels = json.loads(Path(teacher.inputs["dataset"]["train"]["labels"]).read_text())
     labels["images"][3]["file_name"] = "gone.png"
     changed = tmp_path / "labels.json"
     changed.write_text(json.dumps(labels))
     split = {**teacher.inputs["dataset"]["train"], "labels": str(changed)}
     inputs = {"dataset": {**teacher.inputs["dataset"], "train": split}}
-    paths = lay(tmp_path, replace(teacher, inputs=inputs))
-    with pytest.raises(JobError, match=r"gone\.png"):
+    paths = lay(tmp_path, replace(teacher, inputs=inputs, resources=Resources(workers=workers)))
+    with pytest.raises(JobError, match="an image cannot be read"):
         run_job(paths)
+    assert json.loads(paths.failure.read_text())["where"].endswith("gone.png")
 
 
 def test_gpu_job_without_a_gpu_says_how_to_go_on(tmp_path: Path, teacher: Job) -> None:
