@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -104,11 +105,12 @@ class Distiller(BaseModel):
         # small differences of scores and features do not survive half precision
         with torch.autocast(inputs.device.type, enabled=False):
             student, assignment = self.adapter.outputs(caught), self.adapter.assignment(caught)
+            batch = make_batch(data_samples, inputs, self.iteration, self.max_iterations)
             self.raw_terms = {}
             for term in self.terms.values():
-                batch = make_batch(data_samples, inputs, self.iteration, self.max_iterations, term.generator)
+                own = replace(batch, generator=term.generator)
                 weight = term.weight_at(self.iteration)
-                for key, raw in term(batch, student, teacher, assignment).items():
+                for key, raw in term(own, student, teacher, assignment).items():
                     losses[f"loss_{key}"] = weight * raw
                     self.raw_terms[key] = raw.detach()
         return losses
@@ -237,7 +239,6 @@ def make_batch(
     inputs: Tensor,
     iteration: int,
     max_iterations: int,
-    generator: torch.Generator | None = None,
 ) -> Batch:
     """The ground truth of mmdet's samples, all images together."""
     objects = [sample.gt_instances for sample in data_samples]
@@ -255,7 +256,6 @@ def make_batch(
         input_shape=(inputs.shape[-2], inputs.shape[-1]),
         iteration=iteration,
         max_iterations=max_iterations,
-        generator=generator,
     )
 
 

@@ -90,8 +90,7 @@ class TrainingLoop:
         # reading a loss there waits for the device, so it is read only for a report
         self.on_gpu = next(distiller.parameters()).is_cuda
         self.epochs = schedule["epochs"]
-        self.batches = len(loader.batch_sampler)
-        self.iterations = self.epochs * self.batches
+        self.iterations = self.epochs * len(loader.batch_sampler)
         self.interval = max(1, min(50, self.iterations // REPORTS))
         self.optim = build_optimiser(distiller, schedule)
         self.schedulers = build_schedulers(self.optim, schedule, self.iterations)
