@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -101,6 +102,19 @@ class PluginInfo:
 
 
 @dataclass(frozen=True)
+class DetectorInfo(PluginInfo):
+    """A detector family, with the sizes that a recipe need not say.
+
+    Args:
+        strides: of its levels in mmdet's own config.
+        head_convs: convolutions of each tower there; 0 for a head without towers.
+    """
+
+    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
+    head_convs: int = 4
+
+
+@dataclass(frozen=True)
 class DatasetInfo(PluginInfo):
     """A dataset, with the keyword-only arguments of its `prepare` as options."""
 
@@ -166,14 +180,32 @@ def methods(folder: Path | None = None) -> dict[str, MethodInfo]:
     return {file.info.key: _method(file) for file in _sources(folder or PACKAGE / "training" / "methods")}
 
 
-def detectors(folder: Path | None = None) -> dict[str, PluginInfo]:
+def detectors(folder: Path | None = None) -> dict[str, DetectorInfo]:
     """The detector families by key: the files that say `FAMILY = ...`, others there are what they share.
+
+    `STRIDES = ...` and `HEAD_CONVS = ...` there are the family's own sizes, written as literals.
 
     Raises:
         KdlabError: as `methods` does.
     """
     files = _sources(folder or PACKAGE / "training" / "detectors")
-    return {file.info.key: file.info for file in files if file.assigns("FAMILY")}
+    return {file.info.key: _detector(file) for file in files if file.assigned("FAMILY")}
+
+
+def config_file(name: str) -> Path | None:
+    """The mmdet config that a recipe's `detector:` names: a path, or a name of mmdet's own configs.
+
+    "retinanet/retinanet_r50_fpn_1x_coco", with or without its ending or a leading "mmdet::". None where there
+    is no such file, or mmdet is not installed.
+    """
+    if (own := Path(name).expanduser()).suffix == ".py" and own.is_file():
+        return own.absolute()
+    found = find_spec("mmdet")
+    if found is None or not found.submodule_search_locations:
+        return None
+    folder = Path(found.submodule_search_locations[0]) / ".mim" / "configs"
+    path = folder / f"{name.removeprefix('mmdet::').removesuffix('.py')}.py"
+    return path if path.is_file() else None
 
 
 def datasets(folder: Path | None = None) -> dict[str, DatasetInfo]:
@@ -217,9 +249,13 @@ class _Source:
     info: PluginInfo
     tree: ast.Module
 
-    def assigns(self, name: str) -> bool:
-        targets = (node.targets[0] for node in self.tree.body if isinstance(node, ast.Assign))
-        return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+    def assigned(self, name: str) -> ast.expr | None:
+        """The value that the file gives to a name; None where it gives none."""
+        for node in self.tree.body:
+            match node:
+                case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
+                    return value
+        return None
 
     def refuse(self, what: str, node: ast.expr | ast.stmt | ast.arg | None = None) -> NoReturn:
         where = f"{self.info.path}:{node.lineno}" if node else str(self.info.path)
@@ -246,6 +282,12 @@ def _sources(folder: Path) -> Iterator[_Source]:
         if not summary:
             source.refuse("has no docstring; its first line is the summary that people see")
         yield source
+
+
+def _detector(file: _Source) -> DetectorInfo:
+    sizes = {"strides": file.assigned("STRIDES"), "head_convs": file.assigned("HEAD_CONVS")}
+    own = {name: file.literal(value, name.upper()) for name, value in sizes.items() if value}
+    return DetectorInfo(**vars(file.info), **own)
 
 
 def _dataset(file: _Source) -> DatasetInfo:

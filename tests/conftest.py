@@ -74,12 +74,13 @@ def build(torch_: Any, model_settings: Callable[..., dict[str, Any]]) -> Callabl
         with torch_.random.fork_rng(devices=[]):
             torch_.manual_seed(seed)
             model = detectors.build(json.loads(settings), classes)
-            for layer in model.bbox_head.modules():
+            heads = [getattr(model, name, None) for name in ("bbox_head", "rpn_head", "roi_head")]
+            for layer in torch_.nn.ModuleList(filter(None, heads)).modules():
                 if isinstance(layer, torch_.nn.Conv2d):
                     torch_.nn.init.normal_(layer.weight, std=0.1)
                     if layer.bias is not None:
                         torch_.nn.init.zeros_(layer.bias)
-            for level, layer in enumerate(getattr(model.bbox_head, "scales", ())):
+            for level, layer in enumerate(getattr(heads[0], "scales", ())):
                 layer.scale.data.fill_(1 + level / 10)
         return model
 
@@ -147,7 +148,7 @@ def distil(build: Callable[..., Any]) -> Callable[..., Any]:
                **student: Any) -> Any:  # fmt: skip
         if teacher is None:
             teacher = build(detector, seed=99)
-        return Distiller(build(detector, seed, **student), detector, methods or {}, teacher, detector, seed)
+        return Distiller(build(detector, seed, **student), methods or {}, teacher, seed)
 
     return distil
 

@@ -270,3 +270,31 @@ def test_catalog_brings_no_heavy_package() -> None:
 
     foreign = set(loaded) - set(sys.stdlib_module_names) - {"kdlab"}
     assert not foreign & {"torch", "mmdet", "numpy", "pydantic", "yaml", "rich", "typer"}
+
+
+def test_a_familys_own_sizes_are_read_from_its_file() -> None:
+    found = catalog.detectors()
+    assert (found["faster_rcnn"].strides, found["faster_rcnn"].head_convs) == ((4, 8, 16, 32, 64), 0)
+    assert (found["gfl"].strides, found["gfl"].head_convs) == ((8, 16, 32, 64, 128), 4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "retinanet/retinanet_r50_fpn_1x_coco",
+        "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py",
+        "retinanet/retinanet_r50_fpn_1x_coco.py",
+    ],
+)
+def test_configs_of_mmdet_are_found_by_name(name: str) -> None:
+    found = catalog.config_file(name)
+    assert found is not None
+    assert found.name == "retinanet_r50_fpn_1x_coco.py"
+
+
+def test_configs_are_found_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("model = {}")
+    assert catalog.config_file("mine.py") == tmp_path / "mine.py"
+    assert catalog.config_file("other.py") is None
+    assert catalog.config_file("gfl") is None

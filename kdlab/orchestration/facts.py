@@ -7,7 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,8 @@ from kdlab.jobs.job import Job, JobResult, Runs, read_job
 from kdlab.orchestration.settings import ModelSettings, Recipe
 
 PROBE = "kdlab.training.probe"
+FROM_CONFIG = ("backbone", "config", "imports")
+"""What the probe reads of an mmdet config for the settings of a job."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,10 @@ def past_jobs(runs: Runs) -> dict[str, PastJob]:
     return found
 
 
-def model_settings(model: ModelSettings) -> dict[str, Any]:
-    """What builds the model: a teacher's without its training."""
-    return model.model_dump(mode="json", include=set(ModelSettings.model_fields))
+def model_settings(model: ModelSettings, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What builds the model, a teacher's without its training; an mmdet config by content, not by place."""
+    settings = model.model_dump(mode="json", include=set(ModelSettings.model_fields))
+    return settings | {key: facts[key] for key in ("detector", *FROM_CONFIG) if "config" in facts}
 
 
 def versions() -> dict[str, str]:
@@ -111,7 +114,10 @@ def _input_shape(files: DatasetFiles, scale: tuple[int, int] | None) -> tuple[in
 
 
 def _request(model: ModelSettings, files: DatasetFiles, shape: tuple[int, int]) -> dict[str, Any]:
-    return {"settings": model_settings(model), "num_classes": len(files.classes), "input": list(shape)}
+    settings = model_settings(model, {})
+    if model.detector not in catalog.detectors():
+        settings["file"] = str(catalog.config_file(model.detector))
+    return {"settings": settings, "num_classes": len(files.classes), "input": list(shape)}
 
 
 def _probe(requests: list[dict[str, Any]], progress: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -123,8 +129,9 @@ def _probe(requests: list[dict[str, Any]], progress: Callable[[str], None]) -> l
         progress("building the models once, to look at them")
         for place, facts in zip(missing, _ask([requests[place] for place in missing]), strict=True):
             known[place] = facts
-            cached[place].parent.mkdir(parents=True, exist_ok=True)
-            write_json(cached[place], facts)
+            if not _is_own_file(requests[place]):
+                cached[place].parent.mkdir(parents=True, exist_ok=True)
+                write_json(cached[place], facts)
     return [facts for facts in known if facts is not None]
 
 
@@ -136,6 +143,11 @@ def _ask(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         raise MachineError("the models cannot be built", got="\n         ".join(last), fix="kdlab doctor")
     answers: list[dict[str, Any]] = json.loads(done.stdout)
     return answers
+
+
+def _is_own_file(request: dict[str, Any]) -> bool:
+    """Whether the model stands in a file that may change, and others that it builds on, unseen."""
+    return ".mim" not in Path(request["settings"].get("file", ".mim")).parts
 
 
 def _cache(request: dict[str, Any]) -> Path:

@@ -96,7 +96,11 @@ def build(recipe: Recipe, facts: Facts, past: Mapping[str, PastJob]) -> Plan:
     Raises:
         UsageError: a method cannot serve the pair; all such faults at once.
     """
-    faults = [*pairing.faults(recipe, facts.student, facts.teacher), *_unfit(recipe, facts)]
+    faults = [
+        *_untrainable(recipe, facts),
+        *pairing.faults(recipe, facts.student, facts.teacher),
+        *_unfit(recipe, facts),
+    ]
     if faults:
         raise UsageError(faults=faults)
     jobs = tuple(_planned(job, facts, past) for job in _jobs(recipe, facts))
@@ -125,7 +129,7 @@ def _jobs(recipe: Recipe, facts: Facts) -> Iterator[Job]:
 def _teacher(recipe: Recipe, facts: Facts) -> Job:
     assert recipe.teacher is not None
     settings = _settings(recipe, facts, recipe.teacher.schedule, recipe.teacher.seed)
-    settings["model"] = model_settings(recipe.teacher)
+    settings["model"] = model_settings(recipe.teacher, facts.teacher or {})
     return _job("teacher", "teacher", settings, (), recipe, facts)
 
 
@@ -138,7 +142,7 @@ def _student(
     teacher: Job | None,
 ) -> Job:
     settings = _settings(recipe, facts, recipe.schedule, seed)
-    settings["model"] = model_settings(recipe.student)
+    settings["model"] = model_settings(recipe.student, facts.student)
     settings["methods"] = {name: method.model_dump(mode="json") for name, method in methods.items()}
     settings["teacher"] = teacher.settings["model"] if teacher else None
     return _job("student", arm, settings, (teacher.id,) if teacher else (), recipe, facts)
@@ -235,6 +239,15 @@ def _work(job: Job) -> float:
     """FLOPs of one image over all epochs: a training step is about three forwards, a teacher's is one."""
     flops = job.inputs["flops"]
     return float((3 * flops["student"] + flops["teacher"]) * job.settings["schedule"]["epochs"])
+
+
+def _untrainable(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
+    """Models that only serve with weights from elsewhere."""
+    trained = {"student": facts.student} | ({"teacher": facts.teacher} if facts.teacher else {})
+    for role, model in trained.items():
+        if not model["trains"]:
+            what = f"{role}.detector cannot be trained: it learns masks, and data sets have none"
+            yield Fault(what, recipe.path, model["detector"], fix="kdlab ls detectors")
 
 
 def _unfit(recipe: Recipe, facts: Facts) -> Iterator[Fault]:

@@ -12,6 +12,7 @@ from kdlab import catalog
 from kdlab.errors import UsageError, suggestion
 from kdlab.orchestration.document import Document, KeyPath, dotted, shortened, shown
 from kdlab.orchestration.settings import (
+    USUAL_WIDTHS,
     DatasetSettings,
     MethodSettings,
     ModelSettings,
@@ -101,8 +102,7 @@ def _resolved(document: Document) -> dict[str, Any]:
     detectors = catalog.detectors()
     for section in ("teacher", "student"):
         if isinstance(data.get(section), dict):
-            detector = data[section].get("detector")
-            _look_up(detector, detectors, (section, "detector"), "names no detector", document)
+            data[section] = _model(data[section], detectors, section, document)
     if isinstance(teacher := data.get("teacher"), dict):
         teacher["schedule"] = _teacher_schedule(teacher.get("schedule", {}), schedule, document)
     if "dataset" in data:
@@ -113,6 +113,29 @@ def _resolved(document: Document) -> dict[str, Any]:
         data["arms"] = _arms(data["arms"], blocks, methods, document)
         _check_arms(data["arms"], data.get("teacher"), document)
     return data
+
+
+SIZES = ("backbone", "width", "neck_channels", "head_convs", "strides")
+
+
+def _model(
+    raw: dict[str, Any], detectors: Mapping[str, catalog.DetectorInfo], section: str, document: Document
+) -> dict[str, Any]:
+    """`teacher:` or `student:` with its family's sizes; an mmdet config says its own."""
+    detector = raw.get("detector")
+    if isinstance(detector, str) and detector not in detectors and catalog.config_file(detector):
+        for key in raw.keys() & set(SIZES):
+            fix = f"change keys of {catalog.config_file(detector)} by overrides: {{model....: ...}}"
+            document.fault((section, key), "has no effect beside an mmdet config", got=detector, fix=fix)
+        return raw
+    info = _look_up(detector, detectors, (section, "detector"), "names no detector", document)
+    if info is None:
+        return raw
+    if info.head_convs == 0 and raw.get("head_convs"):
+        document.fault((section, "head_convs"), f"has no effect: {info.key} has no towers")
+    backbone = raw.get("backbone", "resnet50")
+    usual = {"width": USUAL_WIDTHS.get(str(backbone), 64), "strides": info.strides}
+    return {"backbone": backbone, "neck_channels": 256, "head_convs": info.head_convs, **usual} | raw
 
 
 def _dataset(raw: Any, document: Document) -> Any:

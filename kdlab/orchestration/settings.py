@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,12 @@ from pydantic import (
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Listed = Strict(False)  # a YAML list is read as a tuple; its entries stay strict
+
+Backbone = Literal[
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext101_64x4d", "mobilenet_v2",
+    "swin_t", "swin_s",
+]  # fmt: skip
+USUAL_WIDTHS = dict.fromkeys(get_args(Backbone), 64) | {"mobilenet_v2": 32, "swin_t": 96, "swin_s": 96}
 
 _STEP = {"milestones": (8 / 12, 11 / 12), "optimizer": "sgd", "lr": 0.01, "batch_size": 16}
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -57,30 +63,35 @@ class ModelSettings(Settings):
     """`student:`, a detector and its size.
 
     Args:
-        detector: a detector family of the catalog.
-        backbone: "resnet18", ..., "resnet152".
-        width: channels of the backbone's first stage.
+        detector: a detector family of the catalog; or an mmdet config, by path or by its name in mmdet
+            ("retinanet/retinanet_r50_fpn_1x_coco"): that says all sizes, and the five keys below are None.
+        backbone: a ResNet, ResNeXt, MobileNetV2 or Swin Transformer.
+        width: channels of its first stage (MobileNetV2: of its stem); those of its paper where left out.
         neck_channels: channels of every level.
-        head_convs: convolutions of each tower.
-        strides: of the levels, in input pixels: 4 or 8 and on, each twice the one before.
+        head_convs: convolutions of each tower; 0 for a family without towers.
+        strides: of the levels, in input pixels: 4 or 8 and on, each twice the one before; the family's where
+            left out.
         init: the backbone's first weights: "none" draws them, "imagenet" fetches torchvision's.
         overrides: values by dotted key of the mmdet config, which begin with "model.".
     """
 
     detector: str
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
-    width: PositiveInt = 64
-    neck_channels: PositiveInt = 256
-    head_convs: NonNegativeInt = 4
-    strides: Annotated[tuple[int, ...], Listed] = (8, 16, 32, 64, 128)
+    backbone: Backbone | None = None
+    width: PositiveInt | None = None
+    neck_channels: PositiveInt | None = None
+    head_convs: NonNegativeInt | None = None
+    strides: Annotated[tuple[int, ...], Listed] | None = None
     init: Literal["none", "imagenet"] = "none"
     overrides: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         """ImageNet weights have one width, and an override elsewhere would change nothing."""
-        if self.init == "imagenet" and self.width != 64:
-            raise ValueError("init: imagenet has weights for width: 64 only")
+        usual = USUAL_WIDTHS.get(self.backbone or "", self.width)
+        if self.width != usual and (self.init == "imagenet" or self.backbone == "resnext101_64x4d"):
+            raise ValueError(f"{self.backbone} with init: {self.init} comes in width: {usual} only")
+        if (self.backbone or "").startswith("swin") and self.width and self.width % 32:
+            raise ValueError(f"{self.backbone} has heads of 32 channels: width must be a multiple of 32")
         strays = [key for key in self.overrides if not key.startswith("model.")]
         if strays:
             raise ValueError(f"overrides must begin with model.: {', '.join(strays)}")
@@ -88,7 +99,9 @@ class ModelSettings(Settings):
 
     @field_validator("strides")
     @classmethod
-    def _doubling(cls, strides: tuple[int, ...]) -> tuple[int, ...]:
+    def _doubling(cls, strides: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if strides is None:
+            return None
         if strides[:1] not in ((4,), (8,)) or any(b != 2 * a for a, b in pairwise(strides)):
             raise ValueError("must start with 4 or 8 and double at each level")
         return strides

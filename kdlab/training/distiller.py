@@ -13,7 +13,7 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 
 from kdlab.errors import JobError
-from kdlab.training.detectors import family
+from kdlab.training.detectors import adapt
 from kdlab.training.methods import method_class
 from kdlab.training.methods.base import Method, Pair
 from kdlab.training.outputs import Assignment, Batch, DetectorOutputs
@@ -27,10 +27,8 @@ class Distiller(BaseModel):
 
     Args:
         student: an mmdet detector, its weights drawn already.
-        detector: the student's family.
         methods: instance name -> `MethodSettings` as plain data.
         teacher: a trained mmdet detector; required with methods.
-        detector_teacher: its family.
         seed: from which, with the instance's name, each method draws its own trained parts and masks.
 
     Raises:
@@ -40,10 +38,8 @@ class Distiller(BaseModel):
     def __init__(
         self,
         student: nn.Module,
-        detector: str,
         methods: dict[str, dict[str, Any]] | None = None,
         teacher: nn.Module | None = None,
-        detector_teacher: str = "",
         seed: int = 0,
     ) -> None:
         if methods and teacher is None:
@@ -52,7 +48,7 @@ class Distiller(BaseModel):
         preprocessors = [model.data_preprocessor for model in (student, *teachers)]
         super().__init__(data_preprocessor=PairPreprocessor(*preprocessors))
         self.student = student
-        self.adapter = family(detector)(student)
+        self.adapter = adapt(student)
         # a tuple, because a module kept as an attribute would be registered
         self._teacher = tuple(model.eval().requires_grad_(False) for model in teachers)
         self.terms = nn.ModuleDict()
@@ -60,7 +56,7 @@ class Distiller(BaseModel):
         self.iteration, self.max_iterations = 0, 1
         self.raw_terms: dict[str, Tensor] = {}
         if teachers:
-            self.adapter_teacher = family(detector_teacher)(teachers[0])
+            self.adapter_teacher = adapt(teachers[0])
             pair = Pair(self.adapter.facts, self.adapter_teacher.facts)
             self.terms.update(
                 {name: Term(name, options, pair, seed) for name, options in (methods or {}).items()}
@@ -92,14 +88,12 @@ class Distiller(BaseModel):
 
     @torch.no_grad()
     def teacher_outputs(self, inputs: Tensor) -> DetectorOutputs:
-        """The teacher's view of (B, 3, H, W) inputs."""
-        (model,) = self._teacher
-        with self.adapter_teacher.recording(self._towers()) as caught:
-            model.bbox_head(model.extract_feat(inputs))
-        return self.adapter_teacher.outputs(caught)
+        """The teacher's view of (B, 3, H, W) inputs, its head's only where a method reads it."""
+        with_head = any(term.reads_head for term in self.terms.values())
+        return self.adapter_teacher.observe(inputs, self._towers(), with_head)
 
     def _distill(self, inputs: Tensor, data_samples: Any, inputs_teacher: Tensor | None) -> dict[str, Any]:
-        with self.adapter.recording(self._towers()) as caught, self.adapter.capturing_assignment(caught):
+        with self.adapter.recording(self._towers()) as caught, self.adapter.capturing(caught):
             losses = self.student.loss(inputs, data_samples)
         teacher = self.teacher_outputs(inputs if inputs_teacher is None else inputs_teacher)
         # small differences of scores and features do not survive half precision
@@ -177,27 +171,36 @@ class Term(nn.Module):
         if not self.levels:
             strides = f"student {pair.student.strides}, teacher {pair.teacher.strides}"
             raise JobError("no level is matched", where=f"methods.{name}", got=strides, fix="change levels")
+        method = method_class(settings["method"])
+        options = settings["options"].items()
+        besides = [more for choice, more in method.needs_when.items() if choice in options]
+        self._needs = {*method.needs, *(need for more in besides for need in more)}
         own_seed = seed_of(seed, name)
         self.generator = torch.Generator().manual_seed(own_seed)
         with torch.random.fork_rng():
             torch.manual_seed(own_seed)
-            self.method: Method = method_class(settings["method"])(pair, **settings["options"])
+            self.method: Method = method(pair, **settings["options"])
             connector = self.method.connector
             self.connectors = connector and connector.build(
                 pair.student.channels, pair.teacher.channels, len(self.levels)
             )
+
+    @property
+    def reads_head(self) -> bool:
+        """Whether the method looks at more of the teacher than its neck's maps."""
+        return bool(self._needs - {"feats", "assignment"}) or bool(self.method.towers)
 
     def weight_at(self, iteration: int) -> float:
         """The weight, which grows linearly over the warm-up."""
         return self.weight * min(1.0, (iteration + 1) / (self.warmup_iters + 1))
 
     def forward(
-        self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment
+        self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment | None
     ) -> dict[str, Tensor]:
         """The method's raw losses, named after the instance."""
         levels_student, levels_teacher = zip(*self.levels, strict=True)
-        feats_teacher = [teacher.feats[level] for level in levels_teacher]
-        feats_student = [student.feats[level] for level in levels_student]
+        feats_teacher = [teacher.neck_maps[level] for level in levels_teacher]
+        feats_student = [student.neck_maps[level] for level in levels_student]
         if self.connectors is not None:
             feats_student = [conv(feat) for conv, feat in zip(self.connectors, feats_student, strict=True)]
         feats_student = [

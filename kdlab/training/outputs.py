@@ -94,6 +94,28 @@ class Priors:
         return [last - first for first, last in pairwise(self.first)]
 
 
+@dataclass(frozen=True)
+class Rois:
+    """The proposals on which a two-stage student was trained in this step.
+
+    Args:
+        boxes: (R, 5) the image of each and xyxy in input pixels.
+        labels: (R,) int64, the class of its object; K for background.
+        gt_index: (R,) int64 into the image's objects; -1 background.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    gt_index: Tensor
+
+
+class RoiOutputs(NamedTuple):
+    """What a second stage says of R proposals: (R, K+1) class logits, (R, 4K) or (R, 4) box deltas."""
+
+    cls_logits: Tensor
+    deltas: Tensor
+
+
 class Tail(NamedTuple):
     """What a head makes of tower maps: logits or raw boxes by level, and quality where that branch has it."""
 
@@ -106,14 +128,15 @@ class Facts:
     """What can be known of a detector without weights or data.
 
     Args:
-        detector: its family.
+        detector: its family, or mmdet's name in small letters where kdlab has none for its head.
         provides: fields of the interface that it has.
         num_classes: K.
         strides: of the levels, ascending.
         channels: C of the neck's maps.
-        anchors: A, priors a cell.
-        priors: a hash of the priors on a fixed input size.
         head: a description of the head's layers; equal heads can exchange towers.
+        trains: whether kdlab's data sets hold what its loss needs.
+        anchors: A, priors a cell; 0 for a head without priors.
+        priors: a hash of the priors on a fixed input size.
         tower_depth: convolutions of each of the head's branches.
         softmax: True where class scores come from a softmax over K + 1.
     """
@@ -123,10 +146,11 @@ class Facts:
     num_classes: int
     strides: tuple[int, ...]
     channels: int
-    anchors: int
-    priors: str
     head: str
-    tower_depth: int
+    trains: bool = True
+    anchors: int = 0
+    priors: str = ""
+    tower_depth: int = 0
     softmax: bool = False
 
 
@@ -136,22 +160,26 @@ class DetectorOutputs:
 
     Args:
         adapter: of the model.
-        feats: over the matched levels, (B, C, H_l, W_l) neck outputs; a student's have passed the method's
-            connector.
-        levels: which of the head's levels `feats` are.
+        neck_maps: over all levels, (B, C, H_l, W_l) as the head reads them.
+        feats: those of the matched levels; a student's have passed the method's connector.
+        levels: which of all levels `feats` are.
         cls_maps: over all levels, (B, A*K, H_l, W_l) logits.
         box_maps: over all levels, raw and as in training mode, for teacher and student alike.
         quality_maps: over all levels, (B, A, H_l, W_l) logits of centerness or IoU.
         towers: pre-activation maps by (branch, conv), over all levels; only those that a method asked for.
+        rois: the proposals of a two-stage student's own loss; a teacher has none.
     """
 
     adapter: Adapter
+    neck_maps: list[Tensor]
     feats: list[Tensor]
     levels: tuple[int, ...]
-    cls_maps: list[Tensor]
-    box_maps: list[Tensor]
+    cls_maps: list[Tensor] | None = None
+    box_maps: list[Tensor] | None = None
     quality_maps: list[Tensor] | None = None
     towers: dict[tuple[Branch, int], list[Tensor]] = field(default_factory=dict)
+    rois: Rois | None = None
+    own_roi_outputs: RoiOutputs | None = None
 
     @property
     def level_strides(self) -> tuple[int, ...]:
@@ -214,6 +242,12 @@ class DetectorOutputs:
     def encode(self, prior: Tensor, boxes: Tensor) -> Tensor:
         """(P, 4) the raw box values that would decode to `boxes` (P, 4) at priors (P,)."""
         return self.adapter.encode(self.priors.boxes[prior], self.priors.strides[prior], boxes)
+
+    def roi_outputs(self, rois: Rois) -> RoiOutputs:
+        """What this model's second stage says of proposals, its own or another model's."""
+        if rois is self.rois and self.own_roi_outputs is not None:
+            return self.own_roi_outputs
+        return self.adapter.roi_outputs(self.neck_maps, rois)
 
     def through(self, levels: Sequence[int], feats: list[Tensor]) -> DetectorOutputs:
         """The same outputs with other `feats`, which stand at `levels` of the head."""

@@ -10,45 +10,90 @@ import contextlib
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdlab.errors import KdlabError
+from kdlab.errors import KdlabError, UsageError
 from kdlab.training import detectors
+from kdlab.training.sizing import SWIN_DEPTHS
 
 
 def probe(settings: dict[str, Any], num_classes: int, input_shape: tuple[int, int]) -> dict[str, Any]:
-    """What the plan may know of a model.
+    """What the plan may know of a model; where the settings name the "file" of a config, also `read_config`.
 
     Returns:
         `Facts` as plain data and: "params"; "flops" of one image (2 a multiply-add); "batch_norm_trains",
         whether its statistics move in training; "preprocessing".
     """
-    cfg = detectors.config(settings, num_classes).model
+    found = read_config(Path(settings["file"]), settings["init"]) if "file" in settings else {}
+    cfg = detectors.config(settings | found, num_classes).model
     cfg.backbone.init_cfg = None
-    with torch.device("meta"):
-        model = MODELS.build(cfg)
-    adapter = detectors.family(settings["detector"])(MODELS.build(cfg))
-    model.train()
+    model = MODELS.build(cfg).train()
     return {
-        **asdict(adapter.facts),
+        **found,
+        **asdict(detectors.adapt(model).facts),
         "params": sum(p.numel() for p in model.parameters()),
-        "flops": _flops(model, input_shape),
         "batch_norm_trains": any(isinstance(m, _BatchNorm) and m.training for m in model.modules()),
-        "preprocessing": {key: cfg.data_preprocessor[key] for key in ("mean", "std", "bgr_to_rgb")},
+        "preprocessing": {key: cfg.data_preprocessor.get(key) for key in ("mean", "std", "bgr_to_rgb")},
+        "flops": _flops(model.to("meta"), input_shape),
     }
+
+
+def read_config(path: Path, init: str) -> dict[str, Any]:
+    """What a recipe's settings need of an mmdet config, as plain JSON values.
+
+    Where the recipe loads no backbone weights, neither does the config, and then nothing stays frozen.
+
+    Returns:
+        "config" (its model), "imports" (its own modules) and "backbone" (a name as recipes have it).
+
+    Raises:
+        UsageError: it is no config of a detector with a backbone.
+    """
+    try:
+        cfg = Config.fromfile(path)
+        model = json.loads(json.dumps(cfg.model.to_dict()))
+        backbone = model["backbone"]
+    except Exception as error:  # it is Python, and can raise anything
+        raise UsageError(
+            "this is no mmdet config of a detector", where=str(path), got=f"{type(error).__name__}: {error}"
+        ) from error
+    backbone["init_cfg"] = None
+    if init == "none":
+        backbone |= {"frozen_stages": -1} if "frozen_stages" in backbone else {}
+        backbone |= {"norm_eval": False} if "norm_eval" in backbone else {}
+    imports = (cfg.get("custom_imports") or {}).get("imports") or []
+    return {"config": model, "imports": [imports] if isinstance(imports, str) else list(imports),
+            "backbone": backbone_name(backbone)}  # fmt: skip
+
+
+def backbone_name(backbone: dict[str, Any]) -> str:
+    """ "resnet50" for mmdet's config of it; the type in small letters for one that recipes do not know."""
+    depth, depths = backbone.get("depth"), tuple(backbone.get("depths", SWIN_DEPTHS["swin_t"]))
+    match backbone["type"]:
+        case "ResNet":
+            return f"resnet{depth}"
+        case "ResNeXt":
+            return f"resnext{depth}_{backbone['groups']}x{backbone['base_width']}d"
+        case "MobileNetV2":
+            return "mobilenet_v2"
+        case "SwinTransformer":
+            return next((name for name, known in SWIN_DEPTHS.items() if known == depths), "swin")
+    return str(backbone["type"]).lower()
 
 
 def _flops(model: nn.Module, input_shape: tuple[int, int]) -> int:
     height, width = (-(-side // 32) * 32 for side in input_shape)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        model(torch.empty(1, 3, height, width, device="meta"), mode="tensor")
+        detectors.adapt(model).forward_all(torch.empty(1, 3, height, width, device="meta"))
     return counter.get_total_flops()
 
 

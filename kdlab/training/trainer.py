@@ -44,13 +44,9 @@ class Trainer:
         self.files = DatasetFiles.from_dict(job.inputs["dataset"])
         _seed(job.seed)
         student = detectors.build(settings["model"], len(self.files.classes))
-        self.distiller = Distiller(
-            student,
-            settings["model"]["detector"],
-            settings["methods"],
-            *self._teacher(),
-            seed=job.seed,
-        ).to(self.device)
+        self.distiller = Distiller(student, settings["methods"], self._teacher(), seed=job.seed).to(
+            self.device
+        )
         if schedule["channels_last"]:
             self.distiller.to(memory_format=torch.channels_last)
         reading = settings["dataset"]
@@ -117,16 +113,16 @@ class Trainer:
             return torch.cuda.max_memory_allocated() / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
-    def _teacher(self) -> tuple[nn.Module, str] | tuple[()]:
-        """The trained teacher and its family, where a method needs one."""
+    def _teacher(self) -> nn.Module | None:
+        """The trained teacher, where a method needs one."""
         settings = self.job.settings["teacher"]
         if settings is None:
-            return ()
+            return None
         parent = JobPaths(self.paths.folder.parent / self.job.parents[0])
         with torch.random.fork_rng():
             teacher = detectors.build(settings, len(self.files.classes))
         load_weights(teacher, parent)
-        return teacher, settings["detector"]
+        return teacher
 
 
 def load_weights(model: nn.Module, parent: JobPaths) -> None:

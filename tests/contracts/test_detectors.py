@@ -11,12 +11,13 @@ from torch import Tensor
 
 from kdlab import catalog
 from kdlab.training.detectors import family
+from kdlab.training.detectors.dense import DenseAdapter
 from kdlab.training.distiller import make_batch
 from kdlab.training.outputs import Assignment, Batch, DetectorOutputs
 
 # family and overrides of its config
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{detector: (detector, {}) for detector in catalog.detectors()},
+    **{name: (name, {}) for name in catalog.detectors() if issubclass(family(name), DenseAdapter)},
     "fcos-in-pixels": ("fcos", {"model.bbox_head.norm_on_bbox": False}),
 }
 pytestmark = pytest.mark.parametrize("variant", VARIANTS)
@@ -46,7 +47,7 @@ def observe(adapter: Any, data: dict[str, Any], towers: Any = ()) -> tuple[Detec
 
 
 def observe_loss(adapter: Any, data: dict[str, Any]) -> tuple[DetectorOutputs, Assignment, Batch, Any]:
-    with adapter.recording() as caught, adapter.capturing_assignment(caught):
+    with adapter.recording() as caught, adapter.capturing(caught):
         losses = adapter.model.loss(data["inputs"], data["data_samples"])
     batch = make_batch(data["data_samples"], data["inputs"], 0, 1)
     return adapter.outputs(caught), adapter.assignment(caught), batch, losses

@@ -70,6 +70,7 @@ def restandardised(map_student: Tensor, map_teacher: Tensor) -> Tensor:
 class GID(Method):
     """Imitation at the boxes where the two models disagree most, matched by the student's own matcher."""
 
+    needs = ("feats", "cls_maps", "box_maps", "boxes", "assignment")
     requires_equal = ("classes", "priors")
     connector = Connector(kernel=3, shared_over_levels=True)
 

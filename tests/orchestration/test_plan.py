@@ -25,6 +25,7 @@ MODEL: dict[str, Any] = {
     "head": "h",
     "tower_depth": 1,
     "priors": "p",
+    "trains": True,
     "flops": 10,
     "params": 5,
 }
@@ -181,3 +182,34 @@ def test_mixed_precision_is_refused_without_a_gpu() -> None:
 def test_levels_of_a_method_without_neck_maps_are_refused() -> None:
     with pytest.raises(UsageError, match="levels and match have no effect"):
         build("methods.rm.levels=[8]")
+
+
+TWO_STAGE = {**MODEL, "detector": "faster_rcnn", "provides": ["feats", "roi_outputs"], "anchors": 0}
+
+
+def test_class_map_methods_refuse_a_two_stage_pair_with_the_reason() -> None:
+    with pytest.raises(UsageError) as refused:
+        build("arms={both: {rm: {}, pfi: {}}}", facts=replace(FACTS, student=TWO_STAGE, teacher=TWO_STAGE))
+    for method in ("rm", "pfi"):
+        assert f"{method} cannot serve this pair: it needs cls_maps" in str(refused.value)
+    assert "the student, faster_rcnn, has none" in str(refused.value)
+
+
+def test_a_detector_with_masks_is_not_trained() -> None:
+    masked = {**TWO_STAGE, "detector": "mask_rcnn", "trains": False}
+    for role in ("student", "teacher"):
+        with pytest.raises(UsageError, match=f"{role}.detector cannot be trained: it learns masks"):
+            build("arms={baseline: {}}", facts=replace(FACTS, **{role: masked}))
+
+
+def test_an_mmdet_config_counts_by_content_and_not_by_name() -> None:
+    def student(detector: str, anchors: int) -> Job:
+        found = {"config": {"bbox_head": {"anchors": anchors}}, "imports": [], "backbone": "resnet50"}
+        override = f"student={{detector: {detector}}}"
+        built = build(override, "arms={baseline: {}}", facts=replace(FACTS, student={**MODEL, **found}))
+        return built.jobs[0].job
+
+    one, renamed = student("gfl/gfl_r50_fpn_1x_coco", 1), student("gfl/gfl_r50_fpn_ms-2x_coco", 1)
+    assert one.id == renamed.id
+    assert one.settings["model"]["detector"] == "gfl"
+    assert one.id != student("gfl/gfl_r50_fpn_1x_coco", 2).id

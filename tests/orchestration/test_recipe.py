@@ -36,6 +36,12 @@ PLUGINS = {
             default_weight = 1.5
     ''',
     "training/detectors/retinanet.py": '"""RetinaNet: anchors."""\nFAMILY = RetinaNet\n',
+    "training/detectors/faster_rcnn.py": '''
+        """Faster R-CNN: proposals."""
+        STRIDES = (4, 8, 16, 32, 64)
+        HEAD_CONVS = 0
+        FAMILY = FasterRCNN
+    ''',
     "training/detectors/gfl.py": '"""GFL: joint scores."""\nFAMILY = GFL\n',
     "datasets/digits.py": '''
         """Digits."""
@@ -331,7 +337,8 @@ def test_all_faults_come_at_once_in_the_order_of_their_lines(told: Told) -> None
         ("dataset.flip=1.5", "dataset.flip must be less than or equal to 1"),
         (
             "student.backbone=50",
-            "student.backbone must be resnet18, resnet34, resnet50, resnet101 or resnet152",
+            "student.backbone must be resnet18, resnet34, resnet50, resnet101, resnet152, resnext101_64x4d, "
+            "mobilenet_v2, swin_t or swin_s",
         ),
         ("student.strides=[8, 32]", "student.strides must start with 4 or 8 and double at each level"),
         ("student.strides=[]", "student.strides must start with 4 or 8 and double at each level"),
@@ -498,9 +505,48 @@ def test_shipped_recipes_load_and_are_short() -> None:
     ("overrides", "what"),
     [
         (("student.overrides.bbox_head.reg_max=8",), "overrides must begin with model.: bbox_head.reg_max"),
-        (("student.init=imagenet", "student.width=8"), "init: imagenet has weights for width: 64 only"),
+        (
+            ("student.init=imagenet", "student.width=8"),
+            "with init: imagenet comes in width: 64 only",
+        ),
     ],
 )
 def test_settings_that_would_do_nothing_or_harm_are_refused(overrides: tuple[str, ...], what: str) -> None:
     with pytest.raises(UsageError, match=re.escape(what)):
         recipe.load("digits/quickstart", overrides)
+
+
+# --- detectors ---
+
+
+def test_a_familys_sizes_fill_in_what_the_recipe_leaves_out(load: Load) -> None:
+    made = load(FULL, "student.detector=faster_rcnn", "teacher.backbone=swin_t")
+    assert made.student.strides == (4, 8, 16, 32, 64)
+    assert (made.student.backbone, made.student.width, made.student.head_convs) == ("resnet50", 64, 0)
+    assert made.teacher is not None
+    assert (made.teacher.width, made.teacher.strides) == (96, (8, 16, 32, 64, 128))
+
+
+def test_an_mmdet_config_by_name_says_all_sizes(load: Load) -> None:
+    made = load(FULL, "student={detector: gfl/gfl_r50_fpn_1x_coco}")
+    assert made.student.detector == "gfl/gfl_r50_fpn_1x_coco"
+    assert made.student.backbone is made.student.width is made.student.strides is None
+
+
+def test_sizes_beside_an_mmdet_config_are_refused(told: Told) -> None:
+    text = told(FULL, "student={detector: gfl/gfl_r50_fpn_1x_coco, width: 8}")
+    assert "student.width has no effect beside an mmdet config" in text
+    assert "overrides" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("student.detector=gfl/gfl_r50_fpn_9x_coco", "student.detector names no detector"),
+        ("student={detector: faster_rcnn, head_convs: 2}", "student.head_convs has no effect"),
+        ("student={detector: gfl, backbone: swin_t, width: 40}", "width must be a multiple of 32"),
+        ("student={detector: gfl, backbone: resnext101_64x4d, width: 32}", "comes in width: 64 only"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(told: Told, override: str, what: str) -> None:
+    assert what in told(FULL, override)

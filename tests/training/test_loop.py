@@ -76,7 +76,7 @@ def make_loop(
         changes: Any = (), **options: Any,
     ) -> TrainingLoop:  # fmt: skip
         models = [build("gfl", seed, classes=10, neck_channels=8, head_convs=1) for seed in (0, 1)]
-        distiller = Distiller(models[0], "gfl", {name: term(name) for name in methods}, models[1], "gfl")
+        distiller = Distiller(models[0], {name: term(name) for name in methods}, models[1])
         loop = TrainingLoop(
             distiller,
             training_loader(dataset, 3, 0, 0),

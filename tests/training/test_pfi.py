@@ -104,7 +104,9 @@ def priors(sizes: Any, device: Any) -> Priors:
 
 def outputs(feat: Tensor, cls_map: Tensor) -> DetectorOutputs:
     adapter: Any = SimpleNamespace(priors=priors, facts=SimpleNamespace(strides=(8,), anchors=2))
-    return DetectorOutputs(adapter, [feat], (0,), [cls_map], [])
+    return DetectorOutputs(
+        adapter, neck_maps=[feat], feats=[feat], levels=(0,), cls_maps=[cls_map], box_maps=[]
+    )
 
 
 def loss_of(feat_student: Tensor, cls_student: Tensor, batch: Batch = BATCH, **options: Any) -> Tensor:

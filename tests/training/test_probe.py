@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdlab import catalog
+from kdlab.errors import UsageError
+from kdlab.training import detectors
 from kdlab.training.probe import probe
 
 SETTINGS: dict[str, Any] = {
@@ -57,3 +62,56 @@ def test_pretrained_batch_norm_stands_still() -> None:
 def test_overrides_reach_the_model() -> None:
     found = probe({**SETTINGS, "overrides": {"model.bbox_head.reg_max": 8}}, 10, (128, 128))
     assert found["params"] < probe(SETTINGS, 10, (128, 128))["params"]
+
+
+def config_settings(path: Path, **changes: Any) -> dict[str, Any]:
+    return {"detector": "x", "init": "none", "overrides": {}, "file": str(path)} | changes
+
+
+def named(name: str) -> Path:
+    found = catalog.config_file(name)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "detector", "backbone", "provides", "strides"),
+    [
+        ("gfl/gfl_r101_fpn_ms-2x_coco", "gfl", "resnet101", "box_distributions", (8, 16, 32, 64, 128)),
+        ("swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco", "mask_rcnn", "swin_t", "roi_outputs", (4, 8, 16, 32, 64)),
+        ("paa/paa_r50_fpn_1x_coco", "paa", "resnet50", "feats", (8, 16, 32, 64, 128)),
+        ("yolox/yolox_s_8xb8-300e_coco", "yolox", "cspdarknet", "feats", (8, 16, 32)),
+    ],
+)
+def test_an_mmdet_config_is_known_by_its_head(
+    name: str, detector: str, backbone: str, provides: str, strides: tuple[int, ...]
+) -> None:
+    found = probe(config_settings(named(name)), 3, (128, 128))
+    assert (found["detector"], found["backbone"]) == (detector, backbone)
+    assert (found["provides"][-1], found["strides"], found["num_classes"]) == (provides, strides, 3)
+
+
+def test_what_the_probe_read_builds_the_same_model_again() -> None:
+    settings = config_settings(
+        named("retinanet/retinanet_r50_fpn_1x_coco"), overrides={"model.bbox_head.stacked_convs": 1}
+    )
+    found = json.loads(json.dumps(probe(settings, 3, (128, 128))))
+    job = {**settings, "config": found["config"], "imports": found["imports"]}
+    model = detectors.build(job, 3)
+    assert sum(p.numel() for p in model.parameters()) == found["params"]
+    assert len(model.bbox_head.cls_convs) == 1
+    assert model.bbox_head.num_classes == 3
+
+
+def test_a_config_without_learned_weights_freezes_nothing() -> None:
+    settings = config_settings(named("retinanet/retinanet_r50_fpn_1x_coco"))
+    assert probe(settings, 3, (128, 128))["batch_norm_trains"]
+    assert not probe({**settings, "init": "imagenet"}, 3, (128, 128))["batch_norm_trains"]
+
+
+@pytest.mark.parametrize("text", ["model = 3", "x = 1", "raise ValueError('no')", "model = dict("])
+def test_a_file_that_is_no_config_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="this is no mmdet config of a detector"):
+        probe(config_settings(path), 3, (128, 128))

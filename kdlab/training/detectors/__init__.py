@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
+from functools import cache
 from typing import Any
 
 import mmdet.models  # noqa: F401 - fills the registry
@@ -13,6 +15,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from kdlab.training.detectors.base import Adapter
+from kdlab.training.sizing import set_classes
 
 init_default_scope("mmdet")
 # a line for every weight that is drawn helps nobody
@@ -23,6 +26,17 @@ def family(detector: str) -> type[Adapter]:
     """The adapter class of a detector family, by the name of its file."""
     module = importlib.import_module(f"kdlab.training.detectors.{detector}")
     return module.FAMILY  # type: ignore[no-any-return]
+
+
+def adapt(model: nn.Module) -> Adapter:
+    """How methods see an mmdet detector, by its head; of an unknown head they see the neck's maps alone."""
+    return next((one for one in _families() if one.fits(model)), Adapter)(model)
+
+
+@cache
+def _families() -> tuple[type[Adapter], ...]:
+    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
+    return tuple(module.FAMILY for module in modules if hasattr(module, "FAMILY"))
 
 
 def build(settings: dict[str, Any], num_classes: int) -> nn.Module:
@@ -38,7 +52,17 @@ def build(settings: dict[str, Any], num_classes: int) -> nn.Module:
 
 
 def config(settings: dict[str, Any], num_classes: int) -> Config:
-    """The mmdet config of a model: the family's, resized as the settings say, with `overrides` applied."""
-    cfg = Config({"model": family(settings["detector"]).config(settings, num_classes)})
+    """The mmdet config of a model, with `overrides` applied.
+
+    It is the family's, resized as the settings say, or the one that a plan read from an mmdet config file and
+    put into the settings, with the data set's number of classes.
+    """
+    if found := settings.get("config"):
+        for module in settings["imports"]:
+            importlib.import_module(module)
+        cfg = Config({"model": found})
+        set_classes(cfg.model, num_classes)
+    else:
+        cfg = Config({"model": family(settings["detector"]).config(settings, num_classes)})
     cfg.merge_from_dict(settings["overrides"])
     return cfg

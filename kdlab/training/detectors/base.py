@@ -1,8 +1,7 @@
-"""How a detector family shows itself to methods."""
+"""How any detector shows itself to methods: its neck maps, and what its family adds to them."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -10,12 +9,12 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from mmdet.utils import reduce_mean
 from mmengine.config import ConfigDict
-from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from kdlab.training.outputs import Assignment, Branch, DetectorOutputs, Facts, Priors, Tail
+from kdlab.training.outputs import Assignment, Branch, DetectorOutputs, Facts, RoiOutputs, Rois
+
+_PROBED_PX = 256
 
 
 @dataclass
@@ -27,185 +26,121 @@ class Recording:
     towers: dict[tuple[Branch, int], list[Tensor]] = field(default_factory=dict)
     gt_index: list[Tensor] = field(default_factory=list)
     label_weights: list[Tensor] = field(default_factory=list)
+    rois: Rois | None = None
+    roi_outputs: RoiOutputs | None = None
 
 
 class Adapter:
-    """How one detector family shows itself to methods. A family sets the literals and writes what differs."""
+    """How a detector shows itself to methods. Of one whose head kdlab does not know these are its neck maps.
 
-    provides: ClassVar[tuple[str, ...]] = ("feats", "cls_maps", "box_maps", "boxes", "assignment", "towers")
-    labels_at: ClassVar[int] = 0
-    label_weights_at: ClassVar[int | None] = 1
-    cls_predictor: ClassVar[str]
-    reg_predictor: ClassVar[str]
+    A family names the heads that it serves and writes what it adds.
+    """
+
+    heads: ClassVar[tuple[str, ...]] = ()
+    """Class names of the heads that the family serves; a subclass of one is another head."""
+    provides: ClassVar[tuple[str, ...]] = ("feats",)
+    masks: ClassVar[bool] = False
+    """Whether it learns masks too, which kdlab's data sets lack: then it serves as a teacher only."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.head = model.bbox_head
 
     @staticmethod
     def config(settings: dict[str, Any], num_classes: int) -> ConfigDict:
         """The mmdet config of the family for a recipe's model settings."""
         raise NotImplementedError
 
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        """Whether a model is of this family."""
+        return type(Adapter(model).head).__name__ in cls.heads
+
+    @property
+    def head(self) -> nn.Module:
+        """The part that tells objects from the neck's maps."""
+        return getattr(self.model, "bbox_head", None) or self.model.roi_head
+
     @cached_property
     def facts(self) -> Facts:
         """What the plan and the methods may know of the model."""
-        head = self.head
-        strides = tuple(int(s[0] if isinstance(s, tuple) else s) for s in head.prior_generator.strides)
-        sizes = [(-(-256 // stride),) * 2 for stride in strides]
-        priors = torch.cat(head.prior_generator.grid_priors(sizes, device="cpu")).double().numpy().round(3)
-        layers = [f"{name}:{tuple(p.shape)}" for name, p in head.named_parameters()]
+        strides, channels = self.neck()
+        layers = [f"{name}:{tuple(p.shape)}" for name, p in self.head.named_parameters()]
         return Facts(
-            detector=type(self).__module__.rpartition(".")[2],
-            provides=self.provides,
-            num_classes=head.num_classes,
+            detector=type(self.model).__name__.lower(),
+            provides=self.provides if strides else (),
+            num_classes=self.num_classes,
             strides=strides,
-            channels=self.model.neck.out_channels,
-            anchors=head.prior_generator.num_base_priors[0],
-            priors=hashlib.sha256(priors.tobytes()).hexdigest()[:16],
-            head=f"{type(head).__name__} {' '.join(layers)}",
-            tower_depth=head.stacked_convs,
-            softmax=not head.use_sigmoid_cls,
+            channels=channels,
+            head=f"{type(self.head).__name__} {' '.join(layers)}",
+            trains=getattr(self.head, "mask_head", None) is None,
         )
 
-    def priors(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> Priors:
-        """The head's priors for maps of these sizes."""
-        levels = self.head.prior_generator.grid_priors(sizes, device=device)
-        counts = torch.tensor([len(level) for level in levels])
-        level = torch.repeat_interleave(torch.arange(len(levels)), counts).to(device)
-        strides = torch.tensor(self.facts.strides, dtype=torch.float32, device=device)
-        first = (0, *counts.cumsum(0).tolist())
-        return Priors(torch.cat(levels), strides[level], level, first, tuple(sizes))
+    @property
+    def num_classes(self) -> int:
+        """K, as the first part of the head says that knows it."""
+        return next(int(part.num_classes) for part in self.head.modules() if hasattr(part, "num_classes"))
+
+    def neck(self) -> tuple[tuple[int, ...], int]:
+        """Strides and channels of the neck's maps; none without a neck or where levels differ in width."""
+        if not getattr(self.model, "with_neck", False):
+            return (), 0
+        was_training = self.model.training
+        device = next(self.model.parameters()).device
+        with torch.no_grad():
+            maps = self.model.eval().extract_feat(torch.zeros(1, 3, _PROBED_PX, _PROBED_PX, device=device))
+        self.model.train(was_training)
+        channels = {level.shape[1] for level in maps}
+        if len(channels) > 1:
+            return (), 0
+        return tuple(round(_PROBED_PX / level.shape[-1]) for level in maps), channels.pop()
 
     @contextmanager
     def recording(self, towers: Sequence[tuple[Branch, int]] = ()) -> Iterator[Recording]:
-        """Catch neck maps, head maps and the asked towers of the pass made inside."""
+        """Catch the neck's maps, and what the family adds, of the pass made inside."""
         caught = Recording()
         with ExitStack() as hooks:
-
-            def on(module: nn.Module, keep: Any) -> None:
+            for module, keep in self.hooks(caught, towers):
                 hooks.callback(module.register_forward_hook(keep).remove)
-
-            on(self.model.neck, lambda _m, _i, out: setattr(caught, "feats", tuple(out)))
-            on(self.head, lambda _m, _i, out: setattr(caught, "raw", tuple(out)))
-            for key in towers:
-                maps = caught.towers.setdefault(key, [])
-                # a copy, because the activation that follows works in place
-                on(self._before_activation(*key), lambda _m, _i, out, maps=maps: maps.append(out.clone()))
             yield caught
 
+    def hooks(
+        self, caught: Recording, towers: Sequence[tuple[Branch, int]]
+    ) -> Iterator[tuple[nn.Module, Any]]:
+        """(module, forward hook) of all that is caught."""
+        if getattr(self.model, "with_neck", False):
+            yield self.model.neck, lambda _m, _i, out: setattr(caught, "feats", tuple(out))
+
     @contextmanager
-    def capturing_assignment(self, caught: Recording) -> Iterator[None]:
-        """Learn which object each prior serves from the one target computation of the loss inside.
+    def capturing(self, caught: Recording) -> Iterator[None]:
+        """Learn what the loss inside decides: which prior or proposal serves which object."""
+        yield
 
-        Object k enters under the label -1-k; the labels that come out, mapped to all priors by mmdet
-        itself, name the objects, and are given back as the true ones.
-        """
-        head, original = self.head, self.head._get_targets_single
+    def look(self, inputs: Tensor, with_head: bool = True) -> None:
+        """Run the model on (B, 3, H, W) inputs as far as methods see it."""
+        self.model.extract_feat(inputs)
 
-        def marked(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-            place = next(i for i, arg in enumerate(args) if isinstance(arg, InstanceData))
-            objects = args[place]
-            out = list(original(*args[:place], _mark(objects), *args[place + 1 :], **kwargs))
-            marks = out[self.labels_at]
-            gt_index = torch.where(marks < 0, -1 - marks, -1)
-            if len(objects):
-                true = objects.labels[gt_index.clamp(min=0)]
-                out[self.labels_at] = torch.where(marks < 0, true, marks)
-            weights = (
-                torch.ones_like(marks, dtype=torch.float32)
-                if self.label_weights_at is None
-                else out[self.label_weights_at]
-            )
-            caught.gt_index.append(torch.where(weights > 0, gt_index, -2))
-            caught.label_weights.append(weights)
-            return tuple(out)
+    def observe(
+        self, inputs: Tensor, towers: Sequence[tuple[Branch, int]] = (), with_head: bool = True
+    ) -> DetectorOutputs:
+        """The model's view of (B, 3, H, W) inputs; without its head the neck's maps alone."""
+        with self.recording(towers) as caught:
+            self.look(inputs, with_head)
+        return self.outputs(caught)
 
-        head._get_targets_single = marked
-        try:
-            yield
-        finally:
-            del head._get_targets_single
+    def forward_all(self, inputs: Tensor) -> None:
+        """Every layer once, without decoding, for counting FLOPs."""
+        self.look(inputs)
 
     def outputs(self, caught: Recording) -> DetectorOutputs:
         """The interface over what one pass produced, in fp32."""
-        cls_maps, box_maps, *quality = ([level.float() for level in part] for part in caught.raw)
-        return DetectorOutputs(
-            adapter=self,
-            feats=[feat.float() for feat in caught.feats],
-            levels=tuple(range(len(cls_maps))),
-            cls_maps=cls_maps,
-            box_maps=self.as_in_training(box_maps),
-            quality_maps=quality[0] if quality else None,
-            towers={key: [level.float() for level in maps] for key, maps in caught.towers.items()},
-        )
+        feats = [feat.float() for feat in caught.feats]
+        return DetectorOutputs(adapter=self, neck_maps=feats, feats=feats, levels=tuple(range(len(feats))))
 
-    @staticmethod
-    def assignment(caught: Recording) -> Assignment:
-        """The assignment that `capturing_assignment` read."""
-        gt_index = torch.stack(caught.gt_index)
-        count = (gt_index >= 0).sum().float()
-        return Assignment(gt_index, torch.stack(caught.label_weights), reduce_mean(count).clamp(min=1))
-
-    def as_in_training(self, box_maps: list[Tensor]) -> list[Tensor]:
-        """Raw box maps as the head makes them in training mode."""
-        return box_maps
-
-    def decode(self, priors: Tensor, strides: Tensor, raw: Tensor) -> Tensor:
-        """(P, 4) xyxy in input pixels from raw box values (P, X) at priors (P, 2|4) of strides (P,)."""
-        raise NotImplementedError
-
-    def encode(self, priors: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
-        """(P, 4) the inverse of `decode`; for distributions, the distances in strides."""
-        raise NotImplementedError
-
-    def targets(self, objects: InstanceData, priors: Priors, pad_shape: tuple[int, int]) -> None:
-        """Have the head compute the targets of one image with these objects."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def match(self, boxes: Tensor, pad_shape: Tensor, priors: Priors) -> Tensor:
-        """(N,) which of `boxes` (M, 4) the head's own matcher gives to each prior; -1 none, -2 ignored."""
-        objects = InstanceData(bboxes=boxes, labels=boxes.new_zeros(len(boxes), dtype=torch.long))
-        caught = Recording()
-        with self.capturing_assignment(caught):
-            self.targets(objects, priors, tuple(int(side) for side in pad_shape))
-        return caught.gt_index[0]
-
-    def run_tail(self, branch: Branch, conv: int, maps: Sequence[Tensor]) -> Tail:
-        """The head from the activation of tower conv `conv` on, over levels (B, C, H_l, W_l)."""
-        convs = self._convs(branch)
-        out, quality = [], []
-        for level, level_map in enumerate(maps):
-            x = convs[conv].activate(level_map.clone())
-            for layer in convs[conv + 1 :]:
-                x = layer(x)
-            out.append(self.predict(branch, level, x))
-            quality.extend(self.predict_quality(branch, x))
-        return Tail(out, quality or None)
-
-    def predict(self, branch: Branch, level: int, x: Tensor) -> Tensor:
-        """Logits or raw boxes (as in training mode) from the last tower map of a level."""
-        return getattr(self.head, self.cls_predictor if branch == "cls" else self.reg_predictor)(x)
-
-    def predict_quality(self, branch: Branch, x: Tensor) -> list[Tensor]:
-        """The quality logits of a level where this branch makes them, else nothing."""
-        return []
-
-    def _convs(self, branch: Branch) -> nn.ModuleList:
-        return self.head.cls_convs if branch == "cls" else self.head.reg_convs
-
-    def _before_activation(self, branch: Branch, conv: int) -> nn.Module:
-        layer = self._convs(branch)[conv]
-        return layer.norm if layer.with_norm else layer.conv
-
-    def _inside(self, priors: Priors, pad_shape: tuple[int, int]) -> Tensor:
-        """(N,) bool: the prior's cell lies in the padded image."""
-        flags = self.head.prior_generator.valid_flags(priors.sizes, pad_shape, device=priors.boxes.device)
-        return torch.cat(flags)
+    def assignment(self, caught: Recording) -> Assignment | None:
+        """What `capturing` read of priors; None for a head without."""
+        return None
 
 
-def _mark(objects: InstanceData) -> InstanceData:
-    marked = objects.clone()
-    marked.labels = -1 - torch.arange(len(objects), device=objects.labels.device)
-    return marked
+def strides_of(prior_generator: Any) -> tuple[int, ...]:
+    """The strides of the maps for which mmdet's generator makes anchors or points."""
+    return tuple(int(s[0] if isinstance(s, tuple) else s) for s in prior_generator.strides)

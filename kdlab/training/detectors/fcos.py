@@ -10,18 +10,19 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from kdlab.training.detectors.base import Adapter
+from kdlab.training.detectors.dense import DenseAdapter
 from kdlab.training.outputs import Branch, Priors
-from kdlab.training.sizing import group_norm, resized
+from kdlab.training.sizing import dense, group_norm
 
 BASE = "fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py"
 INF = 1e8
 
 
-class FCOS(Adapter):
+class FCOS(DenseAdapter):
     """One point a cell; raw boxes are distances to the four edges, in strides where `norm_on_bbox` is set."""
 
-    provides = (*Adapter.provides, "quality_maps")
+    heads = ("FCOSHead",)
+    provides = (*DenseAdapter.provides, "quality_maps")
     label_weights_at = None
     cls_predictor = "conv_cls"
     reg_predictor = "conv_reg"
@@ -29,7 +30,7 @@ class FCOS(Adapter):
     @staticmethod
     def config(settings: dict[str, Any], num_classes: int) -> ConfigDict:
         """mmdet's FCOS with the recipe's sizes, on a backbone in torchvision's style and normalisation."""
-        model = resized(BASE, settings, num_classes)
+        model = dense(BASE, settings, num_classes)
         strides = list(settings["strides"])
         bounds = [-1, *(8 * stride for stride in strides[:-1]), INF]
         model.bbox_head.update(

@@ -9,15 +9,16 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from kdlab.training.detectors.base import Adapter
+from kdlab.training.detectors.dense import DenseAdapter
 from kdlab.training.outputs import Branch, Priors
-from kdlab.training.sizing import group_norm, resized
+from kdlab.training.sizing import dense, group_norm
 
 
-class GFL(Adapter):
+class GFL(DenseAdapter):
     """One anchor a cell; raw boxes are logits over R + 1 distances for each edge, in strides."""
 
-    provides = (*Adapter.provides, "box_distributions")
+    heads = ("GFLHead",)
+    provides = (*DenseAdapter.provides, "box_distributions")
     labels_at = 1
     label_weights_at = 2
     cls_predictor = "gfl_cls"
@@ -26,7 +27,7 @@ class GFL(Adapter):
     @staticmethod
     def config(settings: dict[str, Any], num_classes: int) -> ConfigDict:
         """mmdet's GFL with the recipe's sizes."""
-        model = resized("gfl/gfl_r50_fpn_1x_coco.py", settings, num_classes)
+        model = dense("gfl/gfl_r50_fpn_1x_coco.py", settings, num_classes)
         model.bbox_head.anchor_generator.strides = list(settings["strides"])
         model.bbox_head.norm_cfg = group_norm(settings["neck_channels"])
         return model

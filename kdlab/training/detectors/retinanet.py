@@ -8,21 +8,22 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from kdlab.training.detectors.base import Adapter
+from kdlab.training.detectors.dense import DenseAdapter
 from kdlab.training.outputs import Priors
-from kdlab.training.sizing import resized
+from kdlab.training.sizing import dense
 
 
-class RetinaNet(Adapter):
+class RetinaNet(DenseAdapter):
     """Nine anchors a cell; raw boxes are deltas to the anchor."""
 
+    heads = ("RetinaHead",)
     cls_predictor = "retina_cls"
     reg_predictor = "retina_reg"
 
     @staticmethod
     def config(settings: dict[str, Any], num_classes: int) -> ConfigDict:
         """mmdet's RetinaNet with the recipe's sizes."""
-        model = resized("retinanet/retinanet_r50_fpn_1x_coco.py", settings, num_classes)
+        model = dense("retinanet/retinanet_r50_fpn_1x_coco.py", settings, num_classes)
         model.bbox_head.anchor_generator.strides = list(settings["strides"])
         return model
 
