@@ -44,12 +44,13 @@ def _reasons(
     student: Mapping[str, Any],
     teacher: Mapping[str, Any],
 ) -> Iterator[tuple[str, str]]:
-    """(reason, what was found) for everything that does not fit."""
+    """(reason, what was found) for everything that does not fit; what is missing hides what differs."""
     needs, equal = info.needs_for(settings.options)
-    for name in needs:
-        for role, facts in (("student", student), ("teacher", teacher)):
-            if name not in facts["provides"] and not (role == "teacher" and name in STUDENT_ONLY):
-                yield f"it needs {name}", f"the {role}, {facts['detector']}, has none"
+    for role, facts in (("student", student), ("teacher", teacher)):
+        given = {*facts["provides"], *(STUDENT_ONLY if role == "teacher" else ())}
+        if missing := [name for name in needs if name not in given]:
+            yield f"it needs {' and '.join(missing)}", f"the {role}, {facts['detector']}, has none"
+            return
     for name in equal:
         mine, theirs = student[FACTS[name]], teacher[FACTS[name]]
         if mine != theirs:

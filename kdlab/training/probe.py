@@ -66,6 +66,8 @@ def read_config(path: Path, init: str) -> dict[str, Any]:
             "this is no mmdet config of a detector", where=str(path), got=f"{type(error).__name__}: {error}"
         ) from error
     backbone["init_cfg"] = None
+    # augmentation is the recipe's, and a function of (seed, epoch, index) alone
+    model.get("data_preprocessor", {}).pop("batch_augments", None)
     if init == "none":
         backbone |= {"frozen_stages": -1} if "frozen_stages" in backbone else {}
         backbone |= {"norm_eval": False} if "norm_eval" in backbone else {}

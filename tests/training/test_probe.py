@@ -115,3 +115,8 @@ def test_a_file_that_is_no_config_is_told(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(UsageError, match="this is no mmdet config of a detector"):
         probe(config_settings(path), 3, (128, 128))
+
+
+def test_random_sizes_of_a_config_are_left_to_the_recipe() -> None:
+    found = probe(config_settings(named("yolox/yolox_s_8xb8-300e_coco")), 3, (128, 128))
+    assert "batch_augments" not in found["config"]["data_preprocessor"]
