@@ -65,6 +65,12 @@ def read_config(path: Path, init: str) -> dict[str, Any]:
         raise UsageError(
             "this is no mmdet config of a detector", where=str(path), got=f"{type(error).__name__}: {error}"
         ) from error
+    if init == "imagenet" and backbone.get("style") == "caffe":
+        raise UsageError(
+            "this config's backbone is in Caffe's style, and torchvision's weights are not",
+            where=str(path),
+            fix="init: FILE with weights of that style, or a config whose backbone has style='pytorch'",
+        )
     backbone["init_cfg"] = None
     # augmentation is the recipe's, and a function of (seed, epoch, index) alone
     model.get("data_preprocessor", {}).pop("batch_augments", None)

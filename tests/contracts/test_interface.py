@@ -16,9 +16,12 @@ from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
+from kdlab import catalog
+from kdlab.training import detectors
 from kdlab.training.distiller import Distiller
 from kdlab.training.methods.base import Connector, Method, Pair
 from kdlab.training.outputs import Assignment, Batch, DetectorOutputs, Priors, Tail
+from kdlab.training.probe import read_config
 
 
 def centres(priors: Priors) -> Tensor:
@@ -305,3 +308,38 @@ def test_a_tower_that_equals_the_teachers_crosses_to_its_predictions(
     cls, reg, *_ = losses_of(distiller, raw_batch())
     assert cls.item() == pytest.approx(0, abs=1e-5)
     assert reg.item() == pytest.approx(0, abs=1e-3)
+
+
+# --- teachers of another kind ---
+
+
+@pytest.fixture
+def foreign(request: pytest.FixtureRequest, build: Callable[..., Any]) -> Any:
+    """A teacher that shares nothing with a RetinaNet but levels: a family's, or one of an mmdet config."""
+    if request.param == "mask_rcnn":
+        return build("mask_rcnn", 7, strides=(4, 8, 16, 32), neck_channels=24)
+    path = catalog.config_file(request.param)
+    assert path is not None
+    return detectors.build({"overrides": {}, **read_config(path, "none")}, 3)
+
+
+@pytest.mark.parametrize("foreign", ["mask_rcnn", "rtmdet/rtmdet_tiny_8xb32-300e_coco"], indirect=True)
+@pytest.mark.parametrize("method", [FGD, MasKD])
+def test_a_neck_method_takes_any_teacher_and_leaves_its_head_alone(
+    foreign: Any, method: type[Method], build: Callable[..., Any], term: Callable[..., Any],
+    raw_batch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("kdlab.training.distiller.method_class", lambda key: method)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the teacher's head was run")
+
+    for head in ("bbox_head", "rpn_head", "roi_head"):
+        if hasattr(foreign, head):
+            monkeypatch.setattr(getattr(foreign, head), "forward", refuse)
+    distiller = Distiller(build("retinanet", strides=(8, 16, 32, 64)), {"it": term("it")}, foreign).train()
+    assert [level for level, _ in distiller.terms["it"].levels] == [0, 1, 2]
+    losses = losses_of(distiller, raw_batch())
+    sum(losses).backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in distiller.student.backbone.parameters())
+    assert all(parameter.grad is None for parameter in foreign.parameters())

@@ -120,3 +120,9 @@ def test_a_file_that_is_no_config_is_told(tmp_path: Path, text: str) -> None:
 def test_random_sizes_of_a_config_are_left_to_the_recipe() -> None:
     found = probe(config_settings(named("yolox/yolox_s_8xb8-300e_coco")), 3, (128, 128))
     assert "batch_augments" not in found["config"]["data_preprocessor"]
+
+
+def test_torchvisions_weights_are_refused_for_a_caffe_backbone() -> None:
+    settings = config_settings(named("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco"), init="imagenet")
+    with pytest.raises(UsageError, match="Caffe's style"):
+        probe(settings, 3, (128, 128))
