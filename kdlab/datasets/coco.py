@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kdlab.datasets.base import DatasetFiles, Split, fingerprint, user_path
-from kdlab.errors import Fault, MachineError, UsageError, suggestion
+from kdlab.datasets.base import DatasetFiles, Split, fingerprint, not_there, user_path
+from kdlab.errors import Fault, MachineError, UsageError
 
 # A file of this size parses in well under a second; COCO's 450 MB take ten and several GB of memory.
 _PARSE_WHOLE_BYTES = 32 * 2**20
@@ -63,22 +63,10 @@ def _missing(base: Path, folders: dict[str, Path], labels: dict[str, Path]) -> I
         return
     for option, path in folders.items():
         if not path.is_dir():
-            yield _not_there(option, path, "folder")
+            yield not_there(option, path, "folder")
     for option, path in labels.items():
         if not path.is_file():
-            yield _not_there(option, path, "file")
-
-
-def _not_there(option: str, path: Path, kind: str) -> Fault:
-    beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-    known = ", ".join(beside[:8]) + (f" and {len(beside) - 8} more" if len(beside) > 8 else "")
-    near = suggestion(path.name, beside)
-    return Fault(
-        f"dataset.{option} is not a {kind}",
-        where=str(path),
-        known=known,
-        fix=near or f"put the {kind} there, or set dataset.{option} relative to dataset.root",
-    )
+            yield not_there(option, path, "file")
 
 
 def _shared_classes(train: Path, val: Path) -> tuple[str, ...]:
