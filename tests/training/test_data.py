@@ -175,9 +175,10 @@ def test_images_without_objects_are_left_out_of_training_only(written: DatasetFi
 
 
 def test_report_counts_what_was_read_and_what_was_not(written: DatasetFiles) -> None:
-    report = reading_report(written, mmdet_dataset(written, written.train, None, flip=0.0))
+    report = reading_report(mmdet_dataset(written, written.train, None, flip=0.0))
     assert report == {
         "images": 1, "objects": 2, "images_dropped": 1, "crowds_ignored": 1, "boxes_dropped": 1,
+        "boxes_without_area": 1, "boxes_outside": 0, "boxes_marked": 0,
     }  # fmt: skip
 
 

@@ -204,7 +204,8 @@ def test_evaluation_is_in_the_coordinates_of_the_unresized_image(build: Any, dig
 
 def test_labels_without_objects_are_refused(tmp_path: Path) -> None:
     labels = tmp_path / "val.json"
-    empty = {"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    image = {"id": 1, "file_name": "a.png", "width": 9, "height": 9}
+    empty = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
     labels.write_text(json.dumps(empty))
     with pytest.raises(JobError, match="hold no objects"):
         CocoMetric(labels, ["a"])
