@@ -285,12 +285,13 @@ def reading_report(dataset: CocoImages) -> dict[str, int]:
 
 def reading_words(report: dict[str, int]) -> str:
     """A report as one line of the log."""
-    left_out = {
-        "images_dropped": "images without objects dropped",
-        "boxes_without_area": "boxes smaller than a pixel dropped",
-        "boxes_outside": "boxes outside their image dropped",
-        "boxes_marked": "boxes marked `ignore` dropped",
-        "crowds_ignored": "crowds or difficult objects ignored",
+    names = {
+        "images_dropped": "images without objects",
+        "boxes_without_area": "boxes smaller than a pixel",
+        "boxes_outside": "boxes outside their image",
+        "boxes_marked": "boxes marked `ignore`",
+        "crowds_ignored": "crowds and difficult objects",
     }
-    told = [f"{report[key]} {words}" for key, words in left_out.items() if report[key]]
-    return "; ".join([f"training on {report['images']} images, {report['objects']} objects", *told])
+    told = f"training on {report['images']} images with {report['objects']} objects"
+    left_out = ", ".join(f"{name} {report[key]}" for key, name in names.items() if report[key])
+    return f"{told}; left out: {left_out}" if left_out else told
