@@ -406,6 +406,38 @@ def test_voc_and_coco_labels_of_the_same_boxes_drop_the_same(
         assert mine == theirs
 
 
+def test_hand_written_voc_and_coco_labels_drop_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # corners of VOC count from 1: a whole box, one without area, one outside, one difficult; then no object
+    corners = [(6, 6, 26, 26, 0), (6, 6, 6, 6, 0), (101, 6, 110, 15, 0), (2, 2, 11, 11, 1)]
+    monkeypatch.setenv("KDLAB_CACHE", str(tmp_path / "cache"))
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (tmp_path / folder).mkdir(parents=True)
+    size = "<size><width>100</width><height>80</height></size>"
+    objects = "".join(
+        f"<object><name>a</name><difficult>{hard}</difficult><bndbox><xmin>{x}</xmin><ymin>{y}</ymin>"
+        f"<xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>"
+        for x, y, right, bottom, hard in corners
+    )
+    for stem, content in (("0", objects), ("1", "")):
+        (tmp_path / "JPEGImages" / f"{stem}.jpg").touch()
+        (tmp_path / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{size}{content}</annotation>")
+    for part in ("train", "val"):
+        (tmp_path / "ImageSets/Main" / f"{part}.txt").write_text("0\n1\n")
+    files = voc.prepare(root=str(tmp_path))
+    boxes = [
+        {"bbox": [x - 1, y - 1, right - x, bottom - y], "iscrowd": hard}
+        for x, y, right, bottom, hard in corners
+    ]
+    as_coco, instances = drop_report(tmp_path, boxes)
+    as_voc = mmdet_dataset(files, files.train, None, 0.0)
+    assert reading_report(as_voc) == as_coco
+    assert as_voc.get_data_info(0)["instances"] == instances
+    assert [as_coco[key] for key in ("objects", "boxes_without_area", "boxes_outside", "crowds_ignored",
+                                     "images_dropped")] == [1, 1, 1, 1, 1]  # fmt: skip
+
+
 def test_labels_without_any_object_are_refused(tmp_path: Path) -> None:
     labels = tmp_path / "train.json"
     image = {"id": 1, "file_name": "a.png", "height": 64, "width": 64}

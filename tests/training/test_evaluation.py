@@ -118,6 +118,18 @@ def test_an_annotation_of_id_0_counts_as_any_other(tmp_path: Path) -> None:
     assert measured(tmp_path, from_zero, samples) == pytest.approx(expected(from_one, samples), abs=1e-6)
 
 
+def test_a_box_without_area_counts_as_an_object_as_in_pycocotools(tmp_path: Path) -> None:
+    labels, samples = scene(2)
+    before = measured(tmp_path, labels, samples)
+    where = [50.0, 60.0]
+    labels["annotations"].append(
+        {"id": 999, "image_id": 10, "category_id": 2, "bbox": [*where, 0, 0], "area": 0, "iscrowd": 0}
+    )
+    found = measured(tmp_path, labels, samples)
+    assert found == pytest.approx(expected(labels, samples), abs=1e-6)
+    assert found["class/dog"] < before["class/dog"]
+
+
 def test_ids_of_any_size_and_order_change_nothing(tmp_path: Path) -> None:
     labels, samples = scene(2)
     expectation = measured(tmp_path, labels, samples)
