@@ -135,7 +135,8 @@ def test_what_is_written_is_kept(load: Load) -> None:
     assert made.title == "R101 to R50 on digits."
     assert made.path == "my.yaml"
     assert made.dataset.model_dump() == {
-        "name": "digits", "options": {"image_px": 64, "size": (1, 3)}, "scale": None, "flip": 0.0, "broken_images": "stop",
+        "name": "digits", "options": {"image_px": 64, "size": (1, 3)}, "scale": None, "flip": 0.0,
+        "broken_images": "stop",
     }  # fmt: skip
     assert made.teacher is not None
     assert (made.teacher.backbone, made.teacher.seed) == ("resnet101", 3)
