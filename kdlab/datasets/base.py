@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdlab.errors import MachineError
+from kdlab.errors import Fault, MachineError, suggestion
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class DatasetFiles:
         train: what the models learn from.
         val: what they are measured on.
         fingerprint: see `fingerprint`.
+        metrics: what it is measured with: "coco", and "voc" where PASCAL VOC's own mAP is wanted besides.
     """
 
     name: str
@@ -43,6 +44,7 @@ class DatasetFiles:
     train: Split
     val: Split
     fingerprint: str
+    metrics: tuple[str, ...] = ("coco",)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain JSON values."""
@@ -50,13 +52,20 @@ class DatasetFiles:
             name: {"images": str(split.images), "labels": str(split.labels)}
             for name, split in (("train", self.train), ("val", self.val))
         }
-        return {"name": self.name, "classes": list(self.classes), **splits, "fingerprint": self.fingerprint}
+        return {
+            "name": self.name,
+            "classes": list(self.classes),
+            **splits,
+            "fingerprint": self.fingerprint,
+            "metrics": list(self.metrics),
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DatasetFiles:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`; jobs written before there was a choice are measured as COCO."""
         train, val = (Split(Path(data[k]["images"]), Path(data[k]["labels"])) for k in ("train", "val"))
-        return cls(data["name"], tuple(data["classes"]), train, val, data["fingerprint"])
+        metrics = tuple(data.get("metrics", ("coco",)))
+        return cls(data["name"], tuple(data["classes"]), train, val, data["fingerprint"], metrics)
 
 
 def fingerprint(splits: Iterable[Split]) -> str:
@@ -68,11 +77,23 @@ def fingerprint(splits: Iterable[Split]) -> str:
     Raises:
         OSError: a labels file or an images folder cannot be read.
     """
+    return fingerprint_of((split.labels, _sizes(split.images)) for split in splits)
+
+
+def fingerprint_of(parts: Iterable[tuple[Path, Iterable[tuple[str, int]]]]) -> str:
+    """The same where not all files of the images folder are images of the split.
+
+    Args:
+        parts: of each split the labels file, and the names of its images with their sizes in bytes.
+
+    Raises:
+        OSError: a labels file cannot be read.
+    """
     digest = hashlib.sha256()
-    for split in splits:
-        with split.labels.open("rb") as file:
+    for labels, images in parts:
+        with labels.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-        for name, size in sorted(_sizes(split.images)):
+        for name, size in sorted(images):
             digest.update(b"%s\0%d\n" % (os.fsencode(name), size))
     return digest.hexdigest()[:16]
 
@@ -87,6 +108,19 @@ def _sizes(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, int]]:
                 yield from _sizes(entry.path, f"{prefix}{entry.name}/")
             else:
                 yield prefix + entry.name, entry.stat().st_size
+
+
+def not_there(option: str, path: Path, kind: str) -> Fault:
+    """An option of `dataset:` names a `kind` ("file", "folder") that is missing; tells what is beside it."""
+    beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+    known = ", ".join(beside[:8]) + (f" and {len(beside) - 8} more" if len(beside) > 8 else "")
+    near = suggestion(path.name, beside)
+    return Fault(
+        f"dataset.{option} is not a {kind}",
+        where=str(path),
+        known=known,
+        fix=near or f"put the {kind} there, or set dataset.{option} relative to dataset.root",
+    )
 
 
 def user_path(text: str) -> Path:

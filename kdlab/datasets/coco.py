@@ -6,10 +6,11 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from kdlab.datasets.base import DatasetFiles, Split, fingerprint, user_path
-from kdlab.errors import Fault, MachineError, UsageError, suggestion
+from kdlab.datasets._coco_labels import category_names, label_faults
+from kdlab.datasets.base import DatasetFiles, Split, fingerprint, not_there, user_path
+from kdlab.errors import Fault, MachineError, UsageError
 
 # A file of this size parses in well under a second; COCO's 450 MB take ten and several GB of memory.
 _PARSE_WHOLE_BYTES = 32 * 2**20
@@ -63,22 +64,10 @@ def _missing(base: Path, folders: dict[str, Path], labels: dict[str, Path]) -> I
         return
     for option, path in folders.items():
         if not path.is_dir():
-            yield _not_there(option, path, "folder")
+            yield not_there(option, path, "folder")
     for option, path in labels.items():
         if not path.is_file():
-            yield _not_there(option, path, "file")
-
-
-def _not_there(option: str, path: Path, kind: str) -> Fault:
-    beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-    known = ", ".join(beside[:8]) + (f" and {len(beside) - 8} more" if len(beside) > 8 else "")
-    near = suggestion(path.name, beside)
-    return Fault(
-        f"dataset.{option} is not a {kind}",
-        where=str(path),
-        known=known,
-        fix=near or f"put the {kind} there, or set dataset.{option} relative to dataset.root",
-    )
+            yield not_there(option, path, "file")
 
 
 def _shared_classes(train: Path, val: Path) -> tuple[str, ...]:
@@ -88,9 +77,8 @@ def _shared_classes(train: Path, val: Path) -> tuple[str, ...]:
     for labels in (train, val):
         try:
             found.append(_categories(labels))
-        except ValueError as error:
-            fix = "write it again as COCO JSON, or fetch it again if it was cut short"
-            faults.append(Fault(str(error), where=str(labels), fix=fix))
+        except UsageError as error:
+            faults += error.faults
     if faults:
         raise UsageError(faults=faults)
     if found[0] != found[1]:
@@ -105,31 +93,17 @@ def _shared_classes(train: Path, val: Path) -> tuple[str, ...]:
 
 
 def _categories(labels: Path) -> dict[int, str]:
-    """Name of each category id.
+    """Name of each category id; the other labels are checked too where the file is small.
 
     Raises:
-        ValueError: not JSON, or no proper categories; says which.
+        UsageError: see `load_labels`.
     """
     content = labels.read_bytes()
     try:
         found = _lone_categories(content) if len(content) > _PARSE_WHOLE_BYTES else None
-        if found is None:
-            data = json.loads(content)
-            found = data.get("categories") if isinstance(data, dict) else None
+        return category_names(_checked(content, labels)["categories"] if found is None else found)
     except ValueError as error:
-        raise ValueError(f"this file is not JSON: {error}") from error
-    if not found:
-        raise ValueError('this file has no "categories"')
-    try:
-        pairs = [(category["id"], category["name"]) for category in found]
-    except (TypeError, KeyError) as error:
-        raise ValueError('"categories" is not a list of {"id": ..., "name": ...}') from error
-    if not all(isinstance(number, int) and isinstance(name, str) for number, name in pairs):
-        raise ValueError('an id in "categories" is not a whole number, or a name is not text')
-    categories = dict(pairs)
-    if not len(pairs) == len(categories) == len(set(categories.values())):
-        raise ValueError('an id or a name occurs twice in "categories"')
-    return categories
+        raise _unreadable(labels, error) from error
 
 
 def _lone_categories(content: bytes) -> Any | None:
@@ -141,3 +115,48 @@ def _lone_categories(content: bytes) -> Any | None:
     if len(places) != 1 or not content[-64:].rstrip().endswith(b"}"):
         return None
     return json.JSONDecoder().raw_decode(content[places[0] :].decode())[0]
+
+
+def load_labels(labels: Path) -> dict[str, Any]:
+    """The content of a COCO JSON file; an annotation that lacks `area` gets w * h, one without `iscrowd` 0.
+
+    Raises:
+        UsageError: all kinds of fault at once, each with how often it occurs and the first few places.
+        OSError: the file cannot be read.
+    """
+    try:
+        data = _checked(labels.read_bytes(), labels)
+        category_names(data["categories"])
+    except ValueError as error:
+        raise _unreadable(labels, error) from error
+    for box in data["annotations"]:
+        if box.get("area") is None:
+            box["area"] = max(box["bbox"][2], 0) * max(box["bbox"][3], 0)
+        box["iscrowd"] = int(bool(box.get("iscrowd")))
+    return data
+
+
+def _unreadable(labels: Path, error: ValueError) -> UsageError:
+    fix = "write it again as COCO JSON, or fetch it again if it was cut short"
+    return UsageError(str(error), where=str(labels), fix=fix)
+
+
+def _checked(content: bytes, labels: Path) -> dict[str, Any]:
+    """The parsed content of a file whose images and annotations are right.
+
+    Raises:
+        ValueError: not JSON, or not of COCO's form.
+        UsageError: see `load_labels`.
+    """
+    try:
+        data = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"this file is not JSON: {error}") from error
+    for key in ("categories", "images", "annotations"):
+        if not isinstance(data, dict) or data.get(key) is None:
+            raise ValueError(f'this file has no "{key}"')
+    if not isinstance(data["images"], list) or not isinstance(data["annotations"], list):
+        raise ValueError('"images" or "annotations" is not a list')
+    if faults := list(label_faults(data, str(labels))):
+        raise UsageError(faults=faults)
+    return cast("dict[str, Any]", data)

@@ -158,6 +158,7 @@ def _settings(recipe: Recipe, facts: Facts, schedule: Schedule, seed: int) -> di
             "fingerprint": facts.files.fingerprint,
             "scale": recipe.dataset.scale and list(recipe.dataset.scale),
             "flip": recipe.dataset.flip,
+            "broken_images": recipe.dataset.broken_images,
         },
         # a preset is only a way of writing the other keys, and threads count on the CPU alone
         "schedule": schedule.model_dump(mode="json", exclude={"preset", "threads"}),

@@ -51,12 +51,14 @@ class DatasetSettings(Settings):
         options: all options of its `prepare`; in YAML they stand beside `name`.
         scale: width and height that images are resized to fit, keeping their ratio; None leaves them.
         flip: probability of a horizontal flip in training.
+        broken_images: what a job does at an image that cannot be read: "stop", or "skip" it and say so.
     """
 
     name: str
     options: dict[str, Any] = {}
     scale: Annotated[tuple[PositiveInt, PositiveInt], Listed] | None = None
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    broken_images: Literal["stop", "skip"] = "stop"
 
 
 class ModelSettings(Settings):

@@ -16,7 +16,10 @@ from rich.text import Text
 from kdlab.jobs.files import write_text
 from kdlab.reporting.tables import Cell, Column, Mark, Table
 
-_DROPPED_FIRST = ("best_AP", "APm", "APs", "APl", "AP75", "AP50", "step_x", "n", "gap_closed", "dAP")
+_DROPPED_FIRST = (
+    *("best_AP", "APm", "APs", "APl", "VOC12", "VOC07", "AP75", "AP50"),
+    *("step_x", "n", "gap_closed", "dAP"),
+)
 _GAP = 2
 
 

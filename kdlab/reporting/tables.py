@@ -12,7 +12,7 @@ from kdlab.reporting.provenance import provenance
 from kdlab.reporting.records import Record
 
 Mark = Literal["", "bold", "underline", "dim"]
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "VOC07", "VOC12")
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ COLUMNS = (
 )
 _READING = {
     "gap_closed": 'gap closed: gain / (teacher - baseline); "-" where the teacher is not above the baseline',
+    "VOC07": "VOC07: PASCAL VOC's mAP at IoU 0.5, mean precision at 11 recalls; VOC12: area under the curve",
     "step_x": "step x: time of a training step, the student alone = 1",
     "best_AP": "* chosen on the evaluation set, enters no test",
 }

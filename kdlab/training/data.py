@@ -5,13 +5,13 @@ The batch of (seed, epoch, place) holds the same pixels whatever the workers, th
 
 from __future__ import annotations
 
-import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from mmdet.datasets import CocoDataset
@@ -20,11 +20,22 @@ from mmengine.dataset import pseudo_collate
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdlab.datasets.base import DatasetFiles, Split
+from kdlab.datasets.coco import load_labels
 from kdlab.errors import JobError
+from kdlab.training.images import BrokenImage, BrokenImages, LoadImage, UnreadableError
 
 
-class CategoriesById(COCO):
-    """A label file whose categories count in the order of their ids, as `DatasetFiles.classes` does."""
+class CheckedLabels(COCO):
+    """A checked label file; its categories count in the order of their ids, as in `DatasetFiles.classes`."""
+
+    def __init__(self, annotation_file: str) -> None:
+        super().__init__()
+        self.dataset = load_labels(Path(annotation_file))
+        for box in self.dataset["annotations"]:
+            # outlines take ten times the memory of boxes, in every loader process
+            box.pop("segmentation", None)
+        self.createIndex()
+        self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
     def get_cat_ids(self, *args: Any, **kwargs: Any) -> list[int]:
         """Ascending, where pycocotools keeps the order of the file."""
@@ -32,9 +43,30 @@ class CategoriesById(COCO):
 
 
 class CocoImages(CocoDataset):
-    """mmdet's data set with label k for the k-th lowest category id."""
+    """mmdet's data set with label k for the k-th lowest category id.
 
-    COCOAPI = CategoriesById
+    Args:
+        broken: takes down the images that cannot be read and are left out; None stops at the first one.
+        kwargs: of mmdet's data set.
+
+    Raises:
+        UsageError: something is wrong with the labels.
+    """
+
+    COCOAPI = CheckedLabels
+
+    def __init__(self, *, broken: BrokenImages | None = None, **kwargs: Any) -> None:
+        self.broken = broken
+        self.images_listed = 0
+        self.fates: Counter[str] = Counter()
+        super().__init__(**kwargs)
+
+    def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
+        """One image and its objects; counts what becomes of each annotation."""
+        image = raw_data_info["raw_img_info"]
+        self.images_listed += 1
+        self.fates.update(fate(box, image["width"], image["height"]) for box in raw_data_info["raw_ann_info"])
+        return super().parse_data_info(raw_data_info)
 
     def filter_data(self) -> list[dict[str, Any]]:
         """The images that are read.
@@ -50,26 +82,57 @@ class CocoImages(CocoDataset):
         return kept
 
     def prepare_data(self, idx: int) -> Any:
-        """One sample; a `JobError` where its image is missing or broken, for `batches_of` to raise."""
+        """One sample; where its image is broken a `BrokenImage`, or the `JobError` that stops the job."""
         try:
             return super().prepare_data(idx)
-        except (OSError, AssertionError, cv2.error) as error:
+        except UnreadableError as error:
+            path = self.get_data_info(idx)["img_path"]
+            if self.broken is not None:
+                return BrokenImage(path, str(error))
             return JobError(
                 "an image cannot be read",
-                where=self.get_data_info(idx)["img_path"],
-                got=str(error).splitlines()[0] if str(error) else type(error).__name__,
-                fix="mend the file, or take it out of the labels",
+                where=path,
+                got=str(error),
+                fix="mend the file, take it out of the labels, or --set dataset.broken_images=skip",
             )
 
 
+def fate(box: dict[str, Any], width: int, height: int) -> str:
+    """What mmdet makes of a COCO annotation when it trains.
+
+    Args:
+        box: the annotation, complete.
+        width: of its image, in pixels.
+        height: the same.
+
+    Returns:
+        "object"; "crowd", ignored by the loss; or why it is dropped: "without_area", "outside", "marked".
+    """
+    x, y, w, h = box["bbox"]
+    if box.get("ignore"):
+        return "marked"
+    if w < 1 or h < 1 or box["area"] <= 0:
+        return "without_area"
+    if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
+        return "outside"
+    return "crowd" if box["iscrowd"] else "object"
+
+
 def collate(samples: list[Any]) -> Any:
-    """mmengine's batch of the samples, or the error among them."""
+    """mmengine's batch of the samples, with what is broken apart under "broken"; or the error among them."""
     errors = [sample for sample in samples if isinstance(sample, JobError)]
-    return errors[0] if errors else pseudo_collate(samples)
+    if errors:
+        return errors[0]
+    whole = [sample for sample in samples if not isinstance(sample, BrokenImage)]
+    broken = [sample for sample in samples if isinstance(sample, BrokenImage)]
+    for sample in whole:
+        broken += sample.pop("broken", [])
+    batch = pseudo_collate(whole) if whole else {"inputs": [], "data_samples": []}
+    return batch | {"broken": broken} if broken else batch
 
 
 def batches_of(loader: DataLoader) -> Iterator[Any]:
-    """The batches of a loader.
+    """The batches of a loader; broken images among them are noted here, in the main process.
 
     Raises:
         JobError: an image cannot be read; raised here, because a worker's errors come as tracebacks.
@@ -77,12 +140,19 @@ def batches_of(loader: DataLoader) -> Iterator[Any]:
     for data in loader:
         if isinstance(data, JobError):
             raise data
-        yield data
+        for image in data.pop("broken", ()):
+            loader.dataset.broken.note(image)
+        if data["data_samples"]:
+            yield data
 
 
 def mmdet_dataset(
-    files: DatasetFiles, split: Split, scale: list[int] | None, flip: float | None
-) -> CocoDataset:
+    files: DatasetFiles,
+    split: Split,
+    scale: list[int] | None,
+    flip: float | None,
+    broken: BrokenImages | None = None,
+) -> CocoImages:
     """mmdet's view of a split; `flip` None is for evaluation, where no image is dropped."""
     resize = (
         {"scale": tuple(scale), "keep_ratio": True} if scale else {"scale_factor": 1.0, "keep_ratio": True}
@@ -90,13 +160,14 @@ def mmdet_dataset(
     augment = [] if flip is None else [{"type": "RandomFlip", "prob": flip}]
     keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
     return CocoImages(
+        broken=broken,
         ann_file=str(split.labels),
         data_prefix={"img": str(split.images)},
         metainfo={"classes": files.classes},
         test_mode=flip is None,
         filter_cfg=None if flip is None else {"filter_empty_gt": True, "min_size": 1},
         pipeline=[
-            {"type": "LoadImageFromFile"},
+            LoadImage(),
             {"type": "LoadAnnotations", "with_bbox": True},
             {"type": "Resize", **resize},
             *augment,
@@ -106,15 +177,34 @@ def mmdet_dataset(
 
 
 class SeededSamples(Dataset):
-    """Samples asked for by (epoch, index), each augmented with random numbers of its own."""
+    """Samples asked for by (epoch, index), each augmented with random numbers of its own.
+
+    Where an image is broken and left out, the next one that can be read stands in for it.
+    """
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
 
+    @property
+    def broken(self) -> BrokenImages | None:
+        """Of the data set."""
+        return self.dataset.broken
+
     def __getitem__(self, place: tuple[int, int]) -> Any:
         epoch, index = place
-        with drawing_from(np.random.SeedSequence([self.seed, epoch, index])):
-            return self.dataset[index]
+        broken: list[BrokenImage] = []
+        for step in range(len(self)):
+            with drawing_from(np.random.SeedSequence([self.seed, epoch, index])):
+                sample = self.dataset[(index + step) % len(self)]
+            if not isinstance(sample, BrokenImage):
+                return {**sample, "broken": broken} if broken else sample
+            broken.append(sample)
+        return JobError(
+            "no training image can be read",
+            where=broken[0].path,
+            got=broken[0].why,
+            fix="set dataset.root to where the images are",
+        )
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -178,16 +268,30 @@ def evaluation_loader(dataset: Any, batch_size: int, workers: int) -> DataLoader
     )
 
 
-def reading_report(files: DatasetFiles, dataset: Any) -> dict[str, int]:
-    """What training reads of its labels and what it drops: images without objects, boxes that are none."""
-    labels = json.loads(files.train.labels.read_text())
-    crowds = sum(1 for box in labels["annotations"] if box.get("iscrowd"))
-    instances = [box for index in range(len(dataset)) for box in dataset.get_data_info(index)["instances"]]
-    kept = sum(1 for box in instances if not box["ignore_flag"])
+def reading_report(dataset: CocoImages) -> dict[str, int]:
+    """What training reads of its labels, and what it drops or ignores."""
+    fates = dataset.fates
     return {
         "images": len(dataset),
-        "objects": kept,
-        "images_dropped": len(labels["images"]) - len(dataset),
-        "crowds_ignored": crowds,
-        "boxes_dropped": len(labels["annotations"]) - kept - crowds,
+        "objects": fates["object"],
+        "images_dropped": dataset.images_listed - len(dataset),
+        "crowds_ignored": fates["crowd"],
+        "boxes_dropped": fates["without_area"] + fates["outside"] + fates["marked"],
+        "boxes_without_area": fates["without_area"],
+        "boxes_outside": fates["outside"],
+        "boxes_marked": fates["marked"],
     }
+
+
+def reading_words(report: dict[str, int]) -> str:
+    """A report as one line of the log."""
+    names = {
+        "images_dropped": "images without objects",
+        "boxes_without_area": "boxes smaller than a pixel",
+        "boxes_outside": "boxes outside their image",
+        "boxes_marked": "boxes marked `ignore`",
+        "crowds_ignored": "crowds and difficult objects",
+    }
+    told = f"training on {report['images']} images with {report['objects']} objects"
+    left_out = ", ".join(f"{name} {report[key]}" for key, name in names.items() if report[key])
+    return f"{told}; left out: {left_out}" if left_out else told

@@ -1,9 +1,8 @@
-"""COCO's metrics, by hotcoco, behind mmengine's metric interface."""
+"""What detections are worth: COCO's metrics, by hotcoco, and VOC's, behind mmengine's metric interface."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ from mmengine.evaluator import BaseMetric
 from torch import nn
 from torch.utils.data import DataLoader
 
+from kdlab.datasets.coco import load_labels
 from kdlab.errors import JobError
 from kdlab.training.data import batches_of
+from kdlab.training.voc import ImageBoxes, voc_metrics
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -24,44 +25,79 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 class CocoMetric(BaseMetric):
     """AP AP50 AP75 APs APm APl in points 0 to 100, and `class/<name>`; what has no objects is absent.
 
+    Only images that were shown count: the objects of an image that was left out are left out too.
+
     Args:
         labels: COCO JSON of the evaluated images.
         classes: names in the order of the model's labels.
+        metrics: with "voc", `VOC07` and `VOC12` besides.
 
     Raises:
-        JobError: the labels hold no objects, so there is nothing to measure.
+        UsageError: something is wrong with the labels.
+        JobError: they hold no objects, so there is nothing to measure.
     """
 
     default_prefix = ""
 
-    def __init__(self, labels: Path, classes: Sequence[str]) -> None:
+    def __init__(self, labels: Path, classes: Sequence[str], metrics: Sequence[str] = ("coco",)) -> None:
         super().__init__()
-        dataset = json.loads(labels.read_text())
-        if not any(not annotation.get("iscrowd") for annotation in dataset["annotations"]):
-            raise JobError(
-                "the evaluation labels hold no objects", where=str(labels), fix="choose another split"
-            )
-        self._ground_truth = COCO(dataset)
-        self._classes = tuple(classes)
+        dataset = load_labels(labels)
+        self._where, self._classes, self._metrics = str(labels), tuple(classes), tuple(metrics)
         ids = {category["name"]: category["id"] for category in dataset["categories"]}
         self._category_ids = np.array([ids[name] for name in classes])
+        self._categories = [{"id": number, "name": name} for name, number in ids.items()]
+        # numbers of our own: a float holds no id beyond 2**53
+        numbers = {
+            number: place for place, number in enumerate(sorted(i["id"] for i in dataset["images"]), 1)
+        }
+        self._numbers = numbers
+        self._sizes = {numbers[i["id"]]: (i["width"], i["height"]) for i in dataset["images"]}
+        self._objects: dict[int, list[dict[str, Any]]] = {number: [] for number in self._sizes}
+        for box in dataset["annotations"]:
+            self._objects[numbers[box["image_id"]]].append(box)
+        self._require_objects(self._sizes)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keep each image's detections as rows of image, x, y, w, h, score, category."""
+        """Keep each image's number and its detections as rows of x, y, w, h, score, label."""
         for sample in data_samples:
             found = sample["pred_instances"]
             boxes = found["bboxes"].double().cpu().numpy()
-            rows = np.empty((len(boxes), 7))
-            rows[:, 0] = sample["img_id"]
-            rows[:, 1:3], rows[:, 3:5] = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
-            rows[:, 5] = found["scores"].cpu().numpy()
-            rows[:, 6] = self._category_ids[found["labels"].cpu().numpy()]
-            self.results.append(rows)
+            rows = np.empty((len(boxes), 6))
+            rows[:, :2], rows[:, 2:4] = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
+            rows[:, 4] = found["scores"].cpu().numpy()
+            rows[:, 5] = found["labels"].cpu().numpy()
+            self.results.append((self._numbers[sample["img_id"]], rows))
 
-    def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
-        """The metrics over all rows; a model that finds nothing has AP 0."""
-        detections = self._ground_truth.load_res(np.concatenate(results))
-        evaluation = Comparison(self._ground_truth, detections, "bbox")
+    def compute_metrics(self, results: list[tuple[int, np.ndarray]]) -> dict[str, float]:
+        """The metrics over all images shown; a model that finds nothing has AP 0.
+
+        Raises:
+            JobError: no image that holds an object was shown.
+        """
+        self._require_objects(number for number, _ in results)
+        found = self._coco(results)
+        if "voc" in self._metrics:
+            found |= voc_metrics([self._boxes(*result) for result in results], len(self._classes))
+        return {name: round(value, 6) for name, value in found.items()}
+
+    def _require_objects(self, numbers: Iterable[int]) -> None:
+        if not any(not box["iscrowd"] for number in numbers for box in self._objects[number]):
+            raise JobError(
+                "the evaluation labels hold no objects, or none in an image that can be read",
+                where=self._where,
+                fix="choose another split",
+            )
+
+    def _coco(self, results: list[tuple[int, np.ndarray]]) -> dict[str, float]:
+        """COCO's metrics in points."""
+        truth = COCO(self._truth([number for number, _ in results]))
+        rows = [
+            np.column_stack(
+                [np.full(len(found), number), found[:, :5], self._category_ids[found[:, 5].astype(int)]]
+            )
+            for number, found in results
+        ]
+        evaluation = Comparison(truth, truth.load_res(np.concatenate(rows)), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         # (IoU thresholds from 0.50 by 0.05, recalls, classes, areas, detection limits up to 100)
@@ -71,7 +107,46 @@ class CocoMetric(BaseMetric):
         column = {category: place for place, category in enumerate(evaluation.params.cat_ids)}
         for name, category in zip(self._classes, self._category_ids, strict=True):
             found[f"class/{name}"] = _mean(every[:, :, column[category]])
-        return {name: round(100 * value, 6) for name, value in found.items() if value is not None}
+        return {name: 100 * value for name, value in found.items() if value is not None}
+
+    def _truth(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """Labels of some images with what counts for boxes alone.
+
+        Annotations count from 1 because COCO's evaluation marks a detection by the id of what it matched,
+        and 0 there means nothing.
+        """
+        kept = ("category_id", "bbox", "area", "iscrowd")
+        boxes = [(number, box) for number in sorted(numbers) for box in self._objects[number]]
+        return {
+            "images": [
+                {
+                    "id": number,
+                    "width": self._sizes[number][0],
+                    "height": self._sizes[number][1],
+                    "file_name": "",
+                }
+                for number in sorted(numbers)
+            ],
+            "categories": self._categories,
+            "annotations": [
+                {"id": place, "image_id": number, **{key: box[key] for key in kept}}
+                for place, (number, box) in enumerate(boxes, start=1)
+            ],
+        }
+
+    def _boxes(self, number: int, found: np.ndarray) -> ImageBoxes:
+        """One image for VOC's metrics: its corners, in the order of the labels."""
+        objects = self._objects[number]
+        boxes = np.array([box["bbox"] for box in objects], float).reshape(-1, 4)
+        labels = [np.flatnonzero(self._category_ids == box["category_id"])[0] for box in objects]
+        corners = np.hstack([found[:, :2], found[:, :2] + found[:, 2:4], found[:, 4:5]])
+        return ImageBoxes(
+            found=corners,
+            found_labels=found[:, 5].astype(int),
+            boxes=np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]).astype(np.float32),
+            labels=np.array(labels, int),
+            ignored=np.array([box["iscrowd"] for box in objects], bool),
+        )
 
 
 def _mean(precision: np.ndarray) -> float | None:
@@ -82,10 +157,14 @@ def _mean(precision: np.ndarray) -> float | None:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: DataLoader, metric: CocoMetric) -> dict[str, float]:
-    """The metrics of a model in eval mode over a loader; the mode is put back."""
+    """The metrics of a model in eval mode over a loader; the mode is put back.
+
+    Raises:
+        JobError: an image cannot be read, or none that holds an object can.
+    """
     was_training = model.training
     model.eval()
     for data in batches_of(loader):
         metric.process(data, [sample.to_dict() for sample in model.val_step(data)])
     model.train(was_training)
-    return metric.evaluate(size=len(loader.dataset))
+    return metric.evaluate(size=len(metric.results))

@@ -18,9 +18,17 @@ from kdlab.errors import JobError, MachineError
 from kdlab.jobs.files import read_json
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.training import bench, checkpoints, detectors
-from kdlab.training.data import evaluation_loader, mmdet_dataset, reading_report, training_loader
+from kdlab.training.data import (
+    batches_of,
+    evaluation_loader,
+    mmdet_dataset,
+    reading_report,
+    reading_words,
+    training_loader,
+)
 from kdlab.training.distiller import Distiller
 from kdlab.training.evaluation import CocoMetric, evaluate
+from kdlab.training.images import BrokenImages
 from kdlab.training.loop import Progress, TrainingLoop
 
 
@@ -51,10 +59,14 @@ class Trainer:
             self.distiller.to(memory_format=torch.channels_last)
         reading = settings["dataset"]
         batch, workers = schedule["batch_size"], job.resources.workers
-        self.train_set = mmdet_dataset(self.files, self.files.train, reading["scale"], reading["flip"])
-        val_set = mmdet_dataset(self.files, self.files.val, reading["scale"], None)
+        self.broken = BrokenImages(paths.folder / "broken_images.json")
+        broken = self.broken if reading.get("broken_images") == "skip" else None
+        scale = reading["scale"]
+        self.train_set = mmdet_dataset(self.files, self.files.train, scale, reading["flip"], broken)
+        print(reading_words(reading_report(self.train_set)), flush=True)
+        val_set = mmdet_dataset(self.files, self.files.val, scale, None, broken)
         val_loader = evaluation_loader(val_set, batch, workers)
-        metric = CocoMetric(self.files.val.labels, self.files.classes)
+        metric = CocoMetric(self.files.val.labels, self.files.classes, self.files.metrics)
         self.loop = TrainingLoop(
             self.distiller,
             training_loader(self.train_set, batch, job.seed, workers),
@@ -83,7 +95,7 @@ class Trainer:
         last = progress.history[-1]
         step_s, data_s = self.loop.clock.medians()
         self.loop.loader.batch_sampler.start_at(0, 0)
-        data = next(iter(self.loop.loader))
+        data = next(batches_of(self.loop.loader))
         times = bench.step_times(self.distiller, self.loop.optim, data)
         curve = [
             {name: value for name, value in entry.items() if "/" not in name} for entry in progress.history
@@ -104,7 +116,7 @@ class Trainer:
                 "trained_parts": self.distiller.trained_parts,
                 "weights_sha256": digest,
             },
-            "data": reading_report(self.files, self.train_set),
+            "data": {**reading_report(self.train_set), **self.broken.report()},
         }
 
     def peak_memory_gb(self) -> float:

@@ -28,8 +28,14 @@ def split(tmp_path: Path) -> Split:
 
 
 def test_dataset_files_survive_json(split: Split) -> None:
-    files = DatasetFiles("coco", ("cat", "dog"), split, Split(Path("v"), Path("v.json")), "0" * 16)
+    files = DatasetFiles("coco", ("cat", "dog"), split, Split(Path("v"), Path("v.json")), "0" * 16, ("voc",))
     assert DatasetFiles.from_dict(json.loads(json.dumps(files.to_dict()))) == files
+
+
+def test_files_written_before_metrics_could_be_chosen_are_measured_as_coco(split: Split) -> None:
+    old = DatasetFiles("coco", ("cat",), split, split, "0" * 16).to_dict()
+    del old["metrics"]
+    assert DatasetFiles.from_dict(old).metrics == ("coco",)
 
 
 def test_fingerprint_does_not_depend_on_the_place(split: Split, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from kdlab.datasets import coco
 from kdlab.datasets.base import Split, fingerprint
+from kdlab.datasets.coco import load_labels
 from kdlab.errors import MachineError, UsageError
 
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}]
@@ -167,3 +168,71 @@ class TestBigFile:
         for split in ("train", "val"):
             write_labels(labels_of(root, split), info={"categories": [{"id": 9, "name": "no"}]})
         assert coco.prepare(root=str(root)).classes == ("person", "car")
+
+
+class TestLabels:
+    IMAGE = {"id": 0, "file_name": "sub/1.jpg", "width": 40, "height": 30}
+    BOX = {"id": 0, "image_id": 0, "category_id": 3, "bbox": [1, 2, 10, 5.5]}
+
+    def written(self, folder: Path, images: Any = (IMAGE,), annotations: Any = (BOX,)) -> Path:
+        content = {"images": list(images), "annotations": list(annotations), "categories": CATEGORIES}
+        (folder / "labels.json").write_text(json.dumps(content))
+        return folder / "labels.json"
+
+    def test_what_may_be_left_out_is_filled_in(self, tmp_path: Path) -> None:
+        (box,) = load_labels(self.written(tmp_path))["annotations"]
+        assert (box["area"], box["iscrowd"]) == (55, 0)
+
+    def test_what_is_given_stays(self, tmp_path: Path) -> None:
+        given = self.BOX | {"area": 30.5, "iscrowd": 1, "segmentation": {"counts": [3, 4], "size": [30, 40]}}
+        assert load_labels(self.written(tmp_path, annotations=[given]))["annotations"] == [given]
+
+    @pytest.mark.parametrize(
+        ("images", "annotations", "told"),
+        [
+            ([IMAGE | {"id": "1"}], [], "images without a whole number as id: 1"),
+            ([IMAGE, IMAGE], [BOX], "images with the id of another: 1"),
+            ([{"id": 0, "width": 4, "height": 3}], [BOX], "images without a file_name: 1"),
+            ([{"id": 0, "file_name": "a"}], [BOX], "images without a whole width and height: 1"),
+            ([IMAGE], [{"image_id": 0}], "annotations without a whole number as id: 1"),
+            ([IMAGE], [BOX, BOX], "annotations with the id of another: 1"),
+            ([IMAGE], [BOX | {"image_id": 7}], "annotations of an image that is not listed: 1"),
+            ([IMAGE], [BOX | {"category_id": 2}], "annotations of a category that is not listed: 1"),
+            ([IMAGE], [BOX | {"bbox": [1, 2, 3]}], "annotations whose bbox is not [x, y, width, height]: 1"),
+            (
+                [IMAGE],
+                [BOX | {"bbox": [1, 2, 3, float("nan")]}],
+                "annotations whose bbox is not [x, y, width, height]: 1",
+            ),
+            ([IMAGE], [BOX | {"area": "55"}], "annotations whose area is not a number: 1"),
+        ],
+    )
+    def test_each_kind_of_fault_is_told(
+        self, tmp_path: Path, images: Any, annotations: Any, told: str
+    ) -> None:
+        path = self.written(tmp_path, images, annotations)
+        with pytest.raises(UsageError) as caught:
+            load_labels(path)
+        (fault,) = caught.value.faults
+        assert (fault.what, fault.where) == (told, str(path))
+        assert fault.fix
+
+    def test_many_of_a_kind_are_one_fault_that_names_the_first(self, tmp_path: Path) -> None:
+        strays = [self.BOX | {"id": number, "image_id": 9} for number in range(5)]
+        with pytest.raises(UsageError) as caught:
+            load_labels(self.written(tmp_path, annotations=strays))
+        assert caught.value.faults[0].got == (
+            "annotation 0: image 9, annotation 1: image 9, annotation 2: image 9 and 2 more"
+        )
+
+    def test_a_file_without_annotations_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "labels.json").write_text(json.dumps({"images": [], "categories": CATEGORIES}))
+        with pytest.raises(UsageError, match='no "annotations"'):
+            load_labels(tmp_path / "labels.json")
+
+    def test_bad_labels_of_a_small_file_are_told_before_anything_runs(self, root: Path) -> None:
+        content = {"images": [], "annotations": [self.BOX], "categories": CATEGORIES}
+        labels_of(root, "val").write_text(json.dumps(content))
+        with pytest.raises(UsageError, match="an image that is not listed") as caught:
+            coco.prepare(root=str(root))
+        assert caught.value.faults[0].where == str(labels_of(root, "val"))

@@ -81,7 +81,14 @@ def test_what_cannot_change_a_result_changes_no_id(override: str) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["schedule.lr=1e-4", "schedule.threads=2", "dataset.flip=0.5", "student.width=12", "methods.rm.weight=5"],
+    [
+        "schedule.lr=1e-4",
+        "schedule.threads=2",
+        "dataset.flip=0.5",
+        "dataset.broken_images=skip",
+        "student.width=12",
+        "methods.rm.weight=5",
+    ],
 )
 def test_what_can_change_a_result_changes_the_id(override: str) -> None:
     assert ids(build(override))["rm seed 0"] != ids(build())["rm seed 0"]

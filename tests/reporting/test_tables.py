@@ -73,6 +73,16 @@ def test_columns_that_nobody_has_are_hidden(bench):
     assert [column.key for column in shown.columns] == ["arm", "AP", "AP50", "AP75", "n", "step_x"]
 
 
+def test_voc_columns_appear_where_results_hold_them_and_are_explained(bench):
+    job = bench.job("baseline")
+    bench.finish(job, metrics={"AP": 31.0, "VOC07": 61.26, "VOC12": 62.0})
+    plan = bench.plan([job])
+    shown = table(plan, collect(plan, bench.runs))
+    assert texts(shown, "baseline")["VOC07"] == "61.3"
+    assert texts(shown, "baseline")["VOC12"] == "62.0"
+    assert any(note.startswith("VOC07: ") for note in shown.footnotes)
+
+
 def test_size_without_objects_is_blank_for_one_arm_and_shown_for_another(bench):
     jobs = [bench.job("baseline"), bench.job("rm")]
     plan = bench.plan(jobs)

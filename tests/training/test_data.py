@@ -11,17 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from kdlab.datasets import coco, voc
 from kdlab.datasets.base import DatasetFiles, Split
-from kdlab.errors import JobError
+from kdlab.errors import JobError, UsageError
 from kdlab.training.data import (
     EpochBatches,
     batches_of,
     evaluation_loader,
     mmdet_dataset,
     reading_report,
+    reading_words,
     training_loader,
 )
+from kdlab.training.evaluation import CocoMetric, evaluate
+from kdlab.training.images import BrokenImages
+
+DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 
 pytestmark = pytest.mark.usefixtures("torch_")
 
@@ -175,9 +182,10 @@ def test_images_without_objects_are_left_out_of_training_only(written: DatasetFi
 
 
 def test_report_counts_what_was_read_and_what_was_not(written: DatasetFiles) -> None:
-    report = reading_report(written, mmdet_dataset(written, written.train, None, flip=0.0))
+    report = reading_report(mmdet_dataset(written, written.train, None, flip=0.0))
     assert report == {
         "images": 1, "objects": 2, "images_dropped": 1, "crowds_ignored": 1, "boxes_dropped": 1,
+        "boxes_without_area": 1, "boxes_outside": 0, "boxes_marked": 0,
     }  # fmt: skip
 
 
@@ -188,6 +196,246 @@ def test_a_missing_image_is_named(tmp_path: Path, written: DatasetFiles, workers
     with pytest.raises(JobError, match="cannot be read") as raised:
         next(batches_of(training_loader(images, 1, 0, workers)))
     assert raised.value.faults[0].where.startswith(str(tmp_path))
+
+
+class TestBrokenImages:
+    """Of four training images, number 1 is cut short and number 2 is not there."""
+
+    @pytest.fixture
+    def damaged(self, tmp_path: Path) -> DatasetFiles:
+        listed, boxes = [], []
+        for number in range(4):
+            pixels = np.random.default_rng(number).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"{number}.jpg")
+            listed.append({"id": number, "file_name": f"{number}.jpg", "width": 48, "height": 32})
+            boxes.append({"id": number, "image_id": number, "category_id": 1, "bbox": [number, 2, 20, 20]})
+        content = (tmp_path / "1.jpg").read_bytes()
+        (tmp_path / "1.jpg").write_bytes(content[: len(content) // 2])
+        (tmp_path / "2.jpg").unlink()
+        labels = tmp_path / "labels.json"
+        categories = [{"id": 1, "name": "a"}]
+        labels.write_text(json.dumps({"images": listed, "annotations": boxes, "categories": categories}))
+        split = Split(tmp_path, labels)
+        return DatasetFiles("x", ("a",), split, split, "")
+
+    def names(self, broken: BrokenImages) -> list[str]:
+        return sorted(Path(path).name for path in broken.images)
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_stop_names_the_file_and_the_way_on(self, damaged: DatasetFiles, workers: int) -> None:
+        images = mmdet_dataset(damaged, damaged.train, None, flip=0.0)
+        with pytest.raises(JobError, match="cannot be read") as raised:
+            list(batches_of(training_loader(images, 1, 0, workers)))
+        assert Path(raised.value.faults[0].where).name in ("1.jpg", "2.jpg")
+        assert "dataset.broken_images=skip" in raised.value.faults[0].fix
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_skip_trains_on_the_next_one_instead_and_tells(self, damaged: DatasetFiles, workers: int) -> None:
+        broken = BrokenImages()
+        images = mmdet_dataset(damaged, damaged.train, None, 0.5, broken)
+        loader = training_loader(images, 2, 0, workers)
+        seen = [sample.img_id for data in batches_of(loader) for sample in data["data_samples"]]
+        order = [{1: 3, 2: 3}.get(index, index) for batch in EpochBatches(4, 2, 0) for _, index in batch]
+        assert seen == order
+        assert self.names(broken) == ["1.jpg", "2.jpg"]
+
+    def test_after_the_last_image_comes_the_first(self, damaged: DatasetFiles) -> None:
+        (damaged.train.images / "3.jpg").unlink()
+        images = mmdet_dataset(damaged, damaged.train, None, 0.5, BrokenImages())
+        (data,) = batches_of(training_loader(images, 4, 0, 0))
+        assert {sample.img_id for sample in data["data_samples"]} == {0}
+        assert len(data["data_samples"]) == 4
+
+    def test_skip_gives_the_same_batches_with_workers_and_without(self, damaged: DatasetFiles) -> None:
+        images = mmdet_dataset(damaged, damaged.train, None, 0.5, BrokenImages())
+        alone, shared = (training_loader(images, 2, 0, workers) for workers in (0, 2))
+        assert same(read(alone), read(shared))
+
+    def test_no_image_at_all_stops_also_with_skip(self, damaged: DatasetFiles) -> None:
+        for name in ("0.jpg", "3.jpg"):
+            (damaged.train.images / name).unlink()
+        images = mmdet_dataset(damaged, damaged.train, None, 0.5, BrokenImages())
+        with pytest.raises(JobError, match="no training image can be read"):
+            list(batches_of(training_loader(images, 2, 0, 0)))
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    @pytest.mark.parametrize("batch", [1, 3])
+    def test_evaluation_leaves_them_out(self, damaged: DatasetFiles, workers: int, batch: int) -> None:
+        broken = BrokenImages()
+        loader = evaluation_loader(mmdet_dataset(damaged, damaged.val, None, None, broken), batch, workers)
+        seen = [sample.img_id for data in batches_of(loader) for sample in data["data_samples"]]
+        assert seen == [0, 3]
+        assert self.names(broken) == ["1.jpg", "2.jpg"]
+
+    def test_the_objects_of_what_is_left_out_are_left_out_of_ap(self, damaged: DatasetFiles) -> None:
+        loader = evaluation_loader(mmdet_dataset(damaged, damaged.val, None, None, BrokenImages()), 2, 0)
+        metric = CocoMetric(damaged.val.labels, damaged.classes, ("coco", "voc"))
+        found = evaluate(Oracle(), loader, metric)
+        assert [found[name] for name in ("AP", "VOC07", "VOC12")] == pytest.approx([100, 100, 100])
+
+
+class Oracle(torch.nn.Module):
+    """Finds each object where it is."""
+
+    def val_step(self, data: Any) -> Any:
+        for sample in data["data_samples"]:
+            found = sample.gt_instances
+            found.bboxes = found.bboxes.tensor
+            found.scores = torch.ones(len(found))
+            sample.pred_instances = found
+        return data["data_samples"]
+
+
+def drop_report(folder: Path, boxes: list[dict[str, Any]]) -> tuple[dict[str, int], Any]:
+    """The report over one image of 100 x 80 px with these boxes and one without any, and mmdet's objects."""
+    size = {"width": 100, "height": 80}
+    content = {
+        "images": [{"id": 0, "file_name": "0.png", **size}, {"id": 1, "file_name": "1.png", **size}],
+        "annotations": [
+            {"id": number, "image_id": 0, "category_id": 1, **box} for number, box in enumerate(boxes)
+        ],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    labels = folder / "labels.json"
+    labels.write_text(json.dumps(content))
+    split = Split(folder, labels)
+    images = mmdet_dataset(DatasetFiles("x", ("a",), split, split, ""), split, None, 0.0)
+    return reading_report(images), images.get_data_info(0)["instances"]
+
+
+WHOLE = {"bbox": [5, 5, 20, 20]}
+
+
+@pytest.mark.parametrize(
+    ("box", "counted"),
+    [
+        ({"bbox": [5, 5, 0, 0]}, "boxes_without_area"),
+        ({"bbox": [5, 5, 0.5, 9]}, "boxes_without_area"),
+        ({"bbox": [5, 5, -3, -3]}, "boxes_without_area"),
+        ({"bbox": [5, 5, 9, 9], "area": 0}, "boxes_without_area"),
+        ({"bbox": [100, 5, 9, 9]}, "boxes_outside"),
+        ({"bbox": [5, -20, 9, 9]}, "boxes_outside"),
+        ({"bbox": [5, 5, 9, 9], "ignore": 1}, "boxes_marked"),
+        ({"bbox": [5, 5, 9, 9], "iscrowd": 1}, "crowds_ignored"),
+        ({"bbox": [-5, -5, 9, 9]}, "objects"),
+        ({"bbox": [95, 75, 90, 90]}, "objects"),
+    ],
+)
+def test_what_mmdet_makes_of_a_box_is_what_is_counted(
+    tmp_path: Path, box: dict[str, Any], counted: str
+) -> None:
+    report, instances = drop_report(tmp_path, [WHOLE, box])
+    assert sum(1 for instance in instances if not instance["ignore_flag"]) == report["objects"]
+    assert report["objects"] == (2 if counted == "objects" else 1)
+    assert report[counted] == (2 if counted == "objects" else 1)
+    assert report["boxes_dropped"] == 2 - len(instances)
+    assert report["images_dropped"] == 1
+
+
+def test_what_is_left_out_is_told_in_words(tmp_path: Path) -> None:
+    report, _ = drop_report(tmp_path, [WHOLE, {"bbox": [5, 5, 0, 0]}, {"bbox": [1, 1, 9, 9], "iscrowd": 1}])
+    assert reading_words(report) == (
+        "training on 1 images with 1 objects; left out: images without objects 1, "
+        "boxes smaller than a pixel 1, crowds and difficult objects 1"
+    )
+
+
+def test_images_lie_in_subfolders(tmp_path: Path) -> None:
+    (tmp_path / "deep/er").mkdir(parents=True)
+    Image.new("RGB", (48, 32)).save(tmp_path / "deep/er/0.png")
+    image = {"id": 0, "file_name": "deep/er/0.png", "width": 48, "height": 32}
+    box = {"id": 0, "image_id": 0, "category_id": 0, "bbox": [1, 2, 20, 20]}
+    labels = tmp_path / "labels.json"
+    content = {"images": [image], "annotations": [box], "categories": [{"id": 0, "name": "a"}]}
+    labels.write_text(json.dumps(content))
+    split = Split(tmp_path, labels)
+    sample = mmdet_dataset(DatasetFiles("x", ("a",), split, split, ""), split, None, 0.0)[0]
+    assert sample["data_samples"].gt_instances.bboxes.tensor.tolist() == [[1, 2, 21, 22]]
+
+
+def test_bad_labels_stop_the_job_at_its_start(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a category that is not listed"):
+        drop_report(tmp_path, [WHOLE | {"category_id": 9}])
+
+
+@pytest.mark.parametrize(("split", "name"), [("train", "instances_train"), ("val", "instances_val")])
+def test_real_coco_labels_with_crowds_are_read(split: str, name: str) -> None:
+    root = DATA / "coco-mini-cc"
+    if not root.is_dir():
+        pytest.skip("the real data is not here")
+    files = coco.prepare(
+        root=str(root), train_images="images/train", val_images="images/val",
+        train_labels="annotations/instances_train.json", val_labels="annotations/instances_val.json",
+    )  # fmt: skip
+    images = mmdet_dataset(files, getattr(files, split), None, 0.0)
+    report = reading_report(images)
+    content = json.loads(getattr(files, split).labels.read_text())
+    assert report["objects"] + report["crowds_ignored"] == len(content["annotations"])
+    assert report["crowds_ignored"] == {"train": 6, "val": 8}[split]
+    assert report["images_dropped"] == {"train": 0, "val": 2}[split]
+    assert images[0]["inputs"].ndim == 3
+
+
+def test_voc_and_coco_labels_of_the_same_boxes_drop_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = DATA / "bccd"
+    if not root.is_dir():
+        pytest.skip("the real data is not here")
+    monkeypatch.setenv("KDLAB_CACHE", str(tmp_path / "cache"))
+    options = {"images": "images", "annotations": "annotations", "splits": "splits"}
+    as_voc = voc.prepare(root=str(root), train=("train",), val=("val",), **options)
+    (tmp_path / "coco").mkdir()
+    for part in ("train", "val"):
+        content = json.loads(getattr(as_voc, part).labels.read_text())
+        for image in content["images"]:
+            image["file_name"] = image["file_name"].removeprefix("images/")
+        for box in content["annotations"]:
+            del box["area"], box["iscrowd"]
+        (tmp_path / "coco" / f"{part}.json").write_text(json.dumps(content))
+    folders = {"train_images": str(root / "images"), "val_images": str(root / "images")}
+    as_coco = coco.prepare(
+        root=str(tmp_path / "coco"), train_labels="train.json", val_labels="val.json", **folders
+    )
+    sets = [mmdet_dataset(files, files.train, None, 0.0) for files in (as_voc, as_coco)]
+    reports = [reading_report(images) for images in sets]
+    assert reports[0] == reports[1]
+    assert (reports[0]["images"], reports[0]["boxes_without_area"]) == (205, 1)
+    for index in range(205):
+        mine, theirs = (images.get_data_info(index)["instances"] for images in sets)
+        assert mine == theirs
+
+
+def test_hand_written_voc_and_coco_labels_drop_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # corners of VOC count from 1: a whole box, one without area, one outside, one difficult; then no object
+    corners = [(6, 6, 26, 26, 0), (6, 6, 6, 6, 0), (101, 6, 110, 15, 0), (2, 2, 11, 11, 1)]
+    monkeypatch.setenv("KDLAB_CACHE", str(tmp_path / "cache"))
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (tmp_path / folder).mkdir(parents=True)
+    size = "<size><width>100</width><height>80</height></size>"
+    objects = "".join(
+        f"<object><name>a</name><difficult>{hard}</difficult><bndbox><xmin>{x}</xmin><ymin>{y}</ymin>"
+        f"<xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>"
+        for x, y, right, bottom, hard in corners
+    )
+    for stem, content in (("0", objects), ("1", "")):
+        (tmp_path / "JPEGImages" / f"{stem}.jpg").touch()
+        (tmp_path / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{size}{content}</annotation>")
+    for part in ("train", "val"):
+        (tmp_path / "ImageSets/Main" / f"{part}.txt").write_text("0\n1\n")
+    files = voc.prepare(root=str(tmp_path))
+    boxes = [
+        {"bbox": [x - 1, y - 1, right - x, bottom - y], "iscrowd": hard}
+        for x, y, right, bottom, hard in corners
+    ]
+    as_coco, instances = drop_report(tmp_path, boxes)
+    as_voc = mmdet_dataset(files, files.train, None, 0.0)
+    assert reading_report(as_voc) == as_coco
+    assert as_voc.get_data_info(0)["instances"] == instances
+    assert [as_coco[key] for key in ("objects", "boxes_without_area", "boxes_outside", "crowds_ignored",
+                                     "images_dropped")] == [1, 1, 1, 1, 1]  # fmt: skip
 
 
 def test_labels_without_any_object_are_refused(tmp_path: Path) -> None:

@@ -118,8 +118,80 @@ def test_an_annotation_of_id_0_counts_as_any_other(tmp_path: Path) -> None:
     assert measured(tmp_path, from_zero, samples) == pytest.approx(expected(from_one, samples), abs=1e-6)
 
 
-def test_finding_all_objects_scores_100(tmp_path: Path) -> None:
-    labels, _ = scene(3)
+def test_a_box_without_area_counts_as_an_object_as_in_pycocotools(tmp_path: Path) -> None:
+    labels, samples = scene(2)
+    before = measured(tmp_path, labels, samples)
+    where = [50.0, 60.0]
+    labels["annotations"].append(
+        {"id": 999, "image_id": 10, "category_id": 2, "bbox": [*where, 0, 0], "area": 0, "iscrowd": 0}
+    )
+    found = measured(tmp_path, labels, samples)
+    assert found == pytest.approx(expected(labels, samples), abs=1e-6)
+    assert found["class/dog"] < before["class/dog"]
+
+
+def test_ids_of_any_size_and_order_change_nothing(tmp_path: Path) -> None:
+    labels, samples = scene(2)
+    expectation = measured(tmp_path, labels, samples)
+    for entry in labels["images"]:
+        entry["id"] += 2**60
+    for number, entry in enumerate(labels["annotations"]):
+        entry["image_id"], entry["id"] = entry["image_id"] + 2**60, 2**60 - number
+    moved = [{**one, "img_id": one["img_id"] + 2**60} for one in samples]
+    assert measured(tmp_path, labels, moved) == expectation
+
+
+def test_labels_without_area_and_iscrowd_are_measured_by_their_boxes(tmp_path: Path) -> None:
+    labels, samples = scene(2)
+    for entry in labels["annotations"]:
+        entry["iscrowd"] = 0
+        entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+    expectation = measured(tmp_path, labels, samples)
+    for entry in labels["annotations"]:
+        del entry["area"], entry["iscrowd"]
+    assert measured(tmp_path, labels, samples) == expectation
+
+
+def test_what_exporters_write_beside_the_boxes_does_no_harm(tmp_path: Path) -> None:
+    labels, samples = scene(2)
+    expectation = measured(tmp_path, labels, samples)
+    labels |= {"info": {"year": "2022", "version": 3}, "licenses": None}
+    for entry in labels["annotations"]:
+        entry["segmentation"] = [] if entry["id"] % 2 else {"counts": "no outline", "size": None}
+    assert measured(tmp_path, labels, samples) == expectation
+
+
+def test_an_image_that_was_not_shown_does_not_count(tmp_path: Path) -> None:
+    labels, samples = scene(2)
+    left = {**labels, "annotations": [a for a in labels["annotations"] if a["image_id"] != 10]}
+    left["images"] = [image for image in labels["images"] if image["id"] != 10]
+    assert measured(tmp_path, labels, samples[1:]) == pytest.approx(expected(left, samples[1:]), abs=1e-6)
+
+
+def test_images_without_an_object_alone_cannot_be_measured(tmp_path: Path) -> None:
+    labels, samples = scene(2)
+    empty = [one for one in samples if one["img_id"] == EMPTY_IMAGE]
+    with pytest.raises(JobError, match="an image that can be read"):
+        measured(tmp_path, labels, empty)
+
+
+def test_voc_is_measured_where_it_is_asked_for(tmp_path: Path) -> None:
+    labels, samples = scene(2)
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(labels))
+    metric = CocoMetric(path, CLASSES, ("coco", "voc"))
+    metric.process(None, samples)
+    found = metric.evaluate(size=len(samples))
+    alone = measured(tmp_path, labels, samples)
+    assert {name: found[name] for name in alone} == alone
+    # both are areas under the curve at IoU 0.5: COCO reads it at 101 recalls, VOC counts a pixel more
+    assert found["VOC12"] == pytest.approx(alone["AP50"], abs=5)
+    assert found.keys() - alone.keys() == {"VOC07", "VOC12"}
+
+
+@pytest.mark.parametrize("first_id", [0, 1])
+def test_finding_all_objects_scores_100(tmp_path: Path, first_id: int) -> None:
+    labels, _ = scene(3, first_id)
     samples = []
     for image in labels["images"]:
         mine = [a for a in labels["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]]
@@ -204,7 +276,8 @@ def test_evaluation_is_in_the_coordinates_of_the_unresized_image(build: Any, dig
 
 def test_labels_without_objects_are_refused(tmp_path: Path) -> None:
     labels = tmp_path / "val.json"
-    empty = {"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    image = {"id": 1, "file_name": "a.png", "width": 9, "height": 9}
+    empty = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
     labels.write_text(json.dumps(empty))
     with pytest.raises(JobError, match="hold no objects"):
         CocoMetric(labels, ["a"])

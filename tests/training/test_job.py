@@ -151,6 +151,27 @@ def test_missing_image_is_told_with_its_name(tmp_path: Path, teacher: Job, worke
     assert json.loads(paths.failure.read_text())["where"].endswith("gone.png")
 
 
+def test_broken_images_that_are_skipped_are_counted_and_named(
+    tmp_path: Path, teacher: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = teacher.inputs["dataset"]
+    splits = {}
+    for part in ("train", "val"):
+        labels = json.loads(Path(given[part]["labels"]).read_text())
+        labels["images"][2]["file_name"] = f"gone_{part}.png"
+        (tmp_path / f"{part}.json").write_text(json.dumps(labels))
+        splits[part] = {**given[part], "labels": str(tmp_path / f"{part}.json")}
+    settings = teacher.settings | {"dataset": {"scale": None, "flip": 0.0, "broken_images": "skip"}}
+    job = replace(teacher, settings=settings, inputs={"dataset": {**given, **splits}})
+    result = run_job(lay(tmp_path, job))
+    assert result is not None
+    assert result.data["broken_images"] == 2
+    assert [Path(name).name for name in result.data["broken_names"]] == ["gone_train.png", "gone_val.png"]
+    log = capsys.readouterr().out
+    assert "training on 12 images" in log
+    assert log.count("gone_train.png") == 1
+
+
 def test_gpu_job_without_a_gpu_says_how_to_go_on(tmp_path: Path, teacher: Job) -> None:
     import torch
 

@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdlab.datasets import voc
+from kdlab.datasets.base import DatasetFiles
+from kdlab.errors import MachineError, UsageError
+
+DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+BCCD = {"images": "images", "annotations": "annotations", "splits": "splits", "train": ("train",),
+        "val": ("val",)}  # fmt: skip
+CAT = ("cat", (11, 21, 31, 51), 0)
+
+
+def xml(*objects: tuple[str, tuple[Any, ...], int], size: str = "") -> str:
+    boxes = (
+        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>"
+        + "".join(f"<{c}>{v}</{c}>" for c, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+        + "</bndbox></object>"
+        for name, box, difficult in objects
+    )
+    size = size or "<size><width>100</width><height>80</height><depth>3</depth></size>"
+    return f"<annotation>{size}{''.join(boxes)}</annotation>"
+
+
+def lay(root: Path, **splits: dict[str, str]) -> Path:
+    """A VOC folder with split files of these stems and XML texts."""
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for split, content in splits.items():
+        (root / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in content))
+        for stem, text in content.items():
+            (root / "JPEGImages" / f"{stem}.jpg").write_bytes(stem.encode())
+            (root / "Annotations" / f"{stem}.xml").write_text(text)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KDLAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return lay(tmp_path / "data", train={"a": xml(CAT)}, val={"b": xml(("dog", (1, 1, 10, 10), 0))})
+
+
+def prepared(root: Path, **options: Any) -> DatasetFiles:
+    return voc.prepare(root=str(root), **options)
+
+
+def labels(files: DatasetFiles, part: str = "train") -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(getattr(files, part).labels.read_text())
+    return content
+
+
+def file_names(files: DatasetFiles, part: str) -> list[str]:
+    return [image["file_name"] for image in labels(files, part)["images"]]
+
+
+def test_corners_lose_one_and_become_corner_and_size(root: Path) -> None:
+    (box,) = labels(prepared(root))["annotations"]
+    assert (box["bbox"], box["area"], box["iscrowd"]) == ([10, 20, 20, 30], 600, 0)
+
+
+def test_fractions_are_cut_off_before_the_one_is_taken(tmp_path: Path) -> None:
+    root = lay(
+        tmp_path / "data", train={"a": xml(("cat", ("11.9", "21.2", "31.5", "51.7"), 0))}, val={"b": xml(CAT)}
+    )
+    assert labels(prepared(root))["annotations"][0]["bbox"] == [10, 20, 20, 30]
+
+
+def test_equal_corners_stay_a_box_without_area(tmp_path: Path) -> None:
+    root = lay(tmp_path / "data", train={"a": xml(CAT, ("cat", (5, 6, 5, 6), 0))}, val={"b": xml(CAT)})
+    box = labels(prepared(root))["annotations"][1]
+    assert (box["bbox"], box["area"]) == ([4, 5, 0, 0], 0)
+
+
+def test_difficult_objects_are_crowds_and_say_why(tmp_path: Path) -> None:
+    root = lay(tmp_path / "data", train={"a": xml(CAT, ("cat", (1, 1, 9, 9), 1))}, val={"b": xml(CAT)})
+    plain, difficult = labels(prepared(root))["annotations"]
+    assert (difficult["iscrowd"], difficult["difficult"]) == (1, 1)
+    assert "difficult" not in plain
+
+
+def test_an_image_names_its_files_and_keeps_the_recorded_size(root: Path) -> None:
+    files = prepared(root)
+    assert labels(files)["images"] == [
+        {"id": 1, "file_name": "JPEGImages/a.jpg", "xml": "Annotations/a.xml", "width": 100, "height": 80}
+    ]
+    assert (files.train.images / "Annotations/a.xml").is_file()
+
+
+def test_objects_keep_the_order_of_their_file(tmp_path: Path) -> None:
+    boxes = [("cat", (n, n, n + 9, n + 9), 0) for n in (30, 10, 20)]
+    root = lay(tmp_path / "data", train={"a": xml(*boxes)}, val={"b": xml(CAT)})
+    assert [box["bbox"][0] for box in labels(prepared(root))["annotations"]] == [29, 9, 19]
+
+
+def test_classes_are_sorted_over_both_splits(root: Path) -> None:
+    assert prepared(root).classes == ("cat", "dog")
+
+
+def test_classes_may_be_put_in_an_order(root: Path) -> None:
+    files = prepared(root, classes=("dog", "cat", "eel"))
+    assert files.classes == ("dog", "cat", "eel")
+    assert labels(files)["annotations"][0]["category_id"] == 2
+
+
+def test_voc_is_measured_both_ways(root: Path) -> None:
+    assert prepared(root).metrics == ("coco", "voc")
+
+
+def test_a_devkit_learns_from_both_years_and_is_measured_on_the_test_of_2007(tmp_path: Path) -> None:
+    lay(tmp_path / "VOC2007", trainval={"a": xml(CAT)}, test={"b": xml(CAT)}, train={}, val={})
+    lay(tmp_path / "VOC2012", trainval={"c": xml(CAT)})
+    files = prepared(tmp_path)
+    assert file_names(files, "train") == ["VOC2007/JPEGImages/a.jpg", "VOC2012/JPEGImages/c.jpg"]
+    assert file_names(files, "val") == ["VOC2007/JPEGImages/b.jpg"]
+
+
+@pytest.mark.parametrize("inside", ["", "VOC2012"])
+@pytest.mark.parametrize(
+    ("names", "chosen"), [(("train", "val"), "train"), (("train", "trainval", "val", "test"), "trainval")]
+)
+def test_one_year_alone_learns_from_trainval_where_there_is_a_test(
+    tmp_path: Path, inside: str, names: tuple[str, ...], chosen: str
+) -> None:
+    lay(tmp_path / "data" / inside, **{name: {name: xml(CAT)} for name in names})
+    files = prepared(tmp_path / "data")
+    assert Path(file_names(files, "train")[0]).stem == chosen
+    assert Path(file_names(files, "val")[0]).stem == names[-1]
+
+
+def test_flags_behind_the_stems_are_not_part_of_them(root: Path) -> None:
+    (root / "ImageSets/Main/train.txt").write_text("\ufeffa  -1\n\n")
+    assert file_names(prepared(root), "train") == ["JPEGImages/a.jpg"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.jpeg"])
+def test_images_of_other_endings_are_found(root: Path, name: str) -> None:
+    (root / "JPEGImages/a.jpg").rename(root / "JPEGImages" / name)
+    assert file_names(prepared(root), "train") == [f"JPEGImages/{name}"]
+
+
+def test_a_missing_size_is_read_from_the_image_as_it_is_shown(tmp_path: Path) -> None:
+    from PIL import Image
+
+    root = lay(tmp_path / "data", train={"a": xml(CAT, size=" ")}, val={"b": xml(CAT)})
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(root / "JPEGImages/a.jpg", exif=turned)
+    image = labels(prepared(root))["images"][0]
+    assert (image["width"], image["height"]) == (40, 60)
+
+
+class TestCache:
+    def test_a_second_call_converts_nothing(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = prepared(root)
+        monkeypatch.setattr(voc, "converted", None)
+        assert prepared(root) == first
+
+    def test_a_changed_label_of_equal_size_and_time_changes_the_fingerprint(self, root: Path) -> None:
+        before, path = prepared(root), root / "Annotations/a.xml"
+        times = path.stat()
+        path.write_text(path.read_text().replace("<xmin>11<", "<xmin>12<"))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        after = prepared(root)
+        assert after.fingerprint != before.fingerprint
+        assert labels(after)["annotations"][0]["bbox"][0] == 11
+
+    def test_the_fingerprint_sees_an_image_of_another_size(self, root: Path) -> None:
+        before = prepared(root)
+        (root / "JPEGImages/b.jpg").write_bytes(b"longer")
+        assert prepared(root).fingerprint != before.fingerprint
+
+    def test_the_fingerprint_sees_no_file_beside_the_data_set(self, root: Path) -> None:
+        before = prepared(root)
+        (root / "notes.txt").write_text("mine")
+        (root / "JPEGImages/unlisted.jpg").write_bytes(b"x")
+        assert prepared(root) == before
+
+    def test_the_fingerprint_does_not_depend_on_the_place(self, root: Path, tmp_path: Path) -> None:
+        shutil.copytree(root, tmp_path / "moved")
+        assert prepared(root).fingerprint == prepared(tmp_path / "moved").fingerprint
+
+    def test_converted_labels_that_were_edited_are_refused(self, root: Path) -> None:
+        path = prepared(root).train.labels
+        path.write_text(path.read_text().replace("600", "601"))
+        with pytest.raises(MachineError, match="changed or removed"):
+            prepared(root)
+
+
+class TestFaults:
+    def test_missing_root_is_the_only_fault(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError) as caught:
+            prepared(tmp_path / "nowhere")
+        assert [fault.what for fault in caught.value.faults] == ["dataset.root is not a folder"]
+
+    def test_all_folders_and_split_files_that_are_missing_are_told_at_once(self, root: Path) -> None:
+        shutil.rmtree(root / "Annotations")
+        with pytest.raises(UsageError) as caught:
+            prepared(root, images="pictures", val=("test",))
+        assert [fault.what for fault in caught.value.faults] == [
+            "dataset.images is not a folder",
+            "dataset.annotations is not a folder",
+            "dataset.val is not a file",
+        ]
+
+    def test_stems_without_xml_or_image_are_told_at_once(self, root: Path) -> None:
+        (root / "ImageSets/Main/train.txt").write_text("a\nx\ny\n")
+        (root / "JPEGImages/b.jpg").unlink()
+        with pytest.raises(UsageError) as caught:
+            prepared(root)
+        assert [(fault.what, fault.got) for fault in caught.value.faults] == [
+            ("stems without an XML file: 2", "x, y"),
+            ("stems without an image: 2", "x, y"),
+            ("stems without an image: 1", "b"),
+        ]
+
+    def test_an_empty_split_is_refused(self, root: Path) -> None:
+        (root / "ImageSets/Main/val.txt").write_text("\n")
+        with pytest.raises(UsageError, match="lists no images") as caught:
+            prepared(root)
+        assert caught.value.faults[0].where.endswith("val.txt")
+
+    def test_a_stem_listed_twice_is_refused(self, root: Path) -> None:
+        (root / "ImageSets/Main/train.txt").write_text("a\na\n")
+        with pytest.raises(UsageError, match=r"listed twice in dataset\.train: 1"):
+            prepared(root)
+
+    def test_all_that_is_wrong_in_the_xml_is_told_with_its_place(self, tmp_path: Path) -> None:
+        boxless = "<object><name>cat</name></object></annotation>"
+        broken = {
+            "a": xml(CAT)[:-20],
+            "b": xml(CAT).replace("</annotation>", boxless),
+            "c": xml(("cat", (1, "left", 3, 4), 0)),
+            "d": xml(("cat", (1, 2, "nan", 4), 0), ("cat", (1, 2, "inf", 4), 0)),
+            "e": xml(("", (1, 2, 3, 4), 0)),
+            "f": xml(("cat", (1, 2, 3, 4), 7)),
+            "g": xml(CAT, size="<size><width>wide</width><height>1</height></size>"),
+        }
+        root = lay(tmp_path / "data", train=broken, val={"v": xml(("dgo", (1, 2, 3, 4), 0))})
+        with pytest.raises(UsageError) as caught:
+            prepared(root, classes=("cat", "dog"))
+        told = [(Path(fault.where).stem, fault.what) for fault in caught.value.faults]
+        assert [place for place, _ in told] == ["a", "b", "c", "d", "d", "e", "f", "g", "v"]
+        for (_, what), part in zip(
+            told,
+            ["does not parse", "object 1 (from 0) (cat) has no <bndbox>", "ymin 'left'", "xmax 'nan'",
+             "xmax 'inf'", "has no <name>", "neither 0 nor 1", "<size> is not of whole numbers", "class dgo"],
+            strict=True,
+        ):  # fmt: skip
+            assert part in what
+        assert caught.value.faults[-1].fix == "did you mean dog?"
+
+    def test_many_faults_are_counted_after_the_first_twenty(self, tmp_path: Path) -> None:
+        root = lay(tmp_path / "data", train={f"{n}": "<a" for n in range(30)}, val={"v": xml(CAT)})
+        with pytest.raises(UsageError, match="and 10 more faults"):
+            prepared(root)
+
+    def test_labels_without_any_object_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="no XML file has an object"):
+            prepared(lay(tmp_path / "data", train={"a": xml()}, val={"b": xml()}))
+
+    def test_a_class_named_twice_is_refused(self, root: Path) -> None:
+        with pytest.raises(UsageError, match="a class twice"):
+            prepared(root, classes=("cat", "dog", "cat"))
+
+
+@pytest.mark.skipif(not (DATA / "bccd").is_dir(), reason="the real data is not here")
+class TestBloodCells:
+    @pytest.mark.parametrize("part", ["train", "val"])
+    def test_boxes_and_labels_are_those_of_mmdet(self, part: str, torch_: Any) -> None:
+        from mmdet.datasets import XMLDataset
+
+        root = DATA / "bccd"
+        files = prepared(root, **BCCD)
+        reference = XMLDataset(
+            img_subdir="images", ann_subdir="annotations", data_prefix={"sub_data_root": f"{root}/"},
+            ann_file=f"{root}/splits/{part}.txt", metainfo={"classes": files.classes}, lazy_init=True,
+        ).load_data_list()  # fmt: skip
+        content = labels(files, part)
+        assert len(content["images"]) == len(reference) > 80
+        boxes: dict[int, list[Any]] = {image["id"]: [] for image in content["images"]}
+        for found in content["annotations"]:
+            x, y, width, height = found["bbox"]
+            boxes[found["image_id"]].append(([x, y, x + width, y + height], found["category_id"] - 1))
+        for image, theirs in zip(content["images"], reference, strict=True):
+            assert Path(image["file_name"]).stem == theirs["img_id"]
+            assert (image["width"], image["height"]) == (theirs["width"], theirs["height"])
+            assert boxes[image["id"]] == [(i["bbox"], i["bbox_label"]) for i in theirs["instances"]]
+
+    def test_the_object_without_area_can_be_named(self) -> None:
+        content = labels(prepared(DATA / "bccd", **BCCD), "val")
+        image = next(i for i in content["images"] if i["xml"].endswith("BloodImage_00338.xml"))
+        objects = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        assert objects[12]["bbox"] == [503, 336, 0, 0]
