@@ -104,6 +104,7 @@ def _resolved(document: Document) -> dict[str, Any]:
             detector = data[section].get("detector")
             _look_up(detector, detectors, (section, "detector"), "names no detector", document)
     if isinstance(teacher := data.get("teacher"), dict):
+        _check_checkpoint(teacher, document)
         teacher["schedule"] = _teacher_schedule(teacher.get("schedule", {}), schedule, document)
     if "dataset" in data:
         data["dataset"] = _dataset(data["dataset"], document)
@@ -121,6 +122,18 @@ def _dataset(raw: Any, document: Document) -> Any:
         return raw
     info = _look_up(raw.get("name"), catalog.datasets(), ("dataset", "name"), "names no dataset", document)
     return _with_options(raw, DatasetSettings, info, ("dataset",), document)
+
+
+def _check_checkpoint(teacher: dict[str, Any], document: Document) -> None:
+    """What trains a teacher has no place beside a checkpoint; null takes a recipe's value back."""
+    if teacher.get("checkpoint") is None:
+        return
+    for key in ("schedule", "seed", "init"):
+        if teacher.get(key) not in (None, "none"):
+            clause = "has no effect: the teacher is not trained, it comes from teacher.checkpoint"
+            fix = f"remove it, or --set teacher.{key}=null"
+            document.fault(("teacher", key), clause, got=shown(teacher[key]), fix=fix)
+        teacher.pop(key, None)
 
 
 def _teacher_schedule(own: Any, schedule: Any, document: Document) -> Any:

@@ -161,15 +161,27 @@ class Schedule(Settings):
 
 
 class TeacherSettings(ModelSettings):
-    """`teacher:`, the source; trained by the plan.
+    """`teacher:`, the source; trained by the plan, or read from a checkpoint and measured.
 
     Args:
         seed: of its training.
         schedule: of its training; keys that are left out are the recipe's.
+        checkpoint: path or URL of its weights; None trains it.
+        partial: accept a checkpoint that is not whole.
+        expect_ap: the AP that it should reach, 0 to 100; the run ends where it is more than 0.5 below.
     """
 
     seed: Seed = 0
     schedule: Schedule
+    checkpoint: Annotated[str, Field(min_length=1)] | None = None
+    partial: bool = False
+    expect_ap: Annotated[float, Field(ge=0, le=100)] | None = None
+
+    @model_validator(mode="after")
+    def _partial_of_something(self) -> Self:
+        if self.partial and self.checkpoint is None:
+            raise ValueError("partial: true needs a checkpoint")
+        return self
 
 
 class MethodSettings(Settings):

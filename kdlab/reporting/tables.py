@@ -10,6 +10,7 @@ from typing import Any, Literal
 from kdlab.jobs.job import SCHEMA, JobResult
 from kdlab.reporting.provenance import provenance
 from kdlab.reporting.records import Record
+from kdlab.reporting.teachers import teacher_notes
 
 Mark = Literal["", "bold", "underline", "dim"]
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -154,7 +155,7 @@ def table(plan: dict[str, Any], records: Sequence[Record]) -> Table:
 
 def _arms(plan: dict[str, Any], records: Sequence[Record]) -> tuple[_Arm | None, list[_Arm]]:
     """The teacher's row, if the plan has one, and the arms in the order of the recipe."""
-    teachers = tuple(record for record in records if record.job.kind == "teacher")
+    teachers = tuple(record for record in records if record.job.is_teacher)
     students = [record for record in records if record.job.kind == "student"]
     arms = [
         _Arm(name, not methods, tuple(record for record in students if record.job.arm == name))
@@ -239,11 +240,11 @@ def _footnotes(
     """How to read the columns, what is missing, and where the numbers come from."""
     seeds = {record.job.seed for arm in arms for record in arm.records}
     spread = "mean ± sample deviation over " if len(seeds) > 1 else ""
-    teachers = [record for record in records if record.job.kind == "teacher"]
+    teachers = [record for record in records if record.job.is_teacher]
     return [
         f"after the last epoch, {spread}{_seeds(seeds)}",
         *(_READING[column.key] for column in shown if column.key in _READING),
-        *(f"teacher: {record.state}" for record in teachers if record.result is None),
+        *(note for record in teachers for note in teacher_notes(record)),
         *(note for arm in arms for note in _missing(arm)),
         *(note for arm in arms if baseline for note in _paired(arm, baseline)),
         *provenance(records),

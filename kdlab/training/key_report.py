@@ -52,7 +52,20 @@ class KeyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data; of what was loaded only how much of each part."""
-        return {**asdict(self), "loaded": dict(_parts(self.loaded)), "whole": self.whole}
+        lists = {name: list(getattr(self, name)) for name in ("missing", "unexpected")}
+        wrong = [
+            {**asdict(one), "model": list(one.model), "checkpoint": list(one.checkpoint)}
+            for one in self.misshaped
+        ]
+        loaded = dict(_parts(self.loaded))
+        return {
+            "prefix": self.prefix,
+            "loaded": loaded,
+            **lists,
+            "misshaped": wrong,
+            "beside": self.beside,
+            "whole": self.whole,
+        }
 
     def summary(self) -> str:
         """ "backbone 104 of 104, neck 8 of 10, head 0 of 20 loaded"."""
@@ -81,8 +94,9 @@ class KeyReport:
             return "nothing fits: another family of detectors, or no detector at all"
         if not self.missing and not self.unexpected and wrong == {"head"} and len(self.misshaped) <= 3:
             return "it was trained with another number of classes"
-        if len(self.missing) == len(self.unexpected) and not self.misshaped:
-            return f"keys were renamed: {self.missing[0]} may be its {self.unexpected[0]}"
+        strangers = [*self.unexpected, *(part for part, count in self.beside.items() for _ in range(count))]
+        if len(self.missing) == len(strangers) and not self.misshaped:
+            return f"keys were renamed: what should be {self.missing[0]} may stand under {strangers[0]}"
         if "head" in _parts(self.missing):
             return "its head is of another family of detectors, or has other head_convs"
         if wrong.isdisjoint(("neck", "head")):

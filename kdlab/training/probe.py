@@ -1,7 +1,8 @@
-"""Facts about detectors, without weights or data: `python -m kdlab.training.probe < requests.json`.
+"""Facts about detectors, without data: `python -m kdlab.training.probe < requests.json`.
 
 A short process of its own, because orchestration never imports torch. Standard input is a list of requests,
-each with the "settings" of a model, "num_classes" and "input" (height, width); standard output their facts.
+each with the "settings" of a model, "num_classes" and "input" (height, width), and where it starts from
+weights their "files" and the data set's "classes"; standard output holds their facts.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,16 +21,34 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdlab.errors import KdlabError
-from kdlab.training import detectors
+from kdlab.errors import JobError, KdlabError
+from kdlab.training import detectors, weights
+from kdlab.training.key_report import fit
 
 
-def probe(settings: dict[str, Any], num_classes: int, input_shape: tuple[int, int]) -> dict[str, Any]:
+def probe(
+    settings: dict[str, Any],
+    num_classes: int,
+    input_shape: tuple[int, int],
+    files: Mapping[str, str] | None = None,
+    classes: Sequence[str] = (),
+) -> dict[str, Any]:
     """What the plan may know of a model.
+
+    Args:
+        settings: of the model.
+        num_classes: K of the data set.
+        input_shape: height and width on which FLOPs are counted.
+        files: paths of weights, "checkpoint" for the whole model.
+        classes: of the data set, to compare with those of the files.
 
     Returns:
         `Facts` as plain data and: "params"; "flops" of one image (2 a multiply-add); "batch_norm_trains",
-        whether its statistics move in training; "preprocessing".
+        whether its statistics move in training; "preprocessing"; "pad_divisor", to which images are padded;
+        and for each file its key report and faults.
+
+    Raises:
+        JobError: a file cannot be read.
     """
     cfg = detectors.config(settings, num_classes).model
     cfg.backbone.init_cfg = None
@@ -41,6 +62,28 @@ def probe(settings: dict[str, Any], num_classes: int, input_shape: tuple[int, in
         "flops": _flops(model, input_shape),
         "batch_norm_trains": any(isinstance(m, _BatchNorm) and m.training for m in model.modules()),
         "preprocessing": {key: cfg.data_preprocessor[key] for key in ("mean", "std", "bgr_to_rgb")},
+        "pad_divisor": adapter.model.data_preprocessor.pad_size_divisor,
+        **{part: _file_facts(Path(path), model, classes) for part, path in (files or {}).items()},
+    }
+
+
+def _file_facts(path: Path, model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
+    """What a file of weights has for a model, and what is wrong with it; where it lies is not in it.
+
+    Raises:
+        JobError: it cannot be read.
+    """
+    found = weights.read(path)
+    _, report = fit(model.state_dict(), found.tensors, str(path))
+    fix = "name a checkpoint of this very model, or accept it as it is: teacher.partial: true"
+    wrong_classes = weights.class_fault(found, classes)
+    return {
+        "report": report.to_dict(),
+        "lines": report.lines(),
+        "classes": found.classes,
+        "expected": len(classes),
+        "key_fault": None if report.whole else asdict(report.fault("", "teacher", fix)),
+        "class_fault": wrong_classes and asdict(wrong_classes),
     }
 
 
@@ -52,13 +95,23 @@ def _flops(model: nn.Module, input_shape: tuple[int, int]) -> int:
     return counter.get_total_flops()
 
 
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The facts, or "unreadable": the faults of a file that cannot be read."""
+    classes = request.get("classes", ())
+    files = request.get("files", {})
+    try:
+        return probe(request["settings"], request["num_classes"], tuple(request["input"]), files, classes)
+    except JobError as error:
+        return {"unreadable": [asdict(fault) for fault in error.faults]}
+
+
 def main() -> int:
     """Answer the requests on standard input."""
     requests = json.load(sys.stdin)
     # mmengine talks on standard output
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            answers = [probe(r["settings"], r["num_classes"], tuple(r["input"])) for r in requests]
+            answers = [_answer(request) for request in requests]
         except KdlabError as error:
             print(error, file=sys.stderr)
             return error.exit_code

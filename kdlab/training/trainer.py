@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import platform
-import random
-import resource
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from kdlab.datasets.base import DatasetFiles
-from kdlab.errors import JobError, MachineError
+from kdlab.errors import JobError
+from kdlab.jobs.events import JobStarted
 from kdlab.jobs.files import read_json
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.training import bench, checkpoints, detectors
 from kdlab.training.data import evaluation_loader, mmdet_dataset, reading_report, training_loader
+from kdlab.training.device import device_of, seed_all
 from kdlab.training.distiller import Distiller
 from kdlab.training.evaluation import CocoMetric, evaluate
 from kdlab.training.loop import Progress, TrainingLoop
@@ -36,13 +33,18 @@ class Trainer:
     """
 
     def __init__(
-        self, job: Job, paths: JobPaths, emit: Callable[..., None], may_write: Callable[[], None]
+        self,
+        job: Job,
+        paths: JobPaths,
+        emit: Callable[..., None],
+        may_write: Callable[[], None],
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.job, self.paths = job, paths
-        self.device = _device(job)
+        self.device = device_of(job)
         settings, schedule = job.settings, job.settings["schedule"]
         self.files = DatasetFiles.from_dict(job.inputs["dataset"])
-        _seed(job.seed)
+        seed_all(job.seed)
         student = detectors.build(settings["model"], len(self.files.classes))
         self.distiller = Distiller(
             student,
@@ -67,6 +69,7 @@ class Trainer:
             evaluate=lambda: evaluate(self.distiller, val_loader, metric),
             emit=emit,
             may_write=may_write,
+            should_stop=should_stop,
             checkpoint_minutes=job.resources.checkpoint_minutes,
         )
 
@@ -76,14 +79,34 @@ class Trainer:
         return detectors.config(self.job.settings["model"], len(self.files.classes)).pretty_text
 
     @property
-    def device_name(self) -> str:
-        """ "cuda: NVIDIA H100", "cpu: AMD EPYC"."""
-        return f"{self.device.type}: {_processor(self.device)}"
+    def iteration(self) -> int:
+        """Where training stands."""
+        return self.loop.progress.iteration
 
-    def finish(self, progress: Progress) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
+        """Train from the newest checkpoint or from the start; the fields of the result.
+
+        Raises:
+            Stopped: on request, after a checkpoint.
+        """
+        for name in self.loop.resume():
+            print(f"passed over {name}: its content is not what its hash says", flush=True)
+        self.loop.emit(
+            JobStarted,
+            device=str(self.device),
+            epochs=self.loop.epochs,
+            iterations=self.loop.iterations,
+            iteration=self.iteration,
+        )
+        progress = self.loop.run()
+        return {**self._finish(progress), "wall_s": progress.wall_s}
+
+    def _finish(self, progress: Progress) -> dict[str, Any]:
         """Keep the student's weights, then measure what a step costs; the fields of the result."""
         self.loop.may_write()
-        digest = checkpoints.save(self.paths.weights, {"state_dict": self.distiller.student.state_dict()})
+        meta = {"dataset_meta": {"classes": list(self.files.classes)}}
+        trained = {"state_dict": self.distiller.student.state_dict(), "meta": meta}
+        digest = checkpoints.save(self.paths.weights, trained)
         last = progress.history[-1]
         step_s, data_s = self.loop.clock.medians()
         self.loop.loader.batch_sampler.start_at(0, 0)
@@ -111,12 +134,6 @@ class Trainer:
             "data": reading_report(self.files, self.train_set),
         }
 
-    def peak_memory_gb(self) -> float:
-        """Largest memory so far: resident size of the process, or allocated on the GPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
     def _teacher(self) -> tuple[nn.Module, str] | tuple[()]:
         """The trained teacher and its family, where a method needs one."""
         settings = self.job.settings["teacher"]
@@ -140,7 +157,7 @@ def load_weights(model: nn.Module, parent: JobPaths) -> None:
         raise JobError(
             "the teacher's weights are missing or not the ones that its result names",
             where=str(parent.weights),
-            fix=f"remove {parent.folder} and run again: the teacher is trained anew",
+            fix=f"remove {parent.folder} and run again: it is made anew",
         )
     try:
         model.load_state_dict(checkpoints.load(parent.weights)["state_dict"])
@@ -148,35 +165,3 @@ def load_weights(model: nn.Module, parent: JobPaths) -> None:
         raise JobError(
             "the teacher's weights do not fit its settings", where=str(parent.weights), got=str(error)[:300]
         ) from error
-
-
-def _device(job: Job) -> torch.device:
-    if not job.resources.gpus:
-        torch.set_num_threads(job.settings["threads"])
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise MachineError(
-            "the job was given a GPU and torch sees none",
-            where=job.id,
-            got=f"torch {torch.__version__}",
-            fix="install a torch built for your driver, or hide the GPU: CUDA_VISIBLE_DEVICES= kdlab run ...",
-        )
-    return torch.device("cuda")
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def _processor(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip()
-        for line in info.read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor() or platform.machine()

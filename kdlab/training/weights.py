@@ -14,7 +14,7 @@ from kdlab.training import checkpoints
 from kdlab.training.key_report import KeyReport, fit
 
 HOLDERS = ("state_dict", "distiller", "model", "model_state_dict")
-"""Under which keys files keep their weights: mmdet's, mmrazor's and kdlab's own; kdlab's training states; others'."""
+"""Under which keys files keep weights: mmdet, mmrazor and kdlab; kdlab's training states; others."""
 _OPTIMISERS = {"optimizer", "optimiser", "optimizers", "param_groups"}
 
 

@@ -14,6 +14,7 @@ from kdlab.jobs.job import Job, JobResult
 from kdlab.orchestration import plan, recipe
 from kdlab.orchestration.facts import Facts, PastJob
 from kdlab.orchestration.recipe import Recipe
+from kdlab.orchestration.weight_files import WeightFile
 
 MODEL: dict[str, Any] = {
     "detector": "gfl",
@@ -181,3 +182,87 @@ def test_mixed_precision_is_refused_without_a_gpu() -> None:
 def test_levels_of_a_method_without_neck_maps_are_refused() -> None:
     with pytest.raises(UsageError, match="levels and match have no effect"):
         build("methods.rm.levels=[8]")
+
+
+# --- a teacher from a checkpoint ---
+
+FOUND = {
+    "key_fault": None,
+    "class_fault": None,
+    "classes": list("0123456789"),
+    "expected": 10,
+    "lines": ["1 of 2 loaded"],
+}
+CHECKPOINT = ("teacher.schedule=null", "teacher.checkpoint=a.pth")
+
+
+def with_checkpoint(path: str = "/w/a.pth", sha256: str = "a" * 64, **found: Any) -> Facts:
+    return replace(
+        FACTS,
+        student={**MODEL, "pad_divisor": 32},
+        teacher={**MODEL, "flops": 30, "checkpoint": FOUND | found},
+        weights={"teacher.checkpoint": WeightFile(path, sha256)},
+    )
+
+
+def test_a_checkpoint_is_measured_in_place_of_training() -> None:
+    built = build(*CHECKPOINT, facts=with_checkpoint())
+    kinds = [planned.job.kind for planned in built.jobs]
+    assert kinds == ["evaluate", *["student"] * 4]
+    teacher = built.jobs[0].job
+    assert teacher.id.startswith("evaluate-")
+    assert teacher.label == "teacher"
+    assert teacher.inputs["checkpoint"] == "/w/a.pth"
+    assert built.jobs[2].job.parents == (teacher.id,)
+
+
+def test_where_a_checkpoint_lies_and_what_is_expected_change_no_id() -> None:
+    built = build(*CHECKPOINT, facts=with_checkpoint())
+    moved = build(*CHECKPOINT, "teacher.expect_ap=30", facts=with_checkpoint("/elsewhere/b.pth"))
+    assert ids(moved) == ids(built)
+    assert moved.jobs[0].job.inputs["expect_ap"] == 30
+
+
+@pytest.mark.parametrize("override", ["schedule.lr=1e-4", "dataset.flip=0.5", "schedule.epochs=9"])
+def test_how_students_train_does_not_measure_the_teacher_again(override: str) -> None:
+    facts = with_checkpoint()
+    assert (
+        ids(build(*CHECKPOINT, override, facts=facts))["teacher"]
+        == ids(build(*CHECKPOINT, facts=facts))["teacher"]
+    )
+
+
+@pytest.mark.parametrize(
+    "override", ["schedule.batch_size=4", "schedule.threads=2", "dataset.scale=[64,64]", "teacher.width=12"]
+)
+def test_what_can_change_a_measurement_changes_its_id(override: str) -> None:
+    facts = with_checkpoint()
+    assert (
+        ids(build(*CHECKPOINT, override, facts=facts))["teacher"]
+        != ids(build(*CHECKPOINT, facts=facts))["teacher"]
+    )
+
+
+def test_another_content_is_another_teacher() -> None:
+    one, other = (ids(build(*CHECKPOINT, facts=with_checkpoint(sha256=s * 64))) for s in "ab")
+    assert one["rm seed 0"] != other["rm seed 0"]
+    assert one["baseline seed 0"] == other["baseline seed 0"]
+
+
+def test_a_checkpoint_that_does_not_fit_stops_the_plan() -> None:
+    fault = {"what": "keys differ", "where": "", "got": "", "known": "", "fix": ""}
+    with pytest.raises(UsageError, match="keys differ"):
+        build(*CHECKPOINT, facts=with_checkpoint(key_fault=fault))
+
+
+def test_a_checkpoint_accepted_in_part_is_noted() -> None:
+    fault = {"what": "keys differ", "where": "", "got": "", "known": "", "fix": ""}
+    built = build(*CHECKPOINT, "teacher.partial=true", facts=with_checkpoint(key_fault=fault))
+    assert built.notes == ("teacher.partial: 1 of 2 loaded",)
+
+
+def test_a_trained_teacher_below_expectation_is_noted() -> None:
+    job = build().jobs[0].job
+    built = build("teacher.expect_ap=30", past={job.id: finished(job)})
+    assert built.jobs[0].done
+    assert "AP 20.0, and teacher.expect_ap is 30.0" in built.notes[0]

@@ -504,3 +504,45 @@ def test_shipped_recipes_load_and_are_short() -> None:
 def test_settings_that_would_do_nothing_or_harm_are_refused(overrides: tuple[str, ...], what: str) -> None:
     with pytest.raises(UsageError, match=re.escape(what)):
         recipe.load("digits/quickstart", overrides)
+
+
+# --- a teacher from a checkpoint ---
+
+WITH_CHECKPOINT = """
+    dataset: {name: digits}
+    teacher: {detector: gfl, checkpoint: a.pth, expect_ap: 38}
+    student: {detector: gfl}
+    arms: {rm: {rm: {}}}
+"""
+
+
+def test_a_checkpoint_is_kept_as_it_was_written(load: Load) -> None:
+    teacher = load(WITH_CHECKPOINT).teacher
+    assert teacher is not None
+    assert (teacher.checkpoint, teacher.expect_ap, teacher.partial) == ("a.pth", 38.0, False)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("teacher.schedule={epochs: 3}", "schedule"),
+        ("teacher.seed=1", "seed"),
+        ("teacher.init=imagenet", "init"),
+    ],
+)
+def test_training_a_teacher_that_comes_from_a_checkpoint_is_a_fault(
+    load: Load, override: str, key: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"teacher.{key} has no effect: .* comes from teacher.checkpoint"):
+        load(WITH_CHECKPOINT, override)
+    assert load(WITH_CHECKPOINT, override, f"teacher.{key}=null").teacher is not None
+
+
+def test_partial_needs_a_checkpoint(load: Load) -> None:
+    with pytest.raises(UsageError, match="partial: true needs a checkpoint"):
+        load(WITH_CHECKPOINT, "teacher.checkpoint=null", "teacher.partial=true")
+
+
+def test_expect_ap_is_in_points(load: Load) -> None:
+    with pytest.raises(UsageError, match=r"teacher.expect_ap must be less than or equal to 100"):
+        load(WITH_CHECKPOINT, "teacher.expect_ap=380")

@@ -41,7 +41,7 @@ def equal(one: nn.Module, two: nn.Module) -> bool:
     [
         lambda m: {"state_dict": m.state_dict(), "meta": {"epoch": 12}, "optimizer": {"state": {}}},
         lambda m: {"distiller": {**under("student.", m), "terms.rm.x": torch.zeros(1)}, "optimiser": {}},
-        lambda m: {"state_dict": {**under("architecture.", m), "teacher.backbone.conv1.weight": torch.ones(1)}},
+        lambda m: {"state_dict": {**under("architecture.", m), "teacher.conv1.weight": torch.ones(1)}},
         lambda m: under("module.", m),
         lambda m: {"model": under("module.model.", m)},
         lambda m: m.state_dict(),
@@ -179,8 +179,13 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "meta", [{"CLASSES": ("a", "b")}, {"dataset_meta": {"classes": ["a", "b"]}}, {"dataset_meta": {"CLASSES": ("a", "b")}}]
-)  # fmt: skip
+    "meta",
+    [
+        {"CLASSES": ("a", "b")},
+        {"dataset_meta": {"classes": ["a", "b"]}},
+        {"dataset_meta": {"CLASSES": ("a", "b")}},
+    ],
+)
 def test_class_list_is_found(meta: dict[str, Any], tmp_path: Path) -> None:
     path = saved(tmp_path, {"state_dict": {"w": torch.ones(1)}, "meta": meta})
     assert read(path).classes == ("a", "b")
