@@ -68,7 +68,7 @@ def gather(recipe: Recipe, device: str, progress: Callable[[str], None] = lambda
     models = {"student": recipe.student} | ({"teacher": recipe.teacher} if recipe.teacher else {})
     shape = _input_shape(files, recipe.dataset.scale)
     requests = [
-        _request(model, files, shape)
+        _request(model_settings(model, weights.get(f"{role}.init")), files, shape)
         | weight_files.request(weight_files.of_role(weights, role), files.classes)
         for role, model in models.items()
     ]
@@ -90,9 +90,10 @@ def past_jobs(runs: Runs) -> dict[str, PastJob]:
     return found
 
 
-def model_settings(model: ModelSettings) -> dict[str, Any]:
-    """What builds the model: a teacher's without its training."""
-    return model.model_dump(mode="json", include=set(ModelSettings.model_fields))
+def model_settings(model: ModelSettings, init: WeightFile | None = None) -> dict[str, Any]:
+    """What builds the model: a teacher's without its training, a file of first weights by its content."""
+    settings = model.model_dump(mode="json", include=set(ModelSettings.model_fields))
+    return settings | ({"init": f"sha256:{init.sha256}"} if init else {})
 
 
 def versions() -> dict[str, str]:
@@ -120,8 +121,8 @@ def _input_shape(files: DatasetFiles, scale: tuple[int, int] | None) -> tuple[in
     return images[0]["height"], images[0]["width"]
 
 
-def _request(model: ModelSettings, files: DatasetFiles, shape: tuple[int, int]) -> dict[str, Any]:
-    return {"settings": model_settings(model), "num_classes": len(files.classes), "input": list(shape)}
+def _request(settings: dict[str, Any], files: DatasetFiles, shape: tuple[int, int]) -> dict[str, Any]:
+    return {"settings": settings, "num_classes": len(files.classes), "input": list(shape)}
 
 
 def _probe(requests: list[dict[str, Any]], progress: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -158,7 +159,10 @@ def _cache(request: dict[str, Any]) -> Path:
     folder = catalog.PACKAGE / "training"
     sources = [
         *sorted(folder.glob("detectors/*.py")),
-        *(folder / name for name in ("key_report.py", "outputs.py", "probe.py", "sizing.py", "weights.py")),
+        *(
+            folder / name
+            for name in ("backbones.py", "key_report.py", "outputs.py", "probe.py", "sizing.py", "weights.py")
+        ),
     ]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     asked = {name: value for name, value in request.items() if name != "files"}

@@ -114,7 +114,7 @@ def build(recipe: Recipe, facts: Facts, past: Mapping[str, PastJob]) -> Plan:
         dataset={"name": facts.files.name, "fingerprint": facts.files.fingerprint},
         notes=(
             *_notes(recipe, facts),
-            *weight_files.notes(facts.weights, facts.teacher),
+            *weight_files.notes(facts.weights, answers),
             *(note for planned in jobs if planned.job.id in past for note in _missed(planned.job, past)),
         ),
     )
@@ -133,15 +133,21 @@ def _jobs(recipe: Recipe, facts: Facts) -> Iterator[Job]:
 
 def _teacher(recipe: Recipe, facts: Facts) -> Job:
     assert recipe.teacher is not None
-    inputs: dict[str, Any] = (
-        {} if recipe.teacher.expect_ap is None else {"expect_ap": recipe.teacher.expect_ap}
-    )
+    inputs = _init_path(facts, "teacher")
+    if recipe.teacher.expect_ap is not None:
+        inputs["expect_ap"] = recipe.teacher.expect_ap
     if checkpoint := facts.weights.get("teacher.checkpoint"):
         inputs |= {"checkpoint": checkpoint.path, "partial": recipe.teacher.partial}
         return _job("evaluate", "teacher", _measured(recipe, facts), (), recipe, facts, inputs)
     settings = _settings(recipe, facts, recipe.teacher.schedule, recipe.teacher.seed)
-    settings["model"] = model_settings(recipe.teacher)
+    settings["model"] = model_settings(recipe.teacher, facts.weights.get("teacher.init"))
     return _job("teacher", "teacher", settings, (), recipe, facts, inputs)
+
+
+def _init_path(facts: Facts, role: str) -> dict[str, Any]:
+    """Where the first weights of a model's backbone lie, if they are a file of the user's."""
+    file = facts.weights.get(f"{role}.init")
+    return {"init": file.path} if file else {}
 
 
 def _measured(recipe: Recipe, facts: Facts) -> dict[str, Any]:
@@ -168,10 +174,11 @@ def _student(
     teacher: Job | None,
 ) -> Job:
     settings = _settings(recipe, facts, recipe.schedule, seed)
-    settings["model"] = model_settings(recipe.student)
+    settings["model"] = model_settings(recipe.student, facts.weights.get("student.init"))
     settings["methods"] = {name: method.model_dump(mode="json") for name, method in methods.items()}
     settings["teacher"] = teacher.settings["model"] if teacher else None
-    return _job("student", arm, settings, (teacher.id,) if teacher else (), recipe, facts, {})
+    parents = (teacher.id,) if teacher else ()
+    return _job("student", arm, settings, parents, recipe, facts, _init_path(facts, "student"))
 
 
 def _settings(recipe: Recipe, facts: Facts, schedule: Schedule, seed: int) -> dict[str, Any]:

@@ -63,7 +63,8 @@ class ModelSettings(Settings):
         neck_channels: channels of every level.
         head_convs: convolutions of each tower.
         strides: of the levels, in input pixels: 4 or 8 and on, each twice the one before.
-        init: the backbone's first weights: "none" draws them, "imagenet" fetches torchvision's.
+        init: the backbone's first weights: "none" draws them, "imagenet" fetches torchvision's, else the path
+            or URL of a file.
         overrides: values by dotted key of the mmdet config, which begin with "model.".
     """
 
@@ -73,7 +74,7 @@ class ModelSettings(Settings):
     neck_channels: PositiveInt = 256
     head_convs: NonNegativeInt = 4
     strides: Annotated[tuple[int, ...], Listed] = (8, 16, 32, 64, 128)
-    init: Literal["none", "imagenet"] = "none"
+    init: Annotated[str, Field(min_length=1)] = "none"
     overrides: dict[str, Any] = {}
 
     @model_validator(mode="after")

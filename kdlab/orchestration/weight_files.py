@@ -19,6 +19,8 @@ from kdlab.orchestration.settings import Recipe
 
 SAID_EVERY_S = 5.0
 TIMEOUT_S = 30.0
+WORDS = ("none", "imagenet")
+"""What `init:` means by itself; all else names a file."""
 _URL = re.compile(r"(https?|file)://", re.IGNORECASE)
 _DIGEST = re.compile(r"-([0-9a-f]{8})\.\w+$")
 _CHUNK = 1 << 20
@@ -46,7 +48,9 @@ def gather(recipe: Recipe, progress: Progress = lambda text: None) -> dict[str, 
         UsageError: there is no such file.
         MachineError: a URL cannot be fetched.
     """
-    named = {"teacher.checkpoint": recipe.teacher.checkpoint if recipe.teacher else None}
+    models = {"student": recipe.student} | ({"teacher": recipe.teacher} if recipe.teacher else {})
+    named = {f"{role}.init": None if model.init in WORDS else model.init for role, model in models.items()}
+    named["teacher.checkpoint"] = recipe.teacher.checkpoint if recipe.teacher else None
     found = {}
     for key, text in named.items():
         if text is not None:
@@ -93,11 +97,16 @@ def faults(
             yield replace(Fault(**found["class_fault"]), where=where)
 
 
-def notes(files: Mapping[str, WeightFile], teacher: Mapping[str, Any] | None) -> Iterator[str]:
-    """What a person should know of a teacher whose checkpoint is accepted though it is not whole."""
-    if "teacher.checkpoint" not in files or teacher is None:
+def notes(files: Mapping[str, WeightFile], answers: Mapping[str, Mapping[str, Any] | None]) -> Iterator[str]:
+    """What was left aside of a backbone's file, and what a teacher lacks whose checkpoint is not whole."""
+    for key in files.keys() & {"student.init", "teacher.init"}:
+        report = (answers[key.partition(".")[0]] or {})["init"]["report"]
+        aside = ", ".join(f"{part} ({count})" for part, count in report["beside"].items())
+        loaded = f"{key}: {sum(report['loaded'].values())} tensors of the backbone"
+        yield f"{loaded}; left aside: {aside}" if aside else loaded
+    if "teacher.checkpoint" not in files:
         return
-    found = teacher["checkpoint"]
+    found = (answers["teacher"] or {})["checkpoint"]
     if found["key_fault"]:
         yield f"teacher.partial: {'; '.join(found['lines'])}"
     if found["classes"] is None:
@@ -109,7 +118,12 @@ def _local(text: str, where: str) -> Path:
     if path.is_file():
         return path
     what = "this is a folder, not a file of weights" if path.is_dir() else "there is no such file of weights"
-    raise UsageError(what, where=where, got=str(path), fix="correct the path, which may also be a URL")
+    raise UsageError(
+        what,
+        where=where,
+        got=str(path),
+        fix=f"correct the path or URL{' (or: none, imagenet)' * where.endswith('init')}",
+    )
 
 
 def _fetched(url: str, progress: Progress) -> Path:

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdlab.errors import JobError, KdlabError
 from kdlab.training import detectors, weights
+from kdlab.training.backbones import fit_backbone
 from kdlab.training.key_report import fit
 
 
@@ -39,7 +40,7 @@ def probe(
         settings: of the model.
         num_classes: K of the data set.
         input_shape: height and width on which FLOPs are counted.
-        files: paths of weights, "checkpoint" for the whole model.
+        files: paths of weights, "checkpoint" for the whole model, "init" for its backbone.
         classes: of the data set, to compare with those of the files.
 
     Returns:
@@ -63,26 +64,32 @@ def probe(
         "batch_norm_trains": any(isinstance(m, _BatchNorm) and m.training for m in model.modules()),
         "preprocessing": {key: cfg.data_preprocessor[key] for key in ("mean", "std", "bgr_to_rgb")},
         "pad_divisor": adapter.model.data_preprocessor.pad_size_divisor,
-        **{part: _file_facts(Path(path), model, classes) for part, path in (files or {}).items()},
+        **{part: _file_facts(part, Path(path), model, classes) for part, path in (files or {}).items()},
     }
 
 
-def _file_facts(path: Path, model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
+def _file_facts(part: str, path: Path, model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
     """What a file of weights has for a model, and what is wrong with it; where it lies is not in it.
 
     Raises:
         JobError: it cannot be read.
     """
     found = weights.read(path)
-    _, report = fit(model.state_dict(), found.tensors, str(path))
-    fix = "name a checkpoint of this very model, or accept it as it is: teacher.partial: true"
-    wrong_classes = weights.class_fault(found, classes)
+    if part == "init":
+        _, report = fit_backbone(model.backbone.state_dict(), found.tensors, str(path))
+        fault = report.fault("", "backbone", "name a file of this very backbone")
+        wrong_classes = None
+    else:
+        _, report = fit(model.state_dict(), found.tensors, str(path))
+        fix = "name a checkpoint of this very model, or accept it as it is: teacher.partial: true"
+        fault = report.fault("", "teacher", fix)
+        wrong_classes = weights.class_fault(found, classes)
     return {
         "report": report.to_dict(),
         "lines": report.lines(),
         "classes": found.classes,
         "expected": len(classes),
-        "key_fault": None if report.whole else asdict(report.fault("", "teacher", fix)),
+        "key_fault": None if report.whole else asdict(fault),
         "class_fault": wrong_classes and asdict(wrong_classes),
     }
 

@@ -46,7 +46,6 @@ def _size_backbone(backbone: ConfigDict, settings: dict[str, Any], stages: int) 
     """Set depth, width and first weights in place; returns the channels of each stage."""
     name, width = settings["backbone"], settings["width"]
     pretrained = settings["init"] != "none"
-    source = f"torchvision://{name}" if settings["init"] == "imagenet" else settings["init"]
     backbone.update(
         depth=DEPTHS[name],
         base_channels=width,
@@ -59,7 +58,8 @@ def _size_backbone(backbone: ConfigDict, settings: dict[str, Any], stages: int) 
         # frozen layers and frozen statistics only make sense on weights that were learned somewhere
         frozen_stages=1 if pretrained else -1,
         norm_eval=pretrained,
-        init_cfg=dict(type="Pretrained", checkpoint=source) if pretrained else None,
+        # `detectors.build` loads it: mmengine's own way says nothing of keys that are missing
+        init_cfg=None,
     )
     expansion = 1 if DEPTHS[name] < 50 else 4
     return [width * expansion * 2**stage for stage in range(stages)]

@@ -14,6 +14,7 @@ from kdlab.jobs.events import JobStarted
 from kdlab.jobs.files import read_json
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.training import bench, checkpoints, detectors
+from kdlab.training.backbones import first_weights
 from kdlab.training.data import evaluation_loader, mmdet_dataset, reading_report, training_loader
 from kdlab.training.device import device_of, seed_all
 from kdlab.training.distiller import Distiller
@@ -29,7 +30,7 @@ class Trainer:
 
     Raises:
         MachineError: the job needs a GPU that torch does not see.
-        JobError: a parent's weights are missing, broken or of another model.
+        JobError: a parent's weights or the first ones are missing, broken or of another model.
     """
 
     def __init__(
@@ -45,7 +46,8 @@ class Trainer:
         settings, schedule = job.settings, job.settings["schedule"]
         self.files = DatasetFiles.from_dict(job.inputs["dataset"])
         seed_all(job.seed)
-        student = detectors.build(settings["model"], len(self.files.classes))
+        first = first_weights(settings["model"], job.inputs.get("init"))
+        student = detectors.build(settings["model"], len(self.files.classes), first)
         self.distiller = Distiller(
             student,
             settings["model"]["detector"],

@@ -266,3 +266,34 @@ def test_a_trained_teacher_below_expectation_is_noted() -> None:
     built = build("teacher.expect_ap=30", past={job.id: finished(job)})
     assert built.jobs[0].done
     assert "AP 20.0, and teacher.expect_ap is 30.0" in built.notes[0]
+
+
+# --- first weights from a file ---
+
+
+def starting_from(path: str = "/w/r18.pth", sha256: str = "a" * 64, **beside: int) -> Facts:
+    found = FOUND | {"report": {"loaded": {"conv1": 1, "layer1": 2}, "beside": beside}}
+    return replace(
+        FACTS,
+        student={**MODEL, "init": found},
+        weights={"student.init": WeightFile(path, sha256)},
+    )
+
+
+INIT = ("student.width=64", "student.init=r18.pth")
+
+
+def test_first_weights_count_by_content_and_not_by_place() -> None:
+    built = build(*INIT, facts=starting_from())
+    student = built.jobs[1].job
+    assert student.settings["model"]["init"] == f"sha256:{'a' * 64}"
+    assert student.inputs["init"] == "/w/r18.pth"
+    assert ids(build(*INIT, facts=starting_from("/elsewhere.pth"))) == ids(built)
+    other = ids(build(*INIT, facts=starting_from(sha256="b" * 64)))
+    assert other["baseline seed 0"] != ids(built)["baseline seed 0"]
+    assert other["teacher"] == ids(built)["teacher"]
+
+
+def test_what_is_left_aside_of_first_weights_is_said() -> None:
+    built = build(*INIT, facts=starting_from(fc=2))
+    assert built.notes == ("student.init: 3 tensors of the backbone; left aside: fc (2)",)

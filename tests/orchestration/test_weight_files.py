@@ -158,10 +158,10 @@ def test_partial_accepts_keys_but_not_classes_in_another_order(count: int, refus
 
 
 def test_notes_say_what_was_not_loaded() -> None:
-    notes = list(weight_files.notes(FILES, answer(key_fault=KEYS)["teacher"]))
+    notes = list(weight_files.notes(FILES, answer(key_fault=KEYS)))
     assert "1 of 2 loaded" in notes[0]
     assert "names no classes" in notes[1]
 
 
 def test_whole_checkpoint_of_the_same_classes_needs_no_note() -> None:
-    assert not list(weight_files.notes(FILES, answer(classes=["c"])["teacher"]))
+    assert not list(weight_files.notes(FILES, answer(classes=["c"])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import mmdet.models  # noqa: F401 - fills the registry
@@ -12,6 +13,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from kdlab.training.backbones import load_backbone
 from kdlab.training.detectors.base import Adapter
 
 init_default_scope("mmdet")
@@ -25,15 +27,21 @@ def family(detector: str) -> type[Adapter]:
     return module.FAMILY  # type: ignore[no-any-return]
 
 
-def build(settings: dict[str, Any], num_classes: int) -> nn.Module:
+def build(settings: dict[str, Any], num_classes: int, backbone: Path | None = None) -> nn.Module:
     """The mmdet model of a recipe's `teacher:` or `student:`, with freshly drawn weights.
 
     Args:
         settings: a `ModelSettings` as plain data.
         num_classes: K of the data set.
+        backbone: a file of weights that its backbone starts from.
+
+    Raises:
+        JobError: the file does not hold the whole backbone.
     """
     model = MODELS.build(config(settings, num_classes).model)
     model.init_weights()
+    if backbone is not None:
+        load_backbone(model.backbone, backbone)
     return model
 
 
