@@ -133,7 +133,8 @@ class JobResult:
             with methods).
         model: "params", "trained_parts" (parameters that each method instance trained beside the student),
             "weights_sha256" of `ckpt/weights.pth`; "checkpoint" where the weights came from one: "file",
-            "sha256" and "keys", what was loaded of it.
+            "sha256" and "keys", what was loaded of it; "inherited" where the student started from the
+            teacher's neck and head: how many "tensors" "of" how many.
         environment: versions, commit, device, threads.
         data: what training read: images, objects, what was dropped.
         wall_s: seconds of training and evaluation over all attempts, without starting and what a kill undid.

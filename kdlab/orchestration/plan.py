@@ -100,6 +100,7 @@ def build(recipe: Recipe, facts: Facts, past: Mapping[str, PastJob]) -> Plan:
     faults = [
         *weight_files.faults(recipe, facts.weights, answers),
         *pairing.faults(recipe, facts.student, facts.teacher),
+        *pairing.inheritance(recipe, facts.student, facts.teacher),
         *_unfit(recipe, facts),
     ]
     if faults:
@@ -122,13 +123,13 @@ def build(recipe: Recipe, facts: Facts, past: Mapping[str, PastJob]) -> Plan:
 
 def _jobs(recipe: Recipe, facts: Facts) -> Iterator[Job]:
     """The teacher, if an arm needs one, then the students, seed by seed."""
-    distils = any(recipe.arms.values())
-    teacher = _teacher(recipe, facts) if distils else None
+    teacher = _teacher(recipe, facts) if recipe.inherits or any(recipe.arms.values()) else None
     if teacher is not None:
         yield teacher
     for seed in recipe.seeds:
         for arm, methods in recipe.arms.items():
-            yield _student(recipe, facts, arm, methods, seed, teacher if methods else None)
+            learns = methods or arm in recipe.inherits
+            yield _student(recipe, facts, arm, methods, seed, teacher if learns else None)
 
 
 def _teacher(recipe: Recipe, facts: Facts) -> Job:
@@ -177,6 +178,8 @@ def _student(
     settings["model"] = model_settings(recipe.student, facts.weights.get("student.init"))
     settings["methods"] = {name: method.model_dump(mode="json") for name, method in methods.items()}
     settings["teacher"] = teacher.settings["model"] if teacher else None
+    if arm in recipe.inherits:
+        settings["inherit"] = True
     parents = (teacher.id,) if teacher else ()
     return _job("student", arm, settings, parents, recipe, facts, _init_path(facts, "student"))
 

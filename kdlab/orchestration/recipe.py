@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 SECTIONS = ("dataset", "teacher", "student", "schedule", "methods", "arms", "seeds", "resources")
+INHERIT = "inherit"
 NAME = re.compile(r"[\w+@-]+")
 
 _FIXED: dict[str, type[Settings]] = {
@@ -111,8 +112,9 @@ def _resolved(document: Document) -> dict[str, Any]:
     methods = catalog.methods()
     blocks = _method_blocks(data.pop("methods", {}), methods, document)
     if isinstance(data.get("arms"), dict):
+        data["inherits"] = _inheriting(data["arms"], document)
         data["arms"] = _arms(data["arms"], blocks, methods, document)
-        _check_arms(data["arms"], data.get("teacher"), document)
+        _check_arms(data["arms"], data["inherits"], data.get("teacher"), document)
     return data
 
 
@@ -156,6 +158,15 @@ def _method_blocks(raw: Any, methods: Methods, document: Document) -> dict[str, 
     return {instance: block for instance, block in raw.items() if isinstance(block, dict)}
 
 
+def _inheriting(raw: dict[str, Any], document: Document) -> list[str]:
+    """The arms that say `inherit: true`, a word that no method may have for a name."""
+    said = {name: arm[INHERIT] for name, arm in raw.items() if isinstance(arm, dict) and INHERIT in arm}
+    for name, value in said.items():
+        if not isinstance(value, bool):
+            document.fault(("arms", name, INHERIT), "must be true or false", got=shown(value))
+    return [name for name, value in said.items() if value is True]
+
+
 def _arms(
     raw: dict[str, Any], blocks: dict[str, dict[str, Any]], methods: Methods, document: Document
 ) -> dict[str, Any]:
@@ -166,6 +177,7 @@ def _arms(
             merged = {
                 instance: {**blocks.get(instance, {}), **own} if isinstance(own, dict) else own
                 for instance, own in arm.items()
+                if instance != INHERIT
             }
             arms[name] = {
                 instance: _method(block, methods, ("arms", name, instance), document)
@@ -174,18 +186,23 @@ def _arms(
     return arms
 
 
-def _check_arms(arms: dict[str, Any], teacher: Any, document: Document) -> None:
-    """Every arm has a sound name and methods of its own, and the methods have a teacher."""
+def _check_arms(arms: dict[str, Any], inherits: list[str], teacher: Any, document: Document) -> None:
+    """Every arm has a sound name, differs from all others, and what learns from a teacher has one."""
     for number, (name, arm) in enumerate(arms.items()):
         if not NAME.fullmatch(name):
             document.fault(("arms", name), "is not a name for an arm", known=["letters, digits and _ + - @"])
-        twins = [earlier for earlier in list(arms)[:number] if isinstance(arm, dict) and arms[earlier] == arm]
+        twins = [
+            earlier
+            for earlier in list(arms)[:number]
+            if isinstance(arm, dict) and arms[earlier] == arm and (earlier in inherits) == (name in inherits)
+        ]
         if twins:
             document.fault(("arms", name), f"is the same as arms.{twins[0]}", fix=f"remove {name}")
-    distilling = next((name for name, arm in arms.items() if arm), None)
-    if distilling is not None and teacher is None:
+    learning = next((name for name, arm in arms.items() if arm or name in inherits), None)
+    if learning is not None and teacher is None:
         fix = "add teacher: {detector: ..., backbone: ...}"
-        document.fault(("arms", distilling), "has methods, but the recipe has no teacher", fix=fix)
+        what = "has methods" if arms[learning] else "inherits"
+        document.fault(("arms", learning), f"{what}, but the recipe has no teacher", fix=fix)
 
 
 def _method(raw: Any, methods: Methods, path: KeyPath, document: Document) -> Any:

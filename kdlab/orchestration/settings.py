@@ -228,7 +228,10 @@ class Recipe(Settings):
         teacher: None where no arm distils.
         student: of all arms.
         schedule: of the students.
-        arms: the methods of each arm, by instance ("cwd@neck"); an arm without methods is a baseline.
+        arms: the methods of each arm, by instance ("cwd@neck"); an arm without methods is a baseline, unless
+            it inherits.
+        inherits: the arms whose students start from the teacher's neck and head; in YAML `inherit: true`
+            beside the methods.
         seeds: every arm runs once with each.
         resources: what does not change results.
     """
@@ -241,6 +244,7 @@ class Recipe(Settings):
     student: ModelSettings
     schedule: Schedule
     arms: dict[str, dict[str, MethodSettings]] = Field(min_length=1)
+    inherits: Annotated[tuple[str, ...], Listed] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Listed] = (0,)
     resources: Resources = Resources()
 

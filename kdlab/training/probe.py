@@ -45,8 +45,8 @@ def probe(
 
     Returns:
         `Facts` as plain data and: "params"; "flops" of one image (2 a multiply-add); "batch_norm_trains",
-        whether its statistics move in training; "preprocessing"; "pad_divisor", to which images are padded;
-        and for each file its key report and faults.
+        whether its statistics move in training; "preprocessing"; "neck_and_head", the shape of each tensor
+        there; "pad_divisor", to which images are padded; and for each file its key report and faults.
 
     Raises:
         JobError: a file cannot be read.
@@ -63,6 +63,9 @@ def probe(
         "flops": _flops(model, input_shape),
         "batch_norm_trains": any(isinstance(m, _BatchNorm) and m.training for m in model.modules()),
         "preprocessing": {key: cfg.data_preprocessor[key] for key in ("mean", "std", "bgr_to_rgb")},
+        "neck_and_head": {
+            name: list(value.shape) for name, value in weights.neck_and_head(model.state_dict()).items()
+        },
         "pad_divisor": adapter.model.data_preprocessor.pad_size_divisor,
         **{part: _file_facts(part, Path(path), model, classes) for part, path in (files or {}).items()},
     }

@@ -20,6 +20,7 @@ from kdlab.training.device import device_of, seed_all
 from kdlab.training.distiller import Distiller
 from kdlab.training.evaluation import CocoMetric, evaluate
 from kdlab.training.loop import Progress, TrainingLoop
+from kdlab.training.weights import inherit
 
 
 class Trainer:
@@ -48,11 +49,14 @@ class Trainer:
         seed_all(job.seed)
         first = first_weights(settings["model"], job.inputs.get("init"))
         student = detectors.build(settings["model"], len(self.files.classes), first)
+        teacher = self._teacher()
+        # after all draws of the student, so that the rest of it equals that of the other arms
+        self.inherited = inherit(student, teacher[0]) if settings.get("inherit") and teacher else None
         self.distiller = Distiller(
             student,
             settings["model"]["detector"],
             settings["methods"],
-            *self._teacher(),
+            *teacher,
             seed=job.seed,
         ).to(self.device)
         if schedule["channels_last"]:
@@ -132,12 +136,13 @@ class Trainer:
                 "params": sum(p.numel() for p in self.distiller.student.parameters()),
                 "trained_parts": self.distiller.trained_parts,
                 "weights_sha256": digest,
+                **({"inherited": self.inherited} if self.inherited else {}),
             },
             "data": reading_report(self.files, self.train_set),
         }
 
     def _teacher(self) -> tuple[nn.Module, str] | tuple[()]:
-        """The trained teacher and its family, where a method needs one."""
+        """The trained teacher and its family, where the student learns or inherits from one."""
         settings = self.job.settings["teacher"]
         if settings is None:
             return ()

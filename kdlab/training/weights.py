@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,27 @@ def load(
         raise JobError(faults=[fault])
     model.load_state_dict(found, strict=False)
     return report
+
+
+def neck_and_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a student may inherit: all of a model's state but its backbone and batch counters."""
+    return {
+        name: value
+        for name, value in state.items()
+        if not name.startswith("backbone.") and not name.endswith("num_batches_tracked")
+    }
+
+
+def inherit(student: nn.Module, teacher: nn.Module) -> dict[str, int]:
+    """Start a student's neck and head from the teacher's where names and shapes agree.
+
+    Returns:
+        "tensors", how many were taken over, "of" how many.
+    """
+    own, theirs = neck_and_head(student.state_dict()), neck_and_head(teacher.state_dict())
+    agreed = {n: theirs[n] for n, value in own.items() if n in theirs and theirs[n].shape == value.shape}
+    student.load_state_dict(agreed, strict=False)
+    return {"tensors": len(agreed), "of": len(own)}
 
 
 def class_fault(checkpoint: Checkpoint, classes: Sequence[str]) -> Fault | None:

@@ -297,3 +297,32 @@ def test_first_weights_count_by_content_and_not_by_place() -> None:
 def test_what_is_left_aside_of_first_weights_is_said() -> None:
     built = build(*INIT, facts=starting_from(fc=2))
     assert built.notes == ("student.init: 3 tensors of the backbone; left aside: fc (2)",)
+
+
+# --- arms that inherit ---
+
+ARMS = "arms={baseline: {}, pfi: {pfi: {}}, pfi+: {pfi: {}, inherit: true}, alone: {inherit: true}}"
+
+
+def sharing(*names: str, shape: tuple[int, ...] = (1, 2)) -> Facts:
+    student, teacher = (
+        {"neck_and_head": {name: list(shape) for name in each}} for each in (["a", "b"], names)
+    )
+    return replace(FACTS, student={**MODEL, **student}, teacher={**MODEL, "flops": 30, **teacher})
+
+
+def test_an_arm_that_inherits_has_the_teacher_as_parent_and_an_id_of_its_own() -> None:
+    built = build(ARMS, facts=sharing("b"))
+    jobs = {planned.job.arm: planned.job for planned in built.jobs}
+    assert jobs["alone"].parents == jobs["pfi"].parents == (jobs["teacher"].id,)
+    assert jobs["baseline"].parents == ()
+    assert len({job.id for job in jobs.values()}) == 5
+    assert jobs["pfi"].id == ids(build())["pfi seed 0"]
+    assert built.recipe["inherits"] == ["pfi+", "alone"]
+
+
+def test_inheriting_nothing_but_biases_is_refused() -> None:
+    for facts in (sharing("c"), sharing("b", shape=(2,))):
+        with pytest.raises(UsageError, match="nothing to take over"):
+            build(ARMS, facts=facts)
+    build("arms={pfi: {pfi: {}}}", facts=sharing("c"))

@@ -546,3 +546,44 @@ def test_partial_needs_a_checkpoint(load: Load) -> None:
 def test_expect_ap_is_in_points(load: Load) -> None:
     with pytest.raises(UsageError, match=r"teacher.expect_ap must be less than or equal to 100"):
         load(WITH_CHECKPOINT, "teacher.expect_ap=380")
+
+
+# --- arms that inherit ---
+
+INHERITING = """
+    dataset: {name: digits}
+    teacher: {detector: gfl}
+    student: {detector: gfl}
+    arms: {baseline: {}, pfi: {pfi: {}}, pfi+: {pfi: {}, inherit: true}, alone: {inherit: true}}
+"""
+
+
+def test_inherit_is_no_method_and_makes_arms_differ(load: Load) -> None:
+    loaded = load(INHERITING)
+    assert loaded.inherits == ("pfi+", "alone")
+    assert list(loaded.arms["pfi+"]) == ["pfi"]
+    assert loaded.arms["alone"] == {}
+
+
+def test_inherit_false_is_as_if_it_were_not_there(load: Load) -> None:
+    assert load(INHERITING, "arms.alone=null", "arms={pfi: {pfi: {}, inherit: false}}").inherits == ()
+    with pytest.raises(UsageError, match=r"arms\.alone is the same as arms\.baseline"):
+        load(INHERITING, "arms.alone.inherit=false")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "clause"),
+    [
+        (["arms.alone.inherit=yes"], r"arms\.alone\.inherit must be true or false"),
+        (["arms.again={inherit: true}"], r"arms\.again is the same as arms\.alone"),
+    ],
+)
+def test_faults_of_inherit(load: Load, overrides: list[str], clause: str) -> None:
+    with pytest.raises(UsageError, match=clause):
+        load(INHERITING, *overrides)
+
+
+def test_inheriting_needs_a_teacher(load: Load) -> None:
+    text = "dataset: {name: digits}\nstudent: {detector: gfl}\narms: {alone: {inherit: true}}\n"
+    with pytest.raises(UsageError, match=r"arms\.alone inherits, but the recipe has no teacher"):
+        load(text)

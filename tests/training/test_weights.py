@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import JobError
-from kdlab.training.weights import Checkpoint, class_fault, load, read
+from kdlab.training.weights import Checkpoint, class_fault, inherit, load, read
 
 Build = Callable[..., Any]
 
@@ -204,3 +204,13 @@ def test_class_list_is_found(meta: dict[str, Any], tmp_path: Path) -> None:
 def test_class_lists_are_compared_with_their_order(theirs: Any, clause: str | None) -> None:
     fault = class_fault(Checkpoint(Path("x.pth"), {}, theirs), ("a", "b"))
     assert (fault is None) if clause is None else (clause in str(fault))
+
+
+def test_a_student_inherits_what_agrees_and_keeps_its_backbone(build: Build) -> None:
+    student, teacher = build("gfl", seed=1, head_convs=3), build("gfl", seed=2, width=16)
+    backbone = student.backbone.conv1.weight.clone()
+    lateral_weights, third_convs = 3, 2 * 3
+    total = len(student.neck.state_dict()) + len(student.bbox_head.state_dict())
+    assert inherit(student, teacher) == {"tensors": total - lateral_weights - third_convs, "of": total}
+    assert torch.equal(student.bbox_head.gfl_cls.weight, teacher.bbox_head.gfl_cls.weight)
+    assert torch.equal(student.backbone.conv1.weight, backbone)
