@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from kdlab.datasets.base import cache_dir, user_path
 from kdlab.errors import Fault, MachineError, UsageError
@@ -132,7 +132,7 @@ def _fetched(url: str, progress: Progress) -> Path:
     Raises:
         MachineError: no network, no such file, no room, or not the content that the file's name promises.
     """
-    name = Path(urllib.request.url2pathname(url.partition("?")[0])).name
+    name = Path(unquote(urlsplit(url).path)).name or "weights.pth"
     path = cache_dir() / "weights" / hashlib.sha256(url.encode()).hexdigest()[:8] / name
     if not path.exists():
         by_hand = f"fetch it by other means and put it at {path}"

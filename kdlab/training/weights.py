@@ -37,7 +37,7 @@ def read(path: Path) -> Checkpoint:
     """The weights in a file: mmdet's, mmrazor's, kdlab's, a plain state dict, or `.safetensors`.
 
     Raises:
-        JobError: there is no such file, it is broken, holds code, or holds no weights.
+        JobError: there is no such file, it is broken, holds code or no weights, or NaN.
     """
     if path.is_dir() or (path.is_file() and not path.stat().st_size):
         what = "the checkpoint is a folder" if path.is_dir() else "the checkpoint is an empty file"
@@ -51,6 +51,13 @@ def read(path: Path) -> Checkpoint:
             got=_described(content),
             known=f"tensors by name, or such a dict under {', '.join(HOLDERS)}",
             fix="name the file that holds the model",
+        )
+    if broken := [name for name, value in tensors.items() if value.isnan().any()]:
+        raise JobError(
+            "the checkpoint holds weights that are not numbers",
+            where=str(path),
+            got=f"NaN in {len(broken)} of {len(tensors)} tensors: {_some(broken)}",
+            fix="its training diverged: use an earlier checkpoint of it",
         )
     return Checkpoint(path, tensors, _classes(content.get("meta")))
 

@@ -165,6 +165,12 @@ def test_files_that_are_no_checkpoints_are_refused(content: bytes, clause: str, 
         read(tmp_path / "a.pth")
 
 
+def test_weights_of_a_diverged_training_are_refused(model: Any, tmp_path: Path) -> None:
+    state = {**model.state_dict(), "bbox_head.gfl_cls.bias": torch.tensor([0.0, float("nan")])}
+    with pytest.raises(JobError, match=r"NaN in 1 of \d+ tensors: bbox_head.gfl_cls.bias"):
+        read(saved(tmp_path, state))
+
+
 def test_truncated_file_is_refused(model: Any, tmp_path: Path) -> None:
     path = saved(tmp_path, model.state_dict())
     path.write_bytes(path.read_bytes()[:-2000])
