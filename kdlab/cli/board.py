@@ -179,6 +179,10 @@ class Lines:
 
     def _text(self, event: Event, view: JobView) -> str:
         match event:
+            case JobStarted() if view.measures:
+                return f"measures on {event.device}: {event.iterations} images"
+            case JobEvaluated() if view.measures:
+                return f"AP {event.metrics.get('AP', 0.0):.1f} on {event.iteration} images"
             case JobStarted(iteration=0):
                 return f"started on {event.device}: {event.epochs} epochs, {event.iterations} iterations"
             case JobStarted():
@@ -216,13 +220,22 @@ def row(view: JobView, slot: str, now: float) -> dict[str, str]:
         "slot": slot,
         "id": short(view.job.id),
         "label": view.job.label,
-        "epoch": f"ep {view.epoch}" if view.started else "starts",
+        "epoch": _stage(view),
         "bar": str(view.fraction),
         "AP": "" if view.ap is None else f"AP {view.ap:.1f}",
         "det": "" if det is None else f"det {_loss(det)}",
         "terms": _GAP.join(f"{name} {_loss(value)}" for name, value in terms.items()),
         "ETA": f"ETA {'?' if left is None else duration(left)}",
     }
+
+
+def _stage(view: JobView) -> str:
+    """How far a job is: "ep 5/12", "images 80/200" where it measures, "starts" before its process spoke."""
+    if not view.started:
+        return "starts"
+    if not view.measures:
+        return f"ep {view.epoch}"
+    return f"images {view.last.iteration if view.last else 0}/{view.started.iterations}"
 
 
 def _reserved(view: PlanView) -> dict[str, int]:

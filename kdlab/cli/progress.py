@@ -78,8 +78,13 @@ class JobView:
                 self.end = event
 
     @property
+    def measures(self) -> bool:
+        """Whether the job counts images that it measures on, and not steps of training."""
+        return self.job.kind == "evaluate"
+
+    @property
     def fraction(self) -> float:
-        """How much of the training is done, 0 to 1."""
+        """How much of the training or measuring is done, 0 to 1."""
         at = self.last or self.started
         return at.iteration / at.iterations if at and at.iterations else 0.0
 

@@ -12,7 +12,7 @@ SCHEMA = 1
 NUMERICS = 1
 """Raised by every commit that changes a number of any result; part of every job's id."""
 
-Kind = Literal["teacher", "student"]
+Kind = Literal["teacher", "student", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,18 @@ class Resources:
 
 @dataclass(frozen=True)
 class Job:
-    """One process that trains one detector.
+    """One process that trains or measures one detector.
 
     Args:
         id: `<kind>-<8 hex>`, a hash of `settings`.
-        kind: what the job makes.
+        kind: what the job makes; "evaluate" measures a teacher whose weights came from outside.
         arm: the recipe's name of the combination of methods; "teacher" for a teacher.
         seed: draws the first weights, the order of the data and the augmentation.
         settings: everything that can change the result, resolved, as plain data.
         parents: ids of the jobs whose weights this one needs.
         inputs: where outside files lie now ("dataset": the files of the data set), whose content `settings`
-            holds as a hash, so that moving them changes no id; and "flops" of an image, for costs.
+            holds as a hash, so that moving them changes no id ("checkpoint" of a teacher, "init" of a
+            backbone); "flops" of an image, for costs; "expect_ap", what a teacher must reach; "partial".
         resources: what it takes of a machine.
     """
 
@@ -58,9 +59,14 @@ class Job:
     resources: Resources = Resources()
 
     @property
+    def is_teacher(self) -> bool:
+        """Whether the job makes the teacher's weights: trained, or read from a checkpoint and measured."""
+        return self.kind in ("teacher", "evaluate")
+
+    @property
     def label(self) -> str:
         """How people see the job: "rm+pfi seed 0", "teacher"."""
-        return self.arm if self.kind == "teacher" else f"{self.arm} seed {self.seed}"
+        return self.arm if self.is_teacher else f"{self.arm} seed {self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         """The job as plain data."""
@@ -126,7 +132,9 @@ class JobResult:
             "teacher_forward_s", "distill_step_s" (interleaved medians after training; the last two only
             with methods).
         model: "params", "trained_parts" (parameters that each method instance trained beside the student),
-            "weights_sha256" of `ckpt/weights.pth`.
+            "weights_sha256" of `ckpt/weights.pth`; "checkpoint" where the weights came from one: "file",
+            "sha256" and "keys", what was loaded of it; "inherited" where the student started from the
+            teacher's neck and head: how many "tensors" "of" how many.
         environment: versions, commit, device, threads.
         data: what training read: images, objects, what was dropped.
         wall_s: seconds of training and evaluation over all attempts, without starting and what a kill undid.

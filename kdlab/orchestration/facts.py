@@ -8,17 +8,19 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from kdlab import catalog
 from kdlab.datasets.base import DatasetFiles, cache_dir
-from kdlab.errors import MachineError, UsageError
+from kdlab.errors import Fault, MachineError, UsageError
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Job, JobResult, Runs, read_job
+from kdlab.orchestration import weight_files
 from kdlab.orchestration.settings import ModelSettings, Recipe
+from kdlab.orchestration.weight_files import WeightFile
 
 PROBE = "kdlab.training.probe"
 FROM_CONFIG = ("backbone", "config", "imports")
@@ -43,6 +45,7 @@ class Facts:
         teacher: the same of the teacher; None without one.
         device: "cpu" or "cuda".
         versions: of the packages that decide numbers.
+        weights: files that the recipe names, by their key in it; `student` and `teacher` say what they hold.
     """
 
     files: DatasetFiles
@@ -50,22 +53,29 @@ class Facts:
     teacher: dict[str, Any] | None
     device: str
     versions: dict[str, str]
+    weights: Mapping[str, WeightFile] = field(default_factory=dict)
 
 
 def gather(recipe: Recipe, device: str, progress: Callable[[str], None] = lambda text: None) -> Facts:
     """Make or find the data, probe the models.
 
     Raises:
-        KdlabError: the data is missing or a folder cannot be written.
+        KdlabError: the data or a file of weights is missing, or a folder cannot be written.
         MachineError: the models cannot be built here.
     """
+    weights = weight_files.gather(recipe, progress)
     progress(f"data set {recipe.dataset.name}")
     module = importlib.import_module(f"kdlab.datasets.{recipe.dataset.name}")
     files: DatasetFiles = module.prepare(**recipe.dataset.options)
-    models = [recipe.student, *([recipe.teacher] if recipe.teacher else [])]
+    models = {"student": recipe.student} | ({"teacher": recipe.teacher} if recipe.teacher else {})
     shape = _input_shape(files, recipe.dataset.scale)
-    student, *teacher = _probe([_request(model, files, shape) for model in models], progress)
-    return Facts(files, student, teacher[0] if teacher else None, device, versions())
+    requests = [
+        _request(model_settings(model, {}, weights.get(f"{role}.init")), files, shape)
+        | weight_files.request(weight_files.of_role(weights, role), files.classes)
+        for role, model in models.items()
+    ]
+    student, *teacher = _probe(requests, progress)
+    return Facts(files, student, teacher[0] if teacher else None, device, versions(), weights)
 
 
 def past_jobs(runs: Runs) -> dict[str, PastJob]:
@@ -82,10 +92,19 @@ def past_jobs(runs: Runs) -> dict[str, PastJob]:
     return found
 
 
-def model_settings(model: ModelSettings, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What builds the model, a teacher's without its training; an mmdet config by content, not by place."""
+def model_settings(
+    model: ModelSettings, facts: Mapping[str, Any], init: WeightFile | None = None
+) -> dict[str, Any]:
+    """What builds the model, a teacher's without its training; what is in files by content, not by place.
+
+    Args:
+        model: as the recipe has it.
+        facts: what the probe read of it; of an mmdet config they hold its content.
+        init: the file of its backbone's first weights.
+    """
     settings = model.model_dump(mode="json", include=set(ModelSettings.model_fields))
-    return settings | {key: facts[key] for key in ("detector", *FROM_CONFIG) if "config" in facts}
+    settings |= {key: facts[key] for key in ("detector", *FROM_CONFIG) if "config" in facts}
+    return settings | ({"init": f"sha256:{init.sha256}"} if init else {})
 
 
 def versions() -> dict[str, str]:
@@ -113,10 +132,9 @@ def _input_shape(files: DatasetFiles, scale: tuple[int, int] | None) -> tuple[in
     return images[0]["height"], images[0]["width"]
 
 
-def _request(model: ModelSettings, files: DatasetFiles, shape: tuple[int, int]) -> dict[str, Any]:
-    settings = model_settings(model, {})
-    if model.detector not in catalog.detectors():
-        settings["file"] = str(catalog.config_file(model.detector))
+def _request(settings: dict[str, Any], files: DatasetFiles, shape: tuple[int, int]) -> dict[str, Any]:
+    if settings["detector"] not in catalog.detectors():
+        settings = settings | {"file": str(catalog.config_file(settings["detector"]))}
     return {"settings": settings, "num_classes": len(files.classes), "input": list(shape)}
 
 
@@ -142,6 +160,8 @@ def _ask(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         last = done.stderr.strip().splitlines()[-15:]
         raise MachineError("the models cannot be built", got="\n         ".join(last), fix="kdlab doctor")
     answers: list[dict[str, Any]] = json.loads(done.stdout)
+    if faults := [Fault(**fault) for answer in answers for fault in answer.get("unreadable", [])]:
+        raise UsageError(faults=faults)
     return answers
 
 
@@ -151,12 +171,19 @@ def _is_own_file(request: dict[str, Any]) -> bool:
 
 
 def _cache(request: dict[str, Any]) -> Path:
-    """Where the facts of a request are kept: by its content, mmdet's version and the code that answers."""
+    """Where the facts of a request are kept: by its content, mmdet's version and the code that answers.
+
+    Files of weights count by their content, which the request names too, and never by where they lie.
+    """
     folder = catalog.PACKAGE / "training"
     sources = [
         *sorted(folder.glob("detectors/*.py")),
-        *(folder / name for name in ("outputs.py", "probe.py", "sizing.py")),
+        *(
+            folder / name
+            for name in ("backbones.py", "key_report.py", "outputs.py", "probe.py", "sizing.py", "weights.py")
+        ),
     ]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    key = json.dumps([request, versions(), code], sort_keys=True)
+    asked = {name: value for name, value in request.items() if name != "files"}
+    key = json.dumps([asked, versions(), code], sort_keys=True)
     return cache_dir() / "probe" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

@@ -27,6 +27,23 @@ def faults(recipe: Recipe, student: Mapping[str, Any], teacher: Mapping[str, Any
     return list(found.values())
 
 
+def inheritance(
+    recipe: Recipe, student: Mapping[str, Any], teacher: Mapping[str, Any] | None
+) -> Iterator[Fault]:
+    """That a student would inherit nothing: no layer of neck and head has weights of the same shape."""
+    if not recipe.inherits or teacher is None:
+        return
+    mine, theirs = student["neck_and_head"], teacher["neck_and_head"]
+    # biases and scales agree between any two heads of a family
+    if not any(theirs.get(name) == shape and len(shape) > 1 for name, shape in mine.items()):
+        yield Fault(
+            "inherit: true has nothing to take over",
+            f"{recipe.path}  arms.{recipe.inherits[0]}",
+            _difference("head", student, teacher),
+            fix="choose a pair of one detector with equal neck_channels, or remove inherit",
+        )
+
+
 def _way_out(
     known: Mapping[str, catalog.MethodInfo], student: Mapping[str, Any], teacher: Mapping[str, Any]
 ) -> tuple[str, str]:

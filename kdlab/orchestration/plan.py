@@ -14,7 +14,7 @@ from kdlab.errors import Fault, UsageError
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import NUMERICS, SCHEMA, Job, Kind, Resources, Runs
 from kdlab.orchestration import facts as facts_of
-from kdlab.orchestration import pairing
+from kdlab.orchestration import gate, pairing, weight_files
 from kdlab.orchestration.facts import Facts, PastJob, model_settings
 from kdlab.orchestration.settings import MethodSettings, Recipe, Schedule
 
@@ -94,11 +94,14 @@ def build(recipe: Recipe, facts: Facts, past: Mapping[str, PastJob]) -> Plan:
     """The plan of a recipe: a pure function of its arguments.
 
     Raises:
-        UsageError: a method cannot serve the pair; all such faults at once.
+        UsageError: a method cannot serve the pair, or weights do not fit their model; all faults at once.
     """
+    answers = {"student": facts.student, "teacher": facts.teacher}
     faults = [
         *_untrainable(recipe, facts),
+        *weight_files.faults(recipe, facts.weights, answers),
         *pairing.faults(recipe, facts.student, facts.teacher),
+        *pairing.inheritance(recipe, facts.student, facts.teacher),
         *_unfit(recipe, facts),
     ]
     if faults:
@@ -111,26 +114,57 @@ def build(recipe: Recipe, facts: Facts, past: Mapping[str, PastJob]) -> Plan:
         jobs=jobs,
         device=facts.device,
         dataset={"name": facts.files.name, "fingerprint": facts.files.fingerprint},
-        notes=tuple(_notes(recipe, facts)),
+        notes=(
+            *_notes(recipe, facts),
+            *weight_files.notes(facts.weights, answers),
+            *(note for planned in jobs if planned.job.id in past for note in _missed(planned.job, past)),
+        ),
     )
 
 
 def _jobs(recipe: Recipe, facts: Facts) -> Iterator[Job]:
     """The teacher, if an arm needs one, then the students, seed by seed."""
-    distils = any(recipe.arms.values())
-    teacher = _teacher(recipe, facts) if distils else None
+    teacher = _teacher(recipe, facts) if recipe.inherits or any(recipe.arms.values()) else None
     if teacher is not None:
         yield teacher
     for seed in recipe.seeds:
         for arm, methods in recipe.arms.items():
-            yield _student(recipe, facts, arm, methods, seed, teacher if methods else None)
+            learns = methods or arm in recipe.inherits
+            yield _student(recipe, facts, arm, methods, seed, teacher if learns else None)
 
 
 def _teacher(recipe: Recipe, facts: Facts) -> Job:
     assert recipe.teacher is not None
+    inputs = _init_path(facts, "teacher")
+    if recipe.teacher.expect_ap is not None:
+        inputs["expect_ap"] = recipe.teacher.expect_ap
+    if checkpoint := facts.weights.get("teacher.checkpoint"):
+        inputs |= {"checkpoint": checkpoint.path, "partial": recipe.teacher.partial}
+        return _job("evaluate", "teacher", _measured(recipe, facts), (), recipe, facts, inputs)
     settings = _settings(recipe, facts, recipe.teacher.schedule, recipe.teacher.seed)
-    settings["model"] = model_settings(recipe.teacher, facts.teacher or {})
-    return _job("teacher", "teacher", settings, (), recipe, facts)
+    settings["model"] = model_settings(recipe.teacher, facts.teacher or {}, facts.weights.get("teacher.init"))
+    return _job("teacher", "teacher", settings, (), recipe, facts, inputs)
+
+
+def _init_path(facts: Facts, role: str) -> dict[str, Any]:
+    """Where the first weights of a model's backbone lie, if they are a file of the user's."""
+    file = facts.weights.get(f"{role}.init")
+    return {"init": file.path} if file else {}
+
+
+def _measured(recipe: Recipe, facts: Facts) -> dict[str, Any]:
+    """What can change the AP of a checkpoint: how it was trained is in its content."""
+    assert recipe.teacher is not None
+    common = _settings(recipe, facts, recipe.schedule, seed=0)
+    reading = {key: value for key, value in common["dataset"].items() if key != "flip"}
+    return common | {
+        "dataset": reading,
+        "model": model_settings(recipe.teacher, facts.teacher or {}),
+        "checkpoint": facts.weights["teacher.checkpoint"].sha256,
+        # images of a batch are padded to one size, which a convolution sees at their edges
+        "pad_divisor": facts.student["pad_divisor"],
+        "schedule": {"batch_size": recipe.schedule.batch_size, "gpus": recipe.schedule.gpus},
+    }
 
 
 def _student(
@@ -142,10 +176,13 @@ def _student(
     teacher: Job | None,
 ) -> Job:
     settings = _settings(recipe, facts, recipe.schedule, seed)
-    settings["model"] = model_settings(recipe.student, facts.student)
+    settings["model"] = model_settings(recipe.student, facts.student, facts.weights.get("student.init"))
     settings["methods"] = {name: method.model_dump(mode="json") for name, method in methods.items()}
     settings["teacher"] = teacher.settings["model"] if teacher else None
-    return _job("student", arm, settings, (teacher.id,) if teacher else (), recipe, facts)
+    if arm in recipe.inherits:
+        settings["inherit"] = True
+    parents = (teacher.id,) if teacher else ()
+    return _job("student", arm, settings, parents, recipe, facts, _init_path(facts, "student"))
 
 
 def _settings(recipe: Recipe, facts: Facts, schedule: Schedule, seed: int) -> dict[str, Any]:
@@ -170,11 +207,17 @@ def _settings(recipe: Recipe, facts: Facts, schedule: Schedule, seed: int) -> di
 
 
 def _job(
-    kind: Kind, arm: str, settings: dict[str, Any], parents: tuple[str, ...], recipe: Recipe, facts: Facts
+    kind: Kind,
+    arm: str,
+    settings: dict[str, Any],
+    parents: tuple[str, ...],
+    recipe: Recipe,
+    facts: Facts,
+    inputs: dict[str, Any],
 ) -> Job:
     key = json.dumps([kind, settings, parents], sort_keys=True)
     threads = settings["threads"] or 1
-    own, of_teacher = (facts.teacher or {}, {}) if kind == "teacher" else (facts.student, facts.teacher or {})
+    own, of_teacher = (facts.student, facts.teacher or {}) if kind == "student" else (facts.teacher or {}, {})
     return Job(
         id=f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:8]}",
         kind=kind,
@@ -185,6 +228,7 @@ def _job(
         inputs={
             "dataset": facts.files.to_dict(),
             "flops": {"student": own["flops"], "teacher": of_teacher["flops"] if parents else 0},
+            **inputs,
         },
         resources=Resources(
             threads=threads,
@@ -239,22 +283,26 @@ def _cost(job: Job, alike: list[PastJob]) -> tuple[float | None, str]:
 def _work(job: Job) -> float:
     """FLOPs of one image over all epochs: a training step is about three forwards, a teacher's is one."""
     flops = job.inputs["flops"]
-    return float((3 * flops["student"] + flops["teacher"]) * job.settings["schedule"]["epochs"])
+    epochs = job.settings["schedule"].get("epochs", 1)
+    return float((3 * flops["student"] + flops["teacher"]) * epochs)
 
 
 def _untrainable(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
     """Models that only serve with weights from elsewhere."""
-    trained = {"student": facts.student} | ({"teacher": facts.teacher} if facts.teacher else {})
+    trained = {"student": facts.student}
+    if facts.teacher and "teacher.checkpoint" not in facts.weights:
+        trained["teacher"] = facts.teacher
     for role, model in trained.items():
         if not model["trains"]:
             what = f"{role}.detector cannot be trained: it learns masks, and data sets have none"
-            yield Fault(what, recipe.path, model["detector"], fix="kdlab ls detectors")
+            fix = "give it a checkpoint" if role == "teacher" else "kdlab ls detectors"
+            yield Fault(what, recipe.path, model["detector"], fix=fix)
 
 
 def _unfit(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
     """What the recipe asks of a device that this machine lacks."""
     schedules = {"schedule": recipe.schedule}
-    if recipe.teacher:
+    if recipe.teacher and recipe.teacher.checkpoint is None:
         schedules["teacher.schedule"] = recipe.teacher.schedule
     for key, schedule in schedules.items():
         if schedule.precision == "amp" and facts.device == "cpu":
@@ -269,6 +317,12 @@ def _notes(recipe: Recipe, facts: Facts) -> Iterator[str]:
         shared = set(facts.teacher["strides"]) & set(facts.student["strides"])
         left = sorted(set(facts.teacher["strides"]) ^ set(facts.student["strides"]))
         yield f"methods meet at strides {sorted(shared)}; {left} have no partner"
+
+
+def _missed(job: Job, past: Mapping[str, PastJob]) -> Iterator[str]:
+    """That nothing would start, because a teacher that is reused misses what is expected of it."""
+    if fault := gate.fault(job, past[job.id].result.metrics):
+        yield f"{fault.what}: nothing will be trained"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 SECTIONS = ("dataset", "teacher", "student", "schedule", "methods", "arms", "seeds", "resources")
+INHERIT = "inherit"
 NAME = re.compile(r"[\w+@-]+")
 
 _FIXED: dict[str, type[Settings]] = {
@@ -104,14 +105,16 @@ def _resolved(document: Document) -> dict[str, Any]:
         if isinstance(data.get(section), dict):
             data[section] = _model(data[section], detectors, section, document)
     if isinstance(teacher := data.get("teacher"), dict):
+        _check_checkpoint(teacher, document)
         teacher["schedule"] = _teacher_schedule(teacher.get("schedule", {}), schedule, document)
     if "dataset" in data:
         data["dataset"] = _dataset(data["dataset"], document)
     methods = catalog.methods()
     blocks = _method_blocks(data.pop("methods", {}), methods, document)
     if isinstance(data.get("arms"), dict):
+        data["inherits"] = _inheriting(data["arms"], document)
         data["arms"] = _arms(data["arms"], blocks, methods, document)
-        _check_arms(data["arms"], data.get("teacher"), document)
+        _check_arms(data["arms"], data["inherits"], data.get("teacher"), document)
     return data
 
 
@@ -146,6 +149,18 @@ def _dataset(raw: Any, document: Document) -> Any:
     return _with_options(raw, DatasetSettings, info, ("dataset",), document)
 
 
+def _check_checkpoint(teacher: dict[str, Any], document: Document) -> None:
+    """What trains a teacher has no place beside a checkpoint; null takes a recipe's value back."""
+    if teacher.get("checkpoint") is None:
+        return
+    for key in ("schedule", "seed", "init"):
+        if teacher.get(key) not in (None, "none"):
+            clause = "has no effect: the teacher is not trained, it comes from teacher.checkpoint"
+            fix = f"remove it, or --set teacher.{key}=null"
+            document.fault(("teacher", key), clause, got=shown(teacher[key]), fix=fix)
+        teacher.pop(key, None)
+
+
 def _teacher_schedule(own: Any, schedule: Any, document: Document) -> Any:
     """The teacher's own keys over those of the recipe; a preset of its own starts afresh."""
     own = _known_only(own, Schedule.model_fields, ("teacher", "schedule"), "a key of schedule", document)
@@ -166,6 +181,15 @@ def _method_blocks(raw: Any, methods: Methods, document: Document) -> dict[str, 
     return {instance: block for instance, block in raw.items() if isinstance(block, dict)}
 
 
+def _inheriting(raw: dict[str, Any], document: Document) -> list[str]:
+    """The arms that say `inherit: true`, a word that no method may have for a name."""
+    said = {name: arm[INHERIT] for name, arm in raw.items() if isinstance(arm, dict) and INHERIT in arm}
+    for name, value in said.items():
+        if not isinstance(value, bool):
+            document.fault(("arms", name, INHERIT), "must be true or false", got=shown(value))
+    return [name for name, value in said.items() if value is True]
+
+
 def _arms(
     raw: dict[str, Any], blocks: dict[str, dict[str, Any]], methods: Methods, document: Document
 ) -> dict[str, Any]:
@@ -176,6 +200,7 @@ def _arms(
             merged = {
                 instance: {**blocks.get(instance, {}), **own} if isinstance(own, dict) else own
                 for instance, own in arm.items()
+                if instance != INHERIT
             }
             arms[name] = {
                 instance: _method(block, methods, ("arms", name, instance), document)
@@ -184,18 +209,23 @@ def _arms(
     return arms
 
 
-def _check_arms(arms: dict[str, Any], teacher: Any, document: Document) -> None:
-    """Every arm has a sound name and methods of its own, and the methods have a teacher."""
+def _check_arms(arms: dict[str, Any], inherits: list[str], teacher: Any, document: Document) -> None:
+    """Every arm has a sound name, differs from all others, and what learns from a teacher has one."""
     for number, (name, arm) in enumerate(arms.items()):
         if not NAME.fullmatch(name):
             document.fault(("arms", name), "is not a name for an arm", known=["letters, digits and _ + - @"])
-        twins = [earlier for earlier in list(arms)[:number] if isinstance(arm, dict) and arms[earlier] == arm]
+        twins = [
+            earlier
+            for earlier in list(arms)[:number]
+            if isinstance(arm, dict) and arms[earlier] == arm and (earlier in inherits) == (name in inherits)
+        ]
         if twins:
             document.fault(("arms", name), f"is the same as arms.{twins[0]}", fix=f"remove {name}")
-    distilling = next((name for name, arm in arms.items() if arm), None)
-    if distilling is not None and teacher is None:
+    learning = next((name for name, arm in arms.items() if arm or name in inherits), None)
+    if learning is not None and teacher is None:
         fix = "add teacher: {detector: ..., backbone: ...}"
-        document.fault(("arms", distilling), "has methods, but the recipe has no teacher", fix=fix)
+        what = "has methods" if arms[learning] else "inherits"
+        document.fault(("arms", learning), f"{what}, but the recipe has no teacher", fix=fix)
 
 
 def _method(raw: Any, methods: Methods, path: KeyPath, document: Document) -> Any:

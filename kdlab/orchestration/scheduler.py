@@ -48,7 +48,8 @@ def run(
     First each job is `JobQueued` or `JobReused`. Then come the events of the jobs as they run, from the start
     of their history for those that ran already and were adopted. Each queued job ends in exactly one of
     `JobFinished`, `JobReused` (another scheduler did it), `JobFailed`, `JobCancelled` or `JobSkipped`, unless
-    `stop` left it queued. Closing the iterator stops the running jobs; SIGKILL of this process does not.
+    `stop` left it queued. A teacher that misses what its recipe expects has failed, and nothing more starts.
+    Closing the iterator stops the running jobs; SIGKILL of this process does not.
 
     Args:
         plan: what to run; a job that has a result is reused whatever the plan says of it.
@@ -107,7 +108,7 @@ class _Schedule:
         self._waiting: dict[str, Task] = {}
         self._running: dict[str, Task] = {}
         self._done: set[str] = set()
-        self._failed = False
+        self._failed = self._stranded = False
 
     @property
     def ending(self) -> bool:
@@ -133,6 +134,9 @@ class _Schedule:
         yield from stock
         for history in histories:
             yield from history
+        for task, event in [(task, task.missed()) for task in self._waiting.values()]:
+            if event:
+                yield from self._settle(task, event)
 
     def step(self) -> Iterator[Event]:
         """One look at everything."""
@@ -202,12 +206,13 @@ class _Schedule:
                 self._waiting[task.job.id] = task
             case JobFailed():
                 self._failed = True
+                self._stranded |= task.missed() is not None
                 yield from self._skip(task, "failed")
             case JobCancelled():
                 yield from self._skip(task, "was cancelled")
 
     def _skip(self, lost: Task, word: str) -> Iterator[Event]:
-        """Give up what needs a lost job, and with `fail_fast` all that waits."""
+        """Give up what needs a lost job; all that waits with `fail_fast` or for want of a teacher."""
         self._waiting.pop(lost.job.id, None)
         gone = {lost.job.id}
         name = f"{lost.job.label} ({lost.job.id})"
@@ -215,11 +220,13 @@ class _Schedule:
             if task.job.id not in self._waiting:
                 continue
             needed = not gone.isdisjoint(task.job.parents)
-            if needed or (self._limits.fail_fast and self._failed):
+            if needed or self._stranded or (self._limits.fail_fast and self._failed):
                 gone.add(task.job.id)
                 del self._waiting[task.job.id]
-                why = f"it needs {name}, which {word}" if needed else f"{name} {word}, and --fail-fast is on"
-                yield task.says(JobSkipped, why=why)
+                also = "misses teacher.expect_ap" if self._stranded else f"{word}, and --fail-fast is on"
+                yield task.says(
+                    JobSkipped, why=f"it needs {name}, which {word}" if needed else f"{name} {also}"
+                )
 
     def _ended(self) -> dict[str, int | None]:
         """Exit codes of the running jobs that have ended.

@@ -73,7 +73,8 @@ class ModelSettings(Settings):
         head_convs: convolutions of each tower; 0 for a family without towers.
         strides: of the levels, in input pixels: 4 or 8 and on, each twice the one before; the family's where
             left out.
-        init: the backbone's first weights: "none" draws them, "imagenet" fetches torchvision's.
+        init: the backbone's first weights: "none" draws them, "imagenet" fetches torchvision's, else the path
+            or URL of a file.
         overrides: values by dotted key of the mmdet config, which begin with "model.".
     """
 
@@ -83,7 +84,7 @@ class ModelSettings(Settings):
     neck_channels: PositiveInt | None = None
     head_convs: NonNegativeInt | None = None
     strides: Annotated[tuple[int, ...], Listed] | None = None
-    init: Literal["none", "imagenet"] = "none"
+    init: Annotated[str, Field(min_length=1)] = "none"
     overrides: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -176,15 +177,27 @@ class Schedule(Settings):
 
 
 class TeacherSettings(ModelSettings):
-    """`teacher:`, the source; trained by the plan.
+    """`teacher:`, the source; trained by the plan, or read from a checkpoint and measured.
 
     Args:
         seed: of its training.
         schedule: of its training; keys that are left out are the recipe's.
+        checkpoint: path or URL of its weights; None trains it.
+        partial: accept a checkpoint that is not whole.
+        expect_ap: the AP that it should reach, 0 to 100; the run ends where it is more than 0.5 below.
     """
 
     seed: Seed = 0
     schedule: Schedule
+    checkpoint: Annotated[str, Field(min_length=1)] | None = None
+    partial: bool = False
+    expect_ap: Annotated[float, Field(ge=0, le=100)] | None = None
+
+    @model_validator(mode="after")
+    def _partial_of_something(self) -> Self:
+        if self.partial and self.checkpoint is None:
+            raise ValueError("partial: true needs a checkpoint")
+        return self
 
 
 class MethodSettings(Settings):
@@ -230,7 +243,10 @@ class Recipe(Settings):
         teacher: None where no arm distils.
         student: of all arms.
         schedule: of the students.
-        arms: the methods of each arm, by instance ("cwd@neck"); an arm without methods is a baseline.
+        arms: the methods of each arm, by instance ("cwd@neck"); an arm without methods is a baseline, unless
+            it inherits.
+        inherits: the arms whose students start from the teacher's neck and head; in YAML `inherit: true`
+            beside the methods.
         seeds: every arm runs once with each.
         resources: what does not change results.
     """
@@ -243,6 +259,7 @@ class Recipe(Settings):
     student: ModelSettings
     schedule: Schedule
     arms: dict[str, dict[str, MethodSettings]] = Field(min_length=1)
+    inherits: Annotated[tuple[str, ...], Listed] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Listed] = (0,)
     resources: Resources = Resources()
 

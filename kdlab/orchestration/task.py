@@ -32,6 +32,7 @@ from kdlab.jobs.events import (
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Job, JobPaths, JobResult
 from kdlab.jobs.lease import LeaseInfo, holder, try_lock
+from kdlab.orchestration import gate
 from kdlab.orchestration.executors.base import Executor, Handle
 
 TAIL_LINES = 15
@@ -78,9 +79,17 @@ class Task:
         self.paths.stop_request.unlink(missing_ok=True)
 
     def reused(self) -> Event | None:
-        """`JobReused` where there is a result already."""
+        """`JobReused` where there is a result already, and one that serves."""
         result = JobResult.read(self.paths)
-        return self.says(JobReused, metrics=result.metrics) if result else None
+        if result is None or gate.fault(self.job, result.metrics):
+            return None
+        return self.says(JobReused, metrics=result.metrics)
+
+    def missed(self) -> Event | None:
+        """`JobFailed` where there is a result and it is not what the recipe expects."""
+        result = JobResult.read(self.paths)
+        fault = result and gate.fault(self.job, result.metrics)
+        return self.says(JobFailed, **asdict(fault), after_s=result.wall_s) if result and fault else None
 
     def adopt(self) -> list[Event] | None:
         """Follow the job where it runs already: its history; None where it does not run."""
@@ -128,7 +137,11 @@ class Task:
         """
         self.handle = None
         return (
-            self._finished() or self._failed_by_itself() or self._stopped(code) or self._died(code, retries)
+            self.missed()
+            or self._finished()
+            or self._failed_by_itself()
+            or self._stopped(code)
+            or self._died(code, retries)
         )
 
     def _heed(self, events: list[Event]) -> list[Event]:

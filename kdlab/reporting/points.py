@@ -77,7 +77,8 @@ def _thinned(events: Iterable[Event]) -> tuple[Point, ...]:
     kept: dict[tuple[str, int], Point] = {}
     for event in events:
         time_ms = round(1000 * event.time)
-        if isinstance(event, JobProgress):
+        # a job that only measures has no curve of training
+        if isinstance(event, JobProgress) and event.losses:
             losses = {f"train/{term}": value for term, value in event.losses.items()}
             values = {**losses, "lr": event.lr, "step_s": event.step_s, "data_s": event.data_s}
             for name, value in values.items():

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from kdlab.jobs.job import SCHEMA, JobResult
 from kdlab.reporting.provenance import provenance
 from kdlab.reporting.records import Record
+from kdlab.reporting.teachers import teacher_notes
 
 Mark = Literal["", "bold", "underline", "dim"]
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "VOC07", "VOC12")
@@ -94,6 +95,7 @@ class Table:
 
 COLUMNS = (
     Column("arm", "arm", digits=None),
+    Column("inherits", "inherits", digits=None),
     Column("AP", "AP"),
     Column("dAP", "dAP", signed=True),
     *(Column(metric, metric) for metric in METRICS[1:]),
@@ -103,6 +105,7 @@ COLUMNS = (
     Column("best_AP", "best epoch*"),
 )
 _READING = {
+    "inherits": "inherits: tensors of the student's neck and head that start from the teacher's",
     "gap_closed": 'gap closed: gain / (teacher - baseline); "-" where the teacher is not above the baseline',
     "VOC07": "VOC07: PASCAL VOC's mAP at IoU 0.5, mean precision at 11 recalls; VOC12: area under the curve",
     "step_x": "step x: time of a training step, the student alone = 1",
@@ -112,11 +115,17 @@ _READING = {
 
 @dataclass(frozen=True)
 class _Arm:
-    """The records of one row. A `plain` arm trains the student without methods."""
+    """The records of one row."""
 
     name: str
-    plain: bool
+    distils: bool
+    inherits: bool
     records: tuple[Record, ...]
+
+    @property
+    def plain(self) -> bool:
+        """Whether the arm trains the student alone, and so is a baseline."""
+        return not (self.distils or self.inherits)
 
     @property
     def results(self) -> dict[int, JobResult]:
@@ -155,13 +164,14 @@ def table(plan: dict[str, Any], records: Sequence[Record]) -> Table:
 
 def _arms(plan: dict[str, Any], records: Sequence[Record]) -> tuple[_Arm | None, list[_Arm]]:
     """The teacher's row, if the plan has one, and the arms in the order of the recipe."""
-    teachers = tuple(record for record in records if record.job.kind == "teacher")
+    teachers = tuple(record for record in records if record.job.is_teacher)
     students = [record for record in records if record.job.kind == "student"]
+    inherits = plan["recipe"].get("inherits", ())
     arms = [
-        _Arm(name, not methods, tuple(record for record in students if record.job.arm == name))
+        _Arm(name, bool(methods), name in inherits, tuple(one for one in students if one.job.arm == name))
         for name, methods in plan["recipe"]["arms"].items()
     ]
-    return _Arm("teacher", False, teachers) if teachers else None, arms
+    return _Arm("teacher", False, False, teachers) if teachers else None, arms
 
 
 def _row(arm: _Arm, teacher: _Arm | None, baseline: _Arm | None) -> dict[str, Cell]:
@@ -171,6 +181,8 @@ def _row(arm: _Arm, teacher: _Arm | None, baseline: _Arm | None) -> dict[str, Ce
     for metric in METRICS:
         if values := arm.over_seeds("metrics", metric):
             row[metric] = columns[metric].cell(fmean(values), _deviation(values) if metric == "AP" else None)
+    if arm.inherits:
+        row["inherits"] = Cell(_inherited(arm))
     done, planned = len(arm.results), len(arm.records)
     row["n"] = Cell(f"{done}" if done == planned else f"{done} of {planned}", done)
     if best := arm.over_seeds("best", "AP"):
@@ -212,11 +224,17 @@ def _gap(arm: _Arm, teacher: _Arm, baseline: _Arm) -> float | None:
 
 def _step_ratio(arm: _Arm) -> float | None:
     """Median over seeds of the time of a training step, in steps of the student alone."""
-    if arm.plain:
+    if not arm.distils:
         return 1.0
     timings = [result.timing for result in arm.results.values()]
     ratios = [t["distill_step_s"] / t["student_step_s"] for t in timings if "distill_step_s" in t]
     return median(ratios) if ratios else None
+
+
+def _inherited(arm: _Arm) -> str:
+    """ "31 of 34" as soon as a job has counted."""
+    found = next((result.model.get("inherited") for result in arm.results.values()), None)
+    return f"{found['tensors']} of {found['of']}" if found else "yes"
 
 
 def _best_differs(record: Record) -> bool:
@@ -240,11 +258,11 @@ def _footnotes(
     """How to read the columns, what is missing, and where the numbers come from."""
     seeds = {record.job.seed for arm in arms for record in arm.records}
     spread = "mean ± sample deviation over " if len(seeds) > 1 else ""
-    teachers = [record for record in records if record.job.kind == "teacher"]
+    teachers = [record for record in records if record.job.is_teacher]
     return [
         f"after the last epoch, {spread}{_seeds(seeds)}",
         *(_READING[column.key] for column in shown if column.key in _READING),
-        *(f"teacher: {record.state}" for record in teachers if record.result is None),
+        *(note for record in teachers for note in teacher_notes(record)),
         *(note for arm in arms for note in _missing(arm)),
         *(note for arm in arms if baseline for note in _paired(arm, baseline)),
         *provenance(records),

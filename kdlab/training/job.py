@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.errors import KdlabError
-from kdlab.jobs.events import EventLog, JobCancelled, JobFailed, JobFinished, JobStarted
+from kdlab.jobs.events import EventLog, JobCancelled, JobFailed, JobFinished
 from kdlab.jobs.files import write_json, write_text
 from kdlab.jobs.job import Job, JobPaths, JobResult, read_job
 from kdlab.jobs.lease import Lease, LeaseLost
@@ -39,7 +39,7 @@ def main(folder: str) -> int:
 
 
 def run_job(paths: JobPaths) -> JobResult | None:
-    """Train what the folder's `job.json` says, from its last checkpoint if there is one.
+    """Train or measure what the folder's `job.json` says, going on from its last checkpoint if there is one.
 
     Returns:
         The result, also in `result.json`; None where the job was asked to stop and left a checkpoint.
@@ -67,43 +67,38 @@ def run_job(paths: JobPaths) -> JobResult | None:
 
 def _run(job: Job, paths: JobPaths, lease: Lease, log: EventLog, asked: list[int]) -> JobResult | None:
     # torch and mmdet take seconds to import; a lease that is held fails before that
+    from kdlab.training.checkpoints import TrainingCheckpoints
+    from kdlab.training.device import name_of, peak_memory_gb
     from kdlab.training.loop import Stopped
+    from kdlab.training.measuring import Measurement
     from kdlab.training.trainer import Trainer
 
-    trainer = Trainer(job, paths, emit=log.write, may_write=lease.check)
-    trainer.loop.should_stop = lambda: bool(asked) or paths.stop_request.exists()
+    def should_stop() -> bool:
+        return bool(asked) or paths.stop_request.exists()
+
+    kind = Measurement if job.kind == "evaluate" else Trainer
+    work = kind(job, paths, emit=log.write, may_write=lease.check, should_stop=should_stop)
     # now, for the checkout may have moved on when training ends
-    made_with = environment(job, trainer.device_name)
-    write_text(paths.config, trainer.config_text)
-    for name in trainer.loop.resume():
-        print(f"passed over {name}: its content is not what its hash says", flush=True)
-    log.write(
-        JobStarted,
-        device=str(trainer.device),
-        epochs=trainer.loop.epochs,
-        iterations=trainer.loop.iterations,
-        iteration=trainer.loop.progress.iteration,
-    )
+    made_with = environment(job, name_of(work.device))
+    write_text(paths.config, work.config_text)
     try:
-        progress = trainer.loop.run()
+        found = work.run()
     except Stopped:
-        log.write(JobCancelled, iteration=trainer.loop.progress.iteration)
+        log.write(JobCancelled, iteration=work.iteration)
         return None
-    found = trainer.finish(progress)
     result = JobResult(
         id=job.id,
         kind=job.kind,
         arm=job.arm,
         seed=job.seed,
         environment=made_with,
-        peak_memory_gb=trainer.peak_memory_gb(),
-        wall_s=progress.wall_s,
+        peak_memory_gb=peak_memory_gb(work.device),
         attempts=lease.attempt,
         **found,
     )
     lease.check()
     result.write(paths)
-    trainer.loop.checkpoints.clear()
+    TrainingCheckpoints(paths.checkpoints).clear()
     log.write(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
     return result
 

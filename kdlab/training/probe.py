@@ -1,7 +1,8 @@
-"""Facts about detectors, without weights or data: `python -m kdlab.training.probe < requests.json`.
+"""Facts about detectors, without data: `python -m kdlab.training.probe < requests.json`.
 
 A short process of its own, because orchestration never imports torch. Standard input is a list of requests,
-each with the "settings" of a model, "num_classes" and "input" (height, width); standard output their facts.
+each with the "settings" of a model, "num_classes" and "input" (height, width), and where it starts from
+weights their "files" and the data set's "classes"; standard output holds their facts.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,17 +22,37 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdlab.errors import KdlabError, UsageError
-from kdlab.training import detectors
+from kdlab.errors import JobError, KdlabError, UsageError
+from kdlab.training import detectors, weights
+from kdlab.training.backbones import fit_backbone
+from kdlab.training.key_report import fit
 from kdlab.training.sizing import SWIN_DEPTHS
 
 
-def probe(settings: dict[str, Any], num_classes: int, input_shape: tuple[int, int]) -> dict[str, Any]:
-    """What the plan may know of a model; where the settings name the "file" of a config, also `read_config`.
+def probe(
+    settings: dict[str, Any],
+    num_classes: int,
+    input_shape: tuple[int, int],
+    files: Mapping[str, str] | None = None,
+    classes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What the plan may know of a model.
+
+    Args:
+        settings: of the model; "file" is the path of an mmdet config, if it is one.
+        num_classes: K of the data set.
+        input_shape: height and width on which FLOPs are counted.
+        files: paths of weights, "checkpoint" for the whole model, "init" for its backbone.
+        classes: of the data set, to compare with those of the files.
 
     Returns:
         `Facts` as plain data and: "params"; "flops" of one image (2 a multiply-add); "batch_norm_trains",
-        whether its statistics move in training; "preprocessing".
+        whether its statistics move in training; "preprocessing"; "neck_and_head", the shape of each tensor
+        there; "pad_divisor", to which images are padded; for each file its key report and
+        faults; and of an mmdet config what `read_config` gives.
+
+    Raises:
+        JobError: a file cannot be read.
     """
     found = read_config(Path(settings["file"]), settings["init"]) if "file" in settings else {}
     cfg = detectors.config(settings | found, num_classes).model
@@ -42,7 +64,38 @@ def probe(settings: dict[str, Any], num_classes: int, input_shape: tuple[int, in
         "params": sum(p.numel() for p in model.parameters()),
         "batch_norm_trains": any(isinstance(m, _BatchNorm) and m.training for m in model.modules()),
         "preprocessing": {key: cfg.data_preprocessor.get(key) for key in ("mean", "std", "bgr_to_rgb")},
+        "neck_and_head": {
+            name: list(value.shape) for name, value in weights.neck_and_head(model.state_dict()).items()
+        },
+        "pad_divisor": model.data_preprocessor.pad_size_divisor,
+        **{part: _file_facts(part, Path(path), model, classes) for part, path in (files or {}).items()},
         "flops": _flops(model.to("meta"), input_shape),
+    }
+
+
+def _file_facts(part: str, path: Path, model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
+    """What a file of weights has for a model, and what is wrong with it; where it lies is not in it.
+
+    Raises:
+        JobError: it cannot be read.
+    """
+    found = weights.read(path)
+    if part == "init":
+        _, report = fit_backbone(model.backbone.state_dict(), found.tensors, str(path))
+        fault = report.fault("", "backbone", "name a file of this very backbone")
+        wrong_classes = None
+    else:
+        _, report = fit(model.state_dict(), found.tensors, str(path))
+        fix = "name a checkpoint of this very model, or accept it as it is: teacher.partial: true"
+        fault = report.fault("", "teacher", fix)
+        wrong_classes = weights.class_fault(found, classes)
+    return {
+        "report": report.to_dict(),
+        "lines": report.lines(),
+        "classes": found.classes,
+        "expected": len(classes),
+        "key_fault": None if report.whole else asdict(fault),
+        "class_fault": wrong_classes and asdict(wrong_classes),
     }
 
 
@@ -105,13 +158,23 @@ def _flops(model: nn.Module, input_shape: tuple[int, int]) -> int:
     return counter.get_total_flops()
 
 
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The facts, or "unreadable": the faults of a file that cannot be read."""
+    classes = request.get("classes", ())
+    files = request.get("files", {})
+    try:
+        return probe(request["settings"], request["num_classes"], tuple(request["input"]), files, classes)
+    except JobError as error:
+        return {"unreadable": [asdict(fault) for fault in error.faults]}
+
+
 def main() -> int:
     """Answer the requests on standard input."""
     requests = json.load(sys.stdin)
     # mmengine talks on standard output
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            answers = [probe(r["settings"], r["num_classes"], tuple(r["input"])) for r in requests]
+            answers = [_answer(request) for request in requests]
         except KdlabError as error:
             print(error, file=sys.stderr)
             return error.exit_code

@@ -77,9 +77,7 @@ def _backbone(settings: dict[str, Any], stages: int) -> tuple[ConfigDict, list[i
     pretrained = settings["init"] != "none"
     make = _mobilenet if name == "mobilenet_v2" else _swin if name in SWIN_DEPTHS else _resnet
     config, channels = make(name, width, stages, pretrained)
-    source = f"torchvision://{name}" if settings["init"] == "imagenet" else settings["init"]
-    init = dict(type="Pretrained", checkpoint=source) if pretrained else None
-    return ConfigDict(**config, init_cfg=init), channels
+    return ConfigDict(**config), channels
 
 
 def _resnet(name: str, width: int, stages: int, pretrained: bool) -> tuple[dict[str, Any], list[int]]:

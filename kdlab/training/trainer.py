@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import platform
-import random
-import resource
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from kdlab.datasets.base import DatasetFiles
-from kdlab.errors import JobError, MachineError
+from kdlab.errors import JobError
+from kdlab.jobs.events import JobStarted
 from kdlab.jobs.files import read_json
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.training import bench, checkpoints, detectors
+from kdlab.training.backbones import first_weights
 from kdlab.training.data import (
     batches_of,
     evaluation_loader,
@@ -26,10 +23,12 @@ from kdlab.training.data import (
     reading_words,
     training_loader,
 )
+from kdlab.training.device import device_of, seed_all
 from kdlab.training.distiller import Distiller
 from kdlab.training.evaluation import CocoMetric, evaluate
 from kdlab.training.images import BrokenImages
 from kdlab.training.loop import Progress, TrainingLoop
+from kdlab.training.weights import inherit
 
 
 class Trainer:
@@ -40,27 +39,34 @@ class Trainer:
 
     Raises:
         MachineError: the job needs a GPU that torch does not see.
-        JobError: a parent's weights are missing, broken or of another model.
+        JobError: a parent's weights or the first ones are missing, broken or of another model.
     """
 
     def __init__(
-        self, job: Job, paths: JobPaths, emit: Callable[..., None], may_write: Callable[[], None]
+        self,
+        job: Job,
+        paths: JobPaths,
+        emit: Callable[..., None],
+        may_write: Callable[[], None],
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.job, self.paths = job, paths
-        self.device = _device(job)
+        self.device = device_of(job)
         settings, schedule = job.settings, job.settings["schedule"]
         self.files = DatasetFiles.from_dict(job.inputs["dataset"])
-        _seed(job.seed)
-        student = detectors.build(settings["model"], len(self.files.classes))
-        self.distiller = Distiller(student, settings["methods"], self._teacher(), seed=job.seed).to(
-            self.device
-        )
+        seed_all(job.seed)
+        first = first_weights(settings["model"], job.inputs.get("init"))
+        student = detectors.build(settings["model"], len(self.files.classes), first)
+        teacher = self._teacher()
+        # after all draws of the student, so that the rest of it equals that of the other arms
+        self.inherited = inherit(student, teacher) if settings.get("inherit") and teacher else None
+        self.distiller = Distiller(student, settings["methods"], teacher, seed=job.seed).to(self.device)
         if schedule["channels_last"]:
             self.distiller.to(memory_format=torch.channels_last)
         reading = settings["dataset"]
         batch, workers = schedule["batch_size"], job.resources.workers
         self.broken = BrokenImages(paths.folder / "broken_images.json")
-        broken = self.broken if reading.get("broken_images") == "skip" else None
+        broken = self.broken if reading["broken_images"] == "skip" else None
         scale = reading["scale"]
         self.train_set = mmdet_dataset(self.files, self.files.train, scale, reading["flip"], broken)
         print(reading_words(reading_report(self.train_set)), flush=True)
@@ -75,6 +81,7 @@ class Trainer:
             evaluate=lambda: evaluate(self.distiller, val_loader, metric),
             emit=emit,
             may_write=may_write,
+            should_stop=should_stop,
             checkpoint_minutes=job.resources.checkpoint_minutes,
         )
 
@@ -84,14 +91,34 @@ class Trainer:
         return detectors.config(self.job.settings["model"], len(self.files.classes)).pretty_text
 
     @property
-    def device_name(self) -> str:
-        """ "cuda: NVIDIA H100", "cpu: AMD EPYC"."""
-        return f"{self.device.type}: {_processor(self.device)}"
+    def iteration(self) -> int:
+        """Where training stands."""
+        return self.loop.progress.iteration
 
-    def finish(self, progress: Progress) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
+        """Train from the newest checkpoint or from the start; the fields of the result.
+
+        Raises:
+            Stopped: on request, after a checkpoint.
+        """
+        for name in self.loop.resume():
+            print(f"passed over {name}: its content is not what its hash says", flush=True)
+        self.loop.emit(
+            JobStarted,
+            device=str(self.device),
+            epochs=self.loop.epochs,
+            iterations=self.loop.iterations,
+            iteration=self.iteration,
+        )
+        progress = self.loop.run()
+        return {**self._finish(progress), "wall_s": progress.wall_s}
+
+    def _finish(self, progress: Progress) -> dict[str, Any]:
         """Keep the student's weights, then measure what a step costs; the fields of the result."""
         self.loop.may_write()
-        digest = checkpoints.save(self.paths.weights, {"state_dict": self.distiller.student.state_dict()})
+        meta = {"dataset_meta": {"classes": list(self.files.classes)}}
+        trained = {"state_dict": self.distiller.student.state_dict(), "meta": meta}
+        digest = checkpoints.save(self.paths.weights, trained)
         last = progress.history[-1]
         step_s, data_s = self.loop.clock.medians()
         self.loop.loader.batch_sampler.start_at(0, 0)
@@ -115,18 +142,13 @@ class Trainer:
                 "params": sum(p.numel() for p in self.distiller.student.parameters()),
                 "trained_parts": self.distiller.trained_parts,
                 "weights_sha256": digest,
+                **({"inherited": self.inherited} if self.inherited else {}),
             },
             "data": {**reading_report(self.train_set), **self.broken.report()},
         }
 
-    def peak_memory_gb(self) -> float:
-        """Largest memory so far: resident size of the process, or allocated on the GPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
     def _teacher(self) -> nn.Module | None:
-        """The trained teacher, where a method needs one."""
+        """The trained teacher, where the student learns or inherits from one."""
         settings = self.job.settings["teacher"]
         if settings is None:
             return None
@@ -148,7 +170,7 @@ def load_weights(model: nn.Module, parent: JobPaths) -> None:
         raise JobError(
             "the teacher's weights are missing or not the ones that its result names",
             where=str(parent.weights),
-            fix=f"remove {parent.folder} and run again: the teacher is trained anew",
+            fix=f"remove {parent.folder} and run again: it is made anew",
         )
     try:
         model.load_state_dict(checkpoints.load(parent.weights)["state_dict"])
@@ -156,35 +178,3 @@ def load_weights(model: nn.Module, parent: JobPaths) -> None:
         raise JobError(
             "the teacher's weights do not fit its settings", where=str(parent.weights), got=str(error)[:300]
         ) from error
-
-
-def _device(job: Job) -> torch.device:
-    if not job.resources.gpus:
-        torch.set_num_threads(job.settings["threads"])
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise MachineError(
-            "the job was given a GPU and torch sees none",
-            where=job.id,
-            got=f"torch {torch.__version__}",
-            fix="install a torch built for your driver, or hide the GPU: CUDA_VISIBLE_DEVICES= kdlab run ...",
-        )
-    return torch.device("cuda")
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def _processor(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip()
-        for line in info.read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor() or platform.machine()

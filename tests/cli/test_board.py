@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from kdlab.cli.board import Board, Lines
+from kdlab.cli.board import Board, Lines, row
 from kdlab.cli.console import Screen
 from kdlab.cli.progress import PlanView, makespan_s
 from kdlab.jobs.events import (
@@ -322,3 +322,24 @@ class TestLines:
     def test_what_happens_is_said(self, event: Event, text: str, capfd: pytest.CaptureFixture[str]) -> None:
         (line,) = self.told(capfd, event)
         assert f"baseline seed 0  {text}" in line
+
+
+def test_a_measured_teacher_counts_its_images(capfd: pytest.CaptureFixture[str]) -> None:
+    job = Job("evaluate-9c1e22ab", "evaluate", "teacher", 0, {"methods": {}})
+    plan = Plan("7f3a0002", {"name": "tiny"}, (PlannedJob(job, False, "new"),), "cpu", {})
+    view = PlanView(plan, CORES)
+    begun = JobStarted(job=job.id, device="cpu", epochs=1, iterations=200)
+    at = JobProgress(
+        job=job.id, epoch=1, epochs=1, iteration=80, iterations=200, losses={}, lr=0.0, step_s=0.1,
+        data_s=0.0, eta_s=12.0,
+    )  # fmt: skip
+    evaluated = JobEvaluated(job=job.id, epoch=1, iteration=200, metrics={"AP": 38.9})
+    assert row(teach(view, begun).jobs[job.id], "", 0.0)["epoch"] == "images 0/200"
+    assert row(teach(view, at).jobs[job.id], "", 0.0)["epoch"] == "images 80/200"
+    lines = Lines(PlanView(plan, CORES), Screen())
+    for event in (begun, at, evaluated):
+        lines.see(event)
+    told = [line.partition("teacher  ")[2] for line in capfd.readouterr().err.splitlines()]
+    assert told[0] == "measures on cpu: 200 images"
+    assert told[1].startswith("images 80/200")
+    assert told[2] == "AP 38.9 on 200 images"

@@ -14,6 +14,7 @@ from kdlab.jobs.job import Job, JobResult
 from kdlab.orchestration import plan, recipe
 from kdlab.orchestration.facts import Facts, PastJob
 from kdlab.orchestration.recipe import Recipe
+from kdlab.orchestration.weight_files import WeightFile
 
 MODEL: dict[str, Any] = {
     "detector": "gfl",
@@ -220,3 +221,147 @@ def test_an_mmdet_config_counts_by_content_and_not_by_name() -> None:
     assert one.id == renamed.id
     assert one.settings["model"]["detector"] == "gfl"
     assert one.id != student("gfl/gfl_r50_fpn_1x_coco", 2).id
+
+
+# --- a teacher from a checkpoint ---
+
+FOUND = {
+    "key_fault": None,
+    "class_fault": None,
+    "classes": list("0123456789"),
+    "expected": 10,
+    "lines": ["1 of 2 loaded"],
+}
+CHECKPOINT = ("teacher.schedule=null", "teacher.checkpoint=a.pth")
+
+
+def with_checkpoint(path: str = "/w/a.pth", sha256: str = "a" * 64, **found: Any) -> Facts:
+    return replace(
+        FACTS,
+        student={**MODEL, "pad_divisor": 32},
+        teacher={**MODEL, "flops": 30, "checkpoint": FOUND | found},
+        weights={"teacher.checkpoint": WeightFile(path, sha256)},
+    )
+
+
+def test_a_checkpoint_is_measured_in_place_of_training() -> None:
+    built = build(*CHECKPOINT, facts=with_checkpoint())
+    kinds = [planned.job.kind for planned in built.jobs]
+    assert kinds == ["evaluate", *["student"] * 4]
+    teacher = built.jobs[0].job
+    assert teacher.id.startswith("evaluate-")
+    assert teacher.label == "teacher"
+    assert teacher.inputs["checkpoint"] == "/w/a.pth"
+    assert built.jobs[2].job.parents == (teacher.id,)
+
+
+def test_where_a_checkpoint_lies_and_what_is_expected_change_no_id() -> None:
+    built = build(*CHECKPOINT, facts=with_checkpoint())
+    moved = build(*CHECKPOINT, "teacher.expect_ap=30", facts=with_checkpoint("/elsewhere/b.pth"))
+    assert ids(moved) == ids(built)
+    assert moved.jobs[0].job.inputs["expect_ap"] == 30
+
+
+@pytest.mark.parametrize("override", ["schedule.lr=1e-4", "dataset.flip=0.5", "schedule.epochs=9"])
+def test_how_students_train_does_not_measure_the_teacher_again(override: str) -> None:
+    facts = with_checkpoint()
+    assert (
+        ids(build(*CHECKPOINT, override, facts=facts))["teacher"]
+        == ids(build(*CHECKPOINT, facts=facts))["teacher"]
+    )
+
+
+@pytest.mark.parametrize(
+    "override", ["schedule.batch_size=4", "schedule.threads=2", "dataset.scale=[64,64]", "teacher.width=12"]
+)
+def test_what_can_change_a_measurement_changes_its_id(override: str) -> None:
+    facts = with_checkpoint()
+    assert (
+        ids(build(*CHECKPOINT, override, facts=facts))["teacher"]
+        != ids(build(*CHECKPOINT, facts=facts))["teacher"]
+    )
+
+
+def test_another_content_is_another_teacher() -> None:
+    one, other = (ids(build(*CHECKPOINT, facts=with_checkpoint(sha256=s * 64))) for s in "ab")
+    assert one["rm seed 0"] != other["rm seed 0"]
+    assert one["baseline seed 0"] == other["baseline seed 0"]
+
+
+def test_a_checkpoint_that_does_not_fit_stops_the_plan() -> None:
+    fault = {"what": "keys differ", "where": "", "got": "", "known": "", "fix": ""}
+    with pytest.raises(UsageError, match="keys differ"):
+        build(*CHECKPOINT, facts=with_checkpoint(key_fault=fault))
+
+
+def test_a_checkpoint_accepted_in_part_is_noted() -> None:
+    fault = {"what": "keys differ", "where": "", "got": "", "known": "", "fix": ""}
+    built = build(*CHECKPOINT, "teacher.partial=true", facts=with_checkpoint(key_fault=fault))
+    assert built.notes == ("teacher.partial: 1 of 2 loaded",)
+
+
+def test_a_trained_teacher_below_expectation_is_noted() -> None:
+    job = build().jobs[0].job
+    built = build("teacher.expect_ap=30", past={job.id: finished(job)})
+    assert built.jobs[0].done
+    assert "AP 20.0, and teacher.expect_ap is 30.0" in built.notes[0]
+
+
+# --- first weights from a file ---
+
+
+def starting_from(path: str = "/w/r18.pth", sha256: str = "a" * 64, **beside: int) -> Facts:
+    found = FOUND | {"report": {"loaded": {"conv1": 1, "layer1": 2}, "beside": beside}}
+    return replace(
+        FACTS,
+        student={**MODEL, "init": found},
+        weights={"student.init": WeightFile(path, sha256)},
+    )
+
+
+INIT = ("student.width=64", "student.init=r18.pth")
+
+
+def test_first_weights_count_by_content_and_not_by_place() -> None:
+    built = build(*INIT, facts=starting_from())
+    student = built.jobs[1].job
+    assert student.settings["model"]["init"] == f"sha256:{'a' * 64}"
+    assert student.inputs["init"] == "/w/r18.pth"
+    assert ids(build(*INIT, facts=starting_from("/elsewhere.pth"))) == ids(built)
+    other = ids(build(*INIT, facts=starting_from(sha256="b" * 64)))
+    assert other["baseline seed 0"] != ids(built)["baseline seed 0"]
+    assert other["teacher"] == ids(built)["teacher"]
+
+
+def test_what_is_left_aside_of_first_weights_is_said() -> None:
+    built = build(*INIT, facts=starting_from(fc=2))
+    assert built.notes == ("student.init: 3 tensors of the backbone; left aside: fc (2)",)
+
+
+# --- arms that inherit ---
+
+ARMS = "arms={baseline: {}, pfi: {pfi: {}}, pfi+: {pfi: {}, inherit: true}, alone: {inherit: true}}"
+
+
+def sharing(*names: str, shape: tuple[int, ...] = (1, 2)) -> Facts:
+    student, teacher = (
+        {"neck_and_head": {name: list(shape) for name in each}} for each in (["a", "b"], names)
+    )
+    return replace(FACTS, student={**MODEL, **student}, teacher={**MODEL, "flops": 30, **teacher})
+
+
+def test_an_arm_that_inherits_has_the_teacher_as_parent_and_an_id_of_its_own() -> None:
+    built = build(ARMS, facts=sharing("b"))
+    jobs = {planned.job.arm: planned.job for planned in built.jobs}
+    assert jobs["alone"].parents == jobs["pfi"].parents == (jobs["teacher"].id,)
+    assert jobs["baseline"].parents == ()
+    assert len({job.id for job in jobs.values()}) == 5
+    assert jobs["pfi"].id == ids(build())["pfi seed 0"]
+    assert built.recipe["inherits"] == ["pfi+", "alone"]
+
+
+def test_inheriting_nothing_but_biases_is_refused() -> None:
+    for facts in (sharing("c"), sharing("b", shape=(2,))):
+        with pytest.raises(UsageError, match="nothing to take over"):
+            build(ARMS, facts=facts)
+    build("arms={pfi: {pfi: {}}}", facts=sharing("c"))

@@ -551,3 +551,86 @@ def test_sizes_beside_an_mmdet_config_are_refused(told: Told) -> None:
 )
 def test_sizes_that_no_model_has_are_refused(told: Told, override: str, what: str) -> None:
     assert what in told(FULL, override)
+
+
+# --- a teacher from a checkpoint ---
+
+WITH_CHECKPOINT = """
+    dataset: {name: digits}
+    teacher: {detector: gfl, checkpoint: a.pth, expect_ap: 38}
+    student: {detector: gfl}
+    arms: {rm: {rm: {}}}
+"""
+
+
+def test_a_checkpoint_is_kept_as_it_was_written(load: Load) -> None:
+    teacher = load(WITH_CHECKPOINT).teacher
+    assert teacher is not None
+    assert (teacher.checkpoint, teacher.expect_ap, teacher.partial) == ("a.pth", 38.0, False)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("teacher.schedule={epochs: 3}", "schedule"),
+        ("teacher.seed=1", "seed"),
+        ("teacher.init=imagenet", "init"),
+    ],
+)
+def test_training_a_teacher_that_comes_from_a_checkpoint_is_a_fault(
+    load: Load, override: str, key: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"teacher.{key} has no effect: .* comes from teacher.checkpoint"):
+        load(WITH_CHECKPOINT, override)
+    assert load(WITH_CHECKPOINT, override, f"teacher.{key}=null").teacher is not None
+
+
+def test_partial_needs_a_checkpoint(load: Load) -> None:
+    with pytest.raises(UsageError, match="partial: true needs a checkpoint"):
+        load(WITH_CHECKPOINT, "teacher.checkpoint=null", "teacher.partial=true")
+
+
+def test_expect_ap_is_in_points(load: Load) -> None:
+    with pytest.raises(UsageError, match=r"teacher.expect_ap must be less than or equal to 100"):
+        load(WITH_CHECKPOINT, "teacher.expect_ap=380")
+
+
+# --- arms that inherit ---
+
+INHERITING = """
+    dataset: {name: digits}
+    teacher: {detector: gfl}
+    student: {detector: gfl}
+    arms: {baseline: {}, pfi: {pfi: {}}, pfi+: {pfi: {}, inherit: true}, alone: {inherit: true}}
+"""
+
+
+def test_inherit_is_no_method_and_makes_arms_differ(load: Load) -> None:
+    loaded = load(INHERITING)
+    assert loaded.inherits == ("pfi+", "alone")
+    assert list(loaded.arms["pfi+"]) == ["pfi"]
+    assert loaded.arms["alone"] == {}
+
+
+def test_inherit_false_is_as_if_it_were_not_there(load: Load) -> None:
+    assert load(INHERITING, "arms.alone=null", "arms={pfi: {pfi: {}, inherit: false}}").inherits == ()
+    with pytest.raises(UsageError, match=r"arms\.alone is the same as arms\.baseline"):
+        load(INHERITING, "arms.alone.inherit=false")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "clause"),
+    [
+        (["arms.alone.inherit=yes"], r"arms\.alone\.inherit must be true or false"),
+        (["arms.again={inherit: true}"], r"arms\.again is the same as arms\.alone"),
+    ],
+)
+def test_faults_of_inherit(load: Load, overrides: list[str], clause: str) -> None:
+    with pytest.raises(UsageError, match=clause):
+        load(INHERITING, *overrides)
+
+
+def test_inheriting_needs_a_teacher(load: Load) -> None:
+    text = "dataset: {name: digits}\nstudent: {detector: gfl}\narms: {alone: {inherit: true}}\n"
+    with pytest.raises(UsageError, match=r"arms\.alone inherits, but the recipe has no teacher"):
+        load(text)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -478,3 +479,40 @@ def test_scheduler_imports_no_torch() -> None:
     imports = "kdlab.orchestration.scheduler, kdlab.orchestration.executors.local"
     code = f"import sys, {imports}; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "False\n"
+
+
+# --- a teacher that is not what is expected of it ---
+
+
+def expecting(job: Job, ap: float) -> Job:
+    return replace(job, inputs={"expect_ap": ap})
+
+
+def test_a_teacher_below_expectation_fails_and_nothing_more_starts(runs: Runs) -> None:
+    teacher = expecting(make_job(steps=1), 20.0)
+    plan = make_plan(teacher, make_job("child", parents=(teacher.id,)), make_job("baseline"), a=9.0)
+    events = list(events_of(plan, runs, jobs_at_once=1))
+    assert outcomes(events) == {
+        "student-a": "JobFailed",
+        "student-child": "JobSkipped",
+        "student-baseline": "JobSkipped",
+    }
+    assert "AP 12.5, and teacher.expect_ap is 20.0" in only(events, JobFailed).what
+
+
+def test_a_reused_teacher_is_judged_before_anything_starts(runs: Runs) -> None:
+    teacher = make_job(steps=1)
+    list(events_of(make_plan(teacher), runs))
+    plan = make_plan(expecting(teacher, 20.0), make_job("baseline"))
+    events = list(events_of(plan, runs))
+    assert outcomes(events) == {"student-a": "JobFailed", "student-baseline": "JobSkipped"}
+    assert not kinds(events, "student-baseline").count("JobStarted")
+
+
+@pytest.mark.parametrize("expected", [12.9, 3.0])
+def test_a_teacher_near_or_above_expectation_serves(runs: Runs, expected: float) -> None:
+    teacher = expecting(make_job(steps=1), expected)
+    events = list(events_of(make_plan(teacher, make_job("child", parents=(teacher.id,))), runs))
+    assert outcomes(events) == {"student-a": "JobFinished", "student-child": "JobFinished"}
+    again = list(events_of(make_plan(teacher), runs))
+    assert kinds(again) == ["JobReused"]

@@ -186,3 +186,38 @@ def test_machine_with_a_gpu_names_no_threads(bench):
     plan = bench.plan([job])
     bench.finish(job, environment={"device": "cuda: H100", "cores": 16, "threads": None})
     assert "machine: cuda: H100, cores 16" in table(plan, collect(plan, bench.runs)).footnotes
+
+
+INHERITING = {
+    "name": "d",
+    "arms": {"heir": {}, "baseline": {}, "heir+rm": {"rm": {}}},
+    "inherits": ["heir", "heir+rm"],
+}
+
+
+def test_an_arm_that_inherits_is_no_baseline(bench):
+    results = {("heir", 0): 33.0, ("baseline", 0): 30.0, ("heir+rm", 0): 34.0}
+    shown = made(bench, results, recipe=INHERITING)
+    assert texts(shown, "heir")["dAP"] == "+3.0"
+    assert texts(shown, "heir")["step_x"] == "1.00"
+    assert texts(shown, "baseline")["dAP"] == ""
+
+
+def test_what_was_inherited_is_shown_where_any_arm_does(bench):
+    jobs = {arm: bench.job(arm) for arm in ("heir", "baseline", "heir+rm")}
+    bench.finish(jobs["heir"], model={"inherited": {"tensors": 31, "of": 34}})
+    plan = bench.plan(list(jobs.values()), recipe=INHERITING)
+    shown = table(plan, collect(plan, bench.runs))
+    assert [texts(shown, arm)["inherits"] for arm in jobs] == ["31 of 34", "", "yes"]
+    plain = made(bench, {("baseline", 0): 30.0})
+    assert "inherits" not in [column.key for column in plain.columns]
+
+
+def test_a_measured_teacher_is_the_teachers_row(bench):
+    jobs = [bench.job("teacher", kind="evaluate", id="evaluate-1"), bench.job("baseline")]
+    for job in jobs:
+        bench.finish(job, 0.5)
+    plan = bench.plan(jobs, arms={"baseline": {}})
+    shown = table(plan, collect(plan, bench.runs))
+    assert [row[0].text for row in shown.rows] == ["teacher", "baseline"]
+    assert any(note.startswith("warning: the teacher has AP 0.5") for note in shown.footnotes)

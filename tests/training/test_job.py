@@ -59,7 +59,7 @@ def teacher(files: dict[str, Any]) -> Job:
         "methods": {},
         "teacher": None,
         "threads": 1,
-        "dataset": {"scale": None, "flip": 0.0},
+        "dataset": {"scale": None, "flip": 0.0, "broken_images": "stop"},
     }
     return Job("teacher-1", "teacher", "teacher", 0, settings, inputs={"dataset": files})
 
@@ -195,3 +195,27 @@ def test_finished_job_is_not_trained_again(tmp_path: Path, teacher: Job) -> None
     when = paths.weights.stat().st_mtime_ns
     assert run_job(paths) == first
     assert paths.weights.stat().st_mtime_ns == when
+
+
+def test_an_arm_may_inherit_without_methods(tmp_path: Path, teacher: Job) -> None:
+    run_job(lay(tmp_path, teacher))
+    result = run_job(lay(tmp_path, student(teacher, methods={}, inherit=True)))
+    assert result is not None
+    inherited = result.model["inherited"]
+    assert 0 < inherited["tensors"] == inherited["of"]
+    assert result.model["trained_parts"] == {}
+
+
+def test_a_backbone_starts_from_a_file(tmp_path: Path, teacher: Job) -> None:
+    from kdlab.training import checkpoints
+
+    run_job(lay(tmp_path, teacher))
+    weights = tmp_path / teacher.id / "ckpt" / "weights.pth"
+    model = {**MODEL, "init": f"sha256:{checkpoints.sha256(weights)}"}
+    settings, inputs = {**teacher.settings, "model": model}, {**teacher.inputs, "init": str(weights)}
+    begun = replace(teacher, id="student-1", kind="student", settings=settings, inputs=inputs)
+    assert run_job(lay(tmp_path, begun)) is not None
+    frozen = checkpoints.load(tmp_path / begun.id / "ckpt" / "weights.pth")["state_dict"]
+    assert frozen["backbone.conv1.weight"].equal(
+        checkpoints.load(weights)["state_dict"]["backbone.conv1.weight"]
+    )

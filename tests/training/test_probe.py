@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torchvision
 
 from kdlab import catalog
 from kdlab.errors import UsageError
@@ -126,3 +128,24 @@ def test_torchvisions_weights_are_refused_for_a_caffe_backbone() -> None:
     settings = config_settings(named("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco"), init="imagenet")
     with pytest.raises(UsageError, match="Caffe's style"):
         probe(settings, 3, (128, 128))
+
+
+def test_files_are_reported_and_judged(tmp_path: Path) -> None:
+    from kdlab.training import detectors
+
+    model = detectors.build(SETTINGS, 10)
+    torch.save({"state_dict": model.state_dict(), "meta": {"CLASSES": ("b", "a")}}, tmp_path / "whole.pth")
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "r18.pth")
+    files = {"checkpoint": str(tmp_path / "whole.pth"), "init": str(tmp_path / "r18.pth")}
+    found = probe(SETTINGS, 10, (128, 128), files, ("a", "b"))
+    assert found["checkpoint"]["key_fault"] is None
+    assert "another order" in found["checkpoint"]["class_fault"]["what"]
+    assert found["init"]["report"]["beside"] == {"fc": 2}
+    assert found["init"]["key_fault"] is None
+    assert str(tmp_path) not in json.dumps(found["init"])
+
+
+def test_a_file_of_another_model_is_a_fault(tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "r34.pth")
+    found = probe(SETTINGS, 10, (128, 128), {"init": str(tmp_path / "r34.pth")})
+    assert "another depth" in found["init"]["key_fault"]["got"]

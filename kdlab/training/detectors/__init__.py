@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import mmdet.models  # noqa: F401 - fills the registry
@@ -14,6 +15,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from kdlab.training.backbones import load_backbone
 from kdlab.training.detectors.base import Adapter
 from kdlab.training.sizing import set_classes
 
@@ -39,15 +41,21 @@ def _families() -> tuple[type[Adapter], ...]:
     return tuple(module.FAMILY for module in modules if hasattr(module, "FAMILY"))
 
 
-def build(settings: dict[str, Any], num_classes: int) -> nn.Module:
+def build(settings: dict[str, Any], num_classes: int, backbone: Path | None = None) -> nn.Module:
     """The mmdet model of a recipe's `teacher:` or `student:`, with freshly drawn weights.
 
     Args:
         settings: a `ModelSettings` as plain data.
         num_classes: K of the data set.
+        backbone: a file of weights that its backbone starts from.
+
+    Raises:
+        JobError: the file does not hold the whole backbone.
     """
     model = MODELS.build(config(settings, num_classes).model)
     model.init_weights()
+    if backbone is not None:
+        load_backbone(model.backbone, backbone)
     return model
 
 

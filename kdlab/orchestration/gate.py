@@ -1,0 +1,34 @@
+"""Whether a teacher is as good as the recipe says: told by its result, before anything learns from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kdlab.errors import Fault
+from kdlab.jobs.job import Job
+
+TOLERANCE_AP = 0.5
+"""How far below `teacher.expect_ap` a teacher may be, in points."""
+
+
+def fault(job: Job, metrics: Mapping[str, float]) -> Fault | None:
+    """What is wrong with a teacher that misses what is expected of it; a better one is no fault.
+
+    The expectation is no part of the job's id: it judges a result and makes none.
+    """
+    expected = job.inputs.get("expect_ap")
+    found = metrics.get("AP", 0.0)
+    if expected is None or found >= expected - TOLERANCE_AP:
+        return None
+    causes = "a schedule too short, or other data than the number was found on"
+    if job.kind == "evaluate":
+        causes = (
+            "other preprocessing (mean, std, order of channels), other classes or order of classes, "
+            "other labels or another dataset.scale than the number was found with"
+        )
+    return Fault(
+        f"the teacher has AP {found:.1f}, and teacher.expect_ap is {expected:.1f}",
+        where="evaluation",
+        got=f"{expected - found:.1f} points less, where {TOLERANCE_AP} are tolerated; likely {causes}",
+        fix="mend the teacher, or correct teacher.expect_ap: it changes no job",
+    )

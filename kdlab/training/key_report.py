@@ -1,0 +1,198 @@
+"""Which weights of a model were found in a checkpoint, and what that says of the two."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from typing import Any
+
+from torch import Tensor
+
+from kdlab.errors import Fault, JobError
+
+SHOWN = 3
+"""How many names of each group are told to people."""
+
+
+@dataclass(frozen=True)
+class Misshaped:
+    """A tensor that both have in different shapes."""
+
+    name: str
+    model: tuple[int, ...]
+    checkpoint: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """What became of each name, without the batch counters of BatchNorm, which change nothing.
+
+    Args:
+        prefix: what stands before the model's names in the checkpoint.
+        loaded: names found with equal shapes.
+        missing: names of the model that the checkpoint lacks.
+        misshaped: names found in another shape.
+        unexpected: names of the checkpoint inside parts that the model has (a layer3.6 beside its layer3).
+        beside: parts of the checkpoint that the model has not ("fc", "teacher"), with their tensors counted.
+    """
+
+    prefix: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    misshaped: tuple[Misshaped, ...]
+    unexpected: tuple[str, ...]
+    beside: dict[str, int]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the checkpoint is one of this very model."""
+        return not (self.missing or self.misshaped or self.unexpected)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data; of what was loaded only how much of each part."""
+        lists = {name: list(getattr(self, name)) for name in ("missing", "unexpected")}
+        wrong = [
+            {**asdict(one), "model": list(one.model), "checkpoint": list(one.checkpoint)}
+            for one in self.misshaped
+        ]
+        loaded = dict(_parts(self.loaded))
+        return {
+            "prefix": self.prefix,
+            "loaded": loaded,
+            **lists,
+            "misshaped": wrong,
+            "beside": self.beside,
+            "whole": self.whole,
+        }
+
+    def summary(self) -> str:
+        """ "backbone 104 of 104, neck 8 of 10, head 0 of 20 loaded"."""
+        wrong = [entry.name for entry in self.misshaped]
+        every = _parts([*self.loaded, *self.missing, *wrong])
+        return f"{', '.join(f'{part} {_parts(self.loaded)[part]} of {every[part]}' for part in every)} loaded"
+
+    def lines(self) -> list[str]:
+        """For people: what was loaded, then counts and first names of what is wrong in each part."""
+        told = [self.summary()]
+        told += _grouped("missing", self.missing)
+        told += _grouped("unexpected", self.unexpected)
+        wrong = [f"{one.name} {_shape(one.checkpoint)}, not {_shape(one.model)}" for one in self.misshaped]
+        told += _grouped("of another shape", wrong)
+        if self.beside:
+            told.append(f"left aside: {', '.join(f'{part} ({n})' for part, n in self.beside.items())}")
+        return told
+
+    def hint(self) -> str:
+        """The usual cause of what is wrong, "" where nothing is."""
+        if self.whole:
+            return ""
+        names = [*self.missing, *self.unexpected, *(entry.name for entry in self.misshaped)]
+        wrong = _parts(names).keys()
+        if not self.loaded:
+            return "nothing fits: another family of detectors, or no detector at all"
+        if not self.missing and not self.unexpected and wrong == {"head"} and len(self.misshaped) <= 3:
+            return "it was trained with another number of classes"
+        strangers = [*self.unexpected, *(part for part, count in self.beside.items() for _ in range(count))]
+        if len(self.missing) == len(strangers) and not self.misshaped:
+            return f"keys were renamed: what should be {self.missing[0]} may stand under {strangers[0]}"
+        if "head" in _parts(self.missing):
+            return "its head is of another family of detectors, or has other head_convs"
+        if wrong.isdisjoint(("neck", "head")):
+            return "its backbone has another depth or width"
+        return "another backbone, width, neck_channels or strides"
+
+    def fault(self, where: str, role: str, fix: str) -> Fault:
+        """What to tell where the report is not whole."""
+        hint = self.hint()
+        got = "\n         ".join([*self.lines(), *([f"likely: {hint}"] if hint else [])])
+        return Fault(f"the {role} does not load whole from this checkpoint", where, got, fix=fix)
+
+
+def fit(
+    model: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str = ""
+) -> tuple[dict[str, Tensor], KeyReport]:
+    """The tensors for a model under the model's own names, and the report.
+
+    They stand under the prefix ("module.", "student.", "backbone.") with which most names of the model are
+    found in equal shapes.
+
+    Args:
+        model: its `state_dict()`; on the meta device will do.
+        tensors: what a checkpoint holds.
+        where: names the checkpoint in errors.
+
+    Raises:
+        JobError: two prefixes fit equally well, as where a checkpoint holds two models of one kind.
+    """
+    wanted = {name: tuple(value.shape) for name, value in model.items() if not _is_counter(name)}
+    given = {name: tuple(value.shape) for name, value in tensors.items() if not _is_counter(name)}
+    prefix = _prefix(wanted, given, where)
+    here = {name.removeprefix(prefix): shape for name, shape in given.items() if name.startswith(prefix)}
+    inside = {_first(name) for name in wanted}
+    taken = {f"{prefix}{name}" for name in here if _first(name) in inside}
+    loaded = tuple(name for name in wanted if here.get(name) == wanted[name])
+    report = KeyReport(
+        prefix=prefix,
+        loaded=loaded,
+        missing=tuple(name for name in wanted if name not in here),
+        misshaped=tuple(
+            Misshaped(name, shape, here[name])
+            for name, shape in wanted.items()
+            if name in here and here[name] != shape
+        ),
+        unexpected=tuple(name for name in here if name not in wanted and _first(name) in inside),
+        beside=dict(Counter(_first(name.removeprefix(prefix)) for name in given if name not in taken)),
+    )
+    counters = [name for name in model if _is_counter(name) and f"{prefix}{name}" in tensors]
+    return {name: tensors[f"{prefix}{name}"] for name in (*loaded, *counters)}, report
+
+
+def _prefix(wanted: Mapping[str, Any], given: Mapping[str, Any], where: str) -> str:
+    """What stands before most of the wanted names."""
+    counts: Counter[str] = Counter()
+    for name, shape in given.items():
+        cuts = [0, *(place + 1 for place, letter in enumerate(name) if letter == ".")]
+        counts.update(name[:cut] for cut in cuts if wanted.get(name[cut:]) == shape)
+    most = max(counts.values(), default=0)
+    # of two models that hold all its names, as a ResNet-101 beside a ResNet-50, the smaller is the one
+    sizes = {p: sum(map(str.startswith, given, repeat(p))) for p, count in counts.items() if count == most}
+    best = [prefix for prefix, size in sizes.items() if size == min(sizes.values())]
+    # below half the model the report tells more than two prefixes would
+    if len(best) > 1 and 2 * most >= len(wanted):
+        raise JobError(
+            "the checkpoint holds the model more than once",
+            where=where,
+            got=f"{most} tensors each under {', '.join(best)}",
+            fix="save the one that you mean in a file of its own",
+        )
+    return min(best, key=len, default="")
+
+
+def _parts(names: Iterable[str]) -> Counter[str]:
+    """How many names each part has: backbone, neck, head."""
+    return Counter("head" if _first(name).endswith("head") else _first(name) for name in names)
+
+
+def _grouped(word: str, entries: Iterable[str]) -> list[str]:
+    """ "missing in head: 4: bbox_head.a, bbox_head.b, ..."."""
+    entries = list(entries)
+    lines = []
+    for part, count in _parts(entries).items():
+        own = [entry for entry in entries if part in _parts([entry])]
+        more = ", ..." if count > SHOWN else ""
+        lines.append(f"{count} {word} in {part}: {', '.join(own[:SHOWN])}{more}")
+    return lines
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _first(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")

@@ -1,0 +1,155 @@
+"""A teacher from outside: loaded from its checkpoint, measured as its students are, kept as their parent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from kdlab.datasets.base import DatasetFiles
+from kdlab.errors import JobError
+from kdlab.jobs.events import JobEvaluated, JobProgress, JobStarted
+from kdlab.jobs.job import Job, JobPaths
+from kdlab.training import checkpoints, detectors, weights
+from kdlab.training.data import evaluation_loader, mmdet_dataset
+from kdlab.training.device import device_of, seed_all
+from kdlab.training.evaluation import CocoMetric, evaluate
+from kdlab.training.images import BrokenImages
+from kdlab.training.loop import Stopped
+
+REPORTS = 100
+"""Into how many intervals the images are cut over which progress is told."""
+
+
+class Measurement:
+    """One evaluation of a checkpoint on the validation images.
+
+    Args:
+        job: of kind "evaluate".
+        paths: its folder.
+        emit: takes an event kind and its fields.
+        may_write: raises where another process has taken the job over.
+        should_stop: asked after every batch.
+
+    Raises:
+        MachineError: the job needs a GPU that torch does not see.
+        JobError: the checkpoint is not the one that was planned with, or does not fit.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        paths: JobPaths,
+        emit: Callable[..., None],
+        may_write: Callable[[], None],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.job, self.paths, self.emit = job, paths, emit
+        self.may_write, self.should_stop = may_write, should_stop
+        self.device, self.iteration = device_of(job), 0
+        self.files = DatasetFiles.from_dict(job.inputs["dataset"])
+        settings = job.settings
+        # what a partial checkpoint leaves out is drawn
+        seed_all(job.seed)
+        self.model = detectors.build(settings["model"], len(self.files.classes))
+        self.model.data_preprocessor.pad_size_divisor = settings["pad_divisor"]
+        self.report = weights.load(
+            self.model, self._checkpoint(), "teacher", partial=job.inputs.get("partial", False)
+        )
+        self.model.to(self.device)
+        self.broken = BrokenImages(paths.folder / "broken_images.json")
+        reading = settings["dataset"]
+        broken = self.broken if reading["broken_images"] == "skip" else None
+        val_set = mmdet_dataset(self.files, self.files.val, reading["scale"], None, broken)
+        batch_size = settings["schedule"]["batch_size"]
+        self.loader = evaluation_loader(val_set, batch_size, job.resources.workers)
+
+    @property
+    def images(self) -> int:
+        """How many there are to measure on."""
+        return len(self.loader.dataset)
+
+    @property
+    def config_text(self) -> str:
+        """The teacher as an mmdet config."""
+        return detectors.config(self.job.settings["model"], len(self.files.classes)).pretty_text
+
+    def run(self) -> dict[str, Any]:
+        """Measure, and keep the weights under mmdet's names; the fields of the result.
+
+        Raises:
+            Stopped: on request.
+        """
+        self.emit(JobStarted, device=str(self.device), epochs=1, iterations=self.images)
+        began = time.monotonic()
+        metric = CocoMetric(self.files.val.labels, self.files.classes, self.files.metrics)
+        found = evaluate(self.model, _Watched(self.loader, self._after_batch), metric)
+        metrics = {name: value for name, value in found.items() if "/" not in name}
+        self.emit(JobEvaluated, epoch=1, iteration=self.images, metrics=metrics)
+        self.may_write()
+        meta = {"dataset_meta": {"classes": list(self.files.classes)}}
+        self.paths.checkpoints.mkdir(parents=True, exist_ok=True)
+        digest = checkpoints.save(self.paths.weights, {"state_dict": self.model.state_dict(), "meta": meta})
+        wall_s = time.monotonic() - began
+        entry = {"epoch": 1, "iteration": self.images, **metrics}
+        return {
+            "metrics": metrics,
+            "best": entry,
+            "per_class": {
+                name.removeprefix("class/"): value
+                for name, value in found.items()
+                if name.startswith("class/")
+            },
+            "history": [entry],
+            "losses": [],
+            "timing": {"image_s": wall_s / self.images},
+            "model": {
+                "params": sum(p.numel() for p in self.model.parameters()),
+                "trained_parts": {},
+                "weights_sha256": digest,
+                "checkpoint": {
+                    "file": Path(self.job.inputs["checkpoint"]).name,
+                    "sha256": self.job.settings["checkpoint"],
+                    "keys": self.report.to_dict(),
+                },
+            },
+            "data": self.broken.report(),
+            "wall_s": wall_s,
+        }
+
+    def _checkpoint(self) -> weights.Checkpoint:
+        path = Path(self.job.inputs["checkpoint"])
+        if path.is_file() and checkpoints.sha256(path) != self.job.settings["checkpoint"]:
+            raise JobError(
+                "the checkpoint is not the one that was planned with",
+                where=str(path),
+                got="another SHA-256: the file was replaced since",
+                fix="run again: the plan then takes the file as it is now",
+            )
+        return weights.read(path)
+
+    def _after_batch(self, done: int, batch_s: float, left_s: float) -> None:
+        if self.should_stop():
+            raise Stopped
+        counts = {"epoch": 1, "epochs": 1, "iteration": done, "iterations": self.images}
+        self.emit(JobProgress, losses={}, lr=0.0, step_s=batch_s, data_s=0.0, eta_s=left_s, **counts)
+
+
+class _Watched:
+    """A loader that tells, some hundred times, how many images were read and how many seconds are left."""
+
+    def __init__(self, loader: DataLoader, tell: Callable[[int, float, float], None]) -> None:
+        self.dataset, self._loader, self._tell = loader.dataset, loader, tell
+
+    def __iter__(self) -> Iterator[Any]:
+        total, began = len(self.dataset), time.monotonic()
+        every = max(1, len(self._loader) // REPORTS)
+        for batch, data in enumerate(self._loader, start=1):
+            yield data
+            if batch % every == 0 or batch == len(self._loader):
+                done = min(total, batch * self._loader.batch_size)
+                spent_s = time.monotonic() - began
+                self._tell(done, spent_s / batch, spent_s / done * (total - done))

@@ -1,0 +1,53 @@
+"""What a table says of its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kdlab.jobs.job import Job, JobResult
+from kdlab.reporting.records import Record
+from kdlab.reporting.teachers import teacher_notes
+
+CHECKPOINT = {"file": "gfl_r101.pth", "sha256": "0123456789abcdef", "keys": {"whole": True}}
+
+
+def record(ap: float, model: dict[str, Any] | None = None, **inputs: Any) -> Record:
+    job = Job("evaluate-1", "evaluate", "teacher", 0, {}, inputs=inputs)
+    metrics = {"AP": ap}
+    result = JobResult(
+        job.id, job.kind, job.arm, 0, metrics, metrics, {}, [], [], {}, model or {}, {}, 1.0, 1.0, 1
+    )
+    return Record(job, "done", result)
+
+
+def test_a_checkpoint_is_named_with_its_digest() -> None:
+    assert list(teacher_notes(record(30.0, {"checkpoint": CHECKPOINT}))) == [
+        "teacher: measured from gfl_r101.pth, sha256 01234567"
+    ]
+
+
+def test_a_checkpoint_loaded_in_part_is_marked() -> None:
+    checkpoint = {**CHECKPOINT, "keys": {"whole": False}}
+    (note,) = teacher_notes(record(30.0, {"checkpoint": checkpoint}))
+    assert note.endswith("loaded in part")
+
+
+@pytest.mark.parametrize(
+    ("ap", "inputs", "told"),
+    [
+        (0.4, {}, ["warning: the teacher has AP 0.4, so there is nothing to learn from it"]),
+        (1.0, {}, []),
+        (0.4, {"expect_ap": 0.5}, []),
+        (39.9, {"expect_ap": 38.9}, ["teacher: 1.0 AP above teacher.expect_ap 38.9"]),
+        (36.9, {"expect_ap": 38.9}, ["teacher: 2.0 AP below teacher.expect_ap 38.9"]),
+    ],
+)
+def test_worth_of_a_teacher(ap: float, inputs: dict[str, Any], told: list[str]) -> None:
+    assert list(teacher_notes(record(ap, **inputs))) == told
+
+
+def test_a_teacher_without_result_says_its_state() -> None:
+    assert list(teacher_notes(replace(record(1.0), state="failed", result=None))) == ["teacher: failed"]
