@@ -26,6 +26,8 @@ def fault(job: Job, metrics: Mapping[str, float]) -> Fault | None:
             "other preprocessing (mean, std, order of channels), other classes or order of classes, "
             "other labels or another dataset.scale than the number was found with"
         )
+    if job.inputs.get("partial"):
+        causes = f"what teacher.partial left out; {causes}"
     return Fault(
         f"the teacher has AP {found:.1f}, and teacher.expect_ap is {expected:.1f}",
         where="evaluation",
