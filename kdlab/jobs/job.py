@@ -12,6 +12,9 @@ SCHEMA = 1
 NUMERICS = 1
 """Raised by every commit that changes a number of any result; part of every job's id."""
 
+TOLERATED_AP = 0.5
+"""How far below `teacher.expect_ap` a teacher may be, in points."""
+
 Kind = Literal["teacher", "student", "evaluate"]
 
 

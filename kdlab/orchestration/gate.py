@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kdlab.errors import Fault
-from kdlab.jobs.job import Job
-
-TOLERANCE_AP = 0.5
-"""How far below `teacher.expect_ap` a teacher may be, in points."""
+from kdlab.jobs.job import TOLERATED_AP, Job
 
 
 def fault(job: Job, metrics: Mapping[str, float]) -> Fault | None:
@@ -18,7 +15,7 @@ def fault(job: Job, metrics: Mapping[str, float]) -> Fault | None:
     """
     expected = job.inputs.get("expect_ap")
     found = metrics.get("AP", 0.0)
-    if expected is None or found >= expected - TOLERANCE_AP:
+    if expected is None or found >= expected - TOLERATED_AP:
         return None
     causes = "a schedule too short, or other data than the number was found on"
     if job.kind == "evaluate":
@@ -26,9 +23,11 @@ def fault(job: Job, metrics: Mapping[str, float]) -> Fault | None:
             "other preprocessing (mean, std, order of channels), other classes or order of classes, "
             "other labels or another dataset.scale than the number was found with"
         )
+    if job.inputs.get("partial"):
+        causes = f"what teacher.partial left out; {causes}"
     return Fault(
         f"the teacher has AP {found:.1f}, and teacher.expect_ap is {expected:.1f}",
         where="evaluation",
-        got=f"{expected - found:.1f} points less, where {TOLERANCE_AP} are tolerated; likely {causes}",
+        got=f"{expected - found:.1f} points less, where {TOLERATED_AP} are tolerated; likely {causes}",
         fix="mend the teacher, or correct teacher.expect_ap: it changes no job",
     )

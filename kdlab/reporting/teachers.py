@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kdlab.jobs.job import JobResult
+from kdlab.jobs.job import TOLERATED_AP, JobResult
 from kdlab.reporting.records import Record
 
 USELESS_AP = 1.0
 """A teacher below this AP, in points, has nothing to teach: most often its weights did not load."""
-TOLERANCE_AP = 0.5
 
 
 def teacher_notes(record: Record) -> Iterator[str]:
@@ -31,6 +30,6 @@ def _worth(found: float, expected: float | None) -> Iterator[str]:
     if expected is None:
         if found < USELESS_AP:
             yield f"warning: the teacher has AP {found:.1f}, so there is nothing to learn from it"
-    elif abs(found - expected) > TOLERANCE_AP:
+    elif abs(found - expected) > TOLERATED_AP:
         side = "above" if found > expected else "below"
         yield f"teacher: {abs(found - expected):.1f} AP {side} teacher.expect_ap {expected:.1f}"

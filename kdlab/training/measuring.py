@@ -89,10 +89,7 @@ class Measurement:
         found = evaluate(self.model, _Watched(self.loader, self._after_batch), metric)
         metrics = {name: value for name, value in found.items() if "/" not in name}
         self.emit(JobEvaluated, epoch=1, iteration=self.images, metrics=metrics)
-        self.may_write()
-        meta = {"dataset_meta": {"classes": list(self.files.classes)}}
-        self.paths.checkpoints.mkdir(parents=True, exist_ok=True)
-        digest = checkpoints.save(self.paths.weights, {"state_dict": self.model.state_dict(), "meta": meta})
+        model = self._keep()
         wall_s = time.monotonic() - began
         entry = {"epoch": 1, "iteration": self.images, **metrics}
         return {
@@ -106,18 +103,26 @@ class Measurement:
             "history": [entry],
             "losses": [],
             "timing": {"image_s": wall_s / self.images},
-            "model": {
-                "params": sum(p.numel() for p in self.model.parameters()),
-                "trained_parts": {},
-                "weights_sha256": digest,
-                "checkpoint": {
-                    "file": Path(self.job.inputs["checkpoint"]).name,
-                    "sha256": self.job.settings["checkpoint"],
-                    "keys": self.report.to_dict(),
-                },
-            },
+            "model": model,
             "data": self.broken.report(),
             "wall_s": wall_s,
+        }
+
+    def _keep(self) -> dict[str, Any]:
+        """Write the weights where students look for them; what the result says of the model."""
+        self.may_write()
+        self.paths.checkpoints.mkdir(parents=True, exist_ok=True)
+        meta = {"dataset_meta": {"classes": list(self.files.classes)}}
+        digest = checkpoints.save(self.paths.weights, {"state_dict": self.model.state_dict(), "meta": meta})
+        return {
+            "params": sum(p.numel() for p in self.model.parameters()),
+            "trained_parts": {},
+            "weights_sha256": digest,
+            "checkpoint": {
+                "file": Path(self.job.inputs["checkpoint"]).name,
+                "sha256": self.job.settings["checkpoint"],
+                "keys": self.report.to_dict(),
+            },
         }
 
     def _checkpoint(self) -> weights.Checkpoint:

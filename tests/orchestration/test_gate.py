@@ -31,5 +31,10 @@ def test_both_numbers_and_causes_are_told() -> None:
     assert "order of classes" in told
 
 
+def test_a_checkpoint_accepted_in_part_is_the_first_suspect() -> None:
+    told = str(gate.fault(teacher(expect_ap=38.9, partial=True), {"AP": 2.0}))
+    assert "what teacher.partial left out" in told
+
+
 def test_a_trained_teacher_is_judged_too() -> None:
     assert "schedule" in str(gate.fault(teacher("teacher", expect_ap=38.9), {"AP": 2.0}))
