@@ -79,7 +79,7 @@ def test_metrics_are_those_of_the_distillers_evaluation(tmp_path: Path, job: Job
     model = detectors.build(job.settings["model"], len(digits.classes))
     load_weights(model, paths)
     loader = evaluation_loader(mmdet_dataset(digits, digits.val, None, None), 3, 0)
-    found = evaluate(Distiller(model, "gfl"), loader, CocoMetric(digits.val.labels, digits.classes))
+    found = evaluate(Distiller(model), loader, CocoMetric(digits.val.labels, digits.classes))
     assert result is not None
     assert result.metrics == {name: value for name, value in found.items() if "/" not in name}
 
