@@ -89,7 +89,11 @@ def first_weights(settings: Mapping[str, Any], path: str | None) -> Path | None:
 
 def _torchvision_file(backbone: str) -> Path:
     """The weights that torchvision trained on ImageNet first, in torch's own cache."""
-    url = get_model_weights(backbone).IMAGENET1K_V1.url
+    try:
+        url = get_model_weights(backbone).IMAGENET1K_V1.url
+    except ValueError as error:
+        fix = "name a file: init: FILE"
+        raise JobError(f"torchvision has no weights for {backbone}", got="init: imagenet", fix=fix) from error
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.exists():
         return path

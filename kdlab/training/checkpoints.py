@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import pickle
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from torch import nn
 
 from kdlab.errors import JobError
 from kdlab.jobs.files import replacing
@@ -64,6 +66,13 @@ def save(path: Path, content: dict[str, Any]) -> str:
             fix="make room; the same command goes on from the last checkpoint",
         ) from error
     return sha256(path)
+
+
+def save_model(path: Path, model: nn.Module, classes: Sequence[str]) -> str:
+    """Write a detector's weights with the names of its classes, as mmdet does; as `save` otherwise."""
+    return save(
+        path, {"state_dict": model.state_dict(), "meta": {"dataset_meta": {"classes": list(classes)}}}
+    )
 
 
 def load(path: Path) -> Any:

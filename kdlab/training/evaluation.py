@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,25 @@ class CocoMetric(BaseMetric):
             labels=np.array(labels, int),
             ignored=np.array([box["iscrowd"] for box in objects], bool),
         )
+
+
+def summary(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """What a result says of a course of evaluations.
+
+    Args:
+        history: one entry an evaluation: "epoch", "iteration", the metrics, and the AP of each class.
+
+    Returns:
+        "metrics" and "per_class" of the last, "best", the entry of highest AP, and "history" without classes.
+    """
+    last = history[-1]
+    course = [{name: value for name, value in entry.items() if "/" not in name} for entry in history]
+    return {
+        "metrics": {name: value for name, value in course[-1].items() if name not in ("epoch", "iteration")},
+        "per_class": {name.removeprefix("class/"): last[name] for name in last if "/" in name},
+        "best": max(course, key=lambda entry: entry["AP"]),
+        "history": course,
+    }
 
 
 def _mean(precision: np.ndarray) -> float | None:

@@ -16,7 +16,7 @@ from kdlab.jobs.job import Job, JobPaths
 from kdlab.training import checkpoints, detectors, weights
 from kdlab.training.data import evaluation_loader, mmdet_dataset
 from kdlab.training.device import device_of, seed_all
-from kdlab.training.evaluation import CocoMetric, evaluate
+from kdlab.training.evaluation import CocoMetric, evaluate, summary
 from kdlab.training.images import BrokenImages
 from kdlab.training.loop import Stopped
 
@@ -87,20 +87,12 @@ class Measurement:
         began = time.monotonic()
         metric = CocoMetric(self.files.val.labels, self.files.classes, self.files.metrics)
         found = evaluate(self.model, _Watched(self.loader, self._after_batch), metric)
-        metrics = {name: value for name, value in found.items() if "/" not in name}
-        self.emit(JobEvaluated, epoch=1, iteration=self.images, metrics=metrics)
+        told = summary([{"epoch": 1, "iteration": self.images, **found}])
+        self.emit(JobEvaluated, epoch=1, iteration=self.images, metrics=told["metrics"])
         model = self._keep()
         wall_s = time.monotonic() - began
-        entry = {"epoch": 1, "iteration": self.images, **metrics}
         return {
-            "metrics": metrics,
-            "best": entry,
-            "per_class": {
-                name.removeprefix("class/"): value
-                for name, value in found.items()
-                if name.startswith("class/")
-            },
-            "history": [entry],
+            **told,
             "losses": [],
             "timing": {"image_s": wall_s / self.images},
             "model": model,
@@ -112,8 +104,7 @@ class Measurement:
         """Write the weights where students look for them; what the result says of the model."""
         self.may_write()
         self.paths.checkpoints.mkdir(parents=True, exist_ok=True)
-        meta = {"dataset_meta": {"classes": list(self.files.classes)}}
-        digest = checkpoints.save(self.paths.weights, {"state_dict": self.model.state_dict(), "meta": meta})
+        digest = checkpoints.save_model(self.paths.weights, self.model, self.files.classes)
         return {
             "params": sum(p.numel() for p in self.model.parameters()),
             "trained_parts": {},

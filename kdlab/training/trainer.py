@@ -25,7 +25,7 @@ from kdlab.training.data import (
 )
 from kdlab.training.device import device_of, seed_all
 from kdlab.training.distiller import Distiller
-from kdlab.training.evaluation import CocoMetric, evaluate
+from kdlab.training.evaluation import CocoMetric, evaluate, summary
 from kdlab.training.images import BrokenImages
 from kdlab.training.loop import Progress, TrainingLoop
 from kdlab.training.weights import inherit
@@ -116,26 +116,13 @@ class Trainer:
     def _finish(self, progress: Progress) -> dict[str, Any]:
         """Keep the student's weights, then measure what a step costs; the fields of the result."""
         self.loop.may_write()
-        meta = {"dataset_meta": {"classes": list(self.files.classes)}}
-        trained = {"state_dict": self.distiller.student.state_dict(), "meta": meta}
-        digest = checkpoints.save(self.paths.weights, trained)
-        last = progress.history[-1]
+        digest = checkpoints.save_model(self.paths.weights, self.distiller.student, self.files.classes)
         step_s, data_s = self.loop.clock.medians()
         self.loop.loader.batch_sampler.start_at(0, 0)
         data = next(batches_of(self.loop.loader))
         times = bench.step_times(self.distiller, self.loop.optim, data)
-        curve = [
-            {name: value for name, value in entry.items() if "/" not in name} for entry in progress.history
-        ]
         return {
-            "metrics": {
-                name: last[name] for name in last if "/" not in name and name not in ("epoch", "iteration")
-            },
-            "best": max(curve, key=lambda entry: entry["AP"]),
-            "per_class": {
-                name.removeprefix("class/"): last[name] for name in last if name.startswith("class/")
-            },
-            "history": curve,
+            **summary(progress.history),
             "losses": progress.losses[:: max(1, len(progress.losses) // 500)],
             "timing": {"step_s": step_s, "data_s": data_s, **times},
             "model": {

@@ -155,3 +155,8 @@ class TestImageNet:
         assert fault.where.startswith(f"https://download.pytorch.org/models/{backbone}-")
         assert str(hub) in fault.fix
         assert "init: FILE" in fault.fix
+
+
+def test_imagenet_weights_that_torchvision_lacks_are_refused() -> None:
+    with pytest.raises(JobError, match="torchvision has no weights for cspdarknet"):
+        first_weights({"init": "imagenet", "backbone": "cspdarknet"}, None)
