@@ -19,11 +19,12 @@ BELOW = {
     "catalog": {"errors"},
     "jobs": {"errors"},
     "datasets": {"errors"},
+    "inspection": {"errors", "datasets"},
     "orchestration": {*BASE, "jobs", "datasets"},
     "reporting": {*BASE, "jobs"},
     "training": {"errors", "jobs", "datasets"},
     "session": {"errors", "jobs", "orchestration", "reporting"},
-    "cli": {*BASE, "jobs", "datasets", "orchestration", "reporting", "session"},
+    "cli": {*BASE, "jobs", "datasets", "inspection", "orchestration", "reporting", "session"},
     "__main__": {"cli"},
     "__init__": set(),
 }

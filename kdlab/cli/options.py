@@ -9,7 +9,8 @@ import typer
 from kdlab import catalog
 
 
-def _recipes(incomplete: str) -> list[tuple[str, str]]:
+def recipe_names(incomplete: str) -> list[tuple[str, str]]:
+    """Names that a shell may complete, each with what it is."""
     return [(name, info.summary) for name, info in catalog.recipes().items() if name.startswith(incomplete)]
 
 
@@ -19,7 +20,7 @@ RecipeName = Annotated[
         metavar="RECIPE",
         help="A name that `kdlab ls recipes` shows, or the path of a YAML file.",
         show_default=False,
-        autocompletion=_recipes,
+        autocompletion=recipe_names,
     ),
 ]
 Overrides = Annotated[

@@ -1,0 +1,99 @@
+"""Checks over all splits: what they share, what none of them lists, what is rare in the whole."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kdlab.inspection.entries import EXPORT
+from kdlab.inspection.findings import Found, Place
+from kdlab.inspection.images import files_below
+from kdlab.inspection.labels import SMALL_PX2, Labels
+
+_RARE = 0.05
+_SMALL_SHARE = 0.5
+_NUMBERED = re.compile(r"(.*?)(\d+)([^\d]*)")
+_GAPS_SHOWN = 12
+
+
+def check(splits: Sequence[Labels]) -> Found:
+    """All of them."""
+    yield from _ids(splits)
+    yield from _sources(splits)
+    yield from _classes(splits)
+    yield from _rare(splits)
+    folders = sorted({(labels.folder / name).parent for labels in splits for name in labels.files})
+    files = [file for folder in folders for file in files_below(folder)]
+    listed = {labels.folder / name for labels in splits for name in labels.files}
+    yield from (("unlisted", Place("", str(file))) for file in files if file not in listed)
+    yield from _gaps({*files, *listed})
+
+
+def _ids(splits: Sequence[Labels]) -> Found:
+    for what in ("image", "annotation"):
+        first: dict[int, str] = {}
+        counts: Counter[tuple[str, str]] = Counter()
+        for labels in splits:
+            entries = labels.images if what == "image" else labels.objects
+            for number in {entry["id"] for entry in entries}:
+                if first.setdefault(number, labels.split) != labels.split:
+                    counts[labels.split, first[number]] += 1
+        for (split, other), count in counts.items():
+            yield "id-over-splits", Place(split, detail=f"{count} {what} ids of {other}", count=count)
+
+
+def _sources(splits: Sequence[Labels]) -> Found:
+    """An export makes several augmented copies of a photograph; they must not lie on both sides."""
+    homes: dict[str, tuple[str, str]] = {}
+    for labels in splits:
+        for name in labels.files:
+            if EXPORT.search(name):
+                source = EXPORT.sub("", name)
+                split, other = homes.setdefault(source, (labels.split, name))
+                if split != labels.split:
+                    yield "source-leak", Place(labels.split, name, detail=f"of {split} {Path(other).name}")
+
+
+def _classes(splits: Sequence[Labels]) -> Found:
+    seen = {
+        labels.split: {labels.classes[number] for number in labels.category.tolist()} for labels in splits
+    }
+    train, val = seen.get("train", set()), seen.get("val", set())
+    yield from (("never-trained", Place("val", detail=name)) for name in sorted(val - train))
+    yield from (("never-measured", Place("train", detail=name)) for name in sorted(train - val))
+
+
+def _rare(splits: Sequence[Labels]) -> Found:
+    counts: Counter[str] = Counter()
+    for labels in splits:
+        counts.update(labels.classes[number] for number in labels.category.tolist())
+    total = counts.total()
+    for name, count in sorted(counts.items(), key=lambda item: item[1]):
+        if count < _RARE * total:
+            yield "imbalance", Place("", detail=f"{name} {count / total:.1%}".replace("%", " %"))
+    small = sum(int((labels.box_areas < SMALL_PX2).sum()) for labels in splits)
+    if total and small > _SMALL_SHARE * total:
+        sides = np.concatenate([labels.boxes[:, 2:] for labels in splits])
+        width, height = sides.min(axis=0)
+        detail = f"{small / total:.0%}, narrowest {width:g} px, lowest {height:g} px".replace("%", " %")
+        yield "small-objects", Place("", detail=detail, count=small)
+
+
+def _gaps(files: set[Path]) -> Found:
+    """Where most numbers of a range are there, those that lack were taken out."""
+    groups: dict[tuple[Path, str, str], dict[int, str]] = {}
+    for file in files:
+        if match := _NUMBERED.fullmatch(file.stem):
+            groups.setdefault((file.parent, match[1], match[3]), {})[int(match[2])] = match[2]
+    for (folder, _, _), numbers in sorted(groups.items()):
+        low, high = min(numbers), max(numbers)
+        missing = high - low + 1 - len(numbers)
+        if 0 < missing < len(numbers):
+            gaps = sorted(set(range(low, high)) - numbers.keys())
+            shown = ", ".join(map(str, gaps[:_GAPS_SHOWN])) + ", ..." * (missing > _GAPS_SHOWN)
+            detail = f"{numbers[low]}..{numbers[high]} without {shown}"
+            yield "number-gaps", Place("", folder.name, detail=detail, count=missing)

@@ -1,0 +1,90 @@
+"""Checks of the boxes of a split: where they lie, how they repeat, whether some are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from kdlab.inspection.findings import Found, Place
+from kdlab.inspection.labels import Floats, Labels
+
+NEAR_IOU = 0.8
+# COCO rounds corners to two decimals, so that a box may end a hair behind its image.
+_ROUNDING_PX = 0.02
+_FEW, _USUAL = 2, 8
+# With fewer boxes than this, none at the border may be chance.
+_ENOUGH = 50
+
+
+def check(labels: Labels) -> Found:
+    """All of them."""
+    yield from _outside(labels)
+    yield from _repeated(labels)
+    yield from _few(labels)
+    yield from _one_based(labels)
+
+
+def _outside(labels: Labels) -> Found:
+    low, side = labels.boxes[:, :2], labels.boxes[:, 2:]
+    high, size = low + side, labels.sizes[labels.image]
+    known = (size > 0).all(axis=1)
+    empty = (side <= 0).any(axis=1)
+    wholly = known & ((low >= size) | (high <= 0)).any(axis=1)
+    cut = known & ~wholly & ((low < -_ROUNDING_PX) | (high > size + _ROUNDING_PX)).any(axis=1)
+    for kind, which in (("zero-area", empty), ("box-outside", wholly), ("box-cut", cut)):
+        for index in np.flatnonzero(which).tolist():
+            yield kind, labels.place(index, detail=_words(labels, index))
+
+
+def _words(labels: Labels, index: int) -> str:
+    name = labels.classes[int(labels.category[index])]
+    return f"{name} {' '.join(f'{value:g}' for value in labels.boxes[index])}"
+
+
+def _repeated(labels: Labels) -> Found:
+    """Pairs of one class; a crowd may well hold single objects."""
+    crowd = np.array([bool(entry.get("iscrowd")) for entry in labels.objects], bool)
+    for start, stop in _spans(labels):
+        boxes, category = labels.boxes[start:stop], labels.category[start:stop]
+        alike = (category[:, None] == category) & ~(crowd[start:stop, None] | crowd[start:stop])
+        equal = alike & (boxes[:, None] == boxes).all(axis=2)
+        near = alike & (_ious(boxes) > NEAR_IOU) & ~equal
+        for kind, pairs in (("box-twice", equal), ("near-duplicate", near)):
+            for first, second in np.argwhere(np.triu(pairs, 1)).tolist():
+                yield kind, labels.place(start + first, start + second)
+
+
+def _spans(labels: Labels) -> Iterator[tuple[int, int]]:
+    """First and last + 1 object of each image that has two or more."""
+    ends = np.cumsum(labels.counts).tolist()
+    for start, stop in zip([0, *ends[:-1]], ends, strict=True):
+        if stop - start > 1:
+            yield start, stop
+
+
+def _ious(boxes: Floats) -> Floats:
+    """(G, G) of (G, 4) x, y, width, height."""
+    low, side = boxes[:, :2], np.maximum(boxes[:, 2:], 0)
+    high = low + side
+    overlap = np.maximum(0, np.minimum(high[:, None], high) - np.maximum(low[:, None], low)).prod(axis=2)
+    area = side.prod(axis=1)
+    union = area[:, None] + area - overlap
+    return np.asarray(np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0))
+
+
+def _few(labels: Labels) -> Found:
+    counts = labels.counts
+    if not len(counts) or (usual := float(np.median(counts))) < _USUAL:
+        return
+    for index in np.flatnonzero((counts > 0) & (counts <= _FEW)).tolist():
+        detail = f"{counts[index]}, usual {usual:g}"
+        yield "few-boxes", Place(labels.split, labels.images[index]["file_name"], detail=detail)
+
+
+def _one_based(labels: Labels) -> Found:
+    if len(labels.boxes) < _ENOUGH or labels.boxes[:, :2].min() != 1:
+        return
+    ends = (labels.boxes[:, :2] + labels.boxes[:, 2:] == labels.sizes[labels.image]).any(axis=1)
+    if count := int(ends.sum()):
+        yield "one-based", Place(labels.split, detail="smallest x, y is 1", count=count)

@@ -1,0 +1,95 @@
+"""Checks of a labels file beside its boxes: ids, categories, licences, segmentations, areas."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+
+from kdlab.inspection.findings import Found, Place
+from kdlab.inspection.labels import Labels, bins
+
+EXPORT = re.compile(r"\.rf\.[0-9a-f]{32}(?=\.)")
+# An area from width x height differs by rounding, a mask's by far more.
+_AREA_TOLERANCE = 0.01
+
+
+def check(labels: Labels) -> Found:
+    """All of them."""
+    yield from _ids(labels)
+    yield from _categories(labels)
+    yield from _licences(labels)
+    yield from _segmentations(labels)
+    yield from _numbers(labels)
+    hashes = [name for name in labels.files if EXPORT.search(name)]
+    yield from (("export-hash", Place(labels.split, name)) for name in hashes)
+
+
+def _ids(labels: Labels) -> Found:
+    split = labels.split
+    for kind, entries in (("image-id-twice", labels.images), ("annotation-id-twice", labels.objects)):
+        counts = Counter(entry["id"] for entry in entries)
+        for number, count in counts.items():
+            if count > 1:
+                yield kind, Place(split, detail=f"id {number}", count=count - 1)
+    for index, entry in enumerate(labels.objects):
+        if entry["id"] == 0:
+            yield "annotation-id-0", labels.place(index)
+    for index in np.flatnonzero(labels.counts == 0).tolist():
+        yield "no-objects", Place(split, labels.images[index]["file_name"])
+
+
+def _categories(labels: Labels) -> Found:
+    ids = sorted(labels.classes)
+    if not ids:
+        yield "labels-unusable", Place(labels.split, detail="has no categories")
+        return
+    gaps = sorted(set(range(ids[0], ids[-1])) - set(ids))
+    if gaps:
+        shown = ", ".join(map(str, gaps))
+        yield (
+            "category-gaps",
+            Place(labels.split, detail=f"ids {ids[0]}..{ids[-1]} without {shown}", count=len(gaps)),
+        )
+    if ids[0] == 0:
+        yield "category-0", Place(labels.split, detail=f"ids 0..{ids[-1]}")
+    seen = set(labels.category.tolist())
+    for number, name in sorted(labels.classes.items()):
+        if number not in seen:
+            yield "class-absent", Place(labels.split, detail=name)
+
+
+def _licences(labels: Labels) -> Found:
+    listed = labels.data.get("licenses")
+    known = {entry.get("id") for entry in listed if isinstance(entry, dict)} if listed else set()
+    for image in labels.images:
+        if "license" in image and image["license"] not in known:
+            yield "licence-missing", Place(labels.split, image["file_name"], detail=f"{image['license']}")
+    info = labels.data.get("info")
+    if isinstance(info, dict) and isinstance(info.get("year"), str):
+        yield "year-text", Place(labels.split, detail=repr(info["year"]))
+
+
+def _segmentations(labels: Labels) -> Found:
+    shapes = [entry.get("segmentation") for entry in labels.objects]
+    if shapes and all(shape == [] for shape in shapes):
+        yield "segmentation-empty", Place(labels.split, count=len(shapes))
+    for index, (entry, shape) in enumerate(zip(labels.objects, shapes, strict=True)):
+        if isinstance(shape, dict) and entry.get("iscrowd"):
+            yield "crowd-rle", labels.place(index)
+    own = labels.box_areas
+    differ = np.flatnonzero(np.abs(labels.areas - own) > _AREA_TOLERANCE * np.maximum(own, 1)).tolist()
+    sizes = ", ".join(f"{size} {count}" for size, count in bins(labels.areas).items())
+    for place, index in enumerate(differ):
+        yield "area-mask", labels.place(index, detail="" if place else f"(by area: {sizes})")
+
+
+def _numbers(labels: Labels) -> Found:
+    """Whole numbers alone, or among fractions; what is given as 3.0 counts as a fraction."""
+    whole = [sum(isinstance(value, int) for value in entry["bbox"]) for entry in labels.objects]
+    if whole and min(whole) == 4:
+        yield "whole-numbers", Place(labels.split, count=len(whole))
+    elif sum(whole):
+        for index in np.flatnonzero(whole).tolist():
+            yield "mixed-numbers", labels.place(index)

@@ -1,0 +1,152 @@
+"""The whole inspection of a data set: read the labels, decode the images, gather what was found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdlab.datasets.base import DatasetFiles, Split
+from kdlab.inspection import across, boxes, entries, images, voc
+from kdlab.inspection.findings import Defect, Place, defects
+from kdlab.inspection.images import ImageFacts, ImageTask
+from kdlab.inspection.labels import Labels, arranged, read
+from kdlab.inspection.summary import Summary, summary
+from kdlab.inspection.voc import Annotation, XmlFile
+
+OTHER = "other"
+"""The split of labelled images that lie beside those of a recipe and that it does not name."""
+
+# Beyond all ids of a converted set, so that none of them seems to be used twice.
+_OTHER_ID = 10**9
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in a data set.
+
+    Args:
+        name: the data set's key.
+        fingerprint: of the files that jobs would use.
+        summaries: of each split, and of all where there are several.
+        defects: the worst first.
+    """
+
+    name: str
+    fingerprint: str
+    summaries: tuple[Summary, ...]
+    defects: tuple[Defect, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether no defect makes a job stop."""
+        return all(defect.severity != "error" for defect in self.defects)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return {
+            "dataset": self.name,
+            "fingerprint": self.fingerprint,
+            "usable": self.usable,
+            "splits": [found.to_dict() for found in self.summaries],
+            "defects": [defect.to_dict() for defect in self.defects],
+        }
+
+
+def examine(files: DatasetFiles, progress: Progress = lambda what, done, total: None) -> Inspection:
+    """Look at every label and every image.
+
+    Args:
+        files: the data set; labelled splits beside train and val are looked at too.
+        progress: told what is counted, how much is done and how much there is.
+    """
+    splits, found = _labels(files, progress)
+    listed, wrong = voc.read(list(_xml_files(splits)))
+    others, more_wrong = voc.read(list(_other_xml(splits)))
+    found += [*wrong, *more_wrong]
+    if others:
+        labels, wrong = arranged(OTHER, splits[0].folder, voc.as_coco(others, files.classes, _OTHER_ID))
+        splits += [labels] if labels else []
+        found += wrong
+    facts = _images(splits, progress)
+    found += list(_checks(splits, facts, [*listed, *others]))
+    return Inspection(files.name, files.fingerprint, tuple(_summaries(splits, facts)), tuple(defects(found)))
+
+
+def _labels(files: DatasetFiles, progress: Progress) -> tuple[list[Labels], list[tuple[str, Place]]]:
+    places = {"train": files.train, "val": files.val}
+    places |= _siblings(files)
+    splits, found = [], []
+    for done, (name, split) in enumerate(places.items()):
+        progress("labels", done, len(places))
+        labels, wrong = read(name, split.images, split.labels)
+        splits += [labels] if labels else []
+        found += wrong
+    progress("labels", len(places), len(places))
+    return splits, found
+
+
+def _siblings(files: DatasetFiles) -> dict[str, Split]:
+    """Splits beside train, where folder and labels bear the split's name: images/test, test.json."""
+    folder = files.train.images
+    labels = os.path.relpath(files.train.labels, folder.parent)
+    found = {}
+    if folder.name in labels and folder.parent.is_dir():
+        for other in sorted(folder.parent.iterdir()):
+            path = Path(os.path.normpath(folder.parent / labels.replace(folder.name, other.name)))
+            if other.is_dir() and path.is_file() and path not in (files.train.labels, files.val.labels):
+                found[other.name] = Split(other, path)
+    return found
+
+
+def _xml_files(splits: Sequence[Labels]) -> Iterator[XmlFile]:
+    """The XML files from which labels were converted, where the images name them."""
+    for labels in splits:
+        for image in labels.images:
+            if isinstance(xml := image.get("xml"), str):
+                yield XmlFile(labels.split, labels.folder / xml, image["file_name"])
+
+
+def _other_xml(splits: Sequence[Labels]) -> Iterator[XmlFile]:
+    """XML files beside those, each with the image of its stem where there is one."""
+    known = {file.path: file.image for file in _xml_files(splits)}
+    pairs = {(path.parent, Path(image).parent) for path, image in known.items()}
+    for xml_folder, folder in sorted(pairs):
+        there = {path.stem: path.name for path in images.files_below(splits[0].folder / folder)}
+        for path in sorted(xml_folder.glob("*.xml")):
+            if path not in known:
+                yield XmlFile(OTHER, path, (folder / there.get(path.stem, f"{path.stem}.jpg")).as_posix())
+
+
+def _images(splits: Sequence[Labels], progress: Progress) -> list[ImageFacts]:
+    tasks = [
+        ImageTask(labels.split, name, labels.folder / name, *size)
+        for labels in splits
+        for name, size in zip(labels.files, labels.sizes.tolist(), strict=True)
+    ]
+    progress("images", 0, len(tasks))
+    return images.look(tasks, lambda done: progress("images", done, len(tasks)))
+
+
+def _checks(
+    splits: Sequence[Labels], facts: Sequence[ImageFacts], xml: Sequence[Annotation]
+) -> Iterator[tuple[str, Place]]:
+    for labels in splits:
+        yield from boxes.check(labels)
+        yield from entries.check(labels)
+    yield from across.check(splits)
+    yield from images.check(facts)
+    yield from images.repeated(facts)
+    yield from voc.check(xml)
+
+
+def _summaries(splits: Sequence[Labels], facts: Sequence[ImageFacts]) -> Iterator[Summary]:
+    for labels in splits:
+        own = [found for found in facts if found.task.split == labels.split]
+        yield summary(labels.split, [labels], own)
+    if len(splits) > 1:
+        yield summary("all", splits, facts)

@@ -1,0 +1,145 @@
+"""What can be wrong with a data set: each kind with its severity, and the places where it was found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SEVERITIES = ("error", "warn", "note")
+TRAINED_ON = ("train", "val", "")
+"""Splits that a job reads, and the set as a whole; a defect elsewhere stops nothing."""
+
+KINDS: dict[str, tuple[str, str]] = {
+    "labels-unusable": ("error", "labels that cannot be used"),
+    "image-missing": ("error", "labelled images without a file"),
+    "image-empty": ("error", "image files of 0 bytes"),
+    "image-unreadable": ("error", "files that are no readable image"),
+    "image-truncated": ("error", "images cut short, though viewers may show them"),
+    "image-id-twice": ("error", "images with the id of another"),
+    "annotation-id-twice": ("error", "annotations with the id of another"),
+    "leak": ("warn", "images with the same content in two splits"),
+    "source-leak": ("warn", "copies of one source image in two splits"),
+    "content-twice": ("warn", "images with the content of another in the split"),
+    "size-differs": ("warn", "images of another size than the labels say"),
+    "exif-turned": ("warn", "images that EXIF turns when shown"),
+    "box-outside": ("warn", "boxes wholly outside their image"),
+    "box-cut": ("warn", "boxes that reach out of their image"),
+    "zero-area": ("warn", "boxes without area"),
+    "box-twice": ("warn", "pairs of equal boxes of one class"),
+    "near-duplicate": ("warn", "pairs of near-equal boxes of one class (IoU > 0.8)"),
+    "few-boxes": ("warn", "images with far fewer boxes: labels missing?"),
+    "one-based": ("warn", "boxes at the far edge, none at 0: 1-based?"),
+    "never-trained": ("warn", "classes in val that train never shows"),
+    "imbalance": ("note", "classes with under 5 % of the boxes"),
+    "xml-unreadable": ("warn", "XML files that cannot be read"),
+    "xml-filename": ("warn", "XML files whose <filename> is another"),
+    "xml-size": ("warn", "XML files without a <size>"),
+    "cmyk": ("note", "CMYK images: their colours are converted"),
+    "grey": ("note", "greyscale images: three equal channels"),
+    "alpha": ("note", "images with an alpha channel, which is dropped"),
+    "palette": ("note", "palette images"),
+    "other-mode": ("note", "images of an unusual pixel format"),
+    "misnamed": ("note", "image files of another format than their name"),
+    "same-name": ("note", "file names used in two splits, contents differ"),
+    "no-objects": ("note", "images without objects"),
+    "class-absent": ("note", "classes absent from a split"),
+    "never-measured": ("note", "classes in train that val never shows"),
+    "small-objects": ("note", "boxes are small (< 32 x 32 px), most of all"),
+    "annotation-id-0": ("note", "annotations with id 0, which kdlab shifts"),
+    "id-over-splits": ("note", "ids used in two splits: merge with new ones"),
+    "category-gaps": ("note", "gaps in the category ids"),
+    "category-0": ("note", "category ids start at 0"),
+    "licence-missing": ("note", "images with a licence that is not defined"),
+    "year-text": ("note", "info.year is text"),
+    "segmentation-empty": ("note", "boxes with an empty segmentation, all of a file"),
+    "crowd-rle": ("note", "crowds with an RLE segmentation"),
+    "area-mask": ("note", "areas that are not width x height: a mask's"),
+    "mixed-numbers": ("note", "box values mix whole numbers and fractions"),
+    "whole-numbers": ("note", "box values are all whole numbers"),
+    "export-hash": ("note", "file names that hold an export's hash"),
+    "number-gaps": ("note", "numbers missing in the file names"),
+    "unlisted": ("note", "image files that no labels list"),
+    "xml-path": ("note", "XML files with a <path> on another machine"),
+    "xml-folder": ("note", "XML files whose <folder> is not the usual"),
+    "xml-one-based": ("note", "XML boxes at the far edge, none at 0: 1-based"),
+    "xml-difficult": ("note", "objects of which none is marked difficult"),
+    "xml-truncated": ("note", "objects marked truncated"),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a defect is.
+
+    Args:
+        split: the split; "" for the set as a whole.
+        file: the image, or another file; "" where none can be named.
+        objects: numbers of the objects in that image, counted from 0.
+        detail: what was found there.
+        count: how many of the kind this place stands for.
+    """
+
+    split: str
+    file: str = ""
+    objects: tuple[int, ...] = ()
+    detail: str = ""
+    count: int = 1
+
+    def __str__(self) -> str:
+        numbers = "#" + ",".join(map(str, self.objects)) if self.objects else ""
+        return " ".join(part for part in (self.file.rpartition("/")[2], numbers, self.detail) if part)
+
+
+Found = Iterator[tuple[str, Place]]
+"""What a check yields: kind and place."""
+
+
+@dataclass(frozen=True)
+class Defect:
+    """All places of one kind."""
+
+    kind: str
+    severity: str
+    what: str
+    places: tuple[Place, ...]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(place.count for place in self.places)
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """How many there are in each split."""
+        counts: Counter[str] = Counter()
+        for place in self.places:
+            counts[place.split] += place.count
+        return dict(counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return {
+            "kind": self.kind,
+            "severity": self.severity,
+            "what": self.what,
+            "count": self.count,
+            "splits": self.splits,
+            "places": [asdict(place) for place in self.places],
+        }
+
+
+def defects(found: Iterable[tuple[str, Place]]) -> list[Defect]:
+    """One defect a kind, the worst first, in the order of `KINDS`."""
+    places: dict[str, list[Place]] = {kind: [] for kind in KINDS}
+    for kind, place in found:
+        places[kind].append(place)
+    made = [Defect(kind, _severity(kind, at), KINDS[kind][1], tuple(at)) for kind, at in places.items() if at]
+    return sorted(made, key=lambda defect: SEVERITIES.index(defect.severity))
+
+
+def _severity(kind: str, places: list[Place]) -> str:
+    severity = KINDS[kind][0]
+    stops = severity != "error" or any(place.split in TRAINED_ON for place in places)
+    return severity if stops else "warn"

@@ -1,0 +1,81 @@
+"""What a split holds, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from kdlab.inspection.images import ImageFacts
+from kdlab.inspection.labels import Labels, bins
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Numbers of one split, or of all together.
+
+    Args:
+        name: train, val, another split, or "all".
+        images: how many the labels list.
+        without_objects: images without any.
+        objects: how many.
+        crowds: objects that are crowds, or difficult.
+        per_image: smallest, median and largest number of objects in an image.
+        classes: objects by class, in the order of the category ids, also those without any.
+        sizes: objects by COCO's bins of width x height: small, medium, large.
+        narrowest_px: smallest width of a box.
+        lowest_px: smallest height.
+        formats: images by format and mode, "JPEG RGB".
+        image_sizes: images by width and height, "640x480".
+    """
+
+    name: str
+    images: int
+    without_objects: int
+    objects: int
+    crowds: int
+    per_image: tuple[int, float, int]
+    classes: dict[str, int]
+    sizes: dict[str, int]
+    narrowest_px: float
+    lowest_px: float
+    formats: dict[str, int]
+    image_sizes: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return asdict(self)
+
+
+def summary(name: str, splits: Sequence[Labels], facts: Sequence[ImageFacts]) -> Summary:
+    """The numbers of some splits together."""
+    counts = np.concatenate([labels.counts for labels in splits])
+    boxes = np.concatenate([labels.boxes for labels in splits])
+    objects = [entry for labels in splits for entry in labels.objects]
+    narrowest, lowest = boxes[:, 2:].min(axis=0).tolist() if len(boxes) else (0.0, 0.0)
+    whole = [found for found in facts if found.format]
+    return Summary(
+        name,
+        len(counts),
+        int((counts == 0).sum()),
+        len(objects),
+        sum(bool(entry.get("iscrowd") or entry.get("difficult")) for entry in objects),
+        (int(counts.min()), float(np.median(counts)), int(counts.max())) if len(counts) else (0, 0.0, 0),
+        _classes(splits),
+        bins(np.concatenate([labels.box_areas for labels in splits])),
+        narrowest,
+        lowest,
+        dict(Counter(f"{found.format} {found.mode}" for found in whole).most_common()),
+        dict(Counter(f"{found.size[0]}x{found.size[1]}" for found in whole).most_common()),
+    )
+
+
+def _classes(splits: Sequence[Labels]) -> dict[str, int]:
+    counts = {name: 0 for labels in splits for _, name in sorted(labels.classes.items())}
+    for labels in splits:
+        for number, count in zip(*np.unique(labels.category, return_counts=True), strict=True):
+            counts[labels.classes[int(number)]] += int(count)
+    return counts
