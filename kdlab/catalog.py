@@ -7,8 +7,6 @@ listing or a shell completion needs neither torch nor mmdet, and a broken plugin
 from __future__ import annotations
 
 import ast
-import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -16,80 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kdlab.errors import KdlabError
+from kdlab.plugin_options import Option, option_type
 
 PACKAGE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class OptionType:
-    """What an option accepts, as its annotation says.
-
-    Args:
-        kind: int, float, str, bool, choice, tuple, list or optional; `list` is `tuple[X, ...]`.
-        of: the types of a tuple's entries, or the one inside a list or an optional.
-        choices: the values of a `Literal`.
-    """
-
-    kind: str
-    of: tuple[OptionType, ...] = ()
-    choices: tuple[Any, ...] = ()
-
-    def __str__(self) -> str:
-        match self.kind:
-            case "choice":
-                words = [json.dumps(choice).strip('"') for choice in self.choices]
-                return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-            case "tuple":
-                return f"a list [{', '.join(map(str, self.of))}]"
-            case "list":
-                return f"a list, each {self.of[0]}"
-            case "optional":
-                return f"{self.of[0]} or null"
-        words_of_kind = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
-        return words_of_kind[self.kind]
-
-    def converted(self, value: Any) -> Any:
-        """See `Option.check`.
-
-        Raises:
-            ValueError: it does not fit.
-        """
-        match self.kind, value:
-            case "optional", _:
-                return None if value is None else self.of[0].converted(value)
-            case "tuple", list() | tuple() if len(value) == len(self.of):
-                return tuple(kind.converted(entry) for kind, entry in zip(self.of, value, strict=True))
-            case "list", list() | tuple():
-                return tuple(self.of[0].converted(entry) for entry in value)
-            case "choice", _ if (type(value), value) in [(type(choice), choice) for choice in self.choices]:
-                return value
-            case ("int", int()) | ("float", int() | float()) if not isinstance(value, bool):
-                if self.kind == "int" or math.isfinite(value):
-                    return value if self.kind == "int" else float(value)
-            case ("str", str()) | ("bool", bool()):
-                return value
-        raise ValueError
-
-
-@dataclass(frozen=True)
-class Option:
-    """One keyword argument of a plugin, as a recipe may set it; `default` counts unless `required`."""
-
-    name: str
-    type: OptionType
-    default: Any = None
-    required: bool = False
-
-    def check(self, value: Any) -> Any:
-        """`value` as the plugin wants it: an int becomes a float, a list a tuple; a bool is never a number.
-
-        Raises:
-            ValueError: "must be ...", where it does not fit.
-        """
-        try:
-            return self.type.converted(value)
-        except (ValueError, OverflowError) as error:
-            raise ValueError(f"must be {self.type}") from error
 
 
 @dataclass(frozen=True)
@@ -358,7 +285,7 @@ def _has_form(name: str, value: Any, options: dict[str, Option]) -> bool:
 def _options(file: _Source, function: ast.FunctionDef) -> dict[str, Option]:
     options = {}
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
-        name, kind = argument.arg, _type(argument.annotation)
+        name, kind = argument.arg, option_type(argument.annotation)
         if kind is None:
             known = "int, float, str, bool, Literal[...], tuple[...], X | None"
             file.refuse(f"option {name} must be annotated with one of {known}", argument)
@@ -372,28 +299,3 @@ def _options(file: _Source, function: ast.FunctionDef) -> dict[str, Option]:
                 file.refuse(f"the default of option {name} {error}", default)
         options[name] = option
     return options
-
-
-def _type(node: ast.expr | None) -> OptionType | None:
-    """The type that an annotation means; None where it is none of those that a recipe can give."""
-    match node:
-        case ast.Name(id="int" | "float" | "str" | "bool" as kind):
-            return OptionType(kind)
-        case ast.BinOp(left=inner, op=ast.BitOr(), right=ast.Constant(value=None)):
-            return _wrapped("optional", [inner])
-        case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
-            choices = values.elts if isinstance(values, ast.Tuple) else [values]
-            constants = tuple(choice.value for choice in choices if isinstance(choice, ast.Constant))
-            return OptionType("choice", choices=constants) if len(constants) == len(choices) else None
-        case ast.Subscript(
-            value=ast.Name(id="tuple"), slice=ast.Tuple(elts=[inner, ast.Constant(value=end)])
-        ) if end is ...:
-            return _wrapped("list", [inner])
-        case ast.Subscript(value=ast.Name(id="tuple"), slice=entries):
-            return _wrapped("tuple", entries.elts if isinstance(entries, ast.Tuple) else [entries])
-    return None
-
-
-def _wrapped(kind: str, nodes: list[ast.expr]) -> OptionType | None:
-    types = [_type(node) for node in nodes]
-    return None if None in types else OptionType(kind, tuple(kind for kind in types if kind))

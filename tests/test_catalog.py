@@ -10,9 +10,9 @@ from textwrap import dedent
 import pytest
 
 from kdlab import catalog
-from kdlab.catalog import Option, OptionType
 from kdlab.errors import KdlabError
 from kdlab.orchestration.settings import DatasetSettings, MethodSettings
+from kdlab.plugin_options import Option, OptionType
 
 METHOD = '''
 """Rank Mimicking: copy the teacher's ranking.

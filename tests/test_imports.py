@@ -13,10 +13,11 @@ import pytest
 import kdlab
 
 PACKAGE = Path(kdlab.__file__).parent
-BASE = {"errors", "catalog"}
+BASE = {"errors", "plugin_options", "catalog"}
 BELOW = {
     "errors": set(),
-    "catalog": {"errors"},
+    "plugin_options": set(),
+    "catalog": {"errors", "plugin_options"},
     "jobs": {"errors"},
     "datasets": {"errors"},
     "inspection": {"errors", "datasets"},

@@ -16,6 +16,8 @@ from kdlab.errors import UsageError, suggestion
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from kdlab.plugin_options import Option
+
 
 def ls(
     screen: Screen,
@@ -83,7 +85,7 @@ def _datasets() -> list[dict[str, Any]]:
     ]
 
 
-def _options(options: dict[str, catalog.Option]) -> dict[str, Any]:
+def _options(options: dict[str, Option]) -> dict[str, Any]:
     values = {name: None if option.required else option.default for name, option in options.items()}
     return {"options": values}
 

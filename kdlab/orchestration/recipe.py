@@ -23,6 +23,7 @@ from kdlab.orchestration.settings import (
     TeacherSettings,
 )
 from kdlab.orchestration.yaml_reader import read
+from kdlab.plugin_options import Option
 
 __all__ = [
     "DatasetSettings",
@@ -257,7 +258,7 @@ def _with_options(
     return resolved
 
 
-def _option(option: catalog.Option, raw: dict[str, Any], path: KeyPath, document: Document) -> Any:
+def _option(option: Option, raw: dict[str, Any], path: KeyPath, document: Document) -> Any:
     """The option's value in `raw`, or its default."""
     if option.name not in raw:
         if option.required:

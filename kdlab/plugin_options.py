@@ -1,0 +1,106 @@
+"""What an option of a plugin accepts: its type, as an annotation says it, and the check of a value."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class OptionType:
+    """What an option accepts, as its annotation says.
+
+    Args:
+        kind: int, float, str, bool, choice, tuple, list or optional; `list` is `tuple[X, ...]`.
+        of: the types of a tuple's entries, or the one inside a list or an optional.
+        choices: the values of a `Literal`.
+    """
+
+    kind: str
+    of: tuple[OptionType, ...] = ()
+    choices: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "choice":
+                words = [json.dumps(choice).strip('"') for choice in self.choices]
+                return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+            case "tuple":
+                return f"a list [{', '.join(map(str, self.of))}]"
+            case "list":
+                return f"a list, each {self.of[0]}"
+            case "optional":
+                return f"{self.of[0]} or null"
+        words_of_kind = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+        return words_of_kind[self.kind]
+
+    def converted(self, value: Any) -> Any:
+        """See `Option.check`.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        match self.kind, value:
+            case "optional", _:
+                return None if value is None else self.of[0].converted(value)
+            case "tuple", list() | tuple() if len(value) == len(self.of):
+                return tuple(kind.converted(entry) for kind, entry in zip(self.of, value, strict=True))
+            case "list", list() | tuple():
+                return tuple(self.of[0].converted(entry) for entry in value)
+            case "choice", _ if (type(value), value) in [(type(choice), choice) for choice in self.choices]:
+                return value
+            case ("int", int()) | ("float", int() | float()) if not isinstance(value, bool):
+                if self.kind == "int" or math.isfinite(value):
+                    return value if self.kind == "int" else float(value)
+            case ("str", str()) | ("bool", bool()):
+                return value
+        raise ValueError
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword argument of a plugin, as a recipe may set it; `default` counts unless `required`."""
+
+    name: str
+    type: OptionType
+    default: Any = None
+    required: bool = False
+
+    def check(self, value: Any) -> Any:
+        """`value` as the plugin wants it: an int becomes a float, a list a tuple; a bool is never a number.
+
+        Raises:
+            ValueError: "must be ...", where it does not fit.
+        """
+        try:
+            return self.type.converted(value)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"must be {self.type}") from error
+
+
+def option_type(node: ast.expr | None) -> OptionType | None:
+    """The type that an annotation means; None where it is none of those that a recipe can give."""
+    match node:
+        case ast.Name(id="int" | "float" | "str" | "bool" as kind):
+            return OptionType(kind)
+        case ast.BinOp(left=inner, op=ast.BitOr(), right=ast.Constant(value=None)):
+            return _wrapped("optional", [inner])
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
+            choices = values.elts if isinstance(values, ast.Tuple) else [values]
+            constants = tuple(choice.value for choice in choices if isinstance(choice, ast.Constant))
+            return OptionType("choice", choices=constants) if len(constants) == len(choices) else None
+        case ast.Subscript(
+            value=ast.Name(id="tuple"), slice=ast.Tuple(elts=[inner, ast.Constant(value=end)])
+        ) if end is ...:
+            return _wrapped("list", [inner])
+        case ast.Subscript(value=ast.Name(id="tuple"), slice=entries):
+            return _wrapped("tuple", entries.elts if isinstance(entries, ast.Tuple) else [entries])
+    return None
+
+
+def _wrapped(kind: str, nodes: list[ast.expr]) -> OptionType | None:
+    types = [option_type(node) for node in nodes]
+    return None if None in types else OptionType(kind, tuple(kind for kind in types if kind))
