@@ -12,11 +12,12 @@ from typing import Any, Self
 
 from kdlab.errors import Fault, UsageError
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import NUMERICS, SCHEMA, Job, Kind, Resources, Runs
+from kdlab.jobs.job import SCHEMA, Job, Runs
 from kdlab.orchestration import facts as facts_of
 from kdlab.orchestration import gate, pairing, weight_files
-from kdlab.orchestration.facts import Facts, PastJob, model_settings
-from kdlab.orchestration.settings import MethodSettings, Recipe, Schedule
+from kdlab.orchestration.facts import Facts, PastJob
+from kdlab.orchestration.recipe_jobs import jobs_of
+from kdlab.orchestration.settings import Recipe
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def build(recipe: Recipe, facts: Facts, past: Mapping[str, PastJob]) -> Plan:
     ]
     if faults:
         raise UsageError(faults=faults)
-    jobs = tuple(_planned(job, facts, past) for job in _jobs(recipe, facts))
+    jobs = tuple(_planned(job, facts, past) for job in jobs_of(recipe, facts))
     key = json.dumps([recipe.name, [planned.job.id for planned in jobs]])
     return Plan(
         id=hashlib.sha256(key.encode()).hexdigest()[:8],
@@ -118,123 +119,6 @@ def build(recipe: Recipe, facts: Facts, past: Mapping[str, PastJob]) -> Plan:
             *_notes(recipe, facts),
             *weight_files.notes(facts.weights, answers),
             *(note for planned in jobs if planned.job.id in past for note in _missed(planned.job, past)),
-        ),
-    )
-
-
-def _jobs(recipe: Recipe, facts: Facts) -> Iterator[Job]:
-    """The teacher, if an arm needs one, then the students, seed by seed."""
-    teacher = _teacher(recipe, facts) if recipe.inherits or any(recipe.arms.values()) else None
-    if teacher is not None:
-        yield teacher
-    for seed in recipe.seeds:
-        for arm, methods in recipe.arms.items():
-            learns = methods or arm in recipe.inherits
-            yield _student(recipe, facts, arm, methods, seed, teacher if learns else None)
-
-
-def _teacher(recipe: Recipe, facts: Facts) -> Job:
-    assert recipe.teacher is not None
-    inputs = _init_path(facts, "teacher")
-    if recipe.teacher.expect_ap is not None:
-        inputs["expect_ap"] = recipe.teacher.expect_ap
-    if checkpoint := facts.weights.get("teacher.checkpoint"):
-        inputs |= {"checkpoint": checkpoint.path, "partial": recipe.teacher.partial}
-        return _job("evaluate", "teacher", _measured(recipe, facts), (), recipe, facts, inputs)
-    settings = _settings(recipe, facts, recipe.teacher.schedule, recipe.teacher.seed)
-    settings["model"] = model_settings(recipe.teacher, facts.teacher or {}, facts.weights.get("teacher.init"))
-    return _job("teacher", "teacher", settings, (), recipe, facts, inputs)
-
-
-def _init_path(facts: Facts, role: str) -> dict[str, Any]:
-    """Where the first weights of a model's backbone lie, if they are a file of the user's."""
-    file = facts.weights.get(f"{role}.init")
-    return {"init": file.path} if file else {}
-
-
-def _measured(recipe: Recipe, facts: Facts) -> dict[str, Any]:
-    """What can change the AP of a checkpoint: how it was trained is in its content."""
-    assert recipe.teacher is not None
-    common = _settings(recipe, facts, recipe.schedule, seed=0)
-    reading = {key: value for key, value in common["dataset"].items() if key != "flip"}
-    return common | {
-        "dataset": reading,
-        "model": model_settings(recipe.teacher, facts.teacher or {}),
-        "checkpoint": facts.weights["teacher.checkpoint"].sha256,
-        # images of a batch are padded to one size, which a convolution sees at their edges
-        "pad_divisor": facts.student["pad_divisor"],
-        "schedule": {"batch_size": recipe.schedule.batch_size, "gpus": recipe.schedule.gpus},
-    }
-
-
-def _student(
-    recipe: Recipe,
-    facts: Facts,
-    arm: str,
-    methods: Mapping[str, MethodSettings],
-    seed: int,
-    teacher: Job | None,
-) -> Job:
-    settings = _settings(recipe, facts, recipe.schedule, seed)
-    settings["model"] = model_settings(recipe.student, facts.student, facts.weights.get("student.init"))
-    settings["methods"] = {name: method.model_dump(mode="json") for name, method in methods.items()}
-    settings["teacher"] = teacher.settings["model"] if teacher else None
-    if arm in recipe.inherits:
-        settings["inherit"] = True
-    parents = (teacher.id,) if teacher else ()
-    return _job("student", arm, settings, parents, recipe, facts, _init_path(facts, "student"))
-
-
-def _settings(recipe: Recipe, facts: Facts, schedule: Schedule, seed: int) -> dict[str, Any]:
-    """What can change a result and is common to all kinds of job."""
-    on_cpu = facts.device == "cpu"
-    return {
-        "numerics": NUMERICS,
-        "dataset": {
-            "name": facts.files.name,
-            "fingerprint": facts.files.fingerprint,
-            "scale": recipe.dataset.scale and list(recipe.dataset.scale),
-            "flip": recipe.dataset.flip,
-            "broken_images": recipe.dataset.broken_images,
-        },
-        # a preset is only a way of writing the other keys, and threads count on the CPU alone
-        "schedule": schedule.model_dump(mode="json", exclude={"preset", "threads"}),
-        "threads": schedule.threads if on_cpu else None,
-        "methods": {},
-        "teacher": None,
-        "seed": seed,
-    }
-
-
-def _job(
-    kind: Kind,
-    arm: str,
-    settings: dict[str, Any],
-    parents: tuple[str, ...],
-    recipe: Recipe,
-    facts: Facts,
-    inputs: dict[str, Any],
-) -> Job:
-    key = json.dumps([kind, settings, parents], sort_keys=True)
-    threads = settings["threads"] or 1
-    own, of_teacher = (facts.student, facts.teacher or {}) if kind == "student" else (facts.teacher or {}, {})
-    return Job(
-        id=f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:8]}",
-        kind=kind,
-        arm=arm,
-        seed=settings["seed"],
-        settings=settings,
-        parents=parents,
-        inputs={
-            "dataset": facts.files.to_dict(),
-            "flops": {"student": own["flops"], "teacher": of_teacher["flops"] if parents else 0},
-            **inputs,
-        },
-        resources=Resources(
-            threads=threads,
-            gpus=0 if facts.device == "cpu" else settings["schedule"]["gpus"],
-            workers=recipe.resources.workers,
-            checkpoint_minutes=recipe.resources.checkpoint_minutes,
         ),
     )
 
