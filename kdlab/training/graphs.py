@@ -93,7 +93,7 @@ class TwoStageGraph(nn.Module):
         self.cfg = checked(model.roi_head.test_cfg) if nms else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """As `DenseGraph`; a row for each RoI and class, in that order, its scores 0 for the other classes."""
+        """As `DenseGraph`; a row for each RoI and class, in that order, with scores of 0 elsewhere."""
         feats = self.model.extract_feat(images)
         rois, found = self._proposals(images, feats)
         logits, deltas = self.head(self._pooled(feats, rois))
