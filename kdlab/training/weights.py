@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdlab.errors import Fault, JobError
@@ -166,13 +167,8 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     """The content of a file in Hugging Face's format.
 
     Raises:
-        JobError: its package is not installed, or the file is broken.
+        JobError: there is no such file, or it is broken.
     """
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        fix = "pip install safetensors"
-        raise JobError("this format needs a package that is missing", where=str(path), fix=fix) from None
     try:
         return load_file(path)
     except FileNotFoundError:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdlab.errors import JobError
@@ -56,8 +57,7 @@ def test_every_layout_loads_whole(wrap: Any, model: Any, build: Build, tmp_path:
 
 
 def test_safetensors_load_whole(model: Any, build: Build, tmp_path: Path) -> None:
-    safetensors = pytest.importorskip("safetensors.torch")
-    safetensors.save_file(model.state_dict(), tmp_path / "a.safetensors")
+    save_file(model.state_dict(), tmp_path / "a.safetensors")
     other = build("gfl", seed=2)
     load(other, read(tmp_path / "a.safetensors"))
     assert equal(other, model)

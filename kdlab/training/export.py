@@ -1,0 +1,218 @@
+"""A trained detector without kdlab: `python -m kdlab.training.export < request.json`.
+
+A short process of its own, because the command line never imports torch. Standard input is an object with the
+"job" (its folder), "to" (where the files go), "force", and "onnx": null, or "size" and "nms" as `onnx.Wish`
+has them. Standard output is what was written, or the "faults" of an error, whose exit code is the process's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from safetensors.torch import save as safetensors
+from torch import Tensor, nn
+
+from kdlab.errors import JobError, KdlabError, MachineError, UsageError
+from kdlab.jobs.files import replacing
+from kdlab.jobs.job import Job, JobPaths, JobResult, read_job
+from kdlab.training import checkpoints, detectors
+
+ENDINGS = ("safetensors", "pth", "py", "onnx")
+
+
+def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, Any] | None = None) -> Any:
+    """Write a finished job's detector as files that mmdet or ONNX Runtime loads without kdlab.
+
+    Args:
+        job_folder: of the job.
+        to: where the files go, named after the kind of the job; other files there stay.
+        force: replace what an earlier export left.
+        wish: what the ONNX file should be, a `onnx.Wish` as plain data; None writes none.
+
+    Returns:
+        "job", "folder", "files" (name and bytes) and "checks" of the ONNX file.
+
+    Raises:
+        UsageError: there are files already, or the ONNX file cannot be as wished.
+        JobError: the weights are not the job's, or ONNX Runtime computes something else.
+        MachineError: the folder cannot be written; nothing is left there that was not before.
+    """
+    paths = JobPaths(job_folder)
+    job, result = read_job(paths), JobResult.read(paths)
+    assert result is not None, "the command line asks for finished jobs only"
+    _refuse_to_overwrite(to, job.kind, force)
+    state, origin = weights(paths, result), origin_of(job, result)
+    files = {
+        "safetensors": safetensors(state, {"format": "pt", **_as_text(origin)}),
+        "pth": _pickled({"state_dict": state, "meta": origin}),
+        "py": config_text(job).encode(),
+    }
+    checks: list[dict[str, Any]] = []
+    if wish is not None:
+        from kdlab.training import onnx
+
+        files["onnx"], checks = onnx.export(trained(job, state), onnx.Wish(**wish), _as_text(origin))
+    write(to, {f"{job.kind}.{ending}": data for ending, data in files.items()})
+    for stale in ENDINGS:
+        if stale not in files:
+            (to / f"{job.kind}.{stale}").unlink(missing_ok=True)
+    written = [{"name": f"{job.kind}.{ending}", "bytes": len(data)} for ending, data in files.items()]
+    return {"job": job.id, "folder": str(to), "files": written, "checks": checks}
+
+
+def weights(paths: JobPaths, result: JobResult) -> dict[str, Tensor]:
+    """The tensors that a finished job left, on the CPU, under mmdet's names.
+
+    Raises:
+        JobError: they are missing or not the ones that the job's result names.
+    """
+    if not paths.weights.exists() or checkpoints.sha256(paths.weights) != result.model["weights_sha256"]:
+        raise JobError(
+            "the weights are missing or not the ones that the job's result names",
+            where=str(paths.weights),
+            fix=f"remove {paths.folder} and run its recipe again: the job is trained anew",
+        )
+    state: dict[str, Tensor] = checkpoints.load(paths.weights)["state_dict"]
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+def trained(job: Job, state: dict[str, Tensor]) -> nn.Module:
+    """The job's detector with its weights, in eval mode."""
+    model: nn.Module = MODELS.build(_model_config(job))
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def origin_of(job: Job, result: JobResult) -> dict[str, Any]:
+    """Where the weights come from and what their classes are called, as plain data."""
+    return {
+        "dataset_meta": {"classes": list(job.inputs["dataset"]["classes"])},
+        "kdlab": {
+            "job": job.id,
+            "arm": job.arm,
+            "seed": job.seed,
+            "version": result.environment.get("kdlab", ""),
+            "commit": result.environment.get("commit", ""),
+        },
+    }
+
+
+def config_text(job: Job) -> str:
+    """One mmdet config that needs no other file: the model, and how the job read images to measure itself."""
+    classes = tuple(job.inputs["dataset"]["classes"])
+    scale = job.settings["dataset"]["scale"]
+    pipeline = [
+        {"type": "LoadImageFromFile"},
+        {"type": "Resize", "keep_ratio": True}
+        | ({"scale": tuple(scale)} if scale else {"scale_factor": 1.0}),
+        {
+            "type": "PackDetInputs",
+            "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
+        },
+    ]
+    dataset = {
+        "type": "CocoDataset",
+        "metainfo": {"classes": classes},
+        "ann_file": "",
+        "data_prefix": {"img": ""},
+        "test_mode": True,
+        "pipeline": pipeline,
+    }
+    config = Config(
+        {
+            "default_scope": "mmdet",
+            "classes": classes,
+            "model": _model_config(job),
+            "test_pipeline": pipeline,
+            "test_dataloader": {"batch_size": 1, "num_workers": 0, "dataset": dataset},
+        }
+    )
+    return f"# {job.label} ({job.id}), written by kdlab export\n{config.pretty_text}"
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    """Put files into a folder, all of them or none.
+
+    Raises:
+        MachineError: the disk is full or the folder cannot be written.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            for name, data in files.items():
+                file = stack.enter_context(replacing(folder / name))
+                file.write(data)
+                # a disk that is full says so here, before the first file gets its name
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        for place in missing:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+        raise MachineError(
+            "the export cannot be written",
+            where=str(folder),
+            got=error.strerror or str(error),
+            fix="make room or get permission there, or choose another folder with --to",
+        ) from error
+
+
+def _model_config(job: Job) -> Any:
+    model = detectors.config(job.settings["model"], len(job.inputs["dataset"]["classes"])).model
+    # the weights come from the export, and a machine without a network must load them too
+    model.backbone.init_cfg = None
+    return model
+
+
+def _refuse_to_overwrite(to: Path, kind: str, force: bool) -> None:
+    there = [to / f"{kind}.{ending}" for ending in ENDINGS if (to / f"{kind}.{ending}").exists()]
+    if there and not force:
+        raise UsageError(
+            "there is an export already",
+            where=str(to),
+            got=", ".join(path.name for path in there),
+            fix="add --force to replace it, or --to with another folder",
+        )
+
+
+def _pickled(content: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _as_text(origin: dict[str, Any]) -> dict[str, str]:
+    """The origin for a format whose metadata are words."""
+    classes = json.dumps(origin["dataset_meta"]["classes"], ensure_ascii=False)
+    return {"classes": classes, **{f"kdlab.{key}": str(value) for key, value in origin["kdlab"].items()}}
+
+
+def main() -> int:
+    """Do what the request on standard input says."""
+    request = json.load(sys.stdin)
+    # mmengine talks on standard output
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            answer = export(
+                Path(request["job"]), Path(request["to"]), force=request["force"], wish=request["onnx"]
+            )
+            code = 0
+        except KdlabError as error:
+            answer, code = {"faults": [vars(fault) for fault in error.faults]}, error.exit_code
+    json.dump(answer, sys.stdout)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

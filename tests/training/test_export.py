@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdlab.errors import JobError, MachineError, UsageError
+from kdlab.jobs.files import write_json
+from kdlab.jobs.job import Job, JobPaths, Resources
+from tests.stubs.stub_job import make_result
+
+NAMES = {"student.safetensors", "student.pth", "student.py"}
+
+LOADING = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import torch
+torch.set_num_threads(1)
+import kdlab.training
+from mmdet.apis import inference_detector, init_detector
+folder, *images = sys.argv[1:]
+model = init_detector(f"{folder}/student.py", f"{folder}/student.pth", device="cpu")
+found = [inference_detector(model, image).pred_instances for image in images]
+answer = {
+    "found": [{key: getattr(one, key).tolist() for key in ("bboxes", "scores", "labels")} for one in found],
+    "classes": list(model.dataset_meta["classes"]),
+    "kdlab": sorted(name for name in sys.modules if name.partition(".")[0] == "kdlab"),
+}
+print("\\n" + json.dumps(answer))
+"""
+
+
+@pytest.fixture
+def job(
+    tmp_path: Path, digits: Any, build: Callable[..., Any], model_settings: Callable[..., dict[str, Any]]
+) -> Job:
+    """A finished job of a tiny GFL, under `tmp_path`; its backbone asks for weights from the network."""
+    from kdlab.training import checkpoints
+
+    model = model_settings("gfl", strides=[8, 16, 32])
+    settings = {"model": model, "dataset": {"scale": [96, 96], "flip": 0.5}}
+    job = Job("student-1", "student", "rm", 0, settings, (), {"dataset": digits.to_dict()}, Resources())
+    paths = JobPaths(tmp_path / job.id)
+    paths.checkpoints.mkdir(parents=True)
+    write_json(paths.job, job.to_dict())
+    trained = build("gfl", classes=len(digits.classes), strides=[8, 16, 32])
+    digest = checkpoints.save(paths.weights, {"state_dict": trained.state_dict()})
+    result = make_result(job)
+    result.model["weights_sha256"] = digest
+    result.write(paths)
+    return job
+
+
+def exported(tmp_path: Path, **options: Any) -> Path:
+    from kdlab.training.export import export
+
+    export(tmp_path / "student-1", tmp_path / "out", **options)
+    return tmp_path / "out"
+
+
+def test_mmdet_alone_predicts_what_the_job_does(
+    tmp_path: Path, job: Job, digits: Any, torch_: Any, build: Callable[..., Any]
+) -> None:
+    from mmengine.dataset import pseudo_collate
+
+    from kdlab.training.data import mmdet_dataset
+
+    folder = exported(tmp_path)
+    dataset = mmdet_dataset(digits, digits.val, job.settings["dataset"]["scale"], None)
+    samples = [dataset[place] for place in range(3)]
+    images = [sample["data_samples"].img_path for sample in samples]
+    command = [sys.executable, "-c", LOADING, str(folder), *images]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert set(answer["kdlab"]) <= {"kdlab", "kdlab.training", "kdlab.training.mmcv_ops", "kdlab.errors"}
+    assert answer["classes"] == list(digits.classes)
+    model = build("gfl", classes=len(digits.classes), strides=[8, 16, 32]).eval()
+    for sample, found in zip(samples, answer["found"], strict=True):
+        with torch_.no_grad():
+            own = model.val_step(pseudo_collate([sample]))[0].pred_instances
+        assert len(own)
+        assert found == {key: getattr(own, key).tolist() for key in ("bboxes", "scores", "labels")}
+
+
+def test_pth_holds_weights_and_origin_as_plain_data(tmp_path: Path, job: Job, torch_: Any) -> None:
+    content = torch_.load(exported(tmp_path) / "student.pth", weights_only=True)
+    assert content["meta"]["kdlab"]["job"] == job.id
+    assert content["meta"]["dataset_meta"] == {"classes": job.inputs["dataset"]["classes"]}
+
+
+def test_safetensors_holds_the_same_weights_and_origin(tmp_path: Path, job: Job, torch_: Any) -> None:
+    from safetensors import safe_open
+
+    folder = exported(tmp_path)
+    state = torch_.load(folder / "student.pth", weights_only=True)["state_dict"]
+    with safe_open(folder / "student.safetensors", "pt") as file:
+        assert file.metadata()["kdlab.job"] == job.id
+        assert set(file.keys()) == set(state)
+        assert all(torch_.equal(file.get_tensor(name), state[name]) for name in state)
+
+
+def test_config_names_no_other_file_and_fetches_nothing(tmp_path: Path, job: Job) -> None:
+    text = (exported(tmp_path) / "student.py").read_text()
+    assert "_base_ =" not in text
+    assert "Pretrained" not in text
+    assert "kdlab." not in text
+
+
+def test_an_export_is_replaced_only_with_force(tmp_path: Path, job: Job) -> None:
+    folder = exported(tmp_path)
+    with pytest.raises(UsageError, match="there is an export already"):
+        exported(tmp_path)
+    (folder / "student.onnx").touch()
+    (folder / "notes.txt").touch()
+    exported(tmp_path, force=True)
+    assert {path.name for path in folder.iterdir()} == NAMES | {"notes.txt"}, (
+        "an older ONNX file would mislead"
+    )
+
+
+def test_full_disk_leaves_nothing(tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdlab.training import export
+
+    calls: list[int] = []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export.os, "fsync", full)
+    with pytest.raises(MachineError, match="No space left"):
+        exported(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_changed_are_refused(tmp_path: Path, job: Job) -> None:
+    with JobPaths(tmp_path / job.id).weights.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(JobError, match="not the ones that the job's result names"):
+        exported(tmp_path)
+
+
+def test_onnx_file_is_written_beside_them(tmp_path: Path, job: Job) -> None:
+    pytest.importorskip("onnxruntime")
+    folder = exported(tmp_path, wish={"size": [64, 96], "nms": False})
+    assert {path.name for path in folder.iterdir()} == NAMES | {"student.onnx"}
