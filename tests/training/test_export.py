@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kdlab import catalog
 from kdlab.errors import JobError, MachineError, UsageError
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, JobPaths, Resources
@@ -23,68 +24,82 @@ import torch
 torch.set_num_threads(1)
 import kdlab.training
 from mmdet.apis import inference_detector, init_detector
-folder, *images = sys.argv[1:]
-model = init_detector(f"{folder}/student.py", f"{folder}/student.pth", device="cpu")
-found = [inference_detector(model, image).pred_instances for image in images]
-answer = {
-    "found": [{key: getattr(one, key).tolist() for key in ("bboxes", "scores", "labels")} for one in found],
-    "classes": list(model.dataset_meta["classes"]),
-    "kdlab": sorted(name for name in sys.modules if name.partition(".")[0] == "kdlab"),
-}
+folders, images = json.loads(sys.argv[1])
+answer = {"found": {}}
+for detector, folder in folders.items():
+    model = init_detector(f"{folder}/student.py", f"{folder}/student.pth", device="cpu")
+    found = [inference_detector(model, image).pred_instances for image in images]
+    answer["found"][detector] = [
+        {key: getattr(one, key).tolist() for key in ("bboxes", "scores", "labels")} for one in found
+    ]
+    answer["classes"] = list(model.dataset_meta["classes"])
+answer["kdlab"] = sorted(name for name in sys.modules if name.partition(".")[0] == "kdlab")
 print("\\n" + json.dumps(answer))
 """
+STRIDES = [8, 16, 32]
 
 
 @pytest.fixture
-def job(
+def make_job(
     tmp_path: Path, digits: Any, build: Callable[..., Any], model_settings: Callable[..., dict[str, Any]]
-) -> Job:
-    """A finished job of a tiny GFL, under `tmp_path`; its backbone asks for weights from the network."""
+) -> Callable[[str], Job]:
+    """Makes a finished job of a tiny detector, under `tmp_path`."""
     from kdlab.training import checkpoints
 
-    model = model_settings("gfl", strides=[8, 16, 32])
-    settings = {"model": model, "dataset": {"scale": [96, 96], "flip": 0.5}}
-    job = Job("student-1", "student", "rm", 0, settings, (), {"dataset": digits.to_dict()}, Resources())
-    paths = JobPaths(tmp_path / job.id)
-    paths.checkpoints.mkdir(parents=True)
-    write_json(paths.job, job.to_dict())
-    trained = build("gfl", classes=len(digits.classes), strides=[8, 16, 32])
-    digest = checkpoints.save(paths.weights, {"state_dict": trained.state_dict()})
-    result = make_result(job)
-    result.model["weights_sha256"] = digest
-    result.write(paths)
-    return job
+    def make_job(detector: str) -> Job:
+        reading = {"scale": [96, 96], "flip": 0.5, "broken_images": "stop"}
+        settings = {"model": model_settings(detector, strides=STRIDES), "dataset": reading}
+        inputs = {"dataset": digits.to_dict()}
+        job = Job(f"student-{detector}", "student", "rm", 0, settings, (), inputs, Resources())
+        paths = JobPaths(tmp_path / job.id)
+        paths.checkpoints.mkdir(parents=True)
+        write_json(paths.job, job.to_dict())
+        trained = build(detector, classes=len(digits.classes), strides=STRIDES)
+        digest = checkpoints.save_model(paths.weights, trained, digits.classes)
+        result = make_result(job)
+        result.model["weights_sha256"] = digest
+        result.write(paths)
+        return job
+
+    return make_job
 
 
-def exported(tmp_path: Path, **options: Any) -> Path:
+@pytest.fixture
+def job(make_job: Callable[[str], Job]) -> Job:
+    return make_job("gfl")
+
+
+def exported(tmp_path: Path, detector: str = "gfl", **options: Any) -> Path:
     from kdlab.training.export import export
 
-    export(tmp_path / "student-1", tmp_path / "out", **options)
-    return tmp_path / "out"
+    export(tmp_path / f"student-{detector}", tmp_path / f"out-{detector}", **options)
+    return tmp_path / f"out-{detector}"
 
 
-def test_mmdet_alone_predicts_what_the_job_does(
-    tmp_path: Path, job: Job, digits: Any, torch_: Any, build: Callable[..., Any]
+def test_mmdet_alone_predicts_what_each_detectors_job_does(
+    tmp_path: Path, make_job: Callable[[str], Job], digits: Any, torch_: Any, build: Callable[..., Any]
 ) -> None:
     from mmengine.dataset import pseudo_collate
 
     from kdlab.training.data import mmdet_dataset
 
-    folder = exported(tmp_path)
-    dataset = mmdet_dataset(digits, digits.val, job.settings["dataset"]["scale"], None)
+    jobs = {detector: make_job(detector) for detector in catalog.detectors()}
+    folders = {detector: str(exported(tmp_path, detector)) for detector in jobs}
+    dataset = mmdet_dataset(digits, digits.val, [96, 96], None)
     samples = [dataset[place] for place in range(3)]
     images = [sample["data_samples"].img_path for sample in samples]
-    command = [sys.executable, "-c", LOADING, str(folder), *images]
+    command = [sys.executable, "-c", LOADING, json.dumps([folders, images])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])
     assert set(answer["kdlab"]) <= {"kdlab", "kdlab.training", "kdlab.training.mmcv_ops", "kdlab.errors"}
     assert answer["classes"] == list(digits.classes)
-    model = build("gfl", classes=len(digits.classes), strides=[8, 16, 32]).eval()
-    for sample, found in zip(samples, answer["found"], strict=True):
-        with torch_.no_grad():
-            own = model.val_step(pseudo_collate([sample]))[0].pred_instances
-        assert len(own)
-        assert found == {key: getattr(own, key).tolist() for key in ("bboxes", "scores", "labels")}
+    for detector in jobs:
+        model = build(detector, classes=len(digits.classes), strides=STRIDES).eval()
+        for sample, found in zip(samples, answer["found"][detector], strict=True):
+            with torch_.no_grad():
+                own = model.val_step(pseudo_collate([sample]))[0].pred_instances
+            assert len(own), detector
+            assert found == {key: getattr(own, key).tolist() for key in ("bboxes", "scores", "labels")}
 
 
 def test_pth_holds_weights_and_origin_as_plain_data(tmp_path: Path, job: Job, torch_: Any) -> None:
@@ -136,7 +151,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path, job: Job, monkeypatch: pytest.
     monkeypatch.setattr(export.os, "fsync", full)
     with pytest.raises(MachineError, match="No space left"):
         exported(tmp_path)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out-gfl").exists()
 
 
 def test_weights_that_changed_are_refused(tmp_path: Path, job: Job) -> None:
