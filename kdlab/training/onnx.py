@@ -25,7 +25,7 @@ from kdlab.training.detectors.faster_rcnn import FasterRCNN
 from kdlab.training.graphs import DenseGraph, TwoStageGraph
 
 OPSET = 17
-MOST_PX = 1e-2
+MOST_PX, MOST_SCORE = 1e-2, 1e-3
 DETECTIONS = ("detections_boxes", "detections_scores", "detections_labels")
 
 
@@ -103,7 +103,7 @@ def check(graph: nn.Module, data: bytes, size: tuple[int, int]) -> Check:
     """Run a file and the graph that it came from on one random image.
 
     Raises:
-        JobError: their boxes are not the same.
+        JobError: their boxes or scores are not the same.
     """
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     boxes, scores, *_ = (tensor.numpy() for tensor in graph(images))
@@ -114,15 +114,16 @@ def check(graph: nn.Module, data: bytes, size: tuple[int, int]) -> Check:
         boxes_there, scores_there = boxes_there[:, order], scores_there[:, order]
     most = max(size)
     apart = float(np.abs(boxes.clip(-most, 2 * most) - boxes_there.clip(-most, 2 * most)).max())
-    if not apart <= MOST_PX:
+    ranked = float(np.abs(scores - scores_there).max())
+    if not (apart <= MOST_PX and ranked <= MOST_SCORE):
         raise JobError(
-            "ONNX Runtime and torch give different boxes, so the file is not written",
+            "ONNX Runtime and torch give different boxes or scores, so the file is not written",
             where=f"a random image of {size[0]}x{size[1]}",
-            got=f"{apart:.3g} px apart",
-            known=f"up to {MOST_PX:g} px",
+            got=f"boxes {apart:.3g} px, scores {ranked:.3g} apart",
+            known=f"up to {MOST_PX:g} px and {MOST_SCORE:g}",
             fix="leave out --onnx, and report the detector and the versions that kdlab doctor shows",
         )
-    return Check(size, apart, float(np.abs(scores - scores_there).max()))
+    return Check(size, apart, ranked)
 
 
 def _same_rows(boxes: Any, scores: Any, boxes_there: Any, scores_there: Any, classes: int) -> Any:
