@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 UNLIMITED = 10_000
-"""Columns of a stdout that is no terminal: a file or a program gets every column of a table."""
+"""Columns of a stream that is no terminal: a file or a program gets every column of a table."""
 
 
 class Screen:
@@ -104,7 +104,7 @@ def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
     console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    if not stderr and not console.is_terminal and "COLUMNS" not in os.environ:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = UNLIMITED
     return console
 
