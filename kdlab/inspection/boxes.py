@@ -87,4 +87,4 @@ def _one_based(labels: Labels) -> Found:
         return
     ends = (labels.boxes[:, :2] + labels.boxes[:, 2:] == labels.sizes[labels.image]).any(axis=1)
     if count := int(ends.sum()):
-        yield "one-based", Place(labels.split, detail="smallest x, y is 1", count=count)
+        yield "one-based", Place(labels.split, count=count)
