@@ -159,7 +159,7 @@ def _lines(defects: Sequence[Defect], width: int) -> Iterator[Text]:
         line = Text.assemble((defect.severity, _LOOKS[defect.severity]), f"  {count:>{digits}}  ")
         below = Text(" " * len(line)) + examples
         line.append(defect.what)
-        if width >= _WIDE:
+        if examples and width >= _WIDE:
             line.append(" " * (words - len(defect.what) + 2)).append_text(examples)
         for text in (line, below) if examples and width < _WIDE else (line,):
             text.truncate(width, overflow="ellipsis")

@@ -107,11 +107,12 @@ def _siblings(files: DatasetFiles) -> dict[str, Split]:
     """Splits beside train, where folder and labels bear the split's name: images/test, test.json."""
     folder = files.train.images
     labels = os.path.relpath(files.train.labels, folder.parent)
+    named = {os.path.normpath(split.labels) for split in (files.train, files.val)}
     found = {}
     if folder.name in labels and folder.parent.is_dir():
         for other in sorted(folder.parent.iterdir()):
             path = Path(os.path.normpath(folder.parent / labels.replace(folder.name, other.name)))
-            if other.is_dir() and path.is_file() and path not in (files.train.labels, files.val.labels):
+            if other.is_dir() and path.is_file() and str(path) not in named:
                 found[other.name] = Split(other, path)
     return found
 
