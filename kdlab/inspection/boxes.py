@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -57,8 +58,7 @@ def _repeated(labels: Labels) -> Found:
 
 def _spans(labels: Labels) -> Iterator[tuple[int, int]]:
     """First and last + 1 object of each image that has two or more."""
-    ends = np.cumsum(labels.counts).tolist()
-    for start, stop in zip([0, *ends[:-1]], ends, strict=True):
+    for start, stop in pairwise([0, *np.cumsum(labels.counts).tolist()]):
         if stop - start > 1:
             yield start, stop
 

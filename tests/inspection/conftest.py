@@ -110,7 +110,8 @@ class DataSet:
             for image in labels["images"]:
                 name = image["file_name"]
                 image["xml"] = f"xml/{Path(name).stem}.xml"
-                image["file_name"] = f"images/{split}/{name}"
+                image["file_name"] = f"images/{name}"
+                self.files[f"images/{name}"] = self.files.pop(f"images/{split}/{name}")
                 self.files[image["xml"]] = xml(name)
         self.folders = {"train": ".", "val": "."}
 
