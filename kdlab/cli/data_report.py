@@ -83,8 +83,8 @@ def _verdict(found: Inspection) -> str:
     told = ", ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts)
     if not found.usable:
         return f"{told}; training cannot use this data: mend the errors"
-    without = f", leaving out {found.left_out:,} broken images" if found.left_out else ""
-    return f"{told}: training can use this data{without}"
+    left_out = f"{found.left_out:,} broken image{'s' * (found.left_out != 1)}"
+    return f"{told}: training can use this data{f', leaving out {left_out}' if found.left_out else ''}"
 
 
 def _numbers(summaries: Sequence[Summary], *, all_classes: bool) -> Table:
@@ -154,9 +154,11 @@ def _lines(defects: Sequence[Defect], width: int) -> Iterator[Text]:
 
     counts = [f"{defect.count:,}" for defect in defects]
     digits, words = max(map(len, counts)), max(len(defect.what) for defect in defects)
+    badge = max(len(defect.severity) for defect in defects)
     for defect, count in zip(defects, counts, strict=True):
         examples = Text(_examples(defect), style="dim")
-        line = Text.assemble((defect.severity, _LOOKS[defect.severity]), f"  {count:>{digits}}  ")
+        severity = Text(f"{defect.severity:<{badge}}", style=_LOOKS[defect.severity])
+        line = Text.assemble(severity, f"  {count:>{digits}}  ")
         below = Text(" " * len(line)) + examples
         line.append(defect.what)
         if examples and width >= _WIDE:

@@ -92,7 +92,8 @@ def test_a_broken_image_gives_3_where_jobs_stop_at_one(doctor: Doctor, root: Pat
     (root / "images/train/a.png").write_bytes(b"")
     code, out, err = doctor()
     assert code == 3
-    assert "error  1  image files of 0 bytes" in out
+    assert "\nerror  1  image files of 0 bytes " in out
+    assert "\nnote   4  box values mix " in out
     assert "1 error, 0 warnings, 1 note; training cannot use this data: mend the errors" in out
     assert f"next: kdlab doctor --data {RECIPE} --set" in err
 
