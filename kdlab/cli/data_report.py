@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from kdlab.cli.console import Screen, duration
+from kdlab.cli.console import UNLIMITED, Screen, duration
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,7 +61,7 @@ def report(screen: Screen, files: DatasetFiles, found: Inspection) -> None:
         screen.data(f"  {name:<5}  {_end(str(split.labels), screen.out.width - 9)}")
     if found.summaries:
         screen.data("")
-        screen.data(_numbers(found.summaries, all_classes=screen.verbose))
+        _show_numbers(screen, found.summaries)
     screen.data("")
     if found.defects:
         for line in _lines(found.defects, screen.out.width):
@@ -85,6 +85,20 @@ def _verdict(found: Inspection) -> str:
         return f"{told}; training cannot use this data: mend the errors"
     left_out = f"{found.left_out:,} broken image{'s' * (found.left_out != 1)}"
     return f"{told}: training can use this data{f', leaving out {left_out}' if found.left_out else ''}"
+
+
+def _show_numbers(screen: Screen, summaries: Sequence[Summary]) -> None:
+    """Of many splits those that a job reads, where a terminal has no room for all; numbers are never cut."""
+    from rich.text import Text
+
+    table = _numbers(summaries, all_classes=screen.verbose)
+    needed = screen.out.measure(table, options=screen.out.options.update_width(UNLIMITED)).maximum
+    if needed > screen.out.width and (others := summaries[2:-1]):
+        screen.data(_numbers([*summaries[:2], summaries[-1]], all_classes=screen.verbose))
+        names = ", ".join(split.name for split in others)
+        screen.data(Text(f"no room here for {names}: see --json, or a terminal of {needed} columns", "dim"))
+        return
+    screen.data(table)
 
 
 def _numbers(summaries: Sequence[Summary], *, all_classes: bool) -> Table:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from kdlab.cli import app, data_report
 from kdlab.cli.console import Screen
+from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.inspection.examine import Inspection
 from kdlab.inspection.findings import Defect, Place
 from kdlab.inspection.summary import Summary
@@ -184,12 +186,18 @@ def found() -> Inspection:
     return Inspection("coco", "0" * 16, (numbers,), (defect, whole))
 
 
+@pytest.fixture
+def data_files() -> DatasetFiles:
+    """Files whose paths are longer than any line."""
+    split = Split(Path("images"), Path("/") / ("folder" * 40) / "train.json")
+    return DatasetFiles("coco", ("cat",), split, split, "0" * 16)
+
+
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_on_a_terminal_no_line_wraps_and_what_is_cut_says_so(
-    width: int, found: Inspection, tmp_path: Path
+    width: int, found: Inspection, data_files: Any
 ) -> None:
-    split = type("Split", (), {"labels": Path("/") / ("folder" * 40) / "train.json"})
-    lines = printed(width, found, type("Files", (), {"train": split, "val": split}))
+    lines = printed(width, found, data_files)
     assert max(map(len, lines)) == width
     (path,) = {line.removeprefix("  train  ") for line in lines if line.startswith("  train  ")}
     assert path.startswith("…")
@@ -199,6 +207,19 @@ def test_on_a_terminal_no_line_wraps_and_what_is_cut_says_so(
     cut = lines[place] if width == 200 else lines[place + 1]
     assert cut.endswith("…")
     assert "note      2  objects of which none is marked difficult" in lines
+
+
+def test_of_more_splits_than_fit_those_that_jobs_read_are_shown(found: Inspection, data_files: Any) -> None:
+    names = ("train", "val", "test", "further", "other", "all")
+    splits = tuple(replace(found.summaries[0], name=name, objects=10**6) for name in names)
+    many = replace(found, summaries=splits)
+    lines = printed(80, many, data_files)
+    assert lines[4].split() == ["train", "val", "all", "share"]
+    (told,) = [line for line in lines if line.startswith("no room here for test, further, other: ")]
+    enough = int(told.split()[-2])
+    assert printed(enough, many, data_files)[4].split() == [*names, "share"]
+    assert printed(enough - 1, many, data_files)[4].split() == lines[4].split()
+    assert [line for line in lines[4:] if "…" in line and "long" not in line] == []
 
 
 def test_examples_are_of_each_split_before_two_are_of_one() -> None:
