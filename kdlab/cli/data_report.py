@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from kdlab.cli.console import Screen, duration
+from kdlab.cli.console import UNLIMITED, Screen, duration
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
 
@@ -59,15 +58,21 @@ def report(screen: Screen, files: DatasetFiles, found: Inspection) -> None:
 
     screen.data(Text(f"{found.name}  fingerprint {found.fingerprint}", style="bold"))
     for name, split in (("train", files.train), ("val", files.val)):
-        screen.data(f"  {name:<5}  {split.labels}")
+        screen.data(f"  {name:<5}  {_end(str(split.labels), screen.out.width - 9)}")
     if found.summaries:
         screen.data("")
-        screen.data(_numbers(found.summaries, all_classes=screen.verbose))
+        _show_numbers(screen, found.summaries)
     screen.data("")
     if found.defects:
-        screen.data(_list(found.defects, wide=screen.out.width >= _WIDE))
+        for line in _lines(found.defects, screen.out.width):
+            screen.data(line)
         screen.data("")
     screen.data(Text(_verdict(found), style="bold" if found.usable else "bold red"))
+
+
+def _end(path: str, width: int) -> str:
+    """The path, or its end where it is longer: many begin alike."""
+    return path if len(path) <= width else f"…{path[1 - width :]}"
 
 
 def _verdict(found: Inspection) -> str:
@@ -76,8 +81,24 @@ def _verdict(found: Inspection) -> str:
         for severity, word in (("error", "error"), ("warn", "warning"), ("note", "note"))
     ]
     told = ", ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts)
-    can = "training can use this data" if found.usable else "training cannot use this data: mend the errors"
-    return f"{told}: {can}" if found.usable else f"{told}; {can}"
+    if not found.usable:
+        return f"{told}; training cannot use this data: mend the errors"
+    left_out = f"{found.left_out:,} broken image{'s' * (found.left_out != 1)}"
+    return f"{told}: training can use this data{f', leaving out {left_out}' if found.left_out else ''}"
+
+
+def _show_numbers(screen: Screen, summaries: Sequence[Summary]) -> None:
+    """Of many splits those that a job reads, where a terminal has no room for all; numbers are never cut."""
+    from rich.text import Text
+
+    table = _numbers(summaries, all_classes=screen.verbose)
+    needed = screen.out.measure(table, options=screen.out.options.update_width(UNLIMITED)).maximum
+    if needed > screen.out.width and (others := summaries[2:-1]):
+        screen.data(_numbers([*summaries[:2], summaries[-1]], all_classes=screen.verbose))
+        names = ", ".join(split.name for split in others)
+        screen.data(Text(f"no room here for {names}: see --json, or a terminal of {needed} columns", "dim"))
+        return
+    screen.data(table)
 
 
 def _numbers(summaries: Sequence[Summary], *, all_classes: bool) -> Table:
@@ -113,8 +134,9 @@ def _rows(summaries: Sequence[Summary], *, all_classes: bool) -> Iterator[tuple[
         [f"{split.narrowest_px:g} x {split.lowest_px:g}" for split in summaries],
     )
     sizes = {"small": "small, < 32x32 px", "medium": "medium", "large": "large, >= 96x96 px"}
-    named = [{sizes[name]: count for name, count in split.sizes.items()} for split in summaries]
-    yield from _counted("  ", named, last.objects, len(sizes), "sizes")
+    for key, name in sizes.items():
+        counts = [split.sizes[key] for split in summaries]
+        yield f"  {name}", [*(f"{count:,}" for count in counts), _share(counts[-1], last.objects)]
     classes = [split.classes for split in summaries]
     yield f"classes: {len(last.classes)}", []
     yield from _counted("  ", classes, last.objects, len(last.classes) if all_classes else _CLASSES, "")
@@ -125,8 +147,6 @@ def _counted(
 ) -> Iterator[tuple[str, list[str]]]:
     """A row for each of the most frequent, as the last of `counts` has them, and one for the rest."""
     ranked = sorted(counts[-1], key=lambda name: -counts[-1][name])
-    if what == "sizes" and set(ranked) == {*counts[-1]} and len(ranked) == shown == 3:
-        ranked = list(counts[-1])
     kept = ranked if len(ranked) <= shown + 1 else ranked[:shown]
     rest = ranked[len(kept) :]
     for name in kept:
@@ -142,33 +162,28 @@ def _share(part: int, total: int) -> str:
     return f"{100 * part / total:.1f} %" if total else ""
 
 
-def _list(defects: Sequence[Defect], *, wide: bool) -> RenderableType:
-    """A line a defect, its examples beside it or below."""
-    from rich.table import Table
+def _lines(defects: Sequence[Defect], width: int) -> Iterator[Text]:
+    """A line a defect, its examples behind it or below; what is too long loses its end."""
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, justify="right")
-    table.add_column(no_wrap=True, overflow="ellipsis")
-    if wide:
-        table.add_column(no_wrap=True, overflow="ellipsis")
-    for defect in defects:
-        cells = [Text(defect.severity, style=_LOOKS[defect.severity]), Text(f"{defect.count:,}")]
-        examples = _examples(defect)
-        if wide:
-            table.add_row(*cells, defect.what, examples)
-        else:
-            table.add_row(*cells, defect.what)
-            if examples:
-                table.add_row("", "", examples)
-    return table
+    counts = [f"{defect.count:,}" for defect in defects]
+    digits, words = max(map(len, counts)), max(len(defect.what) for defect in defects)
+    badge = max(len(defect.severity) for defect in defects)
+    for defect, count in zip(defects, counts, strict=True):
+        examples = Text(_examples(defect), style="dim")
+        severity = Text(f"{defect.severity:<{badge}}", style=_LOOKS[defect.severity])
+        line = Text.assemble(severity, f"  {count:>{digits}}  ")
+        below = Text(" " * len(line)) + examples
+        line.append(defect.what)
+        if examples and width >= _WIDE:
+            line.append(" " * (words - len(defect.what) + 2)).append_text(examples)
+        for text in (line, below) if examples and width < _WIDE else (line,):
+            text.truncate(width, overflow="ellipsis")
+            yield text
 
 
-def _examples(defect: Defect) -> Text:
+def _examples(defect: Defect) -> str:
     """Where it is, over all splits before over all files; numbers of objects count from 0."""
-    from rich.text import Text
-
     parts = []
     for place in _chosen(defect.places):
         split = f"{place.split}: " if place.split and str(place) else place.split
@@ -177,8 +192,8 @@ def _examples(defect: Defect) -> Text:
     more = named - len(parts) if named else 0
     tail = f"; {more:,} more" if more > 0 else ""
     if not any(place.split or str(place) for place in defect.places):
-        return Text("")
-    return Text("; ".join(parts) + tail, style="dim")
+        return ""
+    return "; ".join(parts) + tail
 
 
 def _chosen(places: Sequence[Place]) -> list[Place]:

@@ -114,7 +114,7 @@ def _doctor_data(screen: Screen, recipe: str, overrides: Sequence[str]) -> int:
         except KdlabError as error:
             raise MachineError(faults=error.faults) from error
     with data_report.counting(screen) as progress:
-        found = inspection.examine(files, progress)
+        found = inspection.examine(files, progress, broken_images=dataset.broken_images)
     if screen.json:
         screen.emit(recipe=recipe, **found.to_dict())
     else:

@@ -22,7 +22,7 @@ _GAPS_SHOWN = 12
 
 def check(splits: Sequence[Labels]) -> Found:
     """All of them."""
-    yield from _ids(splits)
+    yield from _ids([labels for labels in splits if not labels.is_converted])
     yield from _sources(splits)
     yield from _classes(splits)
     yield from _rare(splits)

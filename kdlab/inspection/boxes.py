@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -57,8 +58,7 @@ def _repeated(labels: Labels) -> Found:
 
 def _spans(labels: Labels) -> Iterator[tuple[int, int]]:
     """First and last + 1 object of each image that has two or more."""
-    ends = np.cumsum(labels.counts).tolist()
-    for start, stop in zip([0, *ends[:-1]], ends, strict=True):
+    for start, stop in pairwise([0, *np.cumsum(labels.counts).tolist()]):
         if stop - start > 1:
             yield start, stop
 
@@ -87,4 +87,4 @@ def _one_based(labels: Labels) -> Found:
         return
     ends = (labels.boxes[:, :2] + labels.boxes[:, 2:] == labels.sizes[labels.image]).any(axis=1)
     if count := int(ends.sum()):
-        yield "one-based", Place(labels.split, detail="smallest x, y is 1", count=count)
+        yield "one-based", Place(labels.split, count=count)

@@ -21,7 +21,8 @@ def check(labels: Labels) -> Found:
     yield from _categories(labels)
     yield from _licences(labels)
     yield from _segmentations(labels)
-    yield from _numbers(labels)
+    if not labels.is_converted:
+        yield from _numbers(labels)
     hashes = [name for name in labels.files if EXPORT.search(name)]
     yield from (("export-hash", Place(labels.split, name)) for name in hashes)
 

@@ -19,9 +19,6 @@ from kdlab.inspection.voc import Annotation, XmlFile
 OTHER = "other"
 """The split of labelled images that lie beside those of a recipe and that it does not name."""
 
-# Beyond all ids of a converted set, so that none of them seems to be used twice.
-_OTHER_ID = 10**9
-
 Progress = Callable[[str, int, int], None]
 
 
@@ -34,12 +31,14 @@ class Inspection:
         fingerprint: of the files that jobs would use.
         summaries: of each split, and of all where there are several.
         defects: the worst first.
+        left_out: broken images of train and val that a job skips.
     """
 
     name: str
     fingerprint: str
     summaries: tuple[Summary, ...]
     defects: tuple[Defect, ...]
+    left_out: int = 0
 
     @property
     def usable(self) -> bool:
@@ -52,29 +51,43 @@ class Inspection:
             "dataset": self.name,
             "fingerprint": self.fingerprint,
             "usable": self.usable,
+            "left_out": self.left_out,
             "splits": [found.to_dict() for found in self.summaries],
             "defects": [defect.to_dict() for defect in self.defects],
         }
 
 
-def examine(files: DatasetFiles, progress: Progress = lambda what, done, total: None) -> Inspection:
+def examine(
+    files: DatasetFiles,
+    progress: Progress = lambda what, done, total: None,
+    *,
+    broken_images: str = "stop",
+) -> Inspection:
     """Look at every label and every image.
 
     Args:
         files: the data set; labelled splits beside train and val are looked at too.
         progress: told what is counted, how much is done and how much there is.
+        broken_images: what a job does at one, "stop" or "skip".
     """
     splits, found = _labels(files, progress)
     listed, wrong = voc.read(list(_xml_files(splits)))
     others, more_wrong = voc.read(list(_other_xml(splits)))
     found += [*wrong, *more_wrong]
     if others:
-        labels, wrong = arranged(OTHER, splits[0].folder, voc.as_coco(others, files.classes, _OTHER_ID))
-        splits += [labels] if labels else []
-        found += wrong
+        splits.append(arranged(OTHER, splits[0].folder, voc.as_coco(others, files.classes))[0])
     facts = _images(splits, progress)
     found += list(_checks(splits, facts, [*listed, *others]))
-    return Inspection(files.name, files.fingerprint, tuple(_summaries(splits, facts)), tuple(defects(found)))
+    left_out = _left_out(facts) if broken_images == "skip" else 0
+    told = tuple(defects(found, skips_broken=left_out > 0))
+    return Inspection(files.name, files.fingerprint, tuple(_summaries(splits, facts)), told, left_out)
+
+
+def _left_out(facts: Sequence[ImageFacts]) -> int:
+    """How many images a job skips; 0 where that would leave it none to learn from or to measure on."""
+    read = [found for found in facts if found.task.split in ("train", "val")]
+    whole = {found.task.split for found in read if not found.fault}
+    return sum(bool(found.fault) for found in read) if len(whole) == 2 else 0
 
 
 def _labels(files: DatasetFiles, progress: Progress) -> tuple[list[Labels], list[tuple[str, Place]]]:
@@ -82,11 +95,11 @@ def _labels(files: DatasetFiles, progress: Progress) -> tuple[list[Labels], list
     places |= _siblings(files)
     splits, found = [], []
     for done, (name, split) in enumerate(places.items()):
-        progress("labels", done, len(places))
+        progress("label files", done, len(places))
         labels, wrong = read(name, split.images, split.labels)
         splits += [labels] if labels else []
         found += wrong
-    progress("labels", len(places), len(places))
+    progress("label files", len(places), len(places))
     return splits, found
 
 
@@ -94,11 +107,12 @@ def _siblings(files: DatasetFiles) -> dict[str, Split]:
     """Splits beside train, where folder and labels bear the split's name: images/test, test.json."""
     folder = files.train.images
     labels = os.path.relpath(files.train.labels, folder.parent)
+    named = {os.path.normpath(split.labels) for split in (files.train, files.val)}
     found = {}
     if folder.name in labels and folder.parent.is_dir():
         for other in sorted(folder.parent.iterdir()):
             path = Path(os.path.normpath(folder.parent / labels.replace(folder.name, other.name)))
-            if other.is_dir() and path.is_file() and path not in (files.train.labels, files.val.labels):
+            if other.is_dir() and path.is_file() and str(path) not in named:
                 found[other.name] = Split(other, path)
     return found
 

@@ -11,6 +11,8 @@ SEVERITIES = ("error", "warn", "note")
 TRAINED_ON = ("train", "val", "")
 """Splits that a job reads, and the set as a whole; a defect elsewhere stops nothing."""
 
+BROKEN = ("image-missing", "image-empty", "image-unreadable", "image-truncated")
+
 KINDS: dict[str, tuple[str, str]] = {
     "labels-unusable": ("error", "labels that cannot be used"),
     "image-missing": ("error", "labelled images without a file"),
@@ -130,16 +132,26 @@ class Defect:
         }
 
 
-def defects(found: Iterable[tuple[str, Place]]) -> list[Defect]:
-    """One defect a kind, the worst first, in the order of `KINDS`."""
+def defects(found: Iterable[tuple[str, Place]], *, skips_broken: bool = False) -> list[Defect]:
+    """One defect a kind, the worst first, in the order of `KINDS`.
+
+    Args:
+        found: what the checks yield.
+        skips_broken: whether a job goes on without the images that it cannot read.
+    """
     places: dict[str, list[Place]] = {kind: [] for kind in KINDS}
     for kind, place in found:
         places[kind].append(place)
-    made = [Defect(kind, _severity(kind, at), KINDS[kind][1], tuple(at)) for kind, at in places.items() if at]
+    made = [
+        Defect(kind, _severity(kind, at, skips_broken), KINDS[kind][1], tuple(at))
+        for kind, at in places.items()
+        if at
+    ]
     return sorted(made, key=lambda defect: SEVERITIES.index(defect.severity))
 
 
-def _severity(kind: str, places: list[Place]) -> str:
+def _severity(kind: str, places: list[Place], skips_broken: bool) -> str:
     severity = KINDS[kind][0]
-    stops = severity != "error" or any(place.split in TRAINED_ON for place in places)
-    return severity if stops else "warn"
+    passed = kind in BROKEN and skips_broken
+    stops = not passed and any(place.split in TRAINED_ON for place in places)
+    return severity if stops or severity != "error" else "warn"

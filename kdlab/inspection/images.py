@@ -25,7 +25,6 @@ _MODES = {
     "LA": "alpha",
     "RGBA": "alpha",
     "P": "palette",
-    "PA": "palette",
     "CMYK": "cmyk",
 }
 _USUAL_MODES = ("RGB", *_MODES)
@@ -125,7 +124,7 @@ def _decoded(task: ImageTask, image: Image.Image, digest: str) -> ImageFacts:
         image.load()
     except Exception as error:  # as above
         why = str(error)
-        fault = "image-truncated" if "truncated" in why or "Truncated" in why else "image-unreadable"
+        fault = "image-truncated" if "truncated" in why.lower() else "image-unreadable"
     return ImageFacts(task, fault, why, str(image.format), image.mode, image.size, orientation, digest)
 
 

@@ -59,6 +59,11 @@ class Labels:
         return [image["file_name"] for image in self.images]
 
     @property
+    def is_converted(self) -> bool:
+        """Whether kdlab made them of XML files, so that ids and whole numbers are its own doing."""
+        return any("xml" in image for image in self.images)
+
+    @property
     def counts(self) -> Ints:
         """(I,) objects of each image."""
         return np.bincount(self.image, minlength=len(self.images))
@@ -80,16 +85,16 @@ def read(split: str, folder: Path, file: Path) -> tuple[Labels | None, list[tupl
         data = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         return None, [("labels-unusable", Place(split, str(file), detail=str(error)))]
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(data, dict) or not isinstance(data.get(key), list):
+            return None, [("labels-unusable", Place(split, file.name, detail=f'has no list "{key}"'))]
     return arranged(split, folder, data, file.name)
 
 
 def arranged(
-    split: str, folder: Path, data: Any, file: str = ""
-) -> tuple[Labels | None, list[tuple[str, Place]]]:
-    """The same of a parsed file."""
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            return None, [("labels-unusable", Place(split, file, detail=f'has no list "{key}"'))]
+    split: str, folder: Path, data: dict[str, Any], file: str = ""
+) -> tuple[Labels, list[tuple[str, Place]]]:
+    """The same of a parsed file with lists of images, annotations and categories."""
     found: list[tuple[str, Place]] = []
     images, objects = _images(split, data, found), data["annotations"]
     where = {image["id"]: index for index, image in enumerate(images)}

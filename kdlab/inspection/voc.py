@@ -116,21 +116,22 @@ def _one_based(read: Sequence[Annotation]) -> Found:
         if right == found.size[0] or bottom == found.size[1]
     )
     for split, count in counts.items():
-        yield "xml-one-based", Place(split, detail="smallest xmin, ymin is 1", count=count)
+        yield "xml-one-based", Place(split, count=count)
 
 
-def as_coco(read: Sequence[Annotation], classes: Sequence[str], first_id: int) -> dict[str, Any]:
-    """COCO labels of XML files that no split names; ids count from `first_id`, corners lose 1."""
+def as_coco(read: Sequence[Annotation], classes: Sequence[str]) -> dict[str, Any]:
+    """COCO labels of XML files that no split names; ids count from 1, corners lose 1."""
     names = [*classes, *sorted({name for found in read for name, *_ in found.objects} - set(classes))]
     number = {name: place for place, name in enumerate(names, start=1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id, found in enumerate(read, start=first_id):
+    for image_id, found in enumerate(read, start=1):
         width, height = found.size
-        images.append({"id": image_id, "file_name": found.file.image, "width": width, "height": height})
+        image = {"id": image_id, "file_name": found.file.image, "width": width, "height": height}
+        images.append(image | {"xml": str(found.file.path)})
         for name, (left, top, right, bottom), difficult, _ in found.objects:
             box = [left - 1, top - 1, right - left, bottom - top]
-            entry = {"id": first_id + len(annotations), "image_id": image_id, "bbox": box}
+            entry = {"id": len(annotations) + 1, "image_id": image_id, "bbox": box}
             annotations.append(entry | {"category_id": number[name], "iscrowd": int(difficult)})
     categories = [{"id": place, "name": name} for name, place in number.items()]
     return {"images": images, "annotations": annotations, "categories": categories}

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from kdlab.inspection import images
+from kdlab.inspection.images import ImageFacts, ImageTask
+
+
+def facts(path: Path, content: bytes | None = None, size: tuple[int, int] = (200, 150)) -> ImageFacts:
+    if content is not None:
+        path.write_bytes(content)
+    return images.facts_of(ImageTask("train", path.name, path, *size))
+
+
+def kinds(found: ImageFacts) -> list[str]:
+    return [kind for kind, _ in images.check([found])]
+
+
+def test_a_folder_of_the_name_of_an_image_is_no_image(tmp_path: Path) -> None:
+    found = facts(tmp_path)
+    assert (found.fault, found.why) == ("image-unreadable", "Is a directory")
+
+
+def test_an_image_too_large_to_decode_is_unreadable(
+    tmp_path: Path, make_picture: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    found = facts(tmp_path / "a.jpg", make_picture())
+    assert found.fault == "image-unreadable"
+    assert "decompression bomb" in found.why
+
+
+def test_a_byte_changed_in_a_png_makes_it_unreadable(
+    tmp_path: Path, make_picture: Callable[..., bytes]
+) -> None:
+    content = bytearray(make_picture(form="PNG"))
+    content[content.index(b"IDAT") + 10] ^= 0xFF
+    found = facts(tmp_path / "a.png", bytes(content))
+    assert (found.fault, found.format) == ("image-unreadable", "PNG")
+
+
+def test_of_a_cut_image_the_size_is_judged_too(tmp_path: Path, make_picture: Callable[..., bytes]) -> None:
+    found = facts(tmp_path / "a.jpg", make_picture()[:-200], size=(1, 1))
+    assert kinds(found) == ["image-truncated", "size-differs"]
+
+
+def test_of_a_file_that_is_no_image_nothing_more_is_told(tmp_path: Path) -> None:
+    assert kinds(facts(tmp_path / "a.jpg", b"text")) == ["image-unreadable"]
+
+
+@pytest.mark.parametrize(
+    ("turned", "size", "fits"),
+    [(6, (200, 150), True), (6, (150, 200), True), (3, (150, 200), False), (1, (150, 200), False)],
+)
+def test_labels_may_have_the_size_before_or_after_a_quarter_turn(
+    turned: int, size: tuple[int, int], fits: bool, tmp_path: Path, make_picture: Callable[..., bytes]
+) -> None:
+    found = facts(tmp_path / "a.jpg", make_picture(turned=turned), size)
+    assert ("size-differs" not in kinds(found)) == fits
+    assert ("exif-turned" in kinds(found)) == (turned != 1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "kind"), [("1", "PNG", "grey"), ("LA", "PNG", "alpha"), ("CMYK", "TIFF", "cmyk")]
+)
+def test_rarer_modes_are_told_as_what_they_are(
+    mode: str, form: str, kind: str, tmp_path: Path, make_picture: Callable[..., bytes]
+) -> None:
+    assert kinds(facts(tmp_path / f"a.{form}", make_picture(mode=mode, form=form))) == [kind]
+
+
+def test_facts_keep_the_order_and_tell_of_each(tmp_path: Path, make_picture: Callable[..., bytes]) -> None:
+    tasks = [ImageTask("train", f"{number}.jpg", tmp_path / f"{number}.jpg", 200, 150) for number in range(9)]
+    for number, task in enumerate(tasks):
+        task.path.write_bytes(make_picture(number))
+    told: list[int] = []
+    assert [found.task for found in images.look(tasks, told.append)] == tasks
+    assert told == list(range(1, 10))
+
+
+def test_an_interruption_ends_it(tmp_path: Path) -> None:
+    def interrupt(done: int) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        images.look([ImageTask("train", "a", tmp_path / "a", 1, 1)] * 3, interrupt)
+
+
+def test_a_leak_is_not_told_as_a_same_name_besides(data: Any) -> None:
+    data.rename("val", 0, "a.jpg", data.files["images/train/a.jpg"])
+    assert [defect.kind for defect in data.examine().defects] == ["leak"]
+
+
+def test_hidden_files_and_other_endings_are_no_images(tmp_path: Path) -> None:
+    for name in (".a.jpg", "b.JPG", "c.txt", "d.webp"):
+        (tmp_path / name).touch()
+    assert [path.name for path in images.files_below(tmp_path)] == ["b.JPG", "d.webp"]
+    assert list(images.files_below(tmp_path / "nowhere")) == []
