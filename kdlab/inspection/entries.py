@@ -37,6 +37,8 @@ def _ids(labels: Labels) -> Found:
     for index, entry in enumerate(labels.objects):
         if entry["id"] == 0:
             yield "annotation-id-0", labels.place(index)
+    if not labels.objects:
+        yield "nothing-labelled", Place(split)
     for index in np.flatnonzero(labels.counts == 0).tolist():
         yield "no-objects", Place(split, labels.images[index]["file_name"])
 
@@ -63,7 +65,10 @@ def _categories(labels: Labels) -> Found:
 
 def _licences(labels: Labels) -> Found:
     listed = labels.data.get("licenses")
-    known = {entry.get("id") for entry in listed if isinstance(entry, dict)} if listed else set()
+    # A list, not a set: nothing has checked these ids, and one may be of any kind.
+    known = (
+        [entry.get("id") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    )
     for image in labels.images:
         if "license" in image and image["license"] not in known:
             yield "licence-missing", Place(labels.split, image["file_name"], detail=f"{image['license']}")

@@ -15,6 +15,7 @@ BROKEN = ("image-missing", "image-empty", "image-unreadable", "image-truncated")
 
 KINDS: dict[str, tuple[str, str]] = {
     "labels-unusable": ("error", "labels that cannot be used"),
+    "nothing-labelled": ("error", "splits without any object"),
     "image-missing": ("error", "labelled images without a file"),
     "image-empty": ("error", "image files of 0 bytes"),
     "image-unreadable": ("error", "files that are no readable image"),

@@ -101,8 +101,8 @@ def facts_of(task: ImageTask) -> ImageFacts:
         content = task.path.read_bytes()
     except FileNotFoundError:
         return ImageFacts(task, "image-missing")
-    except OSError as error:
-        return ImageFacts(task, "image-unreadable", error.strerror or str(error))
+    except (OSError, ValueError) as error:  # the second for a name that no file can have
+        return ImageFacts(task, "image-unreadable", getattr(error, "strerror", None) or str(error))
     if not content:
         return ImageFacts(task, "image-empty")
     digest = hashlib.sha256(content).hexdigest()

@@ -176,7 +176,12 @@ def _has_id(entry: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number and no truth value."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond the largest float
+        return False
 
 
 def bins(areas: Floats) -> dict[str, int]:

@@ -161,6 +161,11 @@ def _(data: Any, *_: Any) -> None:
     data.labels["train"]["annotations"] = [e for e in objects(data) if e["image_id"] != 1]
 
 
+@case("nothing-labelled", "train: ")
+def _(data: Any, *_: Any) -> None:
+    data.labels["train"]["annotations"] = []
+
+
 @case("imbalance", ": dog 4.9 %")
 def _(data: Any, *_: Any) -> None:
     for step in range(74):

@@ -101,3 +101,8 @@ def test_hidden_files_and_other_endings_are_no_images(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert [path.name for path in images.files_below(tmp_path)] == ["b.JPG", "d.webp"]
     assert list(images.files_below(tmp_path / "nowhere")) == []
+
+
+def test_a_name_that_no_file_can_have_is_unreadable(tmp_path: Path) -> None:
+    found = facts(tmp_path / "a\0.jpg")
+    assert (found.fault, found.why) == ("image-unreadable", "embedded null byte")

@@ -86,3 +86,9 @@ def test_a_file_that_is_not_there_gives_no_labels(tmp_path: Path) -> None:
     found, [(_, place)] = labels.read("train", tmp_path, tmp_path / "f.json")
     assert found is None
     assert "No such file" in place.detail
+
+
+def test_a_number_beyond_all_floats_is_left_out_and_named(data: Any) -> None:
+    data.labels["train"]["annotations"][0]["bbox"] = [0, 0, 10**400, 5]
+    _, wrong = arranged(data)
+    assert wrong == ["annotation 0: bbox is not [x, y, width, height]"]
