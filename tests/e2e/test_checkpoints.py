@@ -47,7 +47,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def kdlab(folder: Path, *overrides: str, runs: str) -> subprocess.CompletedProcess[str]:
     sets = [word for override in overrides for word in ("--set", override)]
-    environment = os.environ | {"KDLAB_RUNS": str(folder / runs), "KDLAB_CACHE": str(folder / "cache")}
+    environment = os.environ | {
+        "KDLAB_RUNS": str(folder / runs),
+        "KDLAB_CACHE": str(folder / "cache"),
+        # leases of its own, so that it does not wait for other runs on this machine
+        "XDG_RUNTIME_DIR": str(folder),
+    }
     return subprocess.run(
         [sys.executable, "-m", "kdlab", "run", "tiny.yaml", "-y", *sets],
         cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300,

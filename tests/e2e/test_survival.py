@@ -39,7 +39,12 @@ class World:
         folder.mkdir()
         self.folder, self.cache = folder, cache
         (folder / "tiny.yaml").write_text(RECIPE)
-        self.environment = os.environ | {"KDLAB_RUNS": str(folder / "runs"), "KDLAB_CACHE": str(cache)}
+        self.environment = os.environ | {
+            "KDLAB_RUNS": str(folder / "runs"),
+            "KDLAB_CACHE": str(cache),
+            # leases of its own, so that it does not wait for other runs on this machine
+            "XDG_RUNTIME_DIR": str(folder),
+        }
 
     def start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "kdlab", "run", "tiny.yaml", "-y"]
