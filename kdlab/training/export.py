@@ -35,7 +35,7 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
 
     Args:
         job_folder: of the job.
-        to: where the files go, named after the kind of the job; other files there stay.
+        to: where the files go, named "student" or "teacher"; other files there stay.
         force: replace what an earlier export left.
         wish: what the ONNX file should be, a `onnx.Wish` as plain data; None writes none.
 
@@ -50,7 +50,8 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
     paths = JobPaths(job_folder)
     job, result = read_job(paths), JobResult.read(paths)
     assert result is not None, "the command line asks for finished jobs only"
-    _refuse_to_overwrite(to, job.kind, force)
+    name = "teacher" if job.is_teacher else "student"
+    _refuse_to_overwrite(to, name, force)
     state, origin = weights(paths, result), origin_of(job, result)
     files = {
         "safetensors": safetensors(state, {"format": "pt", **_as_text(origin)}),
@@ -62,11 +63,11 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
         from kdlab.training import onnx
 
         files["onnx"], checks = onnx.export(trained(job, state), onnx.Wish(**wish), _as_text(origin))
-    write(to, {f"{job.kind}.{ending}": data for ending, data in files.items()})
+    write(to, {f"{name}.{ending}": data for ending, data in files.items()})
     for stale in ENDINGS:
         if stale not in files:
-            (to / f"{job.kind}.{stale}").unlink(missing_ok=True)
-    written = [{"name": f"{job.kind}.{ending}", "bytes": len(data)} for ending, data in files.items()]
+            (to / f"{name}.{stale}").unlink(missing_ok=True)
+    written = [{"name": f"{name}.{ending}", "bytes": len(data)} for ending, data in files.items()]
     return {"job": job.id, "folder": str(to), "files": written, "checks": checks}
 
 
@@ -110,6 +111,7 @@ def origin_of(job: Job, result: JobResult) -> dict[str, Any]:
 def config_text(job: Job) -> str:
     """One mmdet config that needs no other file: the model, and how the job read images to measure itself."""
     classes = tuple(job.inputs["dataset"]["classes"])
+    imports = job.settings["model"].get("imports")
     scale = job.settings["dataset"]["scale"]
     pipeline = [
         {"type": "LoadImageFromFile"},
@@ -132,6 +134,7 @@ def config_text(job: Job) -> str:
         {
             "default_scope": "mmdet",
             "classes": classes,
+            **({"custom_imports": {"imports": imports}} if imports else {}),
             "model": _model_config(job),
             "test_pipeline": pipeline,
             "test_dataloader": {"batch_size": 1, "num_workers": 0, "dataset": dataset},
@@ -175,8 +178,8 @@ def _model_config(job: Job) -> Any:
     return model
 
 
-def _refuse_to_overwrite(to: Path, kind: str, force: bool) -> None:
-    there = [to / f"{kind}.{ending}" for ending in ENDINGS if (to / f"{kind}.{ending}").exists()]
+def _refuse_to_overwrite(to: Path, name: str, force: bool) -> None:
+    there = [to / f"{name}.{ending}" for ending in ENDINGS if (to / f"{name}.{ending}").exists()]
     if there and not force:
         raise UsageError(
             "there is an export already",

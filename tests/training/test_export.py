@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,24 @@ def test_onnx_file_is_written_beside_them(tmp_path: Path, job: Job) -> None:
     pytest.importorskip("onnxruntime")
     folder = exported(tmp_path, wish={"size": [64, 96], "nms": False})
     assert {path.name for path in folder.iterdir()} == NAMES | {"student.onnx"}
+
+
+def test_a_measured_teacher_is_called_a_teacher(tmp_path: Path, job: Job) -> None:
+    write_json(JobPaths(tmp_path / job.id).job, replace(job, kind="evaluate").to_dict())
+    assert {path.name for path in exported(tmp_path).iterdir()} == {
+        "teacher.safetensors",
+        "teacher.pth",
+        "teacher.py",
+    }
+
+
+def test_a_config_that_brings_its_own_modules_names_them(job: Job) -> None:
+    from mmengine.config import Config
+
+    from kdlab.training.detectors import config
+    from kdlab.training.export import config_text
+
+    found = config(job.settings["model"], 10).model.to_dict()
+    model = {**job.settings["model"], "config": found, "imports": ["json"]}
+    text = config_text(replace(job, settings={**job.settings, "model": model}))
+    assert Config.fromstring(text, ".py").custom_imports == {"imports": ["json"]}
