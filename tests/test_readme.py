@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,12 @@ def test_recipe_in_the_readme_is_the_quickstart() -> None:
 
 
 def test_table_in_the_readme_is_the_committed_one() -> None:
-    lines = (ROOT / "results" / "digits" / "quickstart.md").read_text().splitlines()
-    table = [line for line in lines if line.startswith("|")]
+    # not the file itself: whoever ran the main job here has a table of their own there
+    command = ["git", "-C", str(ROOT), "show", "HEAD:results/digits/quickstart.md"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    if shown.returncode:
+        pytest.skip("this is no checkout")
+    table = [line for line in shown.stdout.splitlines() if line.startswith("|")]
     assert "\n".join(table) in README
 
 

@@ -39,6 +39,8 @@ def labels(images: dict[str, int], first: int) -> dict[str, Any]:
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A set of two images a split that holds no defect above a note."""
     monkeypatch.setenv("KDLAB_CACHE", str(tmp_path / "cache"))
+    # pytest's workers have it, and then a line is cut there
+    monkeypatch.delenv("COLUMNS", raising=False)
     base = tmp_path / "set"
     for split, names, first in (("train", "ab", 1), ("valid", "cd", 3)):
         folder = base / "images" / split
