@@ -201,8 +201,8 @@ class TestLabels:
             ([IMAGE], [BOX | {"bbox": [1, 2, 3]}], "annotations whose bbox is not [x, y, width, height]: 1"),
             (
                 [IMAGE],
-                [BOX | {"bbox": [1, 2, 3, float("nan")]}],
-                "annotations whose bbox is not [x, y, width, height]: 1",
+                [BOX | {"bbox": [1, 2, 3, float("nan")]}, BOX | {"id": 1, "bbox": [1, 2, 3, 10**400]}],
+                "annotations whose bbox is not [x, y, width, height]: 2",
             ),
             ([IMAGE], [BOX | {"area": "55"}], "annotations whose area is not a number: 1"),
         ],
