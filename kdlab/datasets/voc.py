@@ -160,10 +160,15 @@ def _entries(layout: _Layout, chosen: dict[str, tuple[str, ...]]) -> dict[str, l
 def _entries_of(layout: _Layout, split: str) -> tuple[list[Entry], list[Fault]]:
     path = layout.list_of(split)
     lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    stems = [_FLAG.sub("", line.strip()) for line in lines if line.strip()]
+    images, annotations = (layout.folder(split, name) for name in (layout.images, layout.annotations))
+    # "cell 1" may be a stem, or the stem "cell" with VOC's flag
+    stems = [
+        line if (annotations / f"{line}.xml").is_file() else _FLAG.sub("", line)
+        for line in map(str.strip, lines)
+        if line
+    ]
     if not stems:
         return [], [Fault("this split lists no images", where=str(path), fix="write one stem a line")]
-    images, annotations = (layout.folder(split, name) for name in (layout.images, layout.annotations))
     found, no_xml, no_image = [], [], []
     for stem in stems:
         image, xml = _image(images, stem), annotations / f"{stem}.xml"

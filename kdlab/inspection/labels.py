@@ -12,7 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdlab.datasets._coco_labels import label_faults
 from kdlab.inspection.findings import Place
+
+_ONLY_TOLD_HERE = ("images without a whole width", "annotations whose area")
+"""What a job refuses and the arrays below would take; `prepare` finds it in small files only."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -88,7 +92,14 @@ def read(split: str, folder: Path, file: Path) -> tuple[Labels | None, list[tupl
     for key in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             return None, [("labels-unusable", Place(split, file.name, detail=f'has no list "{key}"'))]
-    return arranged(split, folder, data, file.name)
+    labels, found = arranged(split, folder, data, file.name)
+    if labels:
+        told = [fault for fault in label_faults(data, str(file)) if fault.what.startswith(_ONLY_TOLD_HERE)]
+        found += [
+            ("labels-unusable", Place(split, file.name, detail=f"{fault.what}: {fault.got}"))
+            for fault in told
+        ]
+    return labels, found
 
 
 def arranged(

@@ -23,7 +23,7 @@ from kdlab.orchestration.settings import ModelSettings, Recipe
 from kdlab.orchestration.weight_files import WeightFile
 
 PROBE = "kdlab.training.probe"
-FROM_CONFIG = ("backbone", "config", "imports")
+FROM_CONFIG = ("backbone", "code", "config", "imports")
 """What the probe reads of an mmdet config for the settings of a job."""
 
 
@@ -176,13 +176,8 @@ def _cache(request: dict[str, Any]) -> Path:
     Files of weights count by their content, which the request names too, and never by where they lie.
     """
     folder = catalog.PACKAGE / "training"
-    sources = [
-        *sorted(folder.glob("detectors/*.py")),
-        *(
-            folder / name
-            for name in ("backbones.py", "key_report.py", "outputs.py", "probe.py", "sizing.py", "weights.py")
-        ),
-    ]
+    named = ("backbones", "key_report", "mmdet_config", "outputs", "probe", "sizing", "weights")
+    sources = [*sorted(folder.glob("detectors/*.py")), *(folder / f"{name}.py" for name in named)]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     asked = {name: value for name, value in request.items() if name != "files"}
     key = json.dumps([asked, versions(), code], sort_keys=True)

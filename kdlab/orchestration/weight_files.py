@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 from kdlab.datasets.base import cache_dir, user_path
 from kdlab.errors import Fault, MachineError, UsageError
@@ -21,7 +22,7 @@ SAID_EVERY_S = 5.0
 TIMEOUT_S = 30.0
 WORDS = ("none", "imagenet")
 """What `init:` means by itself; all else names a file."""
-_URL = re.compile(r"(https?|file)://", re.IGNORECASE)
+_URL = re.compile(r"https?://", re.IGNORECASE)
 _DIGEST = re.compile(r"-([0-9a-f]{8})\.\w+$")
 _CHUNK = 1 << 20
 
@@ -54,7 +55,8 @@ def gather(recipe: Recipe, progress: Progress = lambda text: None) -> dict[str, 
     found = {}
     for key, text in named.items():
         if text is not None:
-            path = _fetched(text, progress) if _URL.match(text) else _local(text, f"{recipe.path}  {key}")
+            local = url2pathname(urlsplit(text).path) if text.lower().startswith("file:") else text
+            path = _fetched(text, progress) if _URL.match(text) else _local(local, f"{recipe.path}  {key}")
             found[key] = WeightFile(str(path), _sha256(path))
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from mmdet.models.backbones.swin import swin_converter
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
+from torchvision.models import get_model, get_model_weights
 
 from kdlab.errors import JobError, MachineError
 from kdlab.training import checkpoints, weights
@@ -87,17 +87,41 @@ def first_weights(settings: Mapping[str, Any], path: str | None) -> Path | None:
     return file
 
 
-def _torchvision_file(backbone: str) -> Path:
-    """The weights that torchvision trained on ImageNet first, in torch's own cache."""
+def check_torchvision(name: str, backbone: nn.Module) -> None:
+    """See without a download whether torchvision's weights fit an mmdet backbone.
+
+    Raises:
+        JobError: torchvision has none of that name, or they are of another model.
+    """
+    _weights_of(name)
+    with torch.device("meta"):
+        given = get_model(name).state_dict()
+    _, report = fit_backbone({k: v.to("meta") for k, v in backbone.state_dict().items()}, given)
+    if not report.whole:
+        fix = "name a file of this very backbone: init: FILE"
+        raise JobError(faults=[report.fault(f"init: imagenet ({name})", "backbone", fix)])
+
+
+def _weights_of(backbone: str) -> Any:
+    """Torchvision's first ImageNet weights of a backbone.
+
+    Raises:
+        JobError: there are none.
+    """
     try:
-        url = get_model_weights(backbone).IMAGENET1K_V1.url
+        return get_model_weights(backbone).IMAGENET1K_V1
     except ValueError as error:
         fix = "name a file: init: FILE"
         raise JobError(f"torchvision has no weights for {backbone}", got="init: imagenet", fix=fix) from error
+
+
+def _torchvision_file(backbone: str) -> Path:
+    """The weights that torchvision trained on ImageNet first, in torch's own cache."""
+    url = _weights_of(backbone).url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if path.exists():
-        return path
     digest = path.stem.rpartition("-")[2]
+    if path.exists() and checkpoints.sha256(path).startswith(digest):
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)

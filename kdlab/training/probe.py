@@ -17,16 +17,15 @@ from typing import Any
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdlab.errors import JobError, KdlabError, UsageError
 from kdlab.training import detectors, weights
-from kdlab.training.backbones import fit_backbone
+from kdlab.training.backbones import check_torchvision, fit_backbone
 from kdlab.training.key_report import fit
-from kdlab.training.sizing import SWIN_DEPTHS
+from kdlab.training.mmdet_config import read_config
 
 
 def probe(
@@ -46,18 +45,22 @@ def probe(
         classes: of the data set, to compare with those of the files.
 
     Returns:
-        `Facts` as plain data and: "params"; "flops" of one image (2 a multiply-add); "batch_norm_trains",
+        `Facts` as plain data and: "params"; "flops" of one image (2 a multiply-add), of a head that kdlab
+        does not know without the head; "batch_norm_trains",
         whether its statistics move in training; "preprocessing"; "neck_and_head", the shape of each tensor
         there; "pad_divisor", to which images are padded; for each file its key report and
         faults; and of an mmdet config what `read_config` gives.
 
     Raises:
-        JobError: a file cannot be read.
+        JobError: a file cannot be read, or torchvision's weights do not fit.
+        UsageError: the settings name a file that is no config of a detector.
     """
     found = read_config(Path(settings["file"]), settings["init"]) if "file" in settings else {}
     cfg = detectors.config(settings | found, num_classes).model
     cfg.backbone.init_cfg = None
     model = MODELS.build(cfg).train()
+    if settings["init"] == "imagenet":
+        check_torchvision((settings | found)["backbone"], model.backbone)
     return {
         **found,
         **asdict(detectors.adapt(model).facts),
@@ -99,57 +102,6 @@ def _file_facts(part: str, path: Path, model: nn.Module, classes: Sequence[str])
     }
 
 
-def read_config(path: Path, init: str) -> dict[str, Any]:
-    """What a recipe's settings need of an mmdet config, as plain JSON values.
-
-    Where the recipe loads no backbone weights, neither does the config, and then nothing stays frozen.
-
-    Returns:
-        "config" (its model), "imports" (its own modules) and "backbone" (a name as recipes have it).
-
-    Raises:
-        UsageError: it is no config of a detector with a backbone.
-    """
-    try:
-        cfg = Config.fromfile(path)
-        model = json.loads(json.dumps(cfg.model.to_dict()))
-        backbone = model["backbone"]
-    except Exception as error:  # it is Python, and can raise anything
-        raise UsageError(
-            "this is no mmdet config of a detector", where=str(path), got=f"{type(error).__name__}: {error}"
-        ) from error
-    if init == "imagenet" and backbone.get("style") == "caffe":
-        raise UsageError(
-            "this config's backbone is in Caffe's style, and torchvision's weights are not",
-            where=str(path),
-            fix="init: FILE with weights of that style, or a config whose backbone has style='pytorch'",
-        )
-    backbone["init_cfg"] = None
-    # augmentation is the recipe's, and a function of (seed, epoch, index) alone
-    model.get("data_preprocessor", {}).pop("batch_augments", None)
-    if init == "none":
-        backbone |= {"frozen_stages": -1} if "frozen_stages" in backbone else {}
-        backbone |= {"norm_eval": False} if "norm_eval" in backbone else {}
-    imports = (cfg.get("custom_imports") or {}).get("imports") or []
-    return {"config": model, "imports": [imports] if isinstance(imports, str) else list(imports),
-            "backbone": backbone_name(backbone)}  # fmt: skip
-
-
-def backbone_name(backbone: dict[str, Any]) -> str:
-    """ "resnet50" for mmdet's config of it; the type in small letters for one that recipes do not know."""
-    depth, depths = backbone.get("depth"), tuple(backbone.get("depths", SWIN_DEPTHS["swin_t"]))
-    match backbone["type"]:
-        case "ResNet":
-            return f"resnet{depth}"
-        case "ResNeXt":
-            return f"resnext{depth}_{backbone['groups']}x{backbone['base_width']}d"
-        case "MobileNetV2":
-            return "mobilenet_v2"
-        case "SwinTransformer":
-            return next((name for name, known in SWIN_DEPTHS.items() if known == depths), "swin")
-    return str(backbone["type"]).lower()
-
-
 def _flops(model: nn.Module, input_shape: tuple[int, int]) -> int:
     height, width = (-(-side // 32) * 32 for side in input_shape)
     counter = FlopCounterMode(display=False)
@@ -164,7 +116,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     files = request.get("files", {})
     try:
         return probe(request["settings"], request["num_classes"], tuple(request["input"]), files, classes)
-    except JobError as error:
+    except (JobError, UsageError) as error:
         return {"unreadable": [asdict(fault) for fault in error.faults]}
 
 

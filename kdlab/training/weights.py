@@ -53,11 +53,11 @@ def read(path: Path) -> Checkpoint:
             known=f"tensors by name, or such a dict under {', '.join(HOLDERS)}",
             fix="name the file that holds the model",
         )
-    if broken := [name for name, value in tensors.items() if value.isnan().any()]:
+    if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
         raise JobError(
             "the checkpoint holds weights that are not numbers",
             where=str(path),
-            got=f"NaN in {len(broken)} of {len(tensors)} tensors: {_some(broken)}",
+            got=f"NaN or infinity in {len(broken)} of {len(tensors)} tensors: {_some(broken)}",
             fix="its training diverged: use an earlier checkpoint of it",
         )
     return Checkpoint(path, tensors, _classes(content.get("meta")))

@@ -20,8 +20,8 @@ from kdlab import catalog
 from kdlab.training import detectors
 from kdlab.training.distiller import Distiller
 from kdlab.training.methods.base import Connector, Method, Pair
+from kdlab.training.mmdet_config import read_config
 from kdlab.training.outputs import Assignment, Batch, DetectorOutputs, Priors, Tail
-from kdlab.training.probe import read_config
 
 
 def centres(priors: Priors) -> Tensor:

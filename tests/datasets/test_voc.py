@@ -144,6 +144,11 @@ def test_flags_behind_the_stems_are_not_part_of_them(root: Path) -> None:
     assert file_names(prepared(root), "train") == ["JPEGImages/a.jpg"]
 
 
+def test_a_stem_may_end_like_a_flag(tmp_path: Path) -> None:
+    root = lay(tmp_path / "data", train={"cell 1": xml(CAT)}, val={"b": xml(CAT)})
+    assert file_names(prepared(root), "train") == ["JPEGImages/cell 1.jpg"]
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.jpeg"])
 def test_images_of_other_endings_are_found(root: Path, name: str) -> None:
     (root / "JPEGImages/a.jpg").rename(root / "JPEGImages" / name)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,14 @@ def test_a_number_beyond_all_floats_is_left_out_and_named(data: Any) -> None:
     data.labels["train"]["annotations"][0]["bbox"] = [0, 0, 10**400, 5]
     _, wrong = arranged(data)
     assert wrong == ["annotation 0: bbox is not [x, y, width, height]"]
+
+
+def test_what_a_job_refuses_is_told_of_files_of_any_size(data: Any, tmp_path: Path) -> None:
+    content = data.labels["train"]
+    content["images"][0]["width"] = 64.5
+    content["annotations"][0]["area"] = "big"
+    (tmp_path / "f.json").write_text(json.dumps(content))
+    _, wrong = labels.read("train", tmp_path, tmp_path / "f.json")
+    details = [place.detail for kind, place in wrong if kind == "labels-unusable"]
+    assert any("whole width and height" in detail for detail in details)
+    assert any("area is not a number" in detail for detail in details)

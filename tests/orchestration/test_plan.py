@@ -212,7 +212,12 @@ def test_a_detector_with_masks_is_not_trained() -> None:
 
 def test_an_mmdet_config_counts_by_content_and_not_by_name() -> None:
     def student(detector: str, anchors: int) -> Job:
-        found = {"config": {"bbox_head": {"anchors": anchors}}, "imports": [], "backbone": "resnet50"}
+        found = {
+            "config": {"bbox_head": {"anchors": anchors}},
+            "imports": [],
+            "code": {},
+            "backbone": "resnet50",
+        }
         override = f"student={{detector: {detector}}}"
         built = build(override, "arms={baseline: {}}", facts=replace(FACTS, student={**MODEL, **found}))
         return built.jobs[0].job

@@ -87,9 +87,13 @@ def test_a_url_is_fetched_once(name: str, server: str, asked: list[str], cache: 
     assert said == [f"downloading {name}: 0 of 0 MB"]
 
 
-def test_a_file_url_is_fetched(tmp_path: Path) -> None:
-    (tmp_path / "a.pth").write_bytes(CONTENT)
-    assert gathered((tmp_path / "a.pth").as_uri()).sha256 == DIGEST
+def test_a_file_url_is_the_file_as_it_is_now(tmp_path: Path) -> None:
+    file = tmp_path / "a b.pth"
+    file.write_bytes(b"before")
+    assert gathered(file.as_uri()).sha256 != DIGEST
+    file.write_bytes(CONTENT)
+    assert gathered(file.as_uri()).sha256 == DIGEST
+    assert gathered(file.as_uri()).path == str(file)
 
 
 def test_a_name_that_promises_another_content_is_refused(server: str) -> None:

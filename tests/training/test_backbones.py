@@ -15,7 +15,7 @@ from torch import nn
 
 from kdlab.errors import JobError, MachineError
 from kdlab.training import checkpoints, detectors
-from kdlab.training.backbones import first_weights, load_backbone
+from kdlab.training.backbones import check_torchvision, first_weights, load_backbone
 
 
 @pytest.fixture
@@ -135,11 +135,18 @@ class TestImageNet:
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         return tmp_path / "hub" / "checkpoints"
 
-    def test_torchs_own_cache_is_used(self, hub: Path) -> None:
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_torchs_own_cache_is_used_where_its_content_is_right(
+        self, hub: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+    ) -> None:
+        fetched: list[Any] = []
+        monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *args, **_: fetched.append(args))
+        monkeypatch.setattr(checkpoints, "sha256", lambda _: "f37072fd0" if whole else "00000000")
         hub.mkdir(parents=True)
         (hub / "resnet18-f37072fd.pth").touch()
         found = first_weights({"init": "imagenet", "backbone": "resnet18"}, None)
         assert found == hub / "resnet18-f37072fd.pth"
+        assert len(fetched) == (0 if whole else 1)
 
     @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "swin_t", "resnext101_64x4d"])
     def test_no_network_names_the_url_and_the_way_out(
@@ -160,3 +167,20 @@ class TestImageNet:
 def test_imagenet_weights_that_torchvision_lacks_are_refused() -> None:
     with pytest.raises(JobError, match="torchvision has no weights for cspdarknet"):
         first_weights({"init": "imagenet", "backbone": "cspdarknet"}, None)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "width"),
+    [("resnet18", 64), ("resnet50", 64), ("resnext101_64x4d", 64), ("mobilenet_v2", 32), ("swin_t", 96)],
+)
+def test_torchvisions_weights_fit_the_backbone_of_that_name(
+    model_settings: Callable[..., Any], backbone: str, width: int
+) -> None:
+    settings = model_settings("gfl", backbone=backbone, width=width)
+    check_torchvision(backbone, detectors.build(settings, 3).backbone)
+
+
+@pytest.mark.parametrize("changed", [{"depth": 34}, {"base_channels": 32}, {"deep_stem": True}])
+def test_torchvisions_weights_are_refused_for_another_backbone(changed: dict[str, Any]) -> None:
+    with pytest.raises(JobError, match="backbone does not load whole"):
+        check_torchvision("resnet18", ResNet(**{"depth": 18, **changed}))

@@ -11,7 +11,7 @@ import torchvision
 from kdlab import catalog
 from kdlab.errors import UsageError
 from kdlab.training import detectors
-from kdlab.training.probe import probe
+from kdlab.training.probe import _answer, probe
 
 SETTINGS: dict[str, Any] = {
     "detector": "gfl",
@@ -149,3 +149,28 @@ def test_a_file_of_another_model_is_a_fault(tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "r34.pth")
     found = probe(SETTINGS, 10, (128, 128), {"init": str(tmp_path / "r34.pth")})
     assert "another depth" in found["init"]["key_fault"]["got"]
+
+
+@pytest.mark.parametrize(
+    "name", ["condinst/condinst_r50_fpn_ms-poly-90k_coco_instance", "yolact/yolact_r50_1xb8-55e_coco"]
+)
+def test_one_stage_detectors_with_masks_do_not_train(name: str) -> None:
+    assert not probe(config_settings(named(name)), 3, (256, 256))["trains"]
+
+
+def test_two_stages_without_a_neck_give_no_neck_maps() -> None:
+    found = probe(config_settings(named("faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco")), 3, (128, 128))
+    assert (found["detector"], found["provides"], found["strides"]) == ("faster_rcnn", (), ())
+
+
+@pytest.mark.parametrize(
+    ("file", "init", "what"),
+    [
+        ("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco", "imagenet", "Caffe's style"),
+        ("rtmdet/rtmdet_tiny_8xb32-300e_coco", "imagenet", "torchvision has no weights for cspnext"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_answered_as_that(file: str, init: str, what: str) -> None:
+    settings = config_settings(named(file), init=init)
+    (fault,) = _answer({"settings": settings, "num_classes": 3, "input": [128, 128]})["unreadable"]
+    assert what in fault["what"]

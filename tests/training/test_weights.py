@@ -165,9 +165,10 @@ def test_files_that_are_no_checkpoints_are_refused(content: bytes, clause: str, 
         read(tmp_path / "a.pth")
 
 
-def test_weights_of_a_diverged_training_are_refused(model: Any, tmp_path: Path) -> None:
-    state = {**model.state_dict(), "bbox_head.gfl_cls.bias": torch.tensor([0.0, float("nan")])}
-    with pytest.raises(JobError, match=r"NaN in 1 of \d+ tensors: bbox_head.gfl_cls.bias"):
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_weights_of_a_diverged_training_are_refused(model: Any, tmp_path: Path, value: str) -> None:
+    state = {**model.state_dict(), "bbox_head.gfl_cls.bias": torch.tensor([0.0, float(value)])}
+    with pytest.raises(JobError, match=r"NaN or infinity in 1 of \d+ tensors: bbox_head.gfl_cls.bias"):
         read(saved(tmp_path, state))
 
 

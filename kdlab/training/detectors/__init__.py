@@ -17,6 +17,7 @@ from torch import nn
 
 from kdlab.training.backbones import load_backbone
 from kdlab.training.detectors.base import Adapter
+from kdlab.training.mmdet_config import from_json
 from kdlab.training.sizing import set_classes
 
 init_default_scope("mmdet")
@@ -68,7 +69,7 @@ def config(settings: dict[str, Any], num_classes: int) -> Config:
     if found := settings.get("config"):
         for module in settings["imports"]:
             importlib.import_module(module)
-        cfg = Config({"model": found})
+        cfg = Config({"model": from_json(found)})
         set_classes(cfg.model, num_classes)
     else:
         cfg = Config({"model": family(settings["detector"]).config(settings, num_classes)})

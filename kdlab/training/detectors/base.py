@@ -72,7 +72,7 @@ class Adapter:
             strides=strides,
             channels=channels,
             head=f"{type(self.head).__name__} {' '.join(layers)}",
-            trains=getattr(self.head, "mask_head", None) is None,
+            trains=getattr(self.head, "mask_head", None) is None and not self.model.with_mask,
         )
 
     @property

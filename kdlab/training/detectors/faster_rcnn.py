@@ -48,7 +48,9 @@ class FasterRCNN(Adapter):
         return replace(super().facts, detector=name, softmax=True)
 
     def neck(self) -> tuple[tuple[int, ...], int]:
-        """Strides and channels of the maps that the first stage reads."""
+        """Strides and channels of the maps that the first stage reads; none where no neck makes them."""
+        if not self.model.with_neck:
+            return (), 0
         return strides_of(self.model.rpn_head.prior_generator), self.model.rpn_head.in_channels
 
     @contextmanager
@@ -83,7 +85,8 @@ class FasterRCNN(Adapter):
         extractor, head = self.head.bbox_roi_extractor, self.head.bbox_head
         size = extractor.roi_layers[0].output_size
         proposals = self.model.test_cfg.rpn.max_per_img
-        head(torch.empty(proposals, extractor.out_channels, *size, device=inputs.device))
+        regions = torch.empty(proposals, extractor.out_channels, *size, device=inputs.device)
+        head(self.head.shared_head(regions) if self.head.with_shared_head else regions)
 
 
 def two_stage(base: str, settings: dict[str, Any], num_classes: int) -> ConfigDict:
