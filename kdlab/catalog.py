@@ -58,6 +58,8 @@ class MethodInfo(PluginInfo):
         default_weight_when: the weight under an option's value instead, by (option, value).
         needs_when: what is needed besides, by (option, value).
         requires_equal_when: what must be equal besides, by (option, value).
+        defaults_for: other defaults of options, and of "weight", by the student's detector family.
+        unused_when: options that change nothing, by (option, value).
     """
 
     options: dict[str, Option]
@@ -67,6 +69,27 @@ class MethodInfo(PluginInfo):
     default_weight_when: dict[tuple[str, Any], float] = field(default_factory=dict)
     needs_when: dict[tuple[str, Any], tuple[str, ...]] = field(default_factory=dict)
     requires_equal_when: dict[tuple[str, Any], tuple[str, ...]] = field(default_factory=dict)
+    defaults_for: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unused_when: dict[tuple[str, Any], tuple[str, ...]] = field(default_factory=dict)
+
+    def serving(self, detector: str) -> MethodInfo:
+        """The same method with the defaults that it has for students of a detector family."""
+        own = dict(self.defaults_for.get(detector, {}))
+        weight = own.pop("weight", self.default_weight)
+        options = {
+            name: replace(option, default=own[name]) if name in own else option
+            for name, option in self.options.items()
+        }
+        return replace(self, options=options, default_weight=weight)
+
+    def unused(self, options: Mapping[str, Any]) -> dict[str, str]:
+        """Options that change nothing beside these resolved ones, each with the cause: "form: sigmoid"."""
+        return {
+            name: f"{option}: {value}"
+            for (option, value), names in self.unused_when.items()
+            if options[option] == value
+            for name in names
+        }
 
     def weight_for(self, options: Mapping[str, Any]) -> float:
         """The weight where a recipe names none, under these resolved options."""
@@ -264,15 +287,21 @@ _FORMS = {
     "requires_equal": "a tuple of names",
     "needs_when": "a dict {(option, one of its values): tuple of names}",
     "requires_equal_when": "a dict {(option, one of its values): tuple of names}",
+    "defaults_for": 'a dict {detector family: {option, or "weight": value}}',
+    "unused_when": "a dict {(option, one of its values): tuple of options}",
 }
 
 
 def _has_form(name: str, value: Any, options: dict[str, Option]) -> bool:
     if name == "default_weight":
         return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not name.endswith("_when"):
+    if not name.endswith(("_when", "_for")):
         return isinstance(value, tuple) and all(isinstance(entry, str) for entry in value)
     try:
+        if name == "defaults_for":
+            return all(_are_defaults(entry, options) for entry in value.values())
+        if name == "unused_when" and not {word for words in value.values() for word in words} <= {*options}:
+            return False
         always = name.removesuffix("_when")
         cases = [(options[option], chosen, entry) for (option, chosen), entry in value.items()]
         return all(
@@ -280,6 +309,14 @@ def _has_form(name: str, value: Any, options: dict[str, Option]) -> bool:
         )
     except (AttributeError, KeyError, TypeError, ValueError):
         return False
+
+
+def _are_defaults(values: dict[str, Any], options: dict[str, Option]) -> bool:
+    """Whether these could be the defaults of a method's options and of its weight."""
+    return all(
+        _has_form("default_weight", value, {}) if name == "weight" else options[name].check(value) == value
+        for name, value in values.items()
+    )
 
 
 def _options(file: _Source, function: ast.FunctionDef) -> dict[str, Option]:

@@ -85,6 +85,28 @@ def test_needs_grow_with_the_options_that_ask_for_them(tmp_path: Path) -> None:
     )
 
 
+def test_a_family_has_defaults_of_its_own(tmp_path: Path) -> None:
+    text = METHOD.replace(
+        "default_weight = 4",
+        'default_weight = 4\n    defaults_for = {"fcos": {"weight": 2.0, "tau": 0.8}}',
+    )
+    info = catalog.methods(write(tmp_path, rm=text))["rm"]
+
+    fcos, gfl = info.serving("fcos"), info.serving("gfl")
+    assert (fcos.default_weight, fcos.options["tau"].default) == (2.0, 0.8)
+    assert (gfl.default_weight, gfl.options["tau"].default) == (4.0, 1.0)
+
+
+def test_options_without_effect_are_told_with_the_cause(tmp_path: Path) -> None:
+    text = METHOD.replace(
+        "default_weight = 4", 'default_weight = 4\n    unused_when = {("rank", "loc"): ("score", "tau")}'
+    )
+    info = catalog.methods(write(tmp_path, rm=text))["rm"]
+
+    assert info.unused({"rank": "loc"}) == {"score": "rank: loc", "tau": "rank: loc"}
+    assert info.unused({"rank": "cls"}) == {}
+
+
 def test_base_and_private_files_are_no_plugins(tmp_path: Path) -> None:
     write(tmp_path, base="broken(", __init__="", _shared="x = 1", rm=METHOD)
 

@@ -11,7 +11,7 @@ from kdlab.orchestration.settings import MethodSettings, Recipe
 
 FACTS = {"classes": "num_classes", "strides": "strides", "anchors": "anchors", "priors": "priors",
          "channels": "channels", "head": "head"}  # fmt: skip
-STUDENT_ONLY = ("assignment",)
+STUDENT_ONLY = ("assignment", "anchor_boxes")
 
 
 def faults(recipe: Recipe, student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> list[Fault]:

@@ -110,7 +110,7 @@ def _resolved(document: Document) -> dict[str, Any]:
         teacher["schedule"] = _teacher_schedule(teacher.get("schedule", {}), schedule, document)
     if "dataset" in data:
         data["dataset"] = _dataset(data["dataset"], document)
-    methods = catalog.methods()
+    methods = _methods_for(data.get("student"))
     blocks = _method_blocks(data.pop("methods", {}), methods, document)
     if isinstance(data.get("arms"), dict):
         data["inherits"] = _inheriting(data["arms"], document)
@@ -169,6 +169,12 @@ def _teacher_schedule(own: Any, schedule: Any, document: Document) -> Any:
         return own
     without = {"milestones"} if own.get("decay") == "cosine" else set()
     return {key: value for key, value in schedule.items() if key not in without} | own
+
+
+def _methods_for(student: Any) -> dict[str, catalog.MethodInfo]:
+    """All methods, with the defaults that they have for the student's family."""
+    detector = student.get("detector") if isinstance(student, dict) else None
+    return {key: info.serving(str(detector)) for key, info in catalog.methods().items()}
 
 
 def _method_blocks(raw: Any, methods: Methods, document: Document) -> dict[str, dict[str, Any]]:
@@ -238,7 +244,15 @@ def _method(raw: Any, methods: Methods, path: KeyPath, document: Document) -> An
     if not isinstance(raw, dict):
         return raw
     settings = _with_options(raw, MethodSettings, info, path, document)
-    return {"weight": info.weight_for(settings["options"]) if info else 0.0, **settings, "method": key}
+    if info is None:
+        return {"weight": 0.0, **settings, "method": key}
+    # an entry of `methods:` may hold what only some arms can use
+    unused = info.unused(settings["options"]) if path[0] == "arms" else {}
+    for name, why in unused.items():
+        if settings["options"][name] != info.options[name].default:
+            fix = f"remove it, or choose another value than {why}"
+            document.fault((*path, name), f"has no effect with {why}", got=shown(raw[name]), fix=fix)
+    return {"weight": info.weight_for(settings["options"]), **settings, "method": key}
 
 
 def _with_options(

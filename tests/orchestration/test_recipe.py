@@ -26,6 +26,8 @@ PLUGINS = {
         """Rank Mimicking: copy the teacher's ranking."""
         class RankMimicking(Method):
             default_weight = 4.0
+            defaults_for = {"gfl": {"weight": 3.0, "tau": 2.0}}
+            unused_when = {("rank", "loc"): ("quality",)}
             def __init__(
                 self, *, rank: Literal["cls", "loc", "both"] = "cls", tau: float = 1, quality: bool = False
             ): ...
@@ -634,3 +636,14 @@ def test_inheriting_needs_a_teacher(load: Load) -> None:
     text = "dataset: {name: digits}\nstudent: {detector: gfl}\narms: {alone: {inherit: true}}\n"
     with pytest.raises(UsageError, match=r"arms\.alone inherits, but the recipe has no teacher"):
         load(text)
+
+
+def test_a_method_has_the_defaults_of_the_students_family(load: Load) -> None:
+    for detector, weight, tau in (("gfl", 3.0, 2.0), ("retinanet", 4.0, 1.0)):
+        method = load(FULL, f"student.detector={detector}", "methods.rm={}").arms["rm"]["rm"]
+        assert (method.weight, method.options["tau"]) == (weight, tau)
+
+
+def test_an_option_without_effect_in_an_arm_is_refused_where_it_stands(told: Told) -> None:
+    text = told(FULL, "methods.rm={quality: true}", "arms.rm.rm={rank: loc}")
+    assert "methods.rm.quality has no effect with rank: loc" in text

@@ -17,7 +17,7 @@ class ATSS(DenseAdapter):
     """One anchor a cell; raw boxes are deltas to the anchor."""
 
     heads = ("ATSSHead",)
-    provides = (*DenseAdapter.provides, "quality_maps")
+    provides = (*DenseAdapter.provides, "anchor_boxes", "quality_maps")
     labels_at = 1
     label_weights_at = 2
     cls_predictor = "atss_cls"

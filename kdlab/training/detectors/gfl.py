@@ -18,7 +18,7 @@ class GFL(DenseAdapter):
     """One anchor a cell; raw boxes are logits over R + 1 distances for each edge, in strides."""
 
     heads = ("GFLHead",)
-    provides = (*DenseAdapter.provides, "box_distributions")
+    provides = (*DenseAdapter.provides, "anchor_boxes", "box_distributions")
     labels_at = 1
     label_weights_at = 2
     cls_predictor = "gfl_cls"

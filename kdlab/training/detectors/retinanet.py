@@ -17,6 +17,7 @@ class RetinaNet(DenseAdapter):
     """Nine anchors a cell; raw boxes are deltas to the anchor."""
 
     heads = ("RetinaHead",)
+    provides = (*DenseAdapter.provides, "anchor_boxes")
     cls_predictor = "retina_cls"
     reg_predictor = "retina_reg"
 

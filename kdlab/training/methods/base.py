@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
 from kdlab.training.outputs import Assignment, Batch, DetectorOutputs, Facts
@@ -53,7 +54,8 @@ class Method(nn.Module):
     """A distillation loss. Literals below are read from source with `ast`, so that plans need no torch.
 
     A subclass takes its options as annotated keyword arguments of `__init__` and implements `forward`.
-    It never owns weights, warm-up, connectors or names of losses: the Distiller does.
+    It never owns its weight, warm-up, connectors or names of losses: the Distiller does. Where a method is a
+    sum of parts, options give their published factors, and each part is returned by name with its factor.
     """
 
     default_weight: ClassVar[float]
@@ -68,10 +70,14 @@ class Method(nn.Module):
     """Facts in which teacher and student must agree: classes, strides, anchors, priors, channels, head."""
     requires_equal_when: ClassVar[dict[tuple[str, Any], tuple[str, ...]]] = {}
     """More of them under an option's value."""
+    defaults_for: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Other defaults for students of a detector family: {"fcos": {"temperature": 0.8, "weight": 2.0}}."""
+    unused_when: ClassVar[dict[tuple[str, Any], tuple[str, ...]]] = {}
+    """Options that a recipe may not set under an option's value: {("form", "sigmoid"): ("temperature",)}."""
     towers: tuple[tuple[Literal["cls", "reg"], int], ...] = ()
     """Tower convolutions to record; set in `__init__` where they depend on the pair."""
-    connector: ClassVar[Connector | None] = None
-    """How `student.feats` are to be aligned; None leaves them as they are."""
+    connector: Connector | None = None
+    """How `student.feats` are to be aligned; None leaves them as they are. May be set in `__init__`."""
 
     def __init__(self, pair: Pair) -> None:
         super().__init__()
@@ -82,3 +88,8 @@ class Method(nn.Module):
     ) -> Tensor | dict[str, Tensor]:
         """The raw, unweighted loss: one scalar, or several by name; in the graph even where it is 0."""
         raise NotImplementedError
+
+
+def averaged(count: Tensor) -> Tensor:
+    """A count () that normalises a loss: averaged over ranks, at least 1."""
+    return reduce_mean(count.float()).clamp(min=1)

@@ -71,6 +71,12 @@ class PredictionGuidedFeatureImitation(Method):
     needs = ("feats", "cls_maps")
     needs_when = {("region", "positives"): ("assignment",), ("region", "negatives"): ("assignment",)}
     requires_equal = ("classes", "strides", "anchors")
+    unused_when = {
+        ("region", "whole"): ("y", "detach_weight"),
+        ("region", "positives"): ("y", "detach_weight"),
+        ("region", "negatives"): ("y", "detach_weight"),
+        ("region", "gt_mask"): ("y", "detach_weight"),
+    }
     connector = Connector(kernel=1)
 
     def __init__(

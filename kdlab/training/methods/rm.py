@@ -7,11 +7,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from mmdet.structures.bbox import bbox_overlaps
-from mmdet.utils import reduce_mean
 from torch import Tensor
 
 from kdlab.errors import ShapeError
-from kdlab.training.methods.base import Method, Pair
+from kdlab.training.methods.base import Method, Pair, averaged
 from kdlab.training.outputs import Assignment, Batch, DetectorOutputs
 
 
@@ -56,7 +55,7 @@ def rank_mimicking_loss(
     log_teacher = segment_log_softmax(scores_teacher.detach() / temperature, group, groups)
     log_student = segment_log_softmax(scores_student / temperature, group, groups)
     total = (log_teacher.exp() * (log_teacher - log_student)).sum()
-    return total / reduce_mean(total.new_tensor(float(groups))).clamp(min=1)
+    return total / averaged(total.new_tensor(groups))
 
 
 class RankMimicking(Method):
@@ -84,6 +83,7 @@ class RankMimicking(Method):
         ("quality", True): ("quality_maps",),
     }
     requires_equal = ("classes", "priors")
+    unused_when = {("rank", "loc"): ("score", "quality")}
 
     def __init__(
         self,

@@ -65,6 +65,7 @@ class SoftLabel(Method):
 
     default_weight = 1.0
     default_weight_when = {("form", "softmax"): 10.0}
+    unused_when = {("form", "sigmoid"): ("temperature",)}
     needs = ("cls_maps", "assignment")
     requires_equal = ("classes", "priors")
 
