@@ -193,7 +193,7 @@ class Term(nn.Module):
     @property
     def reads_head(self) -> bool:
         """Whether the method looks at more of the teacher than its neck's maps."""
-        return bool(self._needs - {"feats", "assignment"}) or bool(self.method.towers)
+        return bool(self._needs - {"feats", "assignment", "anchor_boxes"}) or bool(self.method.towers)
 
     def weight_at(self, iteration: int) -> float:
         """The weight, which grows linearly over the warm-up."""

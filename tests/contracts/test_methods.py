@@ -23,6 +23,10 @@ METHODS = catalog.methods()
 NOT_ZERO_AT_EQUALITY = ("soft_label", "frs", "gid", "mgd", "fbkd", "crosskd")
 # and of these, which draw at random, why more images cost as much as few
 RANDOM = ("mgd", "maskd", "dkd")
+# these imitate in regions that some levels of the small images lack
+IN_REGIONS_ONLY = ("fgfi",)
+# these exchange or compare towers, which are as wide as the neck
+WITH_EQUAL_HEADS = tuple(key for key, info in METHODS.items() if "head" in info.requires_equal)
 
 
 def variants(info: MethodInfo) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -121,7 +125,7 @@ def test_loss_is_finite_and_its_gradient_reaches_the_student_only(
 def test_loss_is_finite_and_computed_in_fp32_under_autocast(
     paired: Callable[..., Any], raw_batch: Callable[..., Any], method: str
 ) -> None:
-    distiller = paired(method, neck_channels=8)
+    distiller = paired(method, **({} if method in WITH_EQUAL_HEADS else {"neck_channels": 8}))
     seen: list[torch.Tensor] = []
     distiller.terms[method].method.register_forward_pre_hook(
         lambda _, args: seen.extend([*maps_of(args[1]), *maps_of(args[2])])
@@ -152,7 +156,7 @@ def test_a_batch_of_one_image_works(
     check_gradients(distiller, losses_of(distiller, raw_batch([0])))
 
 
-@every_method()
+@every_method(but=WITH_EQUAL_HEADS)
 def test_a_narrower_student_trains_its_connectors(
     paired: Callable[..., Any], raw_batch: Callable[..., Any], method: str
 ) -> None:
@@ -160,7 +164,8 @@ def test_a_narrower_student_trains_its_connectors(
     check_gradients(distiller, losses_of(distiller, raw_batch()))
     connectors = distiller.terms[method].connectors
     assert (connectors is None) == (distiller.terms[method].method.connector is None)
-    assert connectors is None or all(reached(connector) for connector in connectors)
+    trained = any if method in IN_REGIONS_ONLY else all
+    assert connectors is None or trained(reached(connector) for connector in connectors)
 
 
 BY_POSITION = [

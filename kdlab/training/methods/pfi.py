@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kdlab.training.methods._regions import cells_by_centre, union
 from kdlab.training.methods.base import Connector, Method, Pair
 from kdlab.training.outputs import Assignment, Batch, DetectorOutputs
 
@@ -141,16 +142,8 @@ def negatives(batch: Batch, student: DetectorOutputs, assignment: Assignment, le
 
 def gt_mask(batch: Batch, student: DetectorOutputs, assignment: Assignment, level: int) -> Tensor:
     """(B, H, W) cells whose centre lies in a box, whatever the box's size."""
-    height, width = student.priors.sizes[level]
-    stride = student.adapter.facts.strides[level]
-    x = (torch.arange(width, device=batch.gt_boxes.device) + 0.5) * stride
-    y = (torch.arange(height, device=batch.gt_boxes.device) + 0.5) * stride
-    left, top, right, bottom = batch.gt_boxes.unbind(1)
-    across = (x >= left[:, None]) & (x < right[:, None])
-    down = (y >= top[:, None]) & (y < bottom[:, None])
-    covered = down[:, :, None] & across[:, None, :]
-    counts = x.new_zeros(len(batch.image_shapes), height, width).index_add(0, batch.gt_image, covered.to(x))
-    return counts > 0
+    ranges = cells_by_centre(batch.gt_boxes, student.adapter.facts.strides[level])
+    return union(ranges, student.priors.sizes[level], batch)
 
 
 REGIONS: dict[str, Callable[[Batch, DetectorOutputs, Assignment, int], Tensor]] = {
