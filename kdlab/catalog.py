@@ -53,6 +53,7 @@ class MethodInfo(PluginInfo):
     """A distillation method: its options, and what it needs of the two models.
 
     Args:
+        doc: the docstring of its class, which says what each option means.
         needs: names of detector outputs that both models must provide.
         requires_equal: facts in which teacher and student must agree.
         default_weight_when: the weight under an option's value instead, by (option, value).
@@ -65,6 +66,7 @@ class MethodInfo(PluginInfo):
 
     options: dict[str, Option]
     default_weight: float
+    doc: str = ""
     needs: tuple[str, ...] = ()
     requires_equal: tuple[str, ...] = ()
     default_weight_when: dict[tuple[str, Any], float] = field(default_factory=dict)
@@ -257,7 +259,8 @@ def _method(file: _Source) -> MethodInfo:
     for option in options.values():
         if option.required:
             file.refuse(f"option {option.name} has no default; `{file.info.key}: {{}}` must work", init)
-    return MethodInfo(**vars(file.info), options=options, **_facts(file, classes[0], options))
+    doc = ast.get_docstring(classes[0]) or ""
+    return MethodInfo(**vars(file.info), options=options, doc=doc, **_facts(file, classes[0], options))
 
 
 def _function(body: list[ast.stmt], name: str) -> ast.FunctionDef | None:

@@ -11,6 +11,7 @@ import typer
 
 from kdlab import catalog
 from kdlab.cli.console import Screen
+from kdlab.cli.method_card import card, serves
 from kdlab.errors import UsageError, suggestion
 
 if TYPE_CHECKING:
@@ -29,8 +30,14 @@ def ls(
             show_default=False,
         ),
     ] = "",
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="[METHOD]", help="One method: its options, pairs, source.", show_default=False
+        ),
+    ] = "",
 ) -> None:
-    """List recipes, methods, detectors, datasets or runs.
+    """List recipes, methods, detectors, datasets or runs; or tell all about one method.
 
     \b
     Examples:
@@ -38,14 +45,20 @@ def ls(
       ...
       digits/quickstart          GFL R18 to a slimmer R18 on handwritten digits: ...
       $ kdlab ls methods
-      pfi         Prediction-guided Feature Imitation: ...  weight 1.5  ...
-      rm          Rank Mimicking: copy the teacher's ranking ...
+      ...
+      rm          Rank Mimicking: copy the teacher's ranking of the boxes ... one-stage
+      ...
+      $ kdlab ls methods rm
+      rm  Rank Mimicking: copy the teacher's ranking of the boxes that serve one object.
       ...
     """
     known = list(_LISTS)
     if what and what not in known:
         fix = suggestion(what, known) or "kdlab ls"
         raise UsageError(f"there is no list of {what}", known=", ".join(known), fix=fix)
+    if name:
+        _tell(screen, what, name)
+        return
     entries = {name: _LISTS[name]() for name in ([what] if what else known)}
     if screen.json:
         screen.emit(**entries)
@@ -61,7 +74,21 @@ def ls(
     screen.next(_NEXT.get(shown, "kdlab ls recipes"))
 
 
-_NEXT = {"recipes": "kdlab run digits/quickstart", "runs": "kdlab report --table"}
+def _tell(screen: Screen, what: str, name: str) -> None:
+    """All about one method."""
+    methods = catalog.methods()
+    if what != "methods" or name not in methods:
+        fix = suggestion(name, list(methods)) if what == "methods" else f"kdlab ls {what}"
+        raise UsageError(f"{name} is not a method", known=", ".join(methods), fix=fix or "kdlab ls methods")
+    screen.emit(**_method(methods[name])) if screen.json else screen.data(card(methods[name]))
+    screen.next("kdlab ls methods")
+
+
+_NEXT = {
+    "recipes": "kdlab run digits/quickstart",
+    "methods": "kdlab ls methods rm",
+    "runs": "kdlab report --table",
+}
 
 
 def _recipes() -> list[dict[str, Any]]:
@@ -69,10 +96,18 @@ def _recipes() -> list[dict[str, Any]]:
 
 
 def _methods() -> list[dict[str, Any]]:
-    return [
-        {"name": info.key, "about": info.summary, "weight": info.default_weight, **_options(info.options)}
-        for info in catalog.methods().values()
-    ]
+    return [_method(info) for info in catalog.methods().values()]
+
+
+def _method(info: catalog.MethodInfo) -> dict[str, Any]:
+    return {
+        "name": info.key,
+        "about": info.summary,
+        "for": serves(info),
+        "weight": info.default_weight,
+        **_options(info.options),
+        "defaults_for": info.defaults_for,
+    }
 
 
 def _detectors() -> list[dict[str, Any]]:
@@ -128,16 +163,15 @@ def _table(entries: Sequence[dict[str, Any]]) -> Table:
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2, 0, 0))
-    for name in entries[0]:
+    names = [name for name in entries[0] if "for" not in entries[0] or name in ("name", "about", "for")]
+    for name in names:
         table.add_column(no_wrap=name not in ("about", "options"), overflow="fold")
     for entry in entries:
-        table.add_row(
-            *(Text(_words(name, value), style=_STYLES.get(name, "")) for name, value in entry.items())
-        )
+        table.add_row(*(Text(_words(name, entry[name]), style=_STYLES.get(name, "")) for name in names))
     return table
 
 
-_STYLES = {"name": "bold", "plan": "bold", "options": "dim", "run": "dim"}
+_STYLES = {"name": "bold", "plan": "bold", "options": "dim", "run": "dim", "for": "dim"}
 
 
 def _words(name: str, value: Any) -> str:
