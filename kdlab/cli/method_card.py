@@ -74,10 +74,6 @@ def _weights_elsewhere(info: MethodInfo) -> str:
 
 
 def _amount(value: object) -> str:
-    return (
-        f"{value:g}"
-        if isinstance(value, float)
-        else str(value).lower()
-        if value in (True, False)
-        else str(value)
-    )
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
