@@ -60,6 +60,7 @@ class MethodInfo(PluginInfo):
         requires_equal_when: what must be equal besides, by (option, value).
         defaults_for: other defaults of options, and of "weight", by the student's detector family.
         unused_when: options that change nothing, by (option, value).
+        prepares: options that decide what is learned of the teacher before any student is trained.
     """
 
     options: dict[str, Option]
@@ -71,6 +72,7 @@ class MethodInfo(PluginInfo):
     requires_equal_when: dict[tuple[str, Any], tuple[str, ...]] = field(default_factory=dict)
     defaults_for: dict[str, dict[str, Any]] = field(default_factory=dict)
     unused_when: dict[tuple[str, Any], tuple[str, ...]] = field(default_factory=dict)
+    prepares: tuple[str, ...] = ()
 
     def serving(self, detector: str) -> MethodInfo:
         """The same method with the defaults that it has for students of a detector family."""
@@ -285,6 +287,7 @@ _FORMS = {
     "default_weight_when": "a dict {(option, one of its values): a number}",
     "needs": "a tuple of names",
     "requires_equal": "a tuple of names",
+    "prepares": "a tuple of names",
     "needs_when": "a dict {(option, one of its values): tuple of names}",
     "requires_equal_when": "a dict {(option, one of its values): tuple of names}",
     "defaults_for": 'a dict {detector family: {option, or "weight": value}}',

@@ -297,12 +297,17 @@ def _loss(value: float) -> str:
     return f"{value:.2f}" if size < 10 else f"{value:.1f}" if size < 100 else f"{value:.0f}"
 
 
+def _measured(metrics: Mapping[str, float]) -> str:
+    """ "AP 31.8, "; nothing of a job that measures no detector."""
+    return f"AP {metrics['AP']:.1f}, " if "AP" in metrics else ""
+
+
 def _ending(event: Event | None) -> str:
     match event:
         case JobFinished():
-            return f"AP {event.metrics.get('AP', 0.0):.1f}, {duration(event.wall_s)}"
+            return f"{_measured(event.metrics)}{duration(event.wall_s)}"
         case JobReused():
-            return f"AP {event.metrics.get('AP', 0.0):.1f}, by another kdlab run"
+            return f"{_measured(event.metrics)}by another kdlab run"
         case JobFailed():
             return event.what
         case JobCancelled():

@@ -101,7 +101,7 @@ def preview(made: Prepared, *, jobs: bool = False) -> RenderableType:
     for planned in [[one] for one in made.plan.jobs] if jobs else _by_arm(made.plan):
         name = planned[0].job.id if jobs else planned[0].job.arm
         about = planned[0].job.label if jobs else _model(planned[0].job)
-        seeds = "" if jobs or planned[0].job.is_teacher else _seeds(planned)
+        seeds = _seeds(planned) if planned[0].job.kind == "student" and not jobs else ""
         sign, style = ("=", "green") if planned[0].done else ("+", "bold")
         cells = [f"  {sign} {name}", about, seeds, _cost(planned), _reason(planned, made.runs)]
         table.add_row(

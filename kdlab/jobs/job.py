@@ -15,7 +15,7 @@ NUMERICS = 1
 TOLERATED_AP = 0.5
 """How far below `teacher.expect_ap` a teacher may be, in points."""
 
-Kind = Literal["teacher", "student", "evaluate"]
+Kind = Literal["teacher", "student", "evaluate", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class Job:
 
     Args:
         id: `<kind>-<8 hex>`, a hash of `settings`.
-        kind: what the job makes; "evaluate" measures a teacher whose weights came from outside.
-        arm: the recipe's name of the combination of methods; "teacher" for a teacher.
+        kind: what the job makes; "evaluate" measures a teacher whose weights came from outside, "prepare"
+            learns what a method needs of a teacher.
+        arm: the recipe's name of the combination of methods; "teacher" for a teacher, "prepare <method>".
         seed: draws the first weights, the order of the data and the augmentation.
         settings: everything that can change the result, resolved, as plain data.
         parents: ids of the jobs whose weights this one needs.
@@ -69,7 +70,7 @@ class Job:
     @property
     def label(self) -> str:
         """How people see the job: "rm+pfi seed 0", "teacher"."""
-        return self.arm if self.is_teacher else f"{self.arm} seed {self.seed}"
+        return f"{self.arm} seed {self.seed}" if self.kind == "student" else self.arm
 
     def to_dict(self) -> dict[str, Any]:
         """The job as plain data."""

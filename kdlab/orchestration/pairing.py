@@ -68,6 +68,8 @@ def _reasons(
         if missing := [name for name in needs if name not in given]:
             yield f"it needs {' and '.join(missing)}", f"the {role}, {facts['detector']}, has none"
             return
+    if info.prepares and not teacher["trains"]:
+        yield "it learns from the teacher's own loss first", f"that of {teacher['detector']} needs masks"
     for name in equal:
         mine, theirs = student[FACTS[name]], teacher[FACTS[name]]
         if mine != theirs:

@@ -7,20 +7,28 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kdlab import catalog
 from kdlab.jobs.job import NUMERICS, Job, Kind, Resources
 from kdlab.orchestration.facts import Facts, model_settings
 from kdlab.orchestration.settings import MethodSettings, Recipe, Schedule
 
+PREPARING = {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.001, "decay": "cosine", "warmup_iters": 0,
+             "warmup_factor": 1.0, "clip_grad": 35.0, "eval_every": 0, "keep_best": False}  # fmt: skip
+"""How what methods prepare is learned: MasKD's learning rate, decay and weight decay."""
+
 
 def jobs_of(recipe: Recipe, facts: Facts) -> Iterator[Job]:
-    """The teacher, if an arm needs one, then the students, seed by seed."""
+    """The teacher, if an arm needs one, what methods prepare of it, then the students, seed by seed."""
     teacher = _teacher(recipe, facts) if recipe.inherits or any(recipe.arms.values()) else None
+    prepared = _preparations(recipe, facts, teacher) if teacher else {}
     if teacher is not None:
         yield teacher
+        yield from {job.id: job for job in prepared.values()}.values()
     for seed in recipe.seeds:
         for arm, methods in recipe.arms.items():
             learns = methods or arm in recipe.inherits
-            yield _student(recipe, facts, arm, methods, seed, teacher if learns else None)
+            own = {name: prepared[arm, name].id for name in methods if (arm, name) in prepared}
+            yield _student(recipe, facts, arm, seed, teacher if learns else None, own)
 
 
 def _teacher(recipe: Recipe, facts: Facts) -> Job:
@@ -57,21 +65,46 @@ def _measured(recipe: Recipe, facts: Facts) -> dict[str, Any]:
     }
 
 
-def _student(
-    recipe: Recipe,
-    facts: Facts,
-    arm: str,
-    methods: Mapping[str, MethodSettings],
-    seed: int,
-    teacher: Job | None,
+def _preparations(recipe: Recipe, facts: Facts, teacher: Job) -> dict[tuple[str, str], Job]:
+    """The job that prepares what a method instance needs, by (arm, instance); equal ones share an id."""
+    known = catalog.methods()
+    return {
+        (arm, name): _prepare(recipe, facts, teacher, method, known[method.method].prepares)
+        for arm, methods in recipe.arms.items()
+        for name, method in methods.items()
+        if known[method.method].prepares
+    }
+
+
+def _prepare(
+    recipe: Recipe, facts: Facts, teacher: Job, method: MethodSettings, deciding: tuple[str, ...]
 ) -> Job:
+    settings = _settings(recipe, facts, recipe.schedule, seed=0)
+    schedule = {
+        key: settings["schedule"][key] for key in ("batch_size", "gpus", "precision", "channels_last")
+    }
+    settings |= {
+        "schedule": schedule | PREPARING | {"iterations": method.options["prepare_iters"]},
+        "model": teacher.settings["model"],
+        "pad_divisor": facts.student["pad_divisor"],
+        "prepare": {"method": method.method, "options": {name: method.options[name] for name in deciding}},
+    }
+    return _job("prepare", f"prepare {method.method}", settings, (teacher.id,), recipe, facts, {})
+
+
+def _student(
+    recipe: Recipe, facts: Facts, arm: str, seed: int, teacher: Job | None, prepared: Mapping[str, str]
+) -> Job:
+    methods = recipe.arms[arm]
     settings = _settings(recipe, facts, recipe.schedule, seed)
     settings["model"] = model_settings(recipe.student, facts.student, facts.weights.get("student.init"))
     settings["methods"] = {name: method.model_dump(mode="json") for name, method in methods.items()}
     settings["teacher"] = teacher.settings["model"] if teacher else None
     if arm in recipe.inherits:
         settings["inherit"] = True
-    parents = (teacher.id,) if teacher else ()
+    if prepared:
+        settings["prepared"] = dict(prepared)
+    parents = (teacher.id, *dict.fromkeys(prepared.values())) if teacher else ()
     return _job("student", arm, settings, parents, recipe, facts, _init_path(facts, "student"))
 
 
@@ -117,7 +150,7 @@ def _job(
         parents=parents,
         inputs={
             "dataset": facts.files.to_dict(),
-            "flops": {"student": own["flops"], "teacher": of_teacher["flops"] if parents else 0},
+            "flops": {"student": own["flops"], "teacher": of_teacher.get("flops", 0) if parents else 0},
             **inputs,
         },
         resources=Resources(

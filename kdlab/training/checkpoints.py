@@ -15,7 +15,8 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from kdlab.errors import JobError
-from kdlab.jobs.files import replacing
+from kdlab.jobs.files import read_json, replacing
+from kdlab.jobs.job import JobPaths
 
 
 def _statistic(owner: Any, name: str) -> Any:
@@ -94,6 +95,27 @@ def load(path: Path) -> Any:
             where=str(path),
             got=f"{type(met).__name__}: {str(met).strip().partition('. ')[0][:200]}",
             fix="fetch or train it again; kdlab never runs code from a checkpoint",
+        ) from error
+
+
+def load_finished(module: nn.Module, parent: JobPaths) -> None:
+    """Load the weights that a finished job left.
+
+    Raises:
+        JobError: they are not the ones that its result names, or do not fit the model.
+    """
+    expected = (read_json(parent.result) or {}).get("model", {}).get("weights_sha256")
+    if not parent.weights.exists() or sha256(parent.weights) != expected:
+        raise JobError(
+            "a parent's weights are missing or not the ones that its result names",
+            where=str(parent.weights),
+            fix=f"remove {parent.folder} and run again: it is made anew",
+        )
+    try:
+        module.load_state_dict(load(parent.weights)["state_dict"])
+    except RuntimeError as error:
+        raise JobError(
+            "a parent's weights do not fit its settings", where=str(parent.weights), got=str(error)[:300]
         ) from error
 
 

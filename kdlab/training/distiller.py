@@ -65,7 +65,10 @@ class Distiller(BaseModel):
     @property
     def trained_parts(self) -> dict[str, int]:
         """Parameters that each method instance trains beside the student."""
-        return {name: sum(p.numel() for p in term.parameters()) for name, term in self.terms.items()}
+        return {
+            name: sum(p.numel() for p in term.parameters() if p.requires_grad)
+            for name, term in self.terms.items()
+        }
 
     def forward(
         self,
@@ -180,6 +183,8 @@ class Term(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(own_seed)
             self.method: Method = method(pair, **settings["options"])
+            if self.method.prepared is not None:
+                self.method.prepared.requires_grad_(False)
             connector = self.method.connector
             self.connectors = connector and connector.build(
                 pair.student.channels, pair.teacher.channels, len(self.levels)

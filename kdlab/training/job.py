@@ -71,13 +71,16 @@ def _run(job: Job, paths: JobPaths, lease: Lease, log: EventLog, asked: list[int
     from kdlab.training.device import name_of, peak_memory_gb
     from kdlab.training.loop import Stopped
     from kdlab.training.measuring import Measurement
+    from kdlab.training.preparing import Preparer
     from kdlab.training.trainer import Trainer
 
     def should_stop() -> bool:
         return bool(asked) or paths.stop_request.exists()
 
-    kind = Measurement if job.kind == "evaluate" else Trainer
-    work = kind(job, paths, emit=log.write, may_write=lease.check, should_stop=should_stop)
+    kinds = {"evaluate": Measurement, "prepare": Preparer}
+    work = kinds.get(job.kind, Trainer)(
+        job, paths, emit=log.write, may_write=lease.check, should_stop=should_stop
+    )
     # now, for the checkout may have moved on when training ends
     made_with = environment(job, name_of(work.device))
     write_text(paths.config, work.config_text)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import median
 from typing import Any
 
@@ -15,7 +16,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from torch.utils.data import DataLoader
 
 from kdlab.errors import JobError
-from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress
+from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress, JobStarted
 from kdlab.training.checkpoints import TrainingCheckpoints, random_state, restore_random_state
 from kdlab.training.data import batches_of
 from kdlab.training.distiller import Distiller
@@ -62,9 +63,9 @@ class TrainingLoop:
     Args:
         distiller: the model, on its device.
         loader: of `training_loader`.
-        schedule: a recipe's `Schedule` as plain data.
+        schedule: a recipe's `Schedule` as plain data; with "iterations" in place of "epochs" it ends there.
         checkpoints: where states are written to and resumed from.
-        evaluate: gives the metrics of the student as it is.
+        evaluate: gives the metrics of the student as it is; None where nothing is measured.
         emit: takes an event kind and its fields.
         may_write: raises where another process has taken the job over.
         should_stop: asked after every iteration.
@@ -77,7 +78,7 @@ class TrainingLoop:
         loader: DataLoader,
         schedule: dict[str, Any],
         checkpoints: TrainingCheckpoints,
-        evaluate: Callable[[], dict[str, float]],
+        evaluate: Callable[[], dict[str, float]] | None,
         emit: Callable[..., None],
         may_write: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
@@ -89,8 +90,9 @@ class TrainingLoop:
         self.checkpoint_s = 60 * checkpoint_minutes
         # reading a loss there waits for the device, so it is read only for a report
         self.on_gpu = next(distiller.parameters()).is_cuda
-        self.epochs = schedule["epochs"]
-        self.iterations = self.epochs * len(loader.batch_sampler)
+        batches = len(loader.batch_sampler)
+        self.iterations = schedule.get("iterations") or schedule["epochs"] * batches
+        self.epochs = math.ceil(self.iterations / batches)
         self.interval = max(1, min(50, self.iterations // REPORTS))
         self.optim = build_optimiser(distiller, schedule)
         self.schedulers = build_schedulers(self.optim, schedule, self.iterations)
@@ -110,6 +112,14 @@ class TrainingLoop:
             self._run_epoch()
         return self.progress
 
+    def go_on(self, device: str) -> Progress:
+        """Train from the newest checkpoint or from the start; as `run` otherwise."""
+        for name in self.resume():
+            print(f"passed over {name}: its content is not what its hash says", flush=True)
+        at, iterations = self.progress.iteration, self.iterations
+        self.emit(JobStarted, device=device, epochs=self.epochs, iterations=iterations, iteration=at)
+        return self.run()
+
     def resume(self) -> list[str]:
         """Go back to the newest whole checkpoint; returns the names of broken ones that were passed over."""
         state, broken = self.checkpoints.newest()
@@ -122,7 +132,7 @@ class TrainingLoop:
         self.distiller.train()
         self.loader.batch_sampler.start_at(at.epoch, at.batch)
         asked = time.perf_counter()
-        for data in batches_of(self.loader):
+        for data in islice(batches_of(self.loader), self.iterations - at.iteration):
             got = time.perf_counter()
             self._step(data)
             now = time.perf_counter()
@@ -197,12 +207,14 @@ class TrainingLoop:
         )
 
     def _evaluation_due(self, epoch: int) -> bool:
+        if self.evaluate is None:
+            return False
         every = self.schedule["eval_every"]
         return epoch == self.epochs or bool(every and epoch % every == 0)
 
     def _evaluate_if_due(self) -> None:
         at = self.progress
-        if self._evaluation_due(at.epoch):
+        if self.evaluate is not None and self._evaluation_due(at.epoch):
             metrics = self.evaluate()
             keep = self.schedule["keep_best"] and all(metrics["AP"] > entry["AP"] for entry in at.history)
             at.history.append({"epoch": at.epoch, "iteration": at.iteration, **metrics})
@@ -245,9 +257,9 @@ class TrainingLoop:
 
 def build_optimiser(distiller: Distiller, schedule: dict[str, Any]) -> OptimWrapper:
     """The optimiser over everything that trains: the student and what the methods brought."""
-    optimizer = {"type": "SGD", "momentum": schedule["momentum"]}
-    if schedule["optimizer"] == "adamw":
-        optimizer = {"type": "AdamW"}
+    optimizer = {"type": "AdamW"}
+    if schedule["optimizer"] == "sgd":
+        optimizer = {"type": "SGD", "momentum": schedule["momentum"]}
     wrapper = {"fp32": "OptimWrapper", "amp": "AmpOptimWrapper"}[schedule["precision"]]
     clip = schedule["clip_grad"]
     return build_optim_wrapper(

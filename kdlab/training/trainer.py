@@ -9,9 +9,6 @@ import torch
 from torch import nn
 
 from kdlab.datasets.base import DatasetFiles
-from kdlab.errors import JobError
-from kdlab.jobs.events import JobStarted
-from kdlab.jobs.files import read_json
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.training import bench, checkpoints, detectors
 from kdlab.training.backbones import first_weights
@@ -60,7 +57,10 @@ class Trainer:
         teacher = self._teacher()
         # after all draws of the student, so that the rest of it equals that of the other arms
         self.inherited = inherit(student, teacher) if settings.get("inherit") and teacher else None
-        self.distiller = Distiller(student, settings["methods"], teacher, seed=job.seed).to(self.device)
+        self.distiller = Distiller(student, settings["methods"], teacher, seed=job.seed)
+        for name, prepared in settings.get("prepared", {}).items():
+            checkpoints.load_finished(self.distiller.terms[name].method.prepared, self._parent(prepared))
+        self.distiller.to(self.device)
         if schedule["channels_last"]:
             self.distiller.to(memory_format=torch.channels_last)
         reading = settings["dataset"]
@@ -101,16 +101,7 @@ class Trainer:
         Raises:
             Stopped: on request, after a checkpoint.
         """
-        for name in self.loop.resume():
-            print(f"passed over {name}: its content is not what its hash says", flush=True)
-        self.loop.emit(
-            JobStarted,
-            device=str(self.device),
-            epochs=self.loop.epochs,
-            iterations=self.loop.iterations,
-            iteration=self.iteration,
-        )
-        progress = self.loop.run()
+        progress = self.loop.go_on(str(self.device))
         return {**self._finish(progress), "wall_s": progress.wall_s}
 
     def _finish(self, progress: Progress) -> dict[str, Any]:
@@ -139,29 +130,10 @@ class Trainer:
         settings = self.job.settings["teacher"]
         if settings is None:
             return None
-        parent = JobPaths(self.paths.folder.parent / self.job.parents[0])
         with torch.random.fork_rng():
             teacher = detectors.build(settings, len(self.files.classes))
-        load_weights(teacher, parent)
+        checkpoints.load_finished(teacher, self._parent(self.job.parents[0]))
         return teacher
 
-
-def load_weights(model: nn.Module, parent: JobPaths) -> None:
-    """Load the weights that a finished job left.
-
-    Raises:
-        JobError: they are not the ones that its result names, or do not fit the model.
-    """
-    expected = (read_json(parent.result) or {}).get("model", {}).get("weights_sha256")
-    if not parent.weights.exists() or checkpoints.sha256(parent.weights) != expected:
-        raise JobError(
-            "the teacher's weights are missing or not the ones that its result names",
-            where=str(parent.weights),
-            fix=f"remove {parent.folder} and run again: it is made anew",
-        )
-    try:
-        model.load_state_dict(checkpoints.load(parent.weights)["state_dict"])
-    except RuntimeError as error:
-        raise JobError(
-            "the teacher's weights do not fit its settings", where=str(parent.weights), got=str(error)[:300]
-        ) from error
+    def _parent(self, job_id: str) -> JobPaths:
+        return JobPaths(self.paths.folder.parent / job_id)

@@ -29,6 +29,7 @@ MODEL: dict[str, Any] = {
     "trains": True,
     "flops": 10,
     "params": 5,
+    "pad_divisor": 32,
 }
 SPLIT = Split(Path("/d/images"), Path("/d/labels.json"))
 FILES = DatasetFiles("digits", tuple("0123456789"), SPLIT, SPLIT, "f" * 16)
@@ -370,3 +371,39 @@ def test_inheriting_nothing_but_biases_is_refused() -> None:
         with pytest.raises(UsageError, match="nothing to take over"):
             build(ARMS, facts=facts)
     build("arms={pfi: {pfi: {}}}", facts=sharing("c"))
+
+
+MASKD = (
+    "arms={baseline: {}, maskd: {maskd: {}}, later: {maskd: {narrow_after: 5}}, two: {maskd@a: {tokens: 2}}}"
+)
+
+
+def test_what_a_method_prepares_is_one_job_for_all_arms_and_seeds() -> None:
+    built = build(MASKD, "seeds=[0,1]")
+    prepares = [planned.job for planned in built.jobs if planned.job.kind == "prepare"]
+    assert [job.label for job in prepares] == ["prepare maskd", "prepare maskd"]
+    assert [job.settings["prepare"]["options"]["tokens"] for job in prepares] == [6, 2]
+    assert all(job.parents == (built.jobs[0].job.id,) for job in prepares)
+    parents = {planned.job.label: planned.job.parents for planned in built.jobs}
+    for label in ("maskd seed 0", "maskd seed 1", "later seed 0"):
+        assert parents[label] == (built.jobs[0].job.id, prepares[0].id)
+    assert parents["two seed 1"] == (built.jobs[0].job.id, prepares[1].id)
+    places = [planned.job.kind for planned in built.jobs]
+    assert places.index("student") > places.index("prepare")
+
+
+def test_what_is_prepared_depends_on_the_teacher_and_not_on_the_student() -> None:
+    def prepared(*overrides: str) -> str:
+        return next(p.job.id for p in build(MASKD, *overrides).jobs if p.job.kind == "prepare")
+
+    assert prepared("student.width=12") == prepared()
+    assert prepared("teacher.seed=7") != prepared()
+    assert prepared("schedule.batch_size=4") != prepared()
+
+
+def test_methods_that_learn_from_the_teachers_loss_refuse_one_that_cannot_have_it() -> None:
+    facts = replace(FACTS, teacher={**MODEL, "detector": "mask_rcnn", "trains": False})
+    with pytest.raises(
+        UsageError, match="maskd cannot serve this pair: it learns from the teacher's own loss"
+    ):
+        build(MASKD, "teacher.checkpoint=x.pth", "teacher.schedule=null", facts=facts)

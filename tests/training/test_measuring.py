@@ -14,9 +14,9 @@ from kdlab.jobs.events import JobCancelled, JobEvaluated, JobFinished, JobProgre
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, JobPaths, JobResult
 from kdlab.training import checkpoints, detectors
+from kdlab.training.checkpoints import load_finished
 from kdlab.training.distiller import Distiller
 from kdlab.training.job import run_job
-from kdlab.training.trainer import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_it_leaves_a_result_and_weights_that_a_student_loads(
     assert result.model["checkpoint"]["file"] == "teacher.pth"
     assert result.model["checkpoint"]["keys"]["whole"]
     model = detectors.build(job.settings["model"], len(digits.classes))
-    load_weights(model, paths)
+    load_finished(model, paths)
     saved = torch.load(checkpoint)["state_dict"]
     assert all(
         torch.equal(value, saved[f"architecture.{name}"]) for name, value in model.state_dict().items()
@@ -77,7 +77,7 @@ def test_metrics_are_those_of_the_distillers_evaluation(tmp_path: Path, job: Job
     paths = lay(tmp_path, job)
     result = run_job(paths)
     model = detectors.build(job.settings["model"], len(digits.classes))
-    load_weights(model, paths)
+    load_finished(model, paths)
     loader = evaluation_loader(mmdet_dataset(digits, digits.val, None, None), 3, 0)
     found = evaluate(Distiller(model), loader, CocoMetric(digits.val.labels, digits.classes))
     assert result is not None

@@ -50,6 +50,17 @@ class Connector:
         return nn.ModuleList(convs * levels if self.shared_over_levels else convs)
 
 
+class Preparation(nn.Module):
+    """What a method learns of a teacher before any student is trained, by a job of kind "prepare".
+
+    It stands between the teacher's neck and head, and learns from the detection loss of the frozen teacher.
+    """
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The neck's maps (B, C, H_l, W_l) as the teacher's head is to see them, and further losses."""
+        raise NotImplementedError
+
+
 class Method(nn.Module):
     """A distillation loss. Literals below are read from source with `ast`, so that plans need no torch.
 
@@ -74,6 +85,8 @@ class Method(nn.Module):
     """Other defaults for students of a detector family: {"fcos": {"temperature": 0.8, "weight": 2.0}}."""
     unused_when: ClassVar[dict[tuple[str, Any], tuple[str, ...]]] = {}
     """Options that a recipe may not set under an option's value: {("form", "sigmoid"): ("temperature",)}."""
+    prepares: ClassVar[tuple[str, ...]] = ()
+    """Options that decide what is prepared, "prepare_iters" among them; none where nothing is."""
     towers: tuple[tuple[Literal["cls", "reg"], int], ...] = ()
     """Tower convolutions to record; set in `__init__` where they depend on the pair."""
     connector: Connector | None = None
@@ -82,6 +95,8 @@ class Method(nn.Module):
     def __init__(self, pair: Pair) -> None:
         super().__init__()
         self.pair = pair
+        self.prepared: Preparation | None = None
+        """What a job of kind "prepare" learns; a student's job gets it frozen, with that job's weights."""
 
     def forward(
         self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment

@@ -7,6 +7,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdlab.training.methods._logits import kendall_loss, standardised
 from kdlab.training.methods.base import Method, Pair
 from kdlab.training.outputs import Assignment, Batch, DetectorOutputs
 
@@ -23,7 +24,7 @@ def sigmoid_soft_label_loss(logits_student: Tensor, logits_teacher: Tensor, avg_
         Scalar >= 0, sum over classes and positives over `avg_factor`; 0 and in the graph without positives.
         At equal logits it is the teacher's entropy, not 0.
 
-    Source: the usual form for dense sigmoid heads; docs/methods.md, soft_label.  Differs: none known.
+    Source: the usual form for dense sigmoid heads; docs/methods/predictions.md.  Differs: none known.
     """
     target = logits_teacher.detach().sigmoid()
     return F.binary_cross_entropy_with_logits(logits_student, target, reduction="sum") / avg_factor
@@ -59,28 +60,45 @@ class SoftLabel(Method):
         form: `sigmoid` for dense heads, whose classes are independent (weight 1); `softmax` for parity with
             LD (weight 10).
         temperature: T of the softmax form; the sigmoid form has none.
+        standardise: bring the rows of both models to mean 0 and deviation 1 before the temperature, so that
+            the student copies how the teacher's logits relate and not their scale; softmax form only.
+        kendall: adds this much of the disagreement on the order of classes, a smooth 1 - Kendall's tau of the
+            same rows; 0 leaves it out. Softmax form only: the classes of a sigmoid are no distribution.
 
-    Source: docs/methods.md, soft_label.  Differs: none known.
+    Source: docs/methods/predictions.md, soft_label.
+    Differs: LD divides by the positives of each level and adds the levels up; here all levels are one mean.
     """
 
     default_weight = 1.0
     default_weight_when = {("form", "softmax"): 10.0}
-    unused_when = {("form", "sigmoid"): ("temperature",)}
+    unused_when = {("form", "sigmoid"): ("temperature", "standardise", "kendall")}
     needs = ("cls_maps", "assignment")
     requires_equal = ("classes", "priors")
 
     def __init__(
-        self, pair: Pair, *, form: Literal["sigmoid", "softmax"] = "sigmoid", temperature: float = 2.0
+        self,
+        pair: Pair,
+        *,
+        form: Literal["sigmoid", "softmax"] = "sigmoid",
+        temperature: float = 2.0,
+        standardise: bool = False,
+        kendall: float = 0.0,
     ) -> None:
         super().__init__(pair)
         self.form, self.temperature = form, temperature
+        self.standardise, self.kendall = standardise, kendall
 
     def forward(
         self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment
     ) -> Tensor:
         """The loss over all positives of the batch at once."""
         image, prior, _ = assignment.positives(batch)
-        logits = student.gather_logits(image, prior), teacher.gather_logits(image, prior)
+        logits = [student.gather_logits(image, prior), teacher.gather_logits(image, prior)]
         if self.form == "sigmoid":
             return sigmoid_soft_label_loss(*logits, assignment.num_positives)
-        return softmax_soft_label_loss(*logits, assignment.num_positives, self.temperature)
+        if self.standardise:
+            logits = [standardised(rows) for rows in logits]
+        loss = softmax_soft_label_loss(*logits, assignment.num_positives, self.temperature)
+        if self.kendall:
+            loss = loss + self.kendall * kendall_loss(*logits).sum() / assignment.num_positives
+        return loss

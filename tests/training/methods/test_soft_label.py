@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from kdlab.training.methods.soft_label import sigmoid_soft_label_loss, softmax_soft_label_loss
+from kdlab.training.methods.soft_label import SoftLabel, sigmoid_soft_label_loss, softmax_soft_label_loss
+from kdlab.training.outputs import Assignment, Batch
 
 LN3 = math.log(3)
 ONE = torch.tensor(1.0)
@@ -62,3 +65,51 @@ class TestBothForms:
         assert teacher.grad is None
         assert student.grad is not None
         assert student.grad.abs().sum() > 0
+
+
+# --- the method's own options of the softmax form: one positive, two classes ---
+
+BATCH = Batch(
+    gt_boxes=torch.zeros(1, 4),
+    gt_labels=torch.tensor([0]),
+    gt_image=torch.tensor([0]),
+    image_shapes=torch.tensor([[8, 8]]),
+    pad_shapes=torch.tensor([[8, 8]]),
+    input_shape=(8, 8),
+)
+ASSIGNMENT = Assignment(torch.tensor([[0]]), torch.ones(1, 1), ONE)
+
+
+def method_loss(student: list[float], teacher: list[float], **options: Any) -> float:
+    models: list[Any] = [
+        SimpleNamespace(gather_logits=lambda image, prior, row=row: torch.tensor([row]))
+        for row in (student, teacher)
+    ]
+    return SoftLabel(None, form="softmax", **options)(BATCH, *models, ASSIGNMENT).item()
+
+
+def test_standardised_rows_that_differ_in_scale_only_cost_nothing() -> None:
+    student, teacher = [1.0, 3.0, 8.0], [10.0, 30.0, 80.0]
+    assert method_loss(student, teacher) > 0.1
+    assert method_loss(student, teacher, standardise=True) == pytest.approx(0, abs=1e-7)
+
+
+def test_standardised_rows_by_hand() -> None:
+    # (4, 0) becomes (1, -1) / sqrt 2, and (0, 2) the reverse; at T = 1 the sigmoid of their difference sqrt 2
+    p = 1 / (1 + math.exp(-math.sqrt(2)))
+    divergence = p * math.log(p / (1 - p)) + (1 - p) * math.log((1 - p) / p)
+    loss = method_loss([0.0, 2.0], [4.0, 0.0], standardise=True, temperature=1.0)
+    assert loss == pytest.approx(divergence / 2, abs=1e-6)
+
+
+def test_kendall_adds_its_share_of_the_disagreement_on_the_order() -> None:
+    # one pair: differences ln 3 and -ln 3, whose tanh is 4/5
+    student, teacher = [LN3, 0.0], [0.0, LN3]
+    plain = method_loss(student, teacher)
+    assert method_loss(student, teacher, kendall=0.5) - plain == pytest.approx(0.5 * (1 + 16 / 25), abs=1e-6)
+
+
+def test_kendall_sees_the_rows_as_they_are_compared() -> None:
+    # standardised, any two distinct logits are (1, -1) / sqrt 2
+    loss = method_loss([9.0, 0.0], [0.1, 0.0], standardise=True, kendall=1.0)
+    assert loss == pytest.approx(1 - math.tanh(math.sqrt(2)) ** 2, abs=1e-5)

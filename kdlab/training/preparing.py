@@ -1,0 +1,157 @@
+"""What a method learns of a teacher before any student is trained: the job of kind "prepare"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kdlab.datasets.base import DatasetFiles
+from kdlab.jobs.job import Job, JobPaths
+from kdlab.training import checkpoints, detectors
+from kdlab.training.data import mmdet_dataset, reading_report, training_loader
+from kdlab.training.device import device_of, seed_all
+from kdlab.training.images import BrokenImages
+from kdlab.training.loop import TrainingLoop
+from kdlab.training.methods import method_class
+from kdlab.training.methods.base import Pair, Preparation
+
+
+class TeacherWith(BaseModel):
+    """A frozen teacher whose neck's maps pass through what is being prepared; only that is trained."""
+
+    def __init__(self, teacher: nn.Module, preparation: Preparation) -> None:
+        super().__init__(data_preprocessor=teacher.data_preprocessor)
+        self.preparation = preparation
+        # a tuple, because a module kept as an attribute would be registered
+        self._teacher = (teacher.requires_grad_(False),)
+        self.terms: dict[str, Any] = {}
+        self.raw_terms: dict[str, Tensor] = {}
+        self.iteration, self.max_iterations = 0, 1
+
+    def forward(self, inputs: Tensor, data_samples: list[Any], mode: str = "loss") -> dict[str, Any]:
+        """The teacher's own losses on the changed maps, and those of the preparation."""
+        own: dict[str, Tensor] = {}
+
+        def change(_module: nn.Module, _inputs: Any, maps: Any) -> tuple[Tensor, ...]:
+            changed, losses = self.preparation(list(maps))
+            own.update(losses)
+            return tuple(changed)
+
+        (teacher,) = self._teacher
+        hook = teacher.neck.register_forward_hook(change)
+        try:
+            return {**teacher.loss(inputs, data_samples), **own}
+        finally:
+            hook.remove()
+
+    def train(self, mode: bool = True) -> TeacherWith:
+        """The teacher's head computes its loss as in training; its statistics stay as they are."""
+        super().train(mode)
+        (teacher,) = self._teacher
+        teacher.train(mode)
+        for module in teacher.modules():
+            if isinstance(module, (_BatchNorm, nn.Dropout)):
+                module.eval()
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TeacherWith:
+        """Move the teacher with what is trained."""
+        self._teacher[0]._apply(fn)
+        return super()._apply(fn, recurse)
+
+
+class Preparer:
+    """The model, data and loop of a job of kind "prepare".
+
+    Raises:
+        MachineError: the job needs a GPU that torch does not see.
+        JobError: the teacher's weights are missing, broken or of another model.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        paths: JobPaths,
+        emit: Callable[..., None],
+        may_write: Callable[[], None],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.job, self.paths = job, paths
+        self.device = device_of(job)
+        self.files = DatasetFiles.from_dict(job.inputs["dataset"])
+        settings = job.settings
+        self.model = TeacherWith(*self._built()).to(self.device)
+        if settings["schedule"]["channels_last"]:
+            self.model.to(memory_format=torch.channels_last)
+        reading, batch = settings["dataset"], settings["schedule"]["batch_size"]
+        self.broken = BrokenImages(paths.folder / "broken_images.json")
+        broken = self.broken if reading["broken_images"] == "skip" else None
+        self.train_set = mmdet_dataset(
+            self.files, self.files.train, reading["scale"], reading["flip"], broken
+        )
+        self.loop = TrainingLoop(
+            self.model,
+            training_loader(self.train_set, batch, job.seed, job.resources.workers),
+            settings["schedule"],
+            checkpoints.TrainingCheckpoints(paths.checkpoints),
+            evaluate=None,
+            emit=emit,
+            may_write=may_write,
+            should_stop=should_stop,
+            checkpoint_minutes=job.resources.checkpoint_minutes,
+        )
+
+    @property
+    def config_text(self) -> str:
+        """The teacher as an mmdet config."""
+        return detectors.config(self.job.settings["model"], len(self.files.classes)).pretty_text
+
+    @property
+    def iteration(self) -> int:
+        """Where training stands."""
+        return self.loop.progress.iteration
+
+    def run(self) -> dict[str, Any]:
+        """Train from the newest checkpoint or from the start; the fields of the result.
+
+        Raises:
+            Stopped: on request, after a checkpoint.
+        """
+        progress = self.loop.go_on(str(self.device))
+        self.loop.may_write()
+        state = {"state_dict": self.model.preparation.state_dict()}
+        step_s, data_s = self.loop.clock.medians()
+        return {
+            "metrics": {},
+            "best": {},
+            "per_class": {},
+            "history": [],
+            "losses": progress.losses,
+            "timing": {"step_s": step_s, "data_s": data_s},
+            "model": {
+                "params": sum(p.numel() for p in self.model.preparation.parameters()),
+                "weights_sha256": checkpoints.save(self.paths.weights, state),
+            },
+            "data": {**reading_report(self.train_set), **self.broken.report()},
+            "wall_s": progress.wall_s,
+        }
+
+    def _built(self) -> tuple[nn.Module, Preparation]:
+        """The teacher with its weights, and the preparation with its first ones."""
+        settings, job = self.job.settings, self.job
+        seed_all(job.seed)
+        teacher = detectors.build(settings["model"], len(self.files.classes))
+        checkpoints.load_finished(teacher, JobPaths(self.paths.folder.parent / job.parents[0]))
+        # as the student's job pads for both
+        teacher.data_preprocessor.pad_size_divisor = settings["pad_divisor"]
+        facts = detectors.adapt(teacher).facts
+        seed_all(job.seed)
+        method = method_class(settings["prepare"]["method"])
+        preparation = method(Pair(facts, facts), **settings["prepare"]["options"]).prepared
+        assert preparation is not None
+        return teacher, preparation

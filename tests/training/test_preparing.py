@@ -1,0 +1,157 @@
+"""What a method learns of a teacher beforehand: a job like others, a parent of the students that use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdlab.errors import JobError
+from kdlab.jobs.files import write_json
+from kdlab.jobs.job import Job, JobPaths, JobResult
+from kdlab.orchestration.recipe_jobs import PREPARING
+from kdlab.training import checkpoints, detectors
+from kdlab.training.job import run_job
+from kdlab.training.loop import Stopped
+from kdlab.training.methods.maskd import MaskedDistillation, TokenLearning
+from kdlab.training.preparing import Preparer, TeacherWith
+
+ITERATIONS = 12
+DATASET = {"scale": None, "flip": 0.0, "broken_images": "stop"}
+
+
+@pytest.fixture
+def teacher(tmp_path: Path, model_settings: Any, digits: Any) -> str:
+    """A finished teacher among the jobs; its id."""
+    torch.manual_seed(3)
+    paths = JobPaths(tmp_path / "teacher-1")
+    paths.folder.mkdir()
+    model = detectors.build(model_settings("gfl"), len(digits.classes))
+    paths.checkpoints.mkdir()
+    digest = checkpoints.save_model(paths.weights, model, digits.classes)
+    write_json(paths.result, {"model": {"weights_sha256": digest}})
+    return "teacher-1"
+
+
+@pytest.fixture
+def job(teacher: str, model_settings: Any, digits: Any) -> Job:
+    schedule = {"batch_size": 4, "gpus": 1, "precision": "fp32", "channels_last": False}
+    settings = {
+        "model": model_settings("gfl"),
+        "pad_divisor": 32,
+        "prepare": {"method": "maskd", "options": {"tokens": 2, "prepare_iters": ITERATIONS}},
+        "schedule": schedule | PREPARING | {"iterations": ITERATIONS},
+        "dataset": DATASET,
+        "threads": 1,
+    }
+    inputs = {"dataset": digits.to_dict()}
+    return Job("prepare-1", "prepare", "prepare maskd", 0, settings, (teacher,), inputs)
+
+
+def lay(folder: Path, job: Job) -> JobPaths:
+    paths = JobPaths(folder / job.id)
+    paths.folder.mkdir()
+    write_json(paths.job, job.to_dict())
+    return paths
+
+
+def tokens_of(paths: JobPaths) -> dict[str, torch.Tensor]:
+    learned = TokenLearning(channels=16, levels=3, tokens=2)
+    checkpoints.load_finished(learned, paths)
+    return learned.state_dict()
+
+
+def test_it_ends_after_its_iterations_and_leaves_what_was_learned(tmp_path: Path, job: Job) -> None:
+    paths = lay(tmp_path, job)
+    result = run_job(paths)
+    assert result == JobResult.read(paths)
+    assert result is not None
+    # 24 images in batches of 4 are 6 steps an epoch
+    assert result.losses[-1]["iteration"] == ITERATIONS
+    assert result.losses[-1]["loss_diversity"] < result.losses[0]["loss_diversity"]
+    assert result.metrics == {}
+    assert tokens_of(paths)["levels.0.tokens"].abs().max() > 0.05
+
+
+def test_a_number_of_steps_that_ends_within_an_epoch_is_kept(tmp_path: Path, job: Job) -> None:
+    job.settings["schedule"]["iterations"] = 8
+    result = run_job(lay(tmp_path, job))
+    assert result is not None
+    assert result.losses[-1]["iteration"] == 8
+
+
+def test_a_stopped_one_goes_on_to_the_same_tokens(tmp_path: Path, job: Job) -> None:
+    whole = lay(tmp_path, job)
+    run_job(whole)
+    parts = lay(tmp_path, replace(job, id="prepare-2"))
+    asked = iter([False] * 7 + [True])
+    work = Preparer(job, parts, lambda *a, **k: None, lambda: None, should_stop=lambda: next(asked))
+    with pytest.raises(Stopped):
+        work.run()
+    assert work.iteration == 8
+    run_job(parts)
+    first, second = tokens_of(whole), tokens_of(parts)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_teacher_stays_as_it_is(build: Callable[..., Any], raw_batch: Callable[..., Any]) -> None:
+    teacher = build("fcos", 5)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    model = TeacherWith(teacher, TokenLearning(16, 3, 2)).train()
+    losses, _ = model.parse_losses(model(**model.data_preprocessor(raw_batch(), True), mode="loss"))
+    losses.backward()
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+    assert not teacher.neck._forward_hooks
+
+
+def test_a_students_job_takes_the_tokens_of_its_parent(
+    tmp_path: Path, job: Job, model_settings: Any, digits: Any
+) -> None:
+    from kdlab.training.trainer import Trainer
+
+    paths = lay(tmp_path, job)
+    run_job(paths)
+    trainer = Trainer(student_of(job, model_settings, digits), lay(tmp_path, replace(job, id="student-1")),
+                      lambda *a, **k: None, lambda: None)  # fmt: skip
+    method = trainer.distiller.terms["maskd"].method
+    assert isinstance(method, MaskedDistillation)
+    learned = tokens_of(paths)
+    assert all(torch.equal(value, learned[name]) for name, value in method.prepared.state_dict().items())
+
+
+def test_a_student_refuses_tokens_that_were_changed_since(
+    tmp_path: Path, job: Job, model_settings: Any, digits: Any
+) -> None:
+    from kdlab.training.trainer import Trainer
+
+    paths = lay(tmp_path, job)
+    run_job(paths)
+    paths.weights.write_bytes(b"other")
+    with pytest.raises(JobError, match="not the ones that its result names"):
+        Trainer(student_of(job, model_settings, digits), lay(tmp_path, replace(job, id="student-1")),
+                lambda *a, **k: None, lambda: None)  # fmt: skip
+
+
+def student_of(job: Job, model_settings: Any, digits: Any) -> Job:
+    schedule = {**job.settings["schedule"], "epochs": 1, "iterations": None}
+    options = {"tokens": 2, "prepare_iters": ITERATIONS, "narrow_after": 1000}
+    method = {"method": "maskd", "weight": 7.0, "warmup_iters": 0, "match": "stride", "levels": None,
+              "options": options}  # fmt: skip
+    settings = {
+        "model": model_settings("gfl", width=4),
+        "teacher": model_settings("gfl"),
+        "methods": {"maskd": method},
+        "prepared": {"maskd": job.id},
+        "schedule": schedule,
+        "dataset": DATASET,
+        "threads": 1,
+    }
+    parents = (*job.parents, job.id)
+    return Job("student-1", "student", "maskd", 0, settings, parents, {"dataset": digits.to_dict()})
