@@ -65,11 +65,12 @@ def ten_steps(
     def ten_steps(case: str) -> dict[str, list[float]] | None:
         detector, method = case.split()
         methods = {} if method == "baseline" else {method: term(method)}
+        info = catalog.methods().get(method)
         distiller = Distiller(build(detector, 0, neck_channels=8), {}, build(detector, 1))
-        needs = catalog.methods()[method].needs if methods else ()
-        if not set(needs) <= set(distiller.adapter.facts.provides):
+        if info and not set(info.needs) <= set(distiller.adapter.facts.provides):
             return None
-        distiller = Distiller(distiller.student, methods, build(detector, 1))
+        as_wide = {"neck_channels": 8} if info and "head" in info.requires_equal else {}
+        distiller = Distiller(distiller.student, methods, build(detector, 1, **as_wide))
         optim = build_optimiser(distiller.train(), SCHEDULE)
         losses: dict[str, list[float]] = {}
         for iteration, images in enumerate(BATCHES):

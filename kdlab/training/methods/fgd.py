@@ -103,7 +103,7 @@ class ContextBlock(nn.Module):
 class FocalAndGlobalDistillation(Method):
     """FGD on neck maps. Each part is a sum over channels and cells, the mean over images, summed over levels.
 
-    The factors are those of the authors' configs: for RetinaNet and GFL (the defaults), FCOS, Faster R-CNN.
+    The factors are those of the authors' configs: RetinaNet and GFL (the defaults), FCOS and Faster R-CNN.
     Their paper names twice the factor of attention for RetinaNet (1e-3) and ten times that for FCOS (8e-3).
     Train with gradients clipped at 35, as they do.
 
