@@ -75,7 +75,7 @@ LEFT, RIGHT, SMALL = [0.0, 0.0, 40.0, 40.0], [50.0, 0.0, 90.0, 40.0], [60.0, 60.
 
 
 def chosen(student: Any, teacher: Any, most: int = 10, min_side_px: float = 10.0) -> Instances:
-    shapes = torch.full((len(student.feats[0]), 2), 100)
+    shapes = torch.tensor([[100, 120]] * len(student.feats[0]))
     return general_instances(student, teacher, shapes, most, min_side_px)
 
 
@@ -106,11 +106,11 @@ def test_only_the_best_of_boxes_that_overlap_remains() -> None:
 
 
 def test_boxes_are_clipped_to_the_image_and_small_ones_left_out() -> None:
-    equal = [[[-20.0, 50.0, 40.0, 140.0], SMALL, [120.0, 0.0, 160.0, 40.0]]]
+    equal = [[[80.0, 50.0, 140.0, 140.0], SMALL, [-40.0, 0.0, 0.0, 40.0]]]
     scores = outputs([[0.0, 0.0, 0.0]], equal), outputs([[1.0, 2.0, 3.0]], equal)
     # the second is 10 px wide, the third lies outside
-    assert chosen(*scores).boxes.tolist() == [[0, 50, 40, 100]]
-    assert chosen(*scores, min_side_px=9.0).boxes.tolist() == [SMALL, [0, 50, 40, 100]]
+    assert chosen(*scores).boxes.tolist() == [[80, 50, 120, 100]]
+    assert chosen(*scores, min_side_px=9.0).boxes.tolist() == [SMALL, [80, 50, 120, 100]]
 
 
 def test_images_do_not_suppress_each_other_and_each_has_its_most() -> None:
@@ -187,6 +187,12 @@ def test_relations_are_averaged_over_the_pairs_of_all_groups() -> None:
     teacher = torch.cat([torch.cat([EVEN, torch.zeros(1, 1, 1)], dim=1), student[1:]])
     valid = torch.tensor([[True, True, True, False], [True, True, True, True]])
     assert gid_relation_loss(student, teacher, valid).item() == pytest.approx(EXPECTED * 3 / 9)
+
+
+def test_an_image_of_two_regions_has_no_part_in_the_mean_over_pairs() -> None:
+    student, teacher = (torch.cat([one, one.flip(1)]) for one in (APART, EVEN))
+    valid = torch.tensor([[True, True, True], [True, True, False]])
+    assert gid_relation_loss(student, teacher, valid).item() == pytest.approx(EXPECTED)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
