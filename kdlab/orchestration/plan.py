@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Self
 
+from kdlab import catalog
 from kdlab.errors import Fault, UsageError
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import SCHEMA, Job, Runs
@@ -197,10 +198,22 @@ def _unfit(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
 
 
 def _notes(recipe: Recipe, facts: Facts) -> Iterator[str]:
+    yield from _defaults_of_others(recipe, facts)
     if facts.teacher and facts.teacher["strides"] != facts.student["strides"]:
         shared = set(facts.teacher["strides"]) & set(facts.student["strides"])
         left = sorted(set(facts.teacher["strides"]) ^ set(facts.student["strides"]))
         yield f"methods meet at strides {sorted(shared)}; {left} have no partner"
+
+
+def _defaults_of_others(recipe: Recipe, facts: Facts) -> Iterator[str]:
+    """That methods have other defaults for the family that an mmdet config turns out to be of."""
+    family, known = facts.student["detector"], catalog.methods()
+    if recipe.student.detector in catalog.detectors():
+        return
+    used = {method.method for arm in recipe.arms.values() for method in arm.values()}
+    for key in sorted(key for key in used if family in known[key].defaults_for):
+        values = ", ".join(f"{name} {value:g}" for name, value in known[key].defaults_for[family].items())
+        yield f"{key} is published for {family} with {values}; of a config's student the recipe must say so"
 
 
 def _missed(job: Job, past: Mapping[str, PastJob]) -> Iterator[str]:

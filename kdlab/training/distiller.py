@@ -16,7 +16,7 @@ from kdlab.errors import JobError
 from kdlab.training.detectors import adapt
 from kdlab.training.methods import method_class
 from kdlab.training.methods.base import Method, Pair
-from kdlab.training.outputs import Assignment, Batch, DetectorOutputs
+from kdlab.training.outputs import Assignment, Batch, DetectorOutputs, Facts
 
 
 class Distiller(BaseModel):
@@ -57,9 +57,9 @@ class Distiller(BaseModel):
         self.raw_terms: dict[str, Tensor] = {}
         if teachers:
             self.adapter_teacher = adapt(teachers[0])
-            pair = Pair(self.adapter.facts, self.adapter_teacher.facts)
+            facts = self.adapter.facts, self.adapter_teacher.facts
             self.terms.update(
-                {name: Term(name, options, pair, seed) for name, options in (methods or {}).items()}
+                {name: Term(name, options, *facts, seed) for name, options in (methods or {}).items()}
             )
 
     @property
@@ -165,14 +165,14 @@ def _preprocessing(preprocessor: nn.Module) -> tuple[Any, ...]:
 class Term(nn.Module):
     """One method instance: its connectors, levels, weight, warm-up and random numbers."""
 
-    def __init__(self, name: str, settings: dict[str, Any], pair: Pair, seed: int) -> None:
+    def __init__(
+        self, name: str, settings: dict[str, Any], student: Facts, teacher: Facts, seed: int
+    ) -> None:
         super().__init__()
         self.name, self.weight, self.warmup_iters = name, settings["weight"], settings["warmup_iters"]
-        self.levels = matched_levels(
-            pair.student.strides, pair.teacher.strides, settings["match"], settings["levels"]
-        )
+        self.levels = matched_levels(student.strides, teacher.strides, settings["match"], settings["levels"])
         if not self.levels:
-            strides = f"student {pair.student.strides}, teacher {pair.teacher.strides}"
+            strides = f"student {student.strides}, teacher {teacher.strides}"
             raise JobError("no level is matched", where=f"methods.{name}", got=strides, fix="change levels")
         method = method_class(settings["method"])
         options = settings["options"].items()
@@ -182,12 +182,12 @@ class Term(nn.Module):
         self.generator = torch.Generator().manual_seed(own_seed)
         with torch.random.fork_rng():
             torch.manual_seed(own_seed)
-            self.method: Method = method(pair, **settings["options"])
+            self.method: Method = method(Pair(student, teacher, tuple(self.levels)), **settings["options"])
             if self.method.prepared is not None:
                 self.method.prepared.requires_grad_(False)
             connector = self.method.connector
             self.connectors = connector and connector.build(
-                pair.student.channels, pair.teacher.channels, len(self.levels)
+                student.channels, teacher.channels, len(self.levels)
             )
 
     @property

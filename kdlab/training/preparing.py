@@ -150,8 +150,9 @@ class Preparer:
         # as the student's job pads for both
         teacher.data_preprocessor.pad_size_divisor = settings["pad_divisor"]
         facts = detectors.adapt(teacher).facts
+        pair = Pair(facts, facts, tuple((level, level) for level in range(len(facts.strides))))
         seed_all(job.seed)
         method = method_class(settings["prepare"]["method"])
-        preparation = method(Pair(facts, facts), **settings["prepare"]["options"]).prepared
+        preparation = method(pair, **settings["prepare"]["options"]).prepared
         assert preparation is not None
         return teacher, preparation

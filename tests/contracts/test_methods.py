@@ -17,6 +17,7 @@ from kdlab.training.distiller import Distiller
 from kdlab.training.methods import method_class
 
 DETECTORS = [name for name in catalog.detectors() if not family(name).masks]
+ONE_OF_EACH_KIND = ("gfl", "fcos", "faster_rcnn")
 METHODS = catalog.methods()
 
 # the tests of these methods hold what an equal teacher costs
@@ -61,8 +62,9 @@ CASES = {label: (key, options) for key, info in METHODS.items() for label, optio
 
 
 def every_case() -> pytest.MarkDecorator:
-    """Methods under each value of their options, with each detector that they serve."""
-    pairs = [(case, name) for case, name in product(CASES, DETECTORS) if serves(*CASES[case], name)]
+    """Methods with each detector that they serve; under other values of their options, one of each kind."""
+    served = [(case, name) for case, name in product(CASES, DETECTORS) if serves(*CASES[case], name)]
+    pairs = [(case, name) for case, name in served if not CASES[case][1] or name in ONE_OF_EACH_KIND]
     return pytest.mark.parametrize(("case", "detector"), pairs)
 
 
@@ -166,6 +168,23 @@ def test_a_narrower_student_trains_its_connectors(
     assert (connectors is None) == (distiller.terms[method].method.connector is None)
     trained = any if method in IN_REGIONS_ONLY else all
     assert connectors is None or trained(reached(connector) for connector in connectors)
+
+
+@every_method()
+def test_all_that_a_method_trains_belongs_to_the_levels_that_meet(
+    build: Callable[..., Any],
+    term: Callable[..., Any],
+    raw_batch: Callable[..., Any],
+    method: str,
+    detector: str,
+) -> None:
+    levels = [8, 16] if "feats" in METHODS[method].needs_for({})[0] else None
+    methods = {method: term(method, levels=levels)}
+    distiller = Distiller(build(detector, 0), methods, build(detector, 99))
+    sum(losses_of(distiller, raw_batch()).values()).backward()
+    for name, parameter in distiller.terms.named_parameters():
+        # with several GPUs one that no loss reaches would be waited for
+        assert parameter.grad is not None or not parameter.requires_grad, name
 
 
 BY_POSITION = [

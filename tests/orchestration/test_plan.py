@@ -407,3 +407,11 @@ def test_methods_that_learn_from_the_teachers_loss_refuse_one_that_cannot_have_i
         UsageError, match="maskd cannot serve this pair: it learns from the teacher's own loss"
     ):
         build(MASKD, "teacher.checkpoint=x.pth", "teacher.schedule=null", facts=facts)
+
+
+def test_a_config_that_turns_out_to_be_of_a_family_is_told_its_published_defaults() -> None:
+    config = "student={detector: gfl/gfl_r50_fpn_1x_coco}"
+    pkd = "arms={baseline: {}, pkd: {pkd: {}}}"
+    (note,) = [note for note in build(config, pkd).notes if "published" in note]
+    assert note.startswith("pkd is published for gfl with weight 6")
+    assert not [note for note in build(pkd).notes if "published" in note]

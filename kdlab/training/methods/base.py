@@ -13,10 +13,17 @@ from kdlab.training.outputs import Assignment, Batch, DetectorOutputs, Facts
 
 @dataclass(frozen=True)
 class Pair:
-    """What a method may know of the two models before it sees data."""
+    """What a method may know of the two models before it sees data.
+
+    Args:
+        student: its facts.
+        teacher: its facts.
+        levels: (student level, teacher level) of the neck maps that will meet, in the order of `feats`.
+    """
 
     student: Facts
     teacher: Facts
+    levels: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)

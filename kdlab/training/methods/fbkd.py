@@ -147,10 +147,8 @@ class FeatureBasedDistillation(Method):
         super().__init__(pair)
         self.factors = {"feature": feature, "channel": channel, "spatial": spatial, "relation": relation}
         self.temperature, self.parity = temperature, parity
-        # which levels will be matched is not known yet
         self.blocks = nn.ModuleList(
-            LevelBlocks(pair.student.channels, pair.teacher.channels, level)
-            for level in range(len(pair.student.strides))
+            LevelBlocks(pair.student.channels, pair.teacher.channels, level) for level, _ in pair.levels
         )
 
     def forward(
@@ -158,9 +156,9 @@ class FeatureBasedDistillation(Method):
     ) -> dict[str, Tensor]:
         """The four parts, each the sum over the levels."""
         differences = [
-            self.blocks[level](feat_student, feat_teacher, self.temperature)
-            for level, feat_student, feat_teacher in zip(
-                student.levels, student.feats, teacher.feats, strict=True
+            blocks(feat_student, feat_teacher, self.temperature)
+            for blocks, feat_student, feat_teacher in zip(
+                self.blocks, student.feats, teacher.feats, strict=True
             )
         ]
         return {

@@ -113,8 +113,7 @@ class FocalAndGlobalDistillation(Method):
         background: beta, of features outside.
         attention: gamma, of the attentions themselves.
         relation: lambda, of the maps with their context. Each model has a trained block of its own on every
-            level of the student; those of levels that match none stay as they were drawn. Gradients reach the
-            teacher's block, never the teacher.
+            matched level. Gradients reach the teacher's block, never the teacher.
         temperature: T of both attentions.
 
     Source: Yang et al., CVPR 2022, arXiv:2111.11837, and the authors' code.
@@ -155,7 +154,7 @@ class FocalAndGlobalDistillation(Method):
             "relation": relation,
         }
         self.blocks_student, self.blocks_teacher = (
-            nn.ModuleList(ContextBlock(pair.teacher.channels) for _ in pair.student.strides) for _ in range(2)
+            nn.ModuleList(ContextBlock(pair.teacher.channels) for _ in pair.levels) for _ in range(2)
         )
 
     def forward(
@@ -173,11 +172,11 @@ class FocalAndGlobalDistillation(Method):
     ) -> Iterator[tuple[str, Tensor]]:
         """The parts of one of the matched levels by name, without factors."""
         mine, theirs = student.feats[place], teacher.feats[place]
-        images, level = len(mine), student.levels[place]
+        images = len(mine)
         weights = focal_weights(batch, teacher.level_strides[place], theirs.shape[-2:])
         difference = attended_difference(mine, theirs, self.temperature)
         for name, weight in zip(("foreground", "background"), weights, strict=True):
             yield name, (weight * difference).sum() / images
         yield "attention", attention_loss(mine, theirs, self.temperature)
-        context = self.blocks_student[level](mine) - self.blocks_teacher[level](theirs)
+        context = self.blocks_student[place](mine) - self.blocks_teacher[place](theirs)
         yield "relation", context.square().sum() / images

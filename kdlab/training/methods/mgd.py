@@ -50,7 +50,7 @@ class MaskedGenerativeDistillation(Method):
     Raises:
         JobError: `masked_share` is not in [0, 1).
 
-    A generator is trained a level of the student; of a level that is not matched it stays as drawn.
+    A generator is trained for each matched level.
 
     Source: Yang et al., ECCV 2022, arXiv:2205.01529; weights of its code (2e-5, and 5e-7 for two stages).
     Differs: neck outputs rather than `neck.fpn_convs`, equal for a plain FPN. The recipes there start the
@@ -75,7 +75,7 @@ class MaskedGenerativeDistillation(Method):
                 nn.ReLU(),
                 nn.Conv2d(channels, channels, 3, padding=1),
             )
-            for _ in pair.student.strides
+            for _ in pair.levels
         )
 
     def forward(
@@ -83,7 +83,7 @@ class MaskedGenerativeDistillation(Method):
     ) -> Tensor:
         """Sum over the levels of each level's loss."""
         losses = []
-        for level, mine, theirs in zip(student.levels, student.feats, teacher.feats, strict=True):
-            generated = self.generators[level](masked(mine, self.masked_share, batch.generator))
+        for generator, mine, theirs in zip(self.generators, student.feats, teacher.feats, strict=True):
+            generated = generator(masked(mine, self.masked_share, batch.generator))
             losses.append(generation_loss(generated, theirs))
         return torch.stack(losses).sum()

@@ -59,7 +59,7 @@ def test_no_gradient_reaches_the_teachers_map() -> None:
 @pytest.mark.parametrize(("depth", "conv"), [(4, 2), (2, 0), (1, 0)])
 def test_maps_are_taken_after_the_last_but_one_convolution(depth: int, conv: int) -> None:
     facts = Facts("fcos", (), 3, (8,), 16, "", tower_depth=depth)
-    assert CrossHead(Pair(facts, facts)).towers == (("cls", conv), ("reg", conv))
+    assert CrossHead(Pair(facts, facts, ())).towers == (("cls", conv), ("reg", conv))
 
 
 # --- boxes and quality ---
@@ -91,7 +91,7 @@ def box_loss(detector: str, crossed: dict[str, Any], teacher: dict[str, Any]) ->
     provides = ("box_distributions",) if detector == "gfl" else ()
     facts = Facts(detector, provides, 2, (8,), 16, "", tower_depth=4)
     models: list[Any] = [SimpleNamespace(**crossed), SimpleNamespace(cls_logits=SCORES, **teacher)]
-    return CrossHead(Pair(facts, facts)).box_loss(*models, ASSIGNMENT).item()
+    return CrossHead(Pair(facts, facts, ())).box_loss(*models, ASSIGNMENT).item()
 
 
 def test_boxes_are_weighted_by_the_teachers_certainty_over_the_positives() -> None:

@@ -136,7 +136,13 @@ def outputs(feats: list[Tensor], levels: tuple[int, ...] = (0,)) -> DetectorOutp
 
 
 def method_of(**options: Any) -> Any:
-    pair: Any = SimpleNamespace(student=SimpleNamespace(strides=(8, 16)), teacher=SimpleNamespace(channels=2))
+    return on_levels((0,), **options)
+
+
+def on_levels(levels: tuple[int, ...], **options: Any) -> Any:
+    pair: Any = SimpleNamespace(
+        levels=[(level, level) for level in levels], teacher=SimpleNamespace(channels=2)
+    )
     return FocalAndGlobalDistillation(pair, **options)
 
 
@@ -171,10 +177,10 @@ def test_each_factor_multiplies_its_part(name: str) -> None:
 
 
 def test_levels_are_summed_and_each_has_its_own_blocks() -> None:
-    method, batch = method_of(**ONES), batch_of([[0, 0, 8, 0]])
+    method, batch = on_levels((0, 1), **ONES), batch_of([[0, 0, 8, 0]])
     student, teacher = [torch.ones_like(TEACHER)] * 2, [TEACHER] * 2
-    one = method(batch, outputs(student[:1]), outputs(teacher[:1]), None)
-    other = method(batch, outputs(student[:1], (1,)), outputs(teacher[:1], (1,)), None)
+    one = method_of(**ONES)(batch, outputs(student[:1]), outputs(teacher[:1]), None)
+    other = on_levels((1,), **ONES)(batch, outputs(student[:1], (1,)), outputs(teacher[:1], (1,)), None)
     both = method(batch, outputs(student, (0, 1)), outputs(teacher, (0, 1)), None)
     assert all(both[name] == one[name] + other[name] for name in both)
     blocks = [*method.blocks_student, *method.blocks_teacher]
