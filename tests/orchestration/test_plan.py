@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlab.datasets.base import DatasetFiles, Split
@@ -111,6 +111,7 @@ def test_changed_labels_change_all_ids() -> None:
     assert not set(ids(build(facts=facts)).values()) & set(ids(build()).values())
 
 
+@settings(deadline=None)
 @given(st.permutations(["rm", "pfi"]))
 def test_order_of_methods_in_an_arm_changes_no_id(order: list[str]) -> None:
     arms = f"arms={{both: {{{order[0]}: {{}}, {order[1]}: {{}}}}}}"
