@@ -191,10 +191,7 @@ BY_POSITION = [
     (method, detector)
     for method, detector in product(METHODS, DETECTORS)
     if serves(method, {}, detector)
-    if "feats" in METHODS[method].needs
-    and not METHODS[method].requires_equal
-    and not METHODS[method].requires_equal
-    and serves(method, {}, detector)
+    if "feats" in METHODS[method].needs_for({})[0] and not METHODS[method].requires_equal
 ]
 
 

@@ -36,7 +36,7 @@ def pfi_loss(prediction: Tensor, feature: Tensor) -> Tensor:
         Scalar >= 0, mean over cells of P * F; 0 where at every cell one of the two is 0.
 
     Source: Li et al., AAAI 2022, arXiv:2112.04840, section "Prediction-guided Feature Imitation".
-    Differs: none known; see docs/methods.md.
+    Differs: none known; see docs/methods/rm-and-pfi.md.
     """
     return (prediction * feature).mean()
 

@@ -41,7 +41,7 @@ def rank_mimicking_loss(
         ShapeError: the tensors disagree; names the shapes and the usual cause.
 
     Source: Li et al., AAAI 2022, arXiv:2112.04840, section "Rank Mimicking".
-    Differs: none known; see docs/methods.md.
+    Differs: none known; see docs/methods/rm-and-pfi.md.
     """
     if not scores_student.shape == scores_teacher.shape == group.shape:
         raise ShapeError(
