@@ -102,6 +102,7 @@ COLUMNS = (
     Column("gap_closed", "gap closed", digits=0, unit=" %"),
     Column("n", "n", digits=0),
     Column("step_x", "step x", digits=2),
+    Column("method_x", "method x", digits=2),
     Column("best_AP", "best epoch*"),
 )
 _READING = {
@@ -109,6 +110,7 @@ _READING = {
     "gap_closed": 'gap closed: gain / (teacher - baseline); "-" where the teacher is not above the baseline',
     "VOC07": "VOC07: PASCAL VOC's mAP at IoU 0.5, mean precision at 11 recalls; VOC12: area under the curve",
     "step_x": "step x: time of a training step, the student alone = 1",
+    "method_x": "method x: the same, the student alone and a teacher's forward pass = 1",
     "best_AP": "* chosen on the evaluation set, enters no test",
 }
 
@@ -187,8 +189,8 @@ def _row(arm: _Arm, teacher: _Arm | None, baseline: _Arm | None) -> dict[str, Ce
     row["n"] = Cell(f"{done}" if done == planned else f"{done} of {planned}", done)
     if best := arm.over_seeds("best", "AP"):
         row["best_AP"] = columns["best_AP"].cell(fmean(best), _deviation(best))
-    if arm.results and arm is not teacher and (ratio := _step_ratio(arm)) is not None:
-        row["step_x"] = columns["step_x"].cell(ratio)
+    if arm.results and arm is not teacher:
+        row |= {name: columns[name].cell(ratio) for name, ratio in _step_ratios(arm).items()}
     if baseline and arm.results and arm not in (teacher, baseline):
         gain = _gain(arm, baseline)
         row["dAP"] = Cell("-") if gain is None else columns["dAP"].cell(gain)
@@ -222,13 +224,20 @@ def _gap(arm: _Arm, teacher: _Arm, baseline: _Arm) -> float | None:
     return gap if gap > 0 else None
 
 
-def _step_ratio(arm: _Arm) -> float | None:
-    """Median over seeds of the time of a training step, in steps of the student alone."""
+def _step_ratios(arm: _Arm) -> dict[str, float]:
+    """Medians over seeds of the time of a training step, by what it is compared with."""
     if not arm.distils:
-        return 1.0
-    timings = [result.timing for result in arm.results.values()]
-    ratios = [t["distill_step_s"] / t["student_step_s"] for t in timings if "distill_step_s" in t]
-    return median(ratios) if ratios else None
+        return {"step_x": 1.0}
+    timings = [result.timing for result in arm.results.values() if "distill_step_s" in result.timing]
+    if not timings:
+        return {}
+    plain = [timing["student_step_s"] for timing in timings]
+    watched = [timing["student_step_s"] + timing["teacher_forward_s"] for timing in timings]
+    steps = [timing["distill_step_s"] for timing in timings]
+    return {
+        name: median(step / other for step, other in zip(steps, others, strict=True))
+        for name, others in (("step_x", plain), ("method_x", watched))
+    }
 
 
 def _inherited(arm: _Arm) -> str:

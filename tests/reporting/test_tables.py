@@ -92,14 +92,16 @@ def test_size_without_objects_is_blank_for_one_arm_and_shown_for_another(bench):
     assert (texts(shown, "baseline")["APs"], texts(shown, "rm")["APs"]) == ("", "12.0")
 
 
-def test_step_time_is_the_median_over_seeds_of_distilled_over_plain(bench):
+def test_step_time_is_the_median_over_seeds_beside_the_student_and_beside_both_models(bench):
     jobs = [bench.job("baseline", 0), *(bench.job("rm", seed) for seed in range(3))]
     plan = bench.plan(jobs)
     bench.finish(jobs[0])
     for job, distilled in zip(jobs[1:], (0.5, 0.3, 2.0), strict=True):
-        bench.finish(job, timing={"student_step_s": 0.2, "distill_step_s": distilled})
+        bench.finish(job, timing={
+            "student_step_s": 0.2, "teacher_forward_s": 0.05, "distill_step_s": distilled})  # fmt: skip
     shown = table(plan, collect(plan, bench.runs))
     assert (texts(shown, "baseline")["step_x"], texts(shown, "rm")["step_x"]) == ("1.00", "2.50")
+    assert (texts(shown, "baseline")["method_x"], texts(shown, "rm")["method_x"]) == ("", "2.00")
 
 
 def test_best_epoch_is_a_column_that_says_how_it_was_chosen(bench):
