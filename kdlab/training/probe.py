@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdlab.errors import JobError, KdlabError, UsageError
 from kdlab.training import detectors, weights
-from kdlab.training.backbones import check_torchvision, fit_backbone
-from kdlab.training.key_report import fit
 from kdlab.training.mmdet_config import read_config
+from kdlab.training.weights.backbones import check_torchvision, fit_backbone
+from kdlab.training.weights.key_report import fit
 
 
 def probe(

@@ -11,7 +11,6 @@ from torch import nn
 from kdlab.datasets.base import DatasetFiles
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.training import bench, checkpoints, detectors
-from kdlab.training.backbones import first_weights
 from kdlab.training.data import (
     batches_of,
     evaluation_loader,
@@ -26,6 +25,7 @@ from kdlab.training.evaluation import CocoMetric, evaluate, summary
 from kdlab.training.images import BrokenImages
 from kdlab.training.loop import Progress, TrainingLoop
 from kdlab.training.weights import inherit
+from kdlab.training.weights.backbones import first_weights
 
 
 class Trainer:

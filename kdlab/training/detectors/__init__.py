@@ -15,10 +15,10 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from kdlab.training.backbones import load_backbone
 from kdlab.training.detectors.base import Adapter
 from kdlab.training.mmdet_config import from_json
 from kdlab.training.sizing import set_classes
+from kdlab.training.weights.backbones import load_backbone
 
 init_default_scope("mmdet")
 # a line for every weight that is drawn helps nobody

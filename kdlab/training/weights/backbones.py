@@ -14,7 +14,7 @@ from torchvision.models import get_model, get_model_weights
 
 from kdlab.errors import JobError, MachineError
 from kdlab.training import checkpoints, weights
-from kdlab.training.key_report import KeyReport, fit
+from kdlab.training.weights.key_report import KeyReport, fit
 
 _SWIN_NAMES = (
     (r"features\.0\.0\.", r"patch_embed.proj."),

@@ -15,7 +15,7 @@ from torch import nn
 
 from kdlab.errors import JobError, MachineError
 from kdlab.training import checkpoints, detectors
-from kdlab.training.backbones import check_torchvision, first_weights, load_backbone
+from kdlab.training.weights.backbones import check_torchvision, first_weights, load_backbone
 
 
 @pytest.fixture

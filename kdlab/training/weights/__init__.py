@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdlab.errors import Fault, JobError
 from kdlab.training import checkpoints
-from kdlab.training.key_report import KeyReport, fit
+from kdlab.training.weights.key_report import KeyReport, fit
 
 HOLDERS = ("state_dict", "distiller", "model", "model_state_dict")
 """Under which keys files keep weights: mmdet, mmrazor and kdlab; kdlab's training states; others."""
