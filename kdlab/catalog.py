@@ -7,6 +7,7 @@ listing or a shell completion needs neither torch nor mmdet, and a broken plugin
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -255,7 +256,7 @@ def _method(file: _Source) -> MethodInfo:
     if len(classes) != 1:
         file.refuse(f"has {len(classes)} classes with the base `Method`; a method's file has one")
     init = _function(classes[0].body, "__init__")
-    options = _options(file, init) if init else {}
+    options = _limited(file, classes[0], _options(file, init) if init else {})
     for option in options.values():
         if option.required:
             file.refuse(f"option {option.name} has no default; `{file.info.key}: {{}}` must work", init)
@@ -315,6 +316,18 @@ def _has_form(name: str, value: Any, options: dict[str, Option]) -> bool:
         )
     except (AttributeError, KeyError, TypeError, ValueError):
         return False
+
+
+def _limited(file: _Source, node: ast.ClassDef, options: dict[str, Option]) -> dict[str, Option]:
+    """The options within `limits = {"share": (0.01, 1.0)}` of the class; other numbers are from 0 on."""
+    limits = dict.fromkeys(options, (0.0, math.inf))
+    for statement in node.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id="limits")], value=value):
+                limits |= file.literal(value, "limits")
+                if limits.keys() != options.keys():
+                    file.refuse("`limits` must be a dict {option: (lowest, highest)}", value)
+    return {name: replace(option, limits=limits[name]) for name, option in options.items()}
 
 
 def _are_defaults(values: dict[str, Any], options: dict[str, Option]) -> bool:

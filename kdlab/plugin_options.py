@@ -62,12 +62,21 @@ class OptionType:
 
 @dataclass(frozen=True)
 class Option:
-    """One keyword argument of a plugin, as a recipe may set it; `default` counts unless `required`."""
+    """One keyword argument of a plugin, as a recipe may set it; `default` counts unless `required`.
+
+    Args:
+        name: of the argument.
+        type: what it accepts.
+        default: its value where a recipe names none.
+        required: whether a recipe must name one.
+        limits: lowest and highest value of a number.
+    """
 
     name: str
     type: OptionType
     default: Any = None
     required: bool = False
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
     def check(self, value: Any) -> Any:
         """`value` as the plugin wants it: an int becomes a float, a list a tuple; a bool is never a number.
@@ -76,9 +85,21 @@ class Option:
             ValueError: "must be ...", where it does not fit.
         """
         try:
-            return self.type.converted(value)
+            found = self.type.converted(value)
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"must be {self.type}") from error
+            raise ValueError(f"must be {self.accepted}") from error
+        low, high = self.limits
+        if self.type.kind in ("int", "float") and not low <= found <= high:
+            raise ValueError(f"must be {self.accepted}")
+        return found
+
+    @property
+    def accepted(self) -> str:
+        """What it accepts, in words: "a number from 0 to 1"."""
+        low, high = self.limits
+        if low == -math.inf:
+            return str(self.type)
+        return f"{self.type} from {low:g}{'' if high == math.inf else f' to {high:g}'}"
 
 
 def option_type(node: ast.expr | None) -> OptionType | None:

@@ -107,6 +107,18 @@ def test_options_without_effect_are_told_with_the_cause(tmp_path: Path) -> None:
     assert info.unused({"rank": "cls"}) == {}
 
 
+def test_numbers_have_limits_and_are_never_below_0_by_themselves(tmp_path: Path) -> None:
+    text = METHOD.replace("default_weight = 4", 'default_weight = 4\n    limits = {"tau": (0.01, 5.0)}')
+    options = catalog.methods(write(tmp_path, rm=text))["rm"].options
+
+    assert options["tau"].check(5) == 5.0
+    with pytest.raises(ValueError, match=r"must be a number from 0\.01 to 5$"):
+        options["tau"].check(0)
+    plain = catalog.methods(write(tmp_path, rm=METHOD))["rm"].options["tau"]
+    with pytest.raises(ValueError, match=r"must be a number from 0$"):
+        plain.check(-1)
+
+
 def test_base_and_private_files_are_no_plugins(tmp_path: Path) -> None:
     write(tmp_path, base="broken(", __init__="", _shared="x = 1", rm=METHOD)
 
@@ -135,6 +147,11 @@ def test_base_and_private_files_are_no_plugins(tmp_path: Path) -> None:
             '"""A."""\nclass A(Method):\n    default_weight = 1\n    needs_when = {("y", 1): ("feats",)}\n',
             ":4",
             "`needs_when` must be a dict {(option, one of its values): tuple of names}",
+        ),
+        (
+            '"""A."""\nclass A(Method):\n    default_weight = 1\n    limits = {"x": (0, 1)}\n',
+            ":4",
+            "`limits` must be a dict {option: (lowest, highest)}",
         ),
         ('"""A."""\ndef f(:\n', ":2", "cannot be read as Python"),
     ],

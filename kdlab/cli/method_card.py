@@ -35,7 +35,7 @@ def card(info: MethodInfo) -> RenderableType:
     explained = options_explained(info.doc)
     table.add_row(Text("weight", style="bold"), _amount(info.default_weight), _weights_elsewhere(info))
     for name, option in info.options.items():
-        text = f"{explained.get(name, '')} [{option.type}]"
+        text = f"{explained.get(name, '')} [{option.accepted}]"
         table.add_row(Text(name, style="bold"), _amount(option.default), Text(text.strip()))
     head = Text.assemble((info.key, "bold"), "  ", info.summary)
     return Group(head, Text(), Text(_prose(info.doc)), Text(), table, Text(), Text("\n".join(_facts(info))))
@@ -57,12 +57,12 @@ def _prose(doc: str) -> str:
 def _facts(info: MethodInfo) -> list[str]:
     """What it needs, which defaults differ, and where it comes from."""
     needs, equal = info.needs_for({})
-    lines = [f"students   {serves(info)}; needs {', '.join(needs)}"]
+    lines = [f"students    {serves(info)}; needs {', '.join(needs)}"]
     if equal:
-        lines.append(f"the pair   must have equal {', '.join(equal)}")
+        lines.append(f"the pair    must have equal {', '.join(equal)}")
     for family, values in info.defaults_for.items():
         said = ", ".join(f"{name} {_amount(value)}" for name, value in values.items())
-        lines.append(f"{family:<11}{said}")
+        lines.append(f"{family:<12}{said}")
     if source := re.search(r"^Source:.*", info.doc, re.MULTILINE | re.DOTALL):
         lines += ["", " ".join(source[0].split()).replace(" Differs:", "\nDiffers:")]
     return lines

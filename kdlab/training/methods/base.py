@@ -92,6 +92,8 @@ class Method(nn.Module):
     """Other defaults for students of a detector family: {"fcos": {"temperature": 0.8, "weight": 2.0}}."""
     unused_when: ClassVar[dict[tuple[str, Any], tuple[str, ...]]] = {}
     """Options that a recipe may not set under an option's value: {("form", "sigmoid"): ("temperature",)}."""
+    limits: ClassVar[dict[str, tuple[float, float]]] = {}
+    """Lowest and highest value of options; a number that is not named here is from 0 on."""
     prepares: ClassVar[tuple[str, ...]] = ()
     """Options that decide what is prepared, "prepare_iters" among them; none where nothing is."""
     towers: tuple[tuple[Literal["cls", "reg"], int], ...] = ()

@@ -46,6 +46,7 @@ class ChannelWiseDistillation(Method):
 
     default_weight = 10.0
     default_weight_when = {("on", "cls"): 5.0}
+    limits = {"temperature": (0.01, 100.0)}
     needs_when = {("on", "neck"): ("feats",), ("on", "cls"): ("cls_maps",)}
     requires_equal_when = {("on", "cls"): ("classes", "strides", "anchors")}
 

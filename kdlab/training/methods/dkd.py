@@ -70,6 +70,7 @@ class DecoupledKnowledgeDistillation(Method):
     """
 
     default_weight = 1.0
+    limits = {"temperature": (0.01, 100.0)}
     needs = ("roi_outputs",)
     requires_equal = ("classes",)
 

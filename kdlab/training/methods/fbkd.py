@@ -131,6 +131,7 @@ class FeatureBasedDistillation(Method):
         "faster_rcnn": {"feature": 7e-5, "channel": 4e-3, "spatial": 4e-3, "relation": 7e-5},
         "mask_rcnn": {"feature": 7e-5, "channel": 4e-3, "spatial": 4e-3, "relation": 7e-5},
     }
+    limits = {"temperature": (0.01, 100.0)}
     needs = ("feats",)
 
     def __init__(

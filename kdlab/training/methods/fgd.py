@@ -132,6 +132,7 @@ class FocalAndGlobalDistillation(Method):
         },
         "faster_rcnn": {"foreground": 5e-5, "background": 2.5e-5, "attention": 5e-5, "relation": 5e-7},
     }
+    limits = {"temperature": (0.01, 100.0)}
     needs = ("feats",)
     connector = Connector(kernel=1)
 

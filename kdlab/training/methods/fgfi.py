@@ -73,6 +73,7 @@ class FineGrainedFeatureImitation(Method):
     """
 
     default_weight = 0.01
+    limits = {"threshold": (0.0, 0.99)}
     needs = ("feats", "anchor_boxes")
     connector = Connector(kernel=3, init="near_zero", always=True)
 

@@ -199,6 +199,7 @@ class GeneralInstanceDistillation(Method):
     """
 
     default_weight = 1.0
+    limits = {"instances": (1, 1000)}
     needs = ("feats", "cls_maps", "box_maps", "boxes", "assignment")
     requires_equal = ("classes", "priors")
     connector = Connector(kernel=3, shared_over_levels=True, always=True)

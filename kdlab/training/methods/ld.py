@@ -124,6 +124,7 @@ class LocalizationDistillation(Method):
 
     default_weight = 70.0
     default_weight_when = {("parity", True): 1.0}
+    limits = {"temperature": (0.01, 100.0)}
     needs = ("cls_maps", "box_maps", "box_distributions", "assignment")
     needs_when = {("region", "valuable"): ("anchor_boxes",), ("region", "both"): ("anchor_boxes",)}
     requires_equal = ("priors",)

@@ -114,6 +114,7 @@ class MaskedDistillation(Method):
     """
 
     default_weight = 7.0
+    limits = {"tokens": (1, 100), "prepare_iters": (1, 1000000)}
     needs = ("feats",)
     prepares = ("tokens", "prepare_iters")
     connector = Connector(always=True)

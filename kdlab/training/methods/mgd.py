@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdlab.errors import JobError
 from kdlab.training.methods.base import Connector, Method, Pair
 from kdlab.training.outputs import Assignment, Batch, DetectorOutputs
 
@@ -47,9 +46,6 @@ class MaskedGenerativeDistillation(Method):
         masked_share: of the cells, which are hidden from the generator; the paper's lambda. The default is
             that of one-stage detectors, Faster R-CNN's is 0.45.
 
-    Raises:
-        JobError: `masked_share` is not in [0, 1).
-
     A generator is trained for each matched level.
 
     Source: Yang et al., ECCV 2022, arXiv:2205.01529; weights of its code (2e-5, and 5e-7 for two stages).
@@ -59,14 +55,12 @@ class MaskedGenerativeDistillation(Method):
 
     default_weight = 2e-5
     defaults_for = {"faster_rcnn": {"weight": 5e-7, "masked_share": 0.45}}
+    limits = {"masked_share": (0.0, 0.99)}
     needs = ("feats",)
     connector = Connector(kernel=1)
 
     def __init__(self, pair: Pair, *, masked_share: float = 0.65) -> None:
         super().__init__(pair)
-        if not 0 <= masked_share < 1:
-            got, fix = f"masked_share {masked_share}", "a number from 0 to below 1, such as 0.65"
-            raise JobError("mgd cannot mask such a share of cells", got=got, fix=fix)
         self.masked_share = masked_share
         channels = pair.teacher.channels
         self.generators = nn.ModuleList(

@@ -148,6 +148,7 @@ class PredictionGuidedDistillation(Method):
 
     default_weight = 1.0
     defaults_for = {"atss": {"foreground": 0.08, "background": 0.04, "regression": 0.128}}
+    limits = {"temperature": (0.01, 100.0), "topk": (1, 10000)}
     needs = ("cls_maps", "boxes", "towers")
     requires_equal = ("classes", "priors", "head")
     towers = (("cls", 0), ("reg", 0))

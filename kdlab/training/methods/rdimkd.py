@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kdlab.errors import JobError
 from kdlab.training.methods.base import Connector, Method, Pair
 from kdlab.training.outputs import Assignment, Batch, DetectorOutputs
 
@@ -39,23 +38,18 @@ class DimensionalityReduction(Method):
         pair: the two models.
         share: of the teacher's channels, the dimensions of the subspace (0.5: unverified), at least one.
 
-    Raises:
-        JobError: `share` is not in (0, 1].
-
     Source: Guo et al., 2023, arXiv:2312.08700, the variant with a random matrix.
     Differs: number of dimensions, weight and use on all levels are not verified. The variants by principal
         components and by an auto-encoder need a pass over the teacher's maps beforehand and are left out.
     """
 
     default_weight = 1.0
+    limits = {"share": (0.001, 1.0)}
     needs = ("feats",)
     connector = Connector(kernel=1)
 
     def __init__(self, pair: Pair, *, share: float = 0.5) -> None:
         super().__init__(pair)
-        if not 0 < share <= 1:
-            fix = "a number above 0 and up to 1, such as 0.5"
-            raise JobError("rdimkd cannot keep such a share of channels", got=f"share {share}", fix=fix)
         channels = pair.teacher.channels
         projection = torch.empty(channels, max(1, round(share * channels)))
         self.register_buffer("projection", nn.init.orthogonal_(projection))

@@ -76,6 +76,7 @@ class RankMimicking(Method):
     """
 
     default_weight = 4.0
+    limits = {"temperature": (0.01, 100.0)}
     needs = ("cls_maps", "assignment")
     needs_when = {
         ("rank", "loc"): ("boxes",),

@@ -72,6 +72,7 @@ class SoftLabel(Method):
     default_weight = 1.0
     default_weight_when = {("form", "softmax"): 10.0}
     unused_when = {("form", "sigmoid"): ("temperature", "standardise", "kendall")}
+    limits = {"temperature": (0.01, 100.0)}
     needs = ("cls_maps", "assignment")
     requires_equal = ("classes", "priors")
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from kdlab import catalog
-from kdlab.errors import JobError
 from kdlab.training.methods.mgd import MaskedGenerativeDistillation, generation_loss, masked
 
 FEAT = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
@@ -137,12 +136,6 @@ def test_each_level_has_its_own_generator() -> None:
     one(batch, seen, seen, None).backward()
     gradients = [generator[2].bias.grad for generator in one.generators]
     assert gradients[0] != gradients[1]
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.0, 65.0])
-def test_a_share_that_leaves_nothing_is_refused(share: float) -> None:
-    with pytest.raises(JobError, match="share of cells"):
-        method(masked_share=share)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdlab.errors import JobError
 from kdlab.training.methods.fitnet import whole_map_loss
 from kdlab.training.methods.rdimkd import DimensionalityReduction, projected_loss
 
@@ -95,12 +94,6 @@ def test_levels_add_up_under_one_projection() -> None:
     single = one(None, seen(student), seen(teacher), None).item()
     both = one(None, seen(student, 3 * student), seen(teacher, 3 * teacher), None)
     assert both.item() == pytest.approx(10 * single, rel=1e-5)
-
-
-@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
-def test_a_share_that_is_none_is_refused(share: float) -> None:
-    with pytest.raises(JobError, match="share of channels"):
-        method(share=share)
 
 
 def test_the_projection_is_saved_restored_and_never_trained(
