@@ -130,10 +130,12 @@ def _finished(runs: Runs, job: Job) -> Job:
     """The job, if it is done.
 
     Raises:
-        UsageError: it is not; names the command that finishes it.
+        UsageError: it is not, with the command that finishes it; or it makes no detector.
     """
     from kdlab.reporting import records
 
+    if job.kind == "prepare":
+        raise UsageError(f"{job.label} trains no detector, so there is nothing to export", where=job.id)
     state = records.job_state(runs.job(job.id))
     if state == "done":
         return job

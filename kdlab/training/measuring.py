@@ -9,16 +9,14 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from kdlab.datasets.base import DatasetFiles
 from kdlab.errors import JobError
 from kdlab.jobs.events import JobEvaluated, JobProgress, JobStarted
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.training import checkpoints, detectors, weights
-from kdlab.training.data import evaluation_loader, mmdet_dataset
 from kdlab.training.device import device_of, seed_all
-from kdlab.training.evaluation import CocoMetric, evaluate, summary
-from kdlab.training.images import BrokenImages
+from kdlab.training.evaluation import evaluate, summary
 from kdlab.training.loop import Stopped
+from kdlab.training.reading import Reading
 
 REPORTS = 100
 """Into how many intervals the images are cut over which progress is told."""
@@ -50,22 +48,17 @@ class Measurement:
         self.job, self.paths, self.emit = job, paths, emit
         self.may_write, self.should_stop = may_write, should_stop
         self.device, self.iteration = device_of(job), 0
-        self.files = DatasetFiles.from_dict(job.inputs["dataset"])
+        self.reading = Reading(job, paths)
         settings = job.settings
         # what a partial checkpoint leaves out is drawn
         seed_all(job.seed)
-        self.model = detectors.build(settings["model"], len(self.files.classes))
+        self.model = detectors.build(settings["model"], len(self.reading.classes))
         self.model.data_preprocessor.pad_size_divisor = settings["pad_divisor"]
         self.report = weights.load(
             self.model, self._checkpoint(), "teacher", partial=job.inputs.get("partial", False)
         )
         self.model.to(self.device)
-        self.broken = BrokenImages(paths.folder / "broken_images.json")
-        reading = settings["dataset"]
-        broken = self.broken if reading["broken_images"] == "skip" else None
-        val_set = mmdet_dataset(self.files, self.files.val, reading["scale"], None, broken)
-        batch_size = settings["schedule"]["batch_size"]
-        self.loader = evaluation_loader(val_set, batch_size, job.resources.workers)
+        self.loader = self.reading.validation()
 
     @property
     def images(self) -> int:
@@ -75,7 +68,7 @@ class Measurement:
     @property
     def config_text(self) -> str:
         """The teacher as an mmdet config."""
-        return detectors.config(self.job.settings["model"], len(self.files.classes)).pretty_text
+        return detectors.config(self.job.settings["model"], len(self.reading.classes)).pretty_text
 
     def run(self) -> dict[str, Any]:
         """Measure, and keep the weights under mmdet's names; the fields of the result.
@@ -85,7 +78,7 @@ class Measurement:
         """
         self.emit(JobStarted, device=str(self.device), epochs=1, iterations=self.images)
         began = time.monotonic()
-        metric = CocoMetric(self.files.val.labels, self.files.classes, self.files.metrics)
+        metric = self.reading.metric()
         found = evaluate(self.model, _Watched(self.loader, self._after_batch), metric)
         told = summary([{"epoch": 1, "iteration": self.images, **found}])
         self.emit(JobEvaluated, epoch=1, iteration=self.images, metrics=told["metrics"])
@@ -96,7 +89,7 @@ class Measurement:
             "losses": [],
             "timing": {"image_s": wall_s / self.images},
             "model": model,
-            "data": self.broken.report(),
+            "data": self.reading.report(),
             "wall_s": wall_s,
         }
 
@@ -104,7 +97,7 @@ class Measurement:
         """Write the weights where students look for them; what the result says of the model."""
         self.may_write()
         self.paths.checkpoints.mkdir(parents=True, exist_ok=True)
-        digest = checkpoints.save_model(self.paths.weights, self.model, self.files.classes)
+        digest = checkpoints.save_model(self.paths.weights, self.model, self.reading.classes)
         return {
             "params": sum(p.numel() for p in self.model.parameters()),
             "trained_parts": {},

@@ -10,15 +10,13 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdlab.datasets.base import DatasetFiles
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.training import checkpoints, detectors
-from kdlab.training.data import mmdet_dataset, reading_report, training_loader
 from kdlab.training.device import device_of, seed_all
-from kdlab.training.images import BrokenImages
 from kdlab.training.loop import TrainingLoop
 from kdlab.training.methods import method_class
 from kdlab.training.methods.base import Pair, Preparation
+from kdlab.training.reading import Reading
 
 
 class TeacherWith(BaseModel):
@@ -83,20 +81,14 @@ class Preparer:
     ) -> None:
         self.job, self.paths = job, paths
         self.device = device_of(job)
-        self.files = DatasetFiles.from_dict(job.inputs["dataset"])
+        self.reading = Reading(job, paths)
         settings = job.settings
         self.model = TeacherWith(*self._built()).to(self.device)
         if settings["schedule"]["channels_last"]:
             self.model.to(memory_format=torch.channels_last)
-        reading, batch = settings["dataset"], settings["schedule"]["batch_size"]
-        self.broken = BrokenImages(paths.folder / "broken_images.json")
-        broken = self.broken if reading["broken_images"] == "skip" else None
-        self.train_set = mmdet_dataset(
-            self.files, self.files.train, reading["scale"], reading["flip"], broken
-        )
         self.loop = TrainingLoop(
             self.model,
-            training_loader(self.train_set, batch, job.seed, job.resources.workers),
+            self.reading.training(),
             settings["schedule"],
             checkpoints.TrainingCheckpoints(paths.checkpoints),
             evaluate=None,
@@ -109,7 +101,7 @@ class Preparer:
     @property
     def config_text(self) -> str:
         """The teacher as an mmdet config."""
-        return detectors.config(self.job.settings["model"], len(self.files.classes)).pretty_text
+        return detectors.config(self.job.settings["model"], len(self.reading.classes)).pretty_text
 
     @property
     def iteration(self) -> int:
@@ -137,7 +129,7 @@ class Preparer:
                 "params": sum(p.numel() for p in self.model.preparation.parameters()),
                 "weights_sha256": checkpoints.save(self.paths.weights, state),
             },
-            "data": {**reading_report(self.train_set), **self.broken.report()},
+            "data": self.reading.report(),
             "wall_s": progress.wall_s,
         }
 
@@ -145,7 +137,7 @@ class Preparer:
         """The teacher with its weights, and the preparation with its first ones."""
         settings, job = self.job.settings, self.job
         seed_all(job.seed)
-        teacher = detectors.build(settings["model"], len(self.files.classes))
+        teacher = detectors.build(settings["model"], len(self.reading.classes))
         checkpoints.load_finished(teacher, JobPaths(self.paths.folder.parent / job.parents[0]))
         # as the student's job pads for both
         teacher.data_preprocessor.pad_size_divisor = settings["pad_divisor"]

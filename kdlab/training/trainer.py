@@ -8,22 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdlab.datasets.base import DatasetFiles
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.training import bench, checkpoints, detectors
-from kdlab.training.data import (
-    batches_of,
-    evaluation_loader,
-    mmdet_dataset,
-    reading_report,
-    reading_words,
-    training_loader,
-)
+from kdlab.training.data import batches_of
 from kdlab.training.device import device_of, seed_all
 from kdlab.training.distiller import Distiller
-from kdlab.training.evaluation import CocoMetric, evaluate, summary
-from kdlab.training.images import BrokenImages
+from kdlab.training.evaluation import evaluate, summary
 from kdlab.training.loop import Progress, TrainingLoop
+from kdlab.training.reading import Reading
 from kdlab.training.weights import inherit
 from kdlab.training.weights.backbones import first_weights
 
@@ -50,10 +42,10 @@ class Trainer:
         self.job, self.paths = job, paths
         self.device = device_of(job)
         settings, schedule = job.settings, job.settings["schedule"]
-        self.files = DatasetFiles.from_dict(job.inputs["dataset"])
+        self.reading = Reading(job, paths)
         seed_all(job.seed)
         first = first_weights(settings["model"], job.inputs.get("init"))
-        student = detectors.build(settings["model"], len(self.files.classes), first)
+        student = detectors.build(settings["model"], len(self.reading.classes), first)
         teacher = self._teacher()
         # after all draws of the student, so that the rest of it equals that of the other arms
         self.inherited = inherit(student, teacher) if settings.get("inherit") and teacher else None
@@ -63,19 +55,11 @@ class Trainer:
         self.distiller.to(self.device)
         if schedule["channels_last"]:
             self.distiller.to(memory_format=torch.channels_last)
-        reading = settings["dataset"]
-        batch, workers = schedule["batch_size"], job.resources.workers
-        self.broken = BrokenImages(paths.folder / "broken_images.json")
-        broken = self.broken if reading["broken_images"] == "skip" else None
-        scale = reading["scale"]
-        self.train_set = mmdet_dataset(self.files, self.files.train, scale, reading["flip"], broken)
-        print(reading_words(reading_report(self.train_set)), flush=True)
-        val_set = mmdet_dataset(self.files, self.files.val, scale, None, broken)
-        val_loader = evaluation_loader(val_set, batch, workers)
-        metric = CocoMetric(self.files.val.labels, self.files.classes, self.files.metrics)
+        loader, val_loader = self.reading.training(), self.reading.validation()
+        metric = self.reading.metric()
         self.loop = TrainingLoop(
             self.distiller,
-            training_loader(self.train_set, batch, job.seed, workers),
+            loader,
             schedule,
             checkpoints.TrainingCheckpoints(paths.checkpoints),
             evaluate=lambda: evaluate(self.distiller, val_loader, metric),
@@ -88,7 +72,7 @@ class Trainer:
     @property
     def config_text(self) -> str:
         """The student as an mmdet config."""
-        return detectors.config(self.job.settings["model"], len(self.files.classes)).pretty_text
+        return detectors.config(self.job.settings["model"], len(self.reading.classes)).pretty_text
 
     @property
     def iteration(self) -> int:
@@ -107,7 +91,7 @@ class Trainer:
     def _finish(self, progress: Progress) -> dict[str, Any]:
         """Keep the student's weights, then measure what a step costs; the fields of the result."""
         self.loop.may_write()
-        digest = checkpoints.save_model(self.paths.weights, self.distiller.student, self.files.classes)
+        digest = checkpoints.save_model(self.paths.weights, self.distiller.student, self.reading.classes)
         step_s, data_s = self.loop.clock.medians()
         self.loop.loader.batch_sampler.start_at(0, 0)
         data = next(batches_of(self.loop.loader))
@@ -122,7 +106,7 @@ class Trainer:
                 "weights_sha256": digest,
                 **({"inherited": self.inherited} if self.inherited else {}),
             },
-            "data": {**reading_report(self.train_set), **self.broken.report()},
+            "data": self.reading.report(),
         }
 
     def _teacher(self) -> nn.Module | None:
@@ -131,7 +115,7 @@ class Trainer:
         if settings is None:
             return None
         with torch.random.fork_rng():
-            teacher = detectors.build(settings, len(self.files.classes))
+            teacher = detectors.build(settings, len(self.reading.classes))
         checkpoints.load_finished(teacher, self._parent(self.job.parents[0]))
         return teacher
 

@@ -102,6 +102,15 @@ def test_an_unfinished_job_names_the_command_that_finishes_it(
     assert not asked
 
 
+def test_a_job_that_makes_no_detector_is_refused(
+    runs: Runs, asked: Sequence[Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    add(runs, Job("prepare-ad44", "prepare", "prepare maskd", 0, {}))
+    assert app.main(["export", "prepare-ad"]) == 2
+    assert "prepare maskd trains no detector" in capfd.readouterr().err
+    assert not asked
+
+
 def test_files_go_to_a_folder_of_the_job(
     runs: Runs, asked: Sequence[Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
