@@ -10,7 +10,7 @@ from kdlab.errors import Fault
 from kdlab.orchestration.settings import MethodSettings, Recipe
 
 FACTS = {"classes": "num_classes", "strides": "strides", "anchors": "anchors", "priors": "priors",
-         "channels": "channels", "head": "head"}  # fmt: skip
+         "channels": "channels", "head": "head", "bins": "bins"}  # fmt: skip
 STUDENT_ONLY = ("assignment", "anchor_boxes")
 
 

@@ -139,6 +139,7 @@ class Facts:
         priors: a hash of the priors on a fixed input size.
         tower_depth: convolutions of each of the head's branches.
         softmax: True where class scores come from a softmax over K + 1.
+        bins: R + 1 distances of which a head predicts a distribution for each edge; 0 without.
     """
 
     detector: str
@@ -152,6 +153,7 @@ class Facts:
     priors: str = ""
     tower_depth: int = 0
     softmax: bool = False
+    bins: int = 0
 
 
 @dataclass(frozen=True)

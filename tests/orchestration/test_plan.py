@@ -25,6 +25,7 @@ MODEL: dict[str, Any] = {
     "anchors": 1,
     "head": "h",
     "tower_depth": 1,
+    "bins": 17,
     "priors": "p",
     "trains": True,
     "flops": 10,
@@ -416,3 +417,13 @@ def test_a_config_that_turns_out_to_be_of_a_family_is_told_its_published_default
     (note,) = [note for note in build(config, pkd).notes if "published" in note]
     assert note.startswith("pkd is published for gfl with weight 6")
     assert not [note for note in build(pkd).notes if "published" in note]
+
+
+def test_distributions_over_other_bins_are_no_pair_for_ld() -> None:
+    provides = [*MODEL["provides"], "box_distributions", "anchor_boxes"]
+    both = {"student": {**MODEL, "provides": provides}, "teacher": {**MODEL, "provides": provides}}
+    arms = "arms={ld: {ld: {}}}"
+    assert build(arms, facts=replace(FACTS, **both)).jobs
+    other = {**both, "teacher": {**both["teacher"], "bins": 9}}
+    with pytest.raises(UsageError, match="ld cannot serve this pair: it needs equal bins"):
+        build(arms, facts=replace(FACTS, **other))

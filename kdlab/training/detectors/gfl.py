@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from mmdet.structures.bbox import bbox2distance
@@ -10,7 +12,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from kdlab.training.detectors.dense import DenseAdapter
-from kdlab.training.outputs import Branch, Priors
+from kdlab.training.outputs import Branch, Facts, Priors
 from kdlab.training.sizing import dense, group_norm
 
 
@@ -23,6 +25,11 @@ class GFL(DenseAdapter):
     label_weights_at = 2
     cls_predictor = "gfl_cls"
     reg_predictor = "gfl_reg"
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What the plan and the methods may know of the model."""
+        return replace(super().facts, bins=self.head.reg_max + 1)
 
     @staticmethod
     def config(settings: dict[str, Any], num_classes: int) -> ConfigDict:

@@ -85,7 +85,7 @@ class Method(nn.Module):
     needs_when: ClassVar[dict[tuple[str, Any], tuple[str, ...]]] = {}
     """More of them under an option's value: {("rank", "loc"): ("boxes",)}."""
     requires_equal: ClassVar[tuple[str, ...]] = ()
-    """Facts in which teacher and student must agree: classes, strides, anchors, priors, channels, head."""
+    """Facts in which both must agree: classes, strides, anchors, priors, channels, head, bins."""
     requires_equal_when: ClassVar[dict[tuple[str, Any], tuple[str, ...]]] = {}
     """More of them under an option's value."""
     defaults_for: ClassVar[dict[str, dict[str, Any]]] = {}

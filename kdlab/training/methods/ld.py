@@ -127,7 +127,7 @@ class LocalizationDistillation(Method):
     limits = {"temperature": (0.01, 100.0)}
     needs = ("cls_maps", "box_maps", "box_distributions", "assignment")
     needs_when = {("region", "valuable"): ("anchor_boxes",), ("region", "both"): ("anchor_boxes",)}
-    requires_equal = ("priors",)
+    requires_equal = ("priors", "bins")
     unused_when = {("region", "main"): ("valuable",), ("region", "valuable"): ("main",)}
 
     def __init__(
