@@ -168,8 +168,10 @@ def _cost(job: Job, alike: list[PastJob]) -> tuple[float | None, str]:
 def _work(job: Job) -> float:
     """FLOPs of one image over all epochs: a training step is about three forwards, a teacher's is one."""
     flops = job.inputs["flops"]
-    epochs = job.settings["schedule"].get("epochs", 1)
-    return float((3 * flops["student"] + flops["teacher"]) * epochs)
+    schedule = job.settings["schedule"]
+    # jobs of a kind are compared, and those without epochs count iterations
+    length = schedule.get("epochs") or schedule.get("iterations") or 1
+    return float((3 * flops["student"] + flops["teacher"]) * length)
 
 
 def _untrainable(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
@@ -212,7 +214,7 @@ def _defaults_of_others(recipe: Recipe, facts: Facts) -> Iterator[str]:
         return
     used = {method.method for arm in recipe.arms.values() for method in arm.values()}
     for key in sorted(key for key in used if family in known[key].defaults_for):
-        values = ", ".join(f"{name} {value:g}" for name, value in known[key].defaults_for[family].items())
+        values = ", ".join(f"{name} {value}" for name, value in known[key].defaults_for[family].items())
         yield f"{key} is published for {family} with {values}; of a config's student the recipe must say so"
 
 

@@ -69,7 +69,7 @@ def _preparations(recipe: Recipe, facts: Facts, teacher: Job) -> dict[tuple[str,
     """The job that prepares what a method instance needs, by (arm, instance); equal ones share an id."""
     known = catalog.methods()
     return {
-        (arm, name): _prepare(recipe, facts, teacher, method, known[method.method].prepares)
+        (arm, name): _prepare(recipe, facts, teacher, method, known[method.method])
         for arm, methods in recipe.arms.items()
         for name, method in methods.items()
         if known[method.method].prepares
@@ -77,19 +77,22 @@ def _preparations(recipe: Recipe, facts: Facts, teacher: Job) -> dict[tuple[str,
 
 
 def _prepare(
-    recipe: Recipe, facts: Facts, teacher: Job, method: MethodSettings, deciding: tuple[str, ...]
+    recipe: Recipe, facts: Facts, teacher: Job, method: MethodSettings, known: catalog.MethodInfo
 ) -> Job:
     settings = _settings(recipe, facts, recipe.schedule, seed=0)
     schedule = {
         key: settings["schedule"][key] for key in ("batch_size", "gpus", "precision", "channels_last")
     }
+    options = {name: method.options[name] for name in known.prepares}
     settings |= {
-        "schedule": schedule | PREPARING | {"iterations": method.options["prepare_iters"]},
+        "schedule": schedule | PREPARING | {"iterations": options["prepare_iters"]},
         "model": teacher.settings["model"],
         "pad_divisor": facts.student["pad_divisor"],
-        "prepare": {"method": method.method, "options": {name: method.options[name] for name in deciding}},
+        "prepare": {"method": method.method, "options": options},
     }
-    return _job("prepare", f"prepare {method.method}", settings, (teacher.id,), recipe, facts, {})
+    unusual = [f"{name} {value}" for name, value in options.items() if value != known.options[name].default]
+    label = " ".join(["prepare", method.method, *unusual])
+    return _job("prepare", label, settings, (teacher.id,), recipe, facts, {})
 
 
 def _student(

@@ -9,6 +9,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.training import checkpoints, detectors
@@ -17,6 +18,8 @@ from kdlab.training.loop import TrainingLoop
 from kdlab.training.methods import method_class
 from kdlab.training.methods.base import Pair, Preparation
 from kdlab.training.reading import Reading
+
+HEADS = ("rpn_head", "bbox_head", "roi_head")
 
 
 class TeacherWith(BaseModel):
@@ -36,7 +39,9 @@ class TeacherWith(BaseModel):
         own: dict[str, Tensor] = {}
 
         def change(_module: nn.Module, _inputs: Any, maps: Any) -> tuple[Tensor, ...]:
-            changed, losses = self.preparation(list(maps))
+            # sums over all cells of a map do not fit into half precision
+            with torch.autocast(inputs.device.type, enabled=False):
+                changed, losses = self.preparation([level.float() for level in maps])
             own.update(losses)
             return tuple(changed)
 
@@ -48,13 +53,17 @@ class TeacherWith(BaseModel):
             hook.remove()
 
     def train(self, mode: bool = True) -> TeacherWith:
-        """The teacher's head computes its loss as in training; its statistics stay as they are."""
+        """The teacher's heads compute their losses as in training; what draws or averages stays still.
+
+        Its backbone and neck are as the student's job will see them, also those with dropped paths.
+        """
         super().train(mode)
         (teacher,) = self._teacher
-        teacher.train(mode)
-        for module in teacher.modules():
-            if isinstance(module, (_BatchNorm, nn.Dropout)):
-                module.eval()
+        teacher.eval()
+        for head in filter(None, (getattr(teacher, name, None) for name in HEADS)):
+            for module in head.train(mode).modules():
+                if isinstance(module, (_BatchNorm, _DropoutNd)):
+                    module.eval()
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> TeacherWith:

@@ -383,7 +383,7 @@ MASKD = (
 def test_what_a_method_prepares_is_one_job_for_all_arms_and_seeds() -> None:
     built = build(MASKD, "seeds=[0,1]")
     prepares = [planned.job for planned in built.jobs if planned.job.kind == "prepare"]
-    assert [job.label for job in prepares] == ["prepare maskd", "prepare maskd"]
+    assert [job.label for job in prepares] == ["prepare maskd", "prepare maskd tokens 2"]
     assert [job.settings["prepare"]["options"]["tokens"] for job in prepares] == [6, 2]
     assert all(job.parents == (built.jobs[0].job.id,) for job in prepares)
     parents = {planned.job.label: planned.job.parents for planned in built.jobs}

@@ -111,6 +111,41 @@ def test_the_teacher_stays_as_it_is(build: Callable[..., Any], raw_batch: Callab
     assert not teacher.neck._forward_hooks
 
 
+def test_what_is_prepared_is_computed_in_fp32_under_autocast(
+    build: Callable[..., Any], raw_batch: Callable[..., Any]
+) -> None:
+    model, seen = TeacherWith(build("fcos", 5), TokenLearning(16, 3, 2)).train(), []
+    model.preparation.register_forward_pre_hook(lambda _, args: seen.extend(args[0]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(**model.data_preprocessor(raw_batch(), True), mode="loss")
+    assert {value.dtype for value in [*seen, losses["loss_diversity"]]} == {torch.float32}
+
+
+def test_tokens_learn_on_the_maps_that_students_will_see(
+    build: Callable[..., Any], raw_batch: Callable[..., Any]
+) -> None:
+    # its backbone drops paths at random in training
+    teacher, seen = build("retinanet", 5, backbone="swin_t", width=32), []
+    model = TeacherWith(teacher, TokenLearning(16, 3, 2)).train()
+    model.preparation.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    data = model.data_preprocessor(raw_batch(), True)
+    for _ in range(2):
+        model(**data, mode="loss")
+    assert all(torch.equal(first, second) for first, second in zip(*seen, strict=True))
+    assert teacher.bbox_head.training
+
+
+def test_a_two_stage_teacher_learns_from_both_stages(
+    build: Callable[..., Any], raw_batch: Callable[..., Any]
+) -> None:
+    model = TeacherWith(build("faster_rcnn", 5), TokenLearning(16, 3, 2)).train()
+    losses = model(**model.data_preprocessor(raw_batch(), True), mode="loss")
+    assert {"loss_rpn_cls", "loss_cls", "loss_diversity"} <= losses.keys()
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
 def test_a_students_job_takes_the_tokens_of_its_parent(
     tmp_path: Path, job: Job, model_settings: Any, digits: Any
 ) -> None:

@@ -11,6 +11,7 @@ import torchvision
 from kdlab import catalog
 from kdlab.errors import UsageError
 from kdlab.training import detectors
+from kdlab.training.detectors import adapt
 from kdlab.training.probe import _answer, probe
 
 SETTINGS: dict[str, Any] = {
@@ -174,3 +175,11 @@ def test_what_is_wrong_with_a_recipe_is_answered_as_that(file: str, init: str, w
     settings = config_settings(named(file), init=init)
     (fault,) = _answer({"settings": settings, "num_classes": 3, "input": [128, 128]})["unreadable"]
     assert what in fault["what"]
+
+
+def test_a_softmax_head_has_no_class_maps_and_one_without_convolutions_no_towers(build: Any) -> None:
+    softmax = {"type": "CrossEntropyLoss", "use_sigmoid": False, "_delete_": True}
+    provides = adapt(build("retinanet", overrides={"model.bbox_head.loss_cls": softmax})).facts.provides
+    assert "cls_maps" not in provides
+    assert {"feats", "boxes", "towers"} <= set(provides)
+    assert "towers" not in adapt(build("gfl", head_convs=0)).facts.provides

@@ -33,14 +33,22 @@ class DenseAdapter(Adapter):
         head = self.head
         sizes = [(-(-256 // stride),) * 2 for stride in strides_of(head.prior_generator)]
         priors = torch.cat(head.prior_generator.grid_priors(sizes, device="cpu")).double().numpy().round(3)
+        found = super().facts
         return replace(
-            super().facts,
+            found,
+            # methods read class maps as sigmoid logits
+            provides=tuple(name for name in found.provides if name not in self.lacks()),
             detector=type(self).__module__.rpartition(".")[2],
             anchors=head.prior_generator.num_base_priors[0],
             priors=hashlib.sha256(priors.tobytes()).hexdigest()[:16],
             tower_depth=head.stacked_convs,
             softmax=not head.use_sigmoid_cls,
         )
+
+    def lacks(self) -> tuple[str, ...]:
+        """What only other heads of its class have: class maps before a sigmoid, towers."""
+        softmax = () if self.head.use_sigmoid_cls else ("cls_maps",)
+        return (*softmax, *(() if self.head.stacked_convs else ("towers",)))
 
     def neck(self) -> tuple[tuple[int, ...], int]:
         """Strides and channels of the maps that the head reads."""

@@ -129,7 +129,6 @@ class FeatureBasedDistillation(Method):
     default_weight = 1.0
     defaults_for = {
         "faster_rcnn": {"feature": 7e-5, "channel": 4e-3, "spatial": 4e-3, "relation": 7e-5},
-        "mask_rcnn": {"feature": 7e-5, "channel": 4e-3, "spatial": 4e-3, "relation": 7e-5},
     }
     limits = {"temperature": (0.01, 100.0)}
     needs = ("feats",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from mmdet.utils import reduce_mean
 from torch import Tensor
 
 from kdlab.training.methods.base import Connector, Method, Pair
@@ -27,10 +28,10 @@ def rich_mean(values: Tensor, score: Tensor) -> Tensor:
         score: (B, H, W) in [0, 1], the same cells' richness.
 
     Returns:
-        Scalar; 0 and still in the graph where no cell is rich.
+        Scalar; the sum of richness is averaged over ranks. 0 and still in the graph where no cell is rich.
     """
     # no count, so no floor of 1: a level of few cells is as poor as that
-    return (values * score).sum() / score.sum().clamp(min=1e-6)
+    return (values * score).sum() / reduce_mean(score.sum()).clamp(min=1e-6)
 
 
 def frs_feature_loss(feat_student: Tensor, feat_teacher: Tensor, score: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def general_instances(
     return Instances(image[first], place[first], boxes[first])
 
 
-def level_of(boxes: Tensor, strides: Sequence[int]) -> Tensor:
+def pooled_level(boxes: Tensor, strides: Sequence[int]) -> Tensor:
     """(K,) the level that FPN's rule gives to boxes (K, 4), of any ascending `strides`."""
     sides = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt() / CANONICAL_CELLS
     return torch.bucketize(sides, sides.new_tensor(strides[1:]), right=True)
@@ -86,7 +86,7 @@ def regions(feats: Sequence[Tensor], strides: Sequence[int], instances: Instance
     Returns:
         (K, C, 10, 10), in the graph of `feats` also for K = 0.
     """
-    level = level_of(instances.boxes, strides)
+    level = pooled_level(instances.boxes, strides)
     rois = torch.cat([instances.image[:, None].to(instances.boxes), instances.boxes], dim=1)
     places = [(level == number).nonzero().squeeze(1) for number in range(len(strides))]
     pooled = [

@@ -12,7 +12,7 @@ from kdlab.training.outputs import Assignment, Batch, DetectorOutputs
 EPSILON = 1e-6
 
 
-def standardised(feat: Tensor, correction: int = 0) -> Tensor:
+def standardised_channels(feat: Tensor, correction: int = 0) -> Tensor:
     """(B, C, H, W) with mean 0 and deviation 1 of each channel over all images and cells.
 
     Args:
@@ -30,12 +30,12 @@ def standardised(feat: Tensor, correction: int = 0) -> Tensor:
 
 
 def pearson_loss(feat_student: Tensor, feat_teacher: Tensor, correction: int = 0) -> Tensor:
-    """Half the mean squared difference of two standardised maps of one level.
+    """Half the mean squared difference of two standardised_channels maps of one level.
 
     Args:
         feat_student: (B, C, H, W) as the connector made them.
         feat_teacher: (B, C, H, W); no gradient flows here.
-        correction: see `standardised`.
+        correction: see `standardised_channels`.
 
     Returns:
         Scalar in [0, 2]: 1 - r, r the mean over channels of Pearson's correlation; with `correction` 1 that
@@ -44,7 +44,10 @@ def pearson_loss(feat_student: Tensor, feat_teacher: Tensor, correction: int = 0
     Source: Cao et al., NeurIPS 2022, arXiv:2207.02039.
     Differs: without `correction` the deviation is that of the values themselves, so that 1 - r is exact.
     """
-    pairs = standardised(feat_student, correction), standardised(feat_teacher.detach(), correction)
+    pairs = (
+        standardised_channels(feat_student, correction),
+        standardised_channels(feat_teacher.detach(), correction),
+    )
     return F.mse_loss(*pairs) / 2
 
 

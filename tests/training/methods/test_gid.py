@@ -20,7 +20,7 @@ from kdlab.training.methods.gid import (
     gid_feature_loss,
     gid_relation_loss,
     gid_response_losses,
-    level_of,
+    pooled_level,
     regions,
 )
 from kdlab.training.outputs import Batch, DetectorOutputs, Priors
@@ -132,7 +132,7 @@ def test_images_do_not_suppress_each_other_and_each_has_its_most() -> None:
      (448, (8, 16, 32), 2), (2000, (8, 16, 32), 2), (300, (8, 32), 0), (300, (8,), 0)],
 )  # fmt: skip
 def test_a_box_of_224_px_is_pooled_from_stride_16(side_px: float, strides: Any, level: int) -> None:
-    assert level_of(torch.tensor([[10.0, 10.0, 10 + side_px, 10 + side_px]]), strides).tolist() == [level]
+    assert pooled_level(torch.tensor([[10.0, 10.0, 10 + side_px, 10 + side_px]]), strides).tolist() == [level]
 
 
 def instances(boxes: list[list[float]], image: list[int]) -> Instances:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdlab import catalog
-from kdlab.training.methods.pkd import PearsonDistillation, pearson_loss, standardised
+from kdlab.training.methods.pkd import PearsonDistillation, pearson_loss, standardised_channels
 
 # of two patterns over four cells that do not correlate
 ROWS = torch.tensor([[[[1.0, 1.0], [-1.0, -1.0]]]])
@@ -54,7 +54,7 @@ def test_images_share_mean_and_deviation() -> None:
     # each image alone is constant, together they are (0, 0, 4, 4): mean 2, deviation 2
     feat = torch.tensor([0.0, 4.0]).view(2, 1, 1, 1).expand(2, 1, 1, 2)
     expected = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 1, 2)
-    torch.testing.assert_close(standardised(feat), expected)
+    torch.testing.assert_close(standardised_channels(feat), expected)
 
 
 def test_the_unbiased_deviation_costs_less_by_one_part_in_the_values() -> None:
