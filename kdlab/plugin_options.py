@@ -97,7 +97,7 @@ class Option:
     def accepted(self) -> str:
         """What it accepts, in words: "a number from 0 to 1"."""
         low, high = self.limits
-        if low == -math.inf:
+        if low == -math.inf or self.type.kind not in ("int", "float"):
             return str(self.type)
         return f"{self.type} from {low:g}{'' if high == math.inf else f' to {high:g}'}"
 

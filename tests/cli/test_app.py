@@ -134,7 +134,7 @@ def test_an_unknown_verb_is_answered_with_the_nearest(capfd: pytest.CaptureFixtu
     [
         (["run", "--dryrun"], "kdlab run  there is no option --dryrun"),
         (["run"], "kdlab run  missing argument 'RECIPE'"),
-        (["ls", "methods", "more"], "kdlab ls  got unexpected extra argument"),
+        (["ls", "methods", "rm", "more"], "kdlab ls  got unexpected extra argument"),
         (["run", "x", "-j", "many"], "kdlab run  invalid value for '-j'"),
         (["--jsno"], "kdlab  there is no option --jsno"),
     ],
