@@ -116,7 +116,7 @@ class Board:
         slots = {}
         for view in (*self._view.of_state("running"), *self._view.of_state("queued")):
             handle = Handle.read(self._runs.job(view.job.id))
-            if handle and handle.process.alive():
+            if handle and handle.process and handle.process.alive():
                 slots[view.job.id] = self._slot(view.job.resources.gpus, handle)
         self._slots = slots
 

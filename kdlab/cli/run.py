@@ -14,14 +14,13 @@ import typer
 
 from kdlab.cli.console import Screen, duration, styled
 from kdlab.cli.options import DryRun, ExecutorName, Gpus, Jobs, Overrides, RecipeName, Yes
-from kdlab.cli.plan import Prepared, gpu_hours, gpu_numbers, prepare, preview
+from kdlab.cli.plan import Prepared, gpu_hours, prepare, preview
 from kdlab.cli.report import tell_tracking, written
 from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
     from kdlab.jobs.events import JobFailed
     from kdlab.jobs.job import Runs
-    from kdlab.orchestration.executors.base import Executor
     from kdlab.orchestration.plan import Plan, PlannedJob
     from kdlab.session import Outcome
 
@@ -67,10 +66,7 @@ def run(
       pfi       30.1  +11.3  ...
       rm+pfi    30.3  +11.4  ...
     """
-    from kdlab.orchestration.executors import base
-
-    runner = base.load(executor, gpu_numbers(gpus))
-    made = prepare(screen, recipe, overrides or [], gpus)
+    made = prepare(screen, recipe, overrides or [], executor, gpus)
     if fresh:
         made = replace(made, plan=_anew(made.plan, made.runs))
     if dry_run:
@@ -83,13 +79,12 @@ def run(
         raise typer.Abort
     if fresh:
         screen.say(_set_aside(made.plan, made.runs))
-    return execute(screen, made, runner, jobs_at_once=jobs, fail_fast=fail_fast, live=executor != "inline")
+    return execute(screen, made, jobs_at_once=jobs, fail_fast=fail_fast, live=executor != "inline")
 
 
 def execute(
     screen: Screen,
     made: Prepared,
-    executor: Executor,
     *,
     jobs_at_once: int | None = None,
     fail_fast: bool = False,
@@ -100,7 +95,6 @@ def execute(
     Args:
         screen: where to.
         made: the plan.
-        executor: how to run it.
         jobs_at_once: how many jobs may run side by side; None for what the devices allow.
         fail_fast: end everything after the first failure.
         live: False where jobs use the terminal themselves.
@@ -118,7 +112,7 @@ def execute(
 
         outcome = session.drive(
             made.plan,
-            executor,
+            made.executor,
             made.runs,
             [board.see, *([lambda event: screen.emit(**event.to_dict())] if screen.json else [])],
             fail_fast=fail_fast,

@@ -23,7 +23,7 @@ from kdlab.jobs.events import (
 )
 from kdlab.jobs.job import Runs
 from kdlab.jobs.lease import holder
-from kdlab.orchestration.executors.base import Executor
+from kdlab.orchestration.executors.base import Executor, Keepers
 from kdlab.orchestration.plan import Plan
 from kdlab.orchestration.task import Task
 
@@ -103,6 +103,7 @@ class _Schedule:
 
     def __init__(self, plan: Plan, executor: Executor, runs: Runs, limits: _Limits) -> None:
         self._executor, self._limits = executor, limits
+        self._keepers = Keepers(executor)
         self._tasks = {each.job.id: Task(each.job, runs.job(each.job.id)) for each in plan.jobs}
         self._urgency = _urgency(plan)
         self._waiting: dict[str, Task] = {}
@@ -124,7 +125,7 @@ class _Schedule:
     def queue(self) -> Iterator[Event]:
         """Take stock: what is done, what others run already, what is left to start."""
         stock = [self._enter(task) for task in self._tasks.values()]
-        histories = [task.adopt() or [] for task in self._waiting.values()]
+        histories = [task.adopt(self._keepers) or [] for task in self._waiting.values()]
         self._check_fit()
         for task in list(self._waiting.values()):
             if task.handle:
@@ -189,7 +190,7 @@ class _Schedule:
                 del self._waiting[task.job.id]
                 yield from self._settle(task, task.says(JobCancelled))
                 continue
-            events = task.begin(self._executor)
+            events = task.begin(self._executor, self._keepers)
             if task.handle:
                 self._running[task.job.id] = self._waiting.pop(task.job.id)
             for event in events or []:
@@ -234,19 +235,19 @@ class _Schedule:
         Those on other hosts are known by their heartbeats; `kill` cannot reach them and lets go of them.
         """
         handles = {job: task.handle for job, task in self._running.items() if task.handle}
-        here = {job: handle for job, handle in handles.items() if handle.process.here}
         killing = self._limits.kill.is_set()
-        away = handles.keys() - here.keys()
+        away = [job for job, handle in handles.items() if self._keepers.of(handle) is None]
         gone = {job: None for job in away if killing or not holder(self._tasks[job].paths)}
-        return self._executor.poll(here) | gone
+        return self._keepers.ended(handles) | gone
 
     def _cancel_all(self) -> None:
         grace_s = 0.0 if self._limits.kill.is_set() else self._limits.grace_s
         for task in self._running.values():
             task.cancelled = True
-            if task.handle and task.handle.process.here:
-                self._executor.cancel(task.handle, grace_s)
-            else:
+            if task.handle and (keeper := self._keepers.of(task.handle)):
+                keeper.cancel(task.handle, grace_s)
+            if task.handle and not task.handle.here:
+                # a signal may not reach it, or only after a while
                 task.paths.stop_request.touch()
 
 

@@ -226,10 +226,12 @@ class Resources(Settings):
     Args:
         workers: loader processes of one job.
         checkpoint_minutes: time between checkpoints for resuming.
+        executors: what an executor is told, by its key; in YAML each stands beside `workers`.
     """
 
     workers: NonNegativeInt = 0
     checkpoint_minutes: PositiveFloat = 10.0
+    executors: dict[str, dict[str, Any]] = {}
 
 
 class Recipe(Settings):

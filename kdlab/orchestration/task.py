@@ -33,7 +33,7 @@ from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Job, JobPaths, JobResult
 from kdlab.jobs.lease import LeaseInfo, holder, try_lock
 from kdlab.orchestration import gate
-from kdlab.orchestration.executors.base import Executor, Handle
+from kdlab.orchestration.executors.base import TAKEN, Executor, Handle, Keepers
 
 TAIL_LINES = 15
 _TAIL_BYTES = 16384
@@ -52,7 +52,8 @@ class Task:
         saved: the last one checkpointed.
         last_word: what the job itself said of its end.
         began: Unix seconds at which the attempt began.
-        kills: how often its process was killed under this scheduler.
+        kills: how often its process was killed since it last got further.
+        saved_before: the last iteration that was checkpointed when it was last killed.
         cancelled: this scheduler asked it to stop.
     """
 
@@ -65,6 +66,7 @@ class Task:
     last_word: Event | None = None
     began: float = field(default_factory=time.time)
     kills: int = 0
+    saved_before: int = 0
     cancelled: bool = False
 
     def says(self, kind: type[Event], **told: Any) -> Event:
@@ -91,16 +93,16 @@ class Task:
         fault = result and gate.fault(self.job, result.metrics)
         return self.says(JobFailed, **asdict(fault), after_s=result.wall_s) if result and fault else None
 
-    def adopt(self) -> list[Event] | None:
+    def adopt(self, keepers: Keepers) -> list[Event] | None:
         """Follow the job where it runs already: its history; None where it does not run."""
-        self.handle = _running(self.paths)
+        self.handle = self._running(keepers)
         if self.handle is None:
             return None
         log = read_from(self.paths.events)
         self.offset = log.offset
         return self._heed(settled(log.events))
 
-    def begin(self, executor: Executor) -> list[Event] | None:
+    def begin(self, executor: Executor, keepers: Keepers) -> list[Event] | None:
         """Start the job, unless another scheduler did or even brought it to its end.
 
         Returns:
@@ -111,7 +113,7 @@ class Task:
                 return None
             if reused := self.reused():
                 return [reused]
-            if (history := self.adopt()) is not None:
+            if (history := self.adopt(keepers)) is not None:
                 return history
             self.paths.failure.unlink(missing_ok=True)
             self.offset = self.paths.events.stat().st_size if self.paths.events.exists() else 0
@@ -129,8 +131,8 @@ class Task:
         """How the process ended.
 
         Args:
-            code: its exit code, minus the signal's number if it was killed, None if nobody knows.
-            retries: how many kills are forgiven.
+            code: as `Executor.poll` gives it.
+            retries: how many kills are forgiven without a checkpoint between them.
 
         Returns:
             `JobFinished`, `JobFailed` or `JobCancelled`; `JobRetried` where it should go on.
@@ -143,6 +145,19 @@ class Task:
             or self._stopped(code)
             or self._died(code, retries)
         )
+
+    def _running(self, keepers: Keepers) -> Handle | None:
+        """The process that works on the job now, also one that has yet to take its lease; None without."""
+        handle = Handle.read(self.paths)
+        if handle and handle.process and handle.process.alive():
+            return handle
+        if handle and handle.ref and not keepers.ended({self.job.id: handle}):
+            return handle
+        info = holder(self.paths)
+        # Loader processes of a killed leader can hold its lock a while; the next attempt waits for them.
+        if info is None or (info.process.here and not info.process.alive()):
+            return None
+        return Handle("", info.process)
 
     def _heed(self, events: list[Event]) -> list[Event]:
         told = []
@@ -178,23 +193,24 @@ class Task:
         return self._failed(fault, after_s=float(data.get("after_s") or 0.0))
 
     def _stopped(self, code: int | None) -> Event | None:
-        wished = (
-            self.cancelled or self.paths.stop_request.exists() or isinstance(self.last_word, JobCancelled)
-        )
-        if not wished and _signal(code) not in (signal.SIGINT, signal.SIGTERM):
+        wished = self.cancelled or self.paths.stop_request.exists()
+        # a cluster that takes a job away asks it to stop just as a person does
+        told = isinstance(self.last_word, JobCancelled) and code != TAKEN
+        if not (wished or told or _signal(code) in (signal.SIGINT, signal.SIGTERM)):
             return None
         return self.says(JobCancelled, iteration=self.saved)
 
     def _died(self, code: int | None, retries: int) -> Event:
         number = _signal(code)
-        if code is not None and number is None:
+        if code not in (None, TAKEN) and number is None:
             what = f"the process ended with exit code {code}, without a result and without a reason"
             return self._failed(Fault(what, fix="the end of its log may tell"), time.time() - self.began)
-        self.kills += 1
-        how = f"was killed ({number.name})" if number else "vanished"
+        self.kills = self.kills + 1 if self.saved <= self.saved_before else 1
+        self.saved_before = self.saved
+        how = f"was killed ({number.name})" if number else "vanished" if code is None else "was taken away"
         if self.kills <= retries:
             return self.says(JobRetried, why=f"the process {how}")
-        times = f" {self.kills} times" if self.kills > 1 else ""
+        times = f" {self.kills} times without getting further" if self.kills > 1 else ""
         fix = "the end of its log may tell; kdlab run again goes on from the last checkpoint"
         if number in (signal.SIGKILL, None):
             fix = "most often the memory is full: run fewer jobs at once (-j 1) or lower schedule.batch_size"
@@ -205,18 +221,6 @@ class Task:
         told = asdict(fault) | {"where": fault.where or stood}
         log = self.paths.log
         return self.says(JobFailed, **told, after_s=after_s, log=str(log), tail=_tail(log))
-
-
-def _running(paths: JobPaths) -> Handle | None:
-    """The process that works on a job now, also one that has yet to take its lease; None without one."""
-    handle = Handle.read(paths)
-    if handle and handle.process.alive():
-        return handle
-    info = holder(paths)
-    # Loader processes of a killed leader can hold its lock a while; the next attempt waits for them.
-    if info is None or (info.process.here and not info.process.alive()):
-        return None
-    return Handle("", info.process)
 
 
 @contextmanager

@@ -264,7 +264,7 @@ def test_job_that_is_killed_every_time_fails(runs: Runs) -> None:
     events = list(events_of(make_plan(make_job(end="kill")), runs, retries=1))
     assert kinds(events).count("JobRetried") == 1
     failed = only(events, JobFailed)
-    assert failed.what == "the process was killed (SIGKILL) 2 times"
+    assert failed.what == "the process was killed (SIGKILL) 2 times without getting further"
     assert "memory" in failed.fix
 
 
