@@ -25,12 +25,16 @@ class Resources:
     Args:
         threads: CPU cores to lease on a machine without GPUs (the hashed thread count, repeated here).
         gpus: GPUs to lease; 0 runs on the CPU.
+        share: how many jobs of one GPU may run on one, this one among them.
+        memory_gb: of each GPU, as jobs like this one took; None where nobody knows.
         workers: loader processes; 0 loads in the training process.
         checkpoint_minutes: longest time between two checkpoints.
     """
 
     threads: int = 1
     gpus: int = 0
+    share: int = 1
+    memory_gb: float | None = None
     workers: int = 0
     checkpoint_minutes: float = 10.0
 

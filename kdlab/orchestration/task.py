@@ -55,6 +55,7 @@ class Task:
         kills: how often its process was killed since it last got further.
         saved_before: the last iteration that was checkpointed when it was last killed.
         cancelled: this scheduler asked it to stop.
+        told_end: when it will end as it says itself, in Unix seconds.
     """
 
     job: Job
@@ -68,11 +69,16 @@ class Task:
     kills: int = 0
     saved_before: int = 0
     cancelled: bool = False
+    told_end: float | None = None
 
     def says(self, kind: type[Event], **told: Any) -> Event:
         """An event of this job in its newest attempt."""
         lease = LeaseInfo.read(self.paths)
         return kind(job=self.job.id, attempt=lease.attempt if lease else 0, **told)
+
+    def ends_at(self, cost_s: float) -> float:
+        """When it will end, in Unix seconds: as it says itself, else as its cost lets one expect."""
+        return max(time.time(), self.told_end or self.began + cost_s)
 
     def prepare(self) -> None:
         """Write down what the job is, and forget an earlier wish to stop it."""
@@ -164,10 +170,10 @@ class Task:
         for event in events:
             match event:
                 case JobStarted():
-                    self.began, self.last_word = event.time, None
+                    self.began, self.last_word, self.told_end = event.time, None, None
                     self.iteration = self.saved = event.iteration
                 case JobProgress():
-                    self.iteration = event.iteration
+                    self.iteration, self.told_end = event.iteration, event.time + event.eta_s
                 case JobCheckpointed():
                     self.saved = event.iteration
                 case JobFinished() | JobFailed() | JobCancelled():

@@ -33,6 +33,7 @@ from kdlab.jobs.events import (
 from kdlab.jobs.job import Job, JobPaths, Resources, Runs, read_job
 from kdlab.jobs.lease import LeaseInfo, Process, holder
 from kdlab.orchestration import scheduler
+from kdlab.orchestration.devices import Machine
 from kdlab.orchestration.executors.base import Handle
 from kdlab.orchestration.executors.inline import Inline
 from kdlab.orchestration.executors.local import Local
@@ -96,6 +97,10 @@ class Instant:
         self.started: list[str] = []
         self.most = 0
         self._alive: set[str] = set()
+
+    @property
+    def machine(self) -> Machine:
+        return Machine(tuple(range(self.room)))
 
     def slots(self, job: Job) -> int:
         return self.room

@@ -38,17 +38,17 @@ class Local:
 
     def slots(self, job: Job) -> int:
         """See `Executor.slots`."""
-        if job.resources.gpus:
-            return len(self._machine.gpus) // job.resources.gpus
+        wants = job.resources
+        if wants.gpus:
+            return wants.share * len(self._machine.gpus) // wants.gpus
         return len(self._machine.cores) // self._cores_for(job)
 
     def start(self, job: Job, paths: JobPaths) -> Handle | None:
         """See `Executor.start`."""
-        machine, gpus = self._current_machine(), job.resources.gpus
-        lease = machine.lease("gpu", gpus) if gpus else machine.lease("core", self._cores_for(job))
+        lease = self._lease(job)
         if lease is None:
             return None
-        devices_told = f"{'GPU' if gpus else 'core'} {', '.join(lease.ids)}"
+        devices_told = f"{'GPU' if job.resources.gpus else 'core'} {', '.join(lease.ids)}"
         with lease, paths.log.open("ab", buffering=0) as log:
             log.write(f"{time.strftime('%F %T')} starting on {devices_told}\n".encode())
             child = subprocess.Popen(
@@ -99,6 +99,14 @@ class Local:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGTERM)
         self._kill_at[process] = min(now + grace_s, self._kill_at.get(process, float("inf")))
+
+    def _lease(self, job: Job) -> devices.DeviceLease | None:
+        machine, wants = self._current_machine(), job.resources
+        if not wants.gpus:
+            return machine.lease("core", self._cores_for(job))
+        if wants.share > 1:
+            return machine.lease_share(wants.share, wants.memory_gb)
+        return machine.lease("gpu", wants.gpus)
 
     def _cores_for(self, job: Job) -> int:
         # More threads than cores are slow but right, and the thread count is part of the result.
