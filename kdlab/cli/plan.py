@@ -80,7 +80,7 @@ def prepare(
     with screen.working(f"planning {recipe}") as progress:
         runner = base.load(executor, gpu_numbers(gpus), loaded.resources.executors.get(executor))
         machine = runner.machine
-        return Prepared(planning.prepare(loaded, runs, machine.device, progress), runner, machine, runs)
+        return Prepared(planning.prepare(loaded, runs, machine, progress), runner, machine, runs)
 
 
 def gpu_numbers(text: str | None) -> list[int] | None:

@@ -28,6 +28,7 @@ FREE_GPU_H = 10.0
 """GPU-hours above which a run asks first."""
 SEEDS_FOR_A_TEST = 3
 TAIL_LINES = 15
+FAILED = 1
 
 
 def run(
@@ -79,7 +80,15 @@ def run(
         raise typer.Abort
     if fresh:
         screen.say(_set_aside(made.plan, made.runs))
-    return execute(screen, made, jobs_at_once=jobs, fail_fast=fail_fast, live=executor != "inline")
+    while True:
+        code = execute(screen, made, jobs_at_once=jobs, fail_fast=fail_fast, live=executor != "inline")
+        if code != FAILED or not _out_of_memory(made):
+            return code
+        again = prepare(screen, recipe, overrides or [], executor, gpus)
+        if again.plan.id == made.plan.id:
+            return code
+        made = again
+        screen.say(preview(made, jobs=screen.verbose))
 
 
 def execute(
@@ -131,6 +140,13 @@ def _may_cost(screen: Screen, plan: Plan) -> bool:
     if unknown:
         return screen.ask("what this takes on the GPU is not known")
     return True
+
+
+def _out_of_memory(made: Prepared) -> bool:
+    """Whether a job of the plan ended so; then the next plan may have another in its place."""
+    from kdlab.orchestration import memory
+
+    return any(memory.failure_of(made.runs.job(planned.job.id)) for planned in made.plan.jobs)
 
 
 def _anew(plan: Plan, runs: Runs) -> Plan:
@@ -191,7 +207,7 @@ def _conclude(screen: Screen, made: Prepared, outcome: Outcome) -> int:
         return 128 + outcome.stopped_by
     if not outcome.complete:
         _tell_losses(screen, made, outcome, again)
-        return 1
+        return FAILED
     screen.next(_more_seeds(screen, made.plan) or f"kdlab report --table {made.plan.recipe['name']}")
     return 0
 

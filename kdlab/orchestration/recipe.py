@@ -122,7 +122,7 @@ def _resolved(document: Document) -> dict[str, Any]:
 
 def _resources(raw: dict[str, Any], document: Document) -> dict[str, Any]:
     """`resources:` with what is for one executor apart and complete."""
-    executors = catalog.executors()
+    executors = {key: info for key, info in catalog.executors().items() if info.options}
     fields = Resources.model_fields.keys() - {"executors"}
     known = _known_only(raw, [*fields, *executors], ("resources",), "a key of resources", document)
     told = {key: value for key, value in known.items() if key in executors}

@@ -226,11 +226,16 @@ class Resources(Settings):
     Args:
         workers: loader processes of one job.
         checkpoint_minutes: time between checkpoints for resuming.
+        share: jobs of one GPU that may run on one side by side, as far as its memory holds them.
+        on_oom: what becomes of a job that its GPU is too small for: "micro_batch" trains it in smaller
+            parts of the same batch, under an id of its own; "fail" leaves it failed.
         executors: what an executor is told, by its key; in YAML each stands beside `workers`.
     """
 
     workers: NonNegativeInt = 0
     checkpoint_minutes: PositiveFloat = 10.0
+    share: Annotated[int, Field(ge=1, le=8)] = 1
+    on_oom: Literal["micro_batch", "fail"] = "micro_batch"
     executors: dict[str, dict[str, Any]] = {}
 
 

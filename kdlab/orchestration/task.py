@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from kdlab.jobs.events import (
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Job, JobPaths, JobResult
 from kdlab.jobs.lease import LeaseInfo, holder, try_lock
-from kdlab.orchestration import gate
+from kdlab.orchestration import gate, memory
 from kdlab.orchestration.executors.base import TAKEN, Executor, Handle, Keepers
 
 TAIL_LINES = 15
@@ -196,6 +196,8 @@ class Task:
         if data is None:
             return None
         fault = Fault(**{part.name: str(data.get(part.name) or "") for part in fields(Fault)})
+        if shortage := memory.failure_of(self.paths):
+            fault = replace(fault, fix=memory.advice(self.job, shortage))
         return self._failed(fault, after_s=float(data.get("after_s") or 0.0))
 
     def _stopped(self, code: int | None) -> Event | None:
