@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from kdlab.cli.board import Board, Lines, row
+from kdlab.cli.board import Board
+from kdlab.cli.lines import Lines
+from kdlab.cli.rows import row
 from kdlab.cli.console import Screen
 from kdlab.cli.progress import PlanView, makespan_s
 from kdlab.jobs.events import (
@@ -198,7 +200,7 @@ def busy(tmp_path: Path) -> tuple[PlanView, Runs]:
 
 def frame(view: PlanView, runs: Runs, width: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-    console.print(Board(view, runs, console))
+    console.print(Board(view, runs, console, lambda: view.machine.gpus))
     return console.file.getvalue().splitlines()
 
 
@@ -334,8 +336,8 @@ def test_a_measured_teacher_counts_its_images(capfd: pytest.CaptureFixture[str])
         data_s=0.0, eta_s=12.0,
     )  # fmt: skip
     evaluated = JobEvaluated(job=job.id, epoch=1, iteration=200, metrics={"AP": 38.9})
-    assert row(teach(view, begun).jobs[job.id], "", 0.0)["epoch"] == "images 0/200"
-    assert row(teach(view, at).jobs[job.id], "", 0.0)["epoch"] == "images 80/200"
+    assert row(teach(view, begun).jobs[job.id], None, 0.0)["epoch"] == "images 0/200"
+    assert row(teach(view, at).jobs[job.id], None, 0.0)["epoch"] == "images 80/200"
     lines = Lines(PlanView(plan, CORES), Screen())
     for event in (begun, at, evaluated):
         lines.see(event)
