@@ -102,8 +102,8 @@ class Board:
         yield from _ended(told[len(told) - min(len(told), _SHOWN_ENDED, room - len(lines)) :], width)
 
     def _placed(self) -> tuple[list[JobView], list[JobView]]:
-        """Jobs whose process is there and has not spoken yet (importing torch takes seconds), and those that a
-        cluster has in its queue."""
+        """Jobs whose process is there and has not spoken yet, and those that a cluster has in its queue."""
+        # importing torch takes seconds
         views = [view for view in self._view.of_state("queued") if view.job.id in self._places]
         waiting = [view for view in views if self._places[view.job.id].waits]
         return [view for view in views if view not in waiting], waiting
@@ -178,10 +178,10 @@ class Board:
 
 def _idle_rows(said: Mapping[str, str], numbers: Mapping[str, int]) -> Iterator[tuple[int, dict[str, str]]]:
     """A row for GPUs in a line of which the same is to be said, with the first one's number."""
-    by_number = sorted((numbers[uuid], what) for uuid, what in said.items() if uuid in numbers)
-    for (what, _), group in groupby(
-        enumerate(by_number), key=lambda pair: (pair[1][1], pair[1][0] - pair[0])
-    ):
+    known = sorted((numbers[uuid], what) for uuid, what in said.items() if uuid in numbers)
+    # in a row of numbers the distance to the place among all stays the same
+    groups = groupby(enumerate(known), key=lambda pair: (pair[1][1], pair[1][0] - pair[0]))
+    for (what, _), group in groups:
         found = [number for _, (number, _) in group]
         yield found[0], {"slot": ranges("gpu", found), "note": what}
 

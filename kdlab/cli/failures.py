@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kdlab.cli.console import duration
 from kdlab.jobs.events import JobFailed
@@ -10,7 +10,16 @@ from kdlab.jobs.events import JobFailed
 TAIL_LINES = 15
 
 
-def box(failures: Sequence[JobFailed], labels: Mapping[str, str]) -> Iterator[str]:
+def boxes(failures: Iterable[JobFailed], labels: Mapping[str, str]) -> Iterator[str]:
+    """Lines that tell each cause once, with all jobs that it ended; `labels` by id."""
+    causes: dict[str, list[JobFailed]] = {}
+    for failure in failures:
+        causes.setdefault(failure.what, []).append(failure)
+    for alike in causes.values():
+        yield from _box(alike, labels)
+
+
+def _box(failures: Sequence[JobFailed], labels: Mapping[str, str]) -> Iterator[str]:
     """What is known of jobs that failed for one cause: the first in full, the others by name."""
     first, *others = failures
     yield f"error: {labels[first.job]}  {first.what}"

@@ -24,11 +24,13 @@ class Place:
         told: "gpu0-3", "core1", "slurm node3", or the name by which a cluster knows it: "slurm 1234".
         gpus: the UUIDs of those of this machine that it has.
         waits: "queued in slurm" before a cluster starts it; "" where it runs.
+        away: whether it is, or will be, on a host that need not be this one.
     """
 
     told: str
     gpus: tuple[str, ...] = ()
     waits: str = ""
+    away: bool = False
 
 
 def place(job: Job, paths: JobPaths, numbers: Mapping[str, int]) -> Place | None:
@@ -45,9 +47,9 @@ def place(job: Job, paths: JobPaths, numbers: Mapping[str, int]) -> Place | None
     if info := holder(paths):
         executor = handle.executor if handle and handle.ref else ""
         host = "" if info.process.here and not executor else info.process.host.partition(".")[0]
-        return Place(f"{executor} {host}".strip())
+        return Place(f"{executor} {host}".strip(), away=bool(host))
     if handle and handle.ref and _unbegun(paths):
-        return Place(f"{handle.executor} {handle.ref}", waits=f"queued in {handle.executor}")
+        return Place(f"{handle.executor} {handle.ref}", waits=f"queued in {handle.executor}", away=True)
     return None
 
 
@@ -55,17 +57,18 @@ def _here(job: Job, handle: Handle, numbers: Mapping[str, int]) -> Place:
     if not job.resources.gpus:
         return Place(ranges("core", map(int, handle.devices)))
     known = [numbers[uuid] for uuid in handle.devices if uuid in numbers]
-    told = (
-        ranges("gpu", known)
-        if len(known) == len(handle.devices)
-        else "gpu " + ",".join(uuid[:8] for uuid in handle.devices)
-    )
-    return Place(told, handle.devices)
+    if len(known) < len(handle.devices):
+        return Place(f"gpu {','.join(uuid[:8] for uuid in handle.devices)}", handle.devices)
+    return Place(ranges("gpu", known), handle.devices)
 
 
 def _unbegun(paths: JobPaths) -> bool:
-    """Whether no process has taken the job's lease since it was handed to a cluster."""
-    return LeaseInfo.read(paths) is None or _written_ns(paths.lease) < _written_ns(paths.handle)
+    """Whether a process has yet to take the job's lease since it was handed to a cluster, and is wanted."""
+    if paths.stop_request.exists():
+        return False
+    if LeaseInfo.read(paths) is None:
+        return True
+    return paths.lease.stat().st_mtime_ns < paths.handle.stat().st_mtime_ns
 
 
 def ranges(word: str, numbers: Iterable[int]) -> str:

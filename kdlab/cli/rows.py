@@ -107,7 +107,9 @@ def _row(cell: Mapping[str, str], wide: Mapping[str, int], width: int) -> Text:
     if "label" not in cell:
         return line([("slot", f"{cell['slot']:<{wide.get('slot', 0)}}"), ("note", cell["note"])], width)
     shown = {**cell, "bar": _bar(float(cell.get("bar", 0)), wide.get("bar", 0))}
-    marked = [(cell[name] if name == "state" else name, f"{shown[name]:<{wide[name]}}") for name in wide]
+    marked = [
+        (cell[name].strip() if name == "state" else name, f"{shown[name]:<{wide[name]}}") for name in wide
+    ]
     return line([*marked, ("note", cell.get("note", ""))], width)
 
 

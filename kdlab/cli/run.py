@@ -20,7 +20,6 @@ from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
     from kdlab.cli.board import Gpus as GpusNow
-    from kdlab.jobs.events import JobFailed
     from kdlab.jobs.job import Runs
     from kdlab.orchestration.plan import Plan, PlannedJob
     from kdlab.session import Outcome
@@ -207,14 +206,11 @@ def _conclude(screen: Screen, made: Prepared, outcome: Outcome) -> int:
 
 def _tell_losses(screen: Screen, made: Prepared, outcome: Outcome, again: str) -> None:
     """A box for each cause of failure, a line for what was given up for it, and how to try again."""
-    from kdlab.cli.failures import box
+    from kdlab.cli.failures import boxes
     from kdlab.jobs.events import JobCancelled, JobSkipped
 
     labels = {planned.job.id: f"{planned.job.label} ({planned.job.id})" for planned in made.plan.jobs}
-    causes: dict[str, list[JobFailed]] = {}
-    for failure in outcome.failures:
-        causes.setdefault(failure.what, []).append(failure)
-    lines = [line for failures in causes.values() for line in box(failures, labels)]
+    lines = list(boxes(outcome.failures, labels))
     ends = outcome.ends.values()
     lines += [f"skipped: {labels[end.job]}: {end.why}" for end in ends if isinstance(end, JobSkipped)]
     lines += [

@@ -1,4 +1,4 @@
-"""Who drives a plan: a lock that its `kdlab run` holds to its end, in a file that says which command it was."""
+"""Who drives a plan: a lock that its `kdlab run` holds to its end, in a file that says what was typed."""
 
 from __future__ import annotations
 

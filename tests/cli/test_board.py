@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from kdlab.cli.board import Board
-from kdlab.cli.lines import Lines
-from kdlab.cli.rows import row
 from kdlab.cli.console import Screen
+from kdlab.cli.lines import Lines
 from kdlab.cli.progress import PlanView, makespan_s
+from kdlab.cli.rows import row
 from kdlab.jobs.events import (
     Event,
     JobCancelled,
