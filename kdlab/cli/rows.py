@@ -15,7 +15,8 @@ GAP = "  "
 _BAR_MIN, _BAR_MAX = 6, 24
 COLUMNS = ("slot", "id", "label", "epoch", "bar", "AP", "det", "terms", "ETA")
 DROPPED_FIRST = ("id", "slot", "bar", "det", "terms", "epoch", "AP", "ETA")
-DROPPED_FIRST_WITH_GPUS = ("id", "bar", "terms", "det", "epoch", "AP", "ETA")
+DROPPED_FIRST_WITH_GPUS = ("id", "bar", "det", "terms", "epoch", "AP", "ETA")
+_OF_RUNNING = {"bar", "ETA"}
 STYLES = {
     **{"slot": "dim", "id": "dim", "bar": "cyan", "AP": "bold", "terms": "magenta", "note": "dim"},
     **{"done": "green", "failed": "bold red", "cancelled": "yellow", "skipped": "dim"},
@@ -91,25 +92,33 @@ def rows(
         for name in columns
         if cells
     }
-    kept = [name for name in columns if wide.get(name)]
+    kept = {name for name in columns if wide.get(name)}
 
     def spare() -> int:
-        return width - sum(wide[name] for name in kept) - len(GAP) * (len(kept) - 1)
+        # a note stands where the last columns of its row are empty
+        notes = max(0, reserved.get("note", 0) - sum(wide[name] for name in kept & _OF_RUNNING))
+        return width - notes - sum(wide[name] for name in kept) - len(GAP) * (len(kept) - 1)
 
+    dropped = []
     for name in dropped_first:
         if spare() < 0 and name in kept:
             kept.remove(name)
+            dropped.append(name)
+    # where a wide column had to go there may be room again for a narrow one that went before
+    for name in reversed(dropped):
+        if spare() >= wide[name] + len(GAP):
+            kept.add(name)
     wide["bar"] = min(_BAR_MAX, _BAR_MIN + max(0, spare()))
-    return [_row(cell, {name: wide[name] for name in kept}, width) for cell in cells]
+    return [_row(cell, {name: wide[name] for name in columns if name in kept}, width) for cell in cells]
 
 
 def _row(cell: Mapping[str, str], wide: Mapping[str, int], width: int) -> Text:
     if "label" not in cell:
         return line([("slot", f"{cell['slot']:<{wide.get('slot', 0)}}"), ("note", cell["note"])], width)
     shown = {**cell, "bar": _bar(float(cell.get("bar", 0)), wide.get("bar", 0))}
-    marked = [
-        (cell[name].strip() if name == "state" else name, f"{shown[name]:<{wide[name]}}") for name in wide
-    ]
+    filled = [name for name in wide if name not in _OF_RUNNING or shown[name] or not cell.get("note")]
+    styles = {name: cell[name].strip() if name == "state" else name for name in filled}
+    marked = [(styles[name], f"{shown[name]:<{wide[name]}}") for name in filled]
     return line([*marked, ("note", cell.get("note", ""))], width)
 
 

@@ -140,10 +140,11 @@ class Snapshot:
 
     def _look_at(self, task: Task) -> Seen:
         view = self.view.jobs[task.job.id]
-        # the log of a job that is done tells nothing that its result does not
-        for event in task.follow() if not task.paths.result.exists() else ():
+        # of a job that is done its result tells all
+        done = task.paths.result.exists()
+        for event in () if done else task.follow():
             view.see(event)
-        where = place(task.job, task.paths, self._numbers(task))
+        where = None if done else place(task.job, task.paths, self._numbers(task))
         lease = LeaseInfo.read(task.paths)
         attempt = lease.attempt if lease else 0
         if where is None or where.waits:
@@ -168,7 +169,7 @@ class Snapshot:
         if not view.started and not paths.handle.exists():
             return self._waiting(view)
         view.state = "interrupted"
-        return f"keeps its checkpoint of iteration {task.saved}" if task.saved else "has no checkpoint yet"
+        return f"checkpoint at iteration {task.saved}" if task.saved else "no checkpoint yet"
 
     def _waiting(self, view: JobView) -> str:
         """Whether a job still waits for its turn, or has lost a parent."""

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from kdlab.cli.snapshot import Seen, Snapshot
 
 _EVERY_S = 1.0
-_BAR = 6
-_ALWAYS = ("running", "failed", "queued", "done")
+_BAR, _NOTE = 6, 28
+_ALWAYS = ("done", "running", "queued", "failed")
 _SOMETIMES = ("interrupted", "skipped")
 _COLUMNS = ("state", "slot", "id", "label", "epoch", "AP", "ETA")
-_WATCHED = ("state", "slot", "id", "label", "epoch", "bar", "AP", "ETA")
+_WATCHED = ("state", "slot", "id", "label", "epoch", "AP", "bar", "ETA")
 _DROPPED_FIRST = ("bar", "id", "slot", "epoch", "AP", "ETA")
 
 
@@ -43,9 +43,10 @@ def status(
     \b
     Examples:
       $ kdlab status
-      plan 70e4  digits/quickstart  running 0  failed 0  queued 0  done 5
-        done  teacher-8653  teacher          ep 12/12  AP 36.2  4m12s
-        done  student-937e  baseline seed 0  ep 8/8  AP 18.8  ...
+      plan 70e4  digits/quickstart  done 5  running 0  queued 0  failed 0
+        all done
+        done  teacher-8653  teacher          AP 36.2  ...
+        done  student-937e  baseline seed 0  AP 18.8  ...
         ...
       $ kdlab status digits/quickstart --json
       {"schema": 1, "plan": "70e4...
@@ -89,7 +90,9 @@ def lines(
     shown = jobs if room is None or len(jobs) <= room - 2 else jobs[: max(1, room - 3)]
     now = time.time()
     cells = [_cells(seen, now, whole_id=whole_ids) for seen in shown]
-    yield from rows(cells, width, {"bar": _BAR}, _COLUMNS if room is None else _WATCHED, _DROPPED_FIRST)
+    yield from rows(
+        cells, width, {"bar": _BAR, "note": _NOTE}, _COLUMNS if room is None else _WATCHED, _DROPPED_FIRST
+    )
     if left := len(jobs) - len(shown):
         yield line([("note", f"  and {left} more")], width)
 
@@ -127,7 +130,7 @@ def _cells(seen: Seen, now: float, *, whole_id: bool) -> dict[str, str]:
     cells = row(view, seen.place, now) | {"state": f"  {view.state}", "note": seen.note}
     if not running:
         cells |= {"ETA": "", "bar": "0"}
-    if not (running or view.started):
+    if not running and (view.state == "done" or not view.started):
         cells["epoch"] = ""
     return cells | ({"id": view.job.id} if whole_id else {})
 

@@ -50,9 +50,10 @@ def stop(
     runs = Runs.here()
     plan, names = pick.chosen(runs, jobs or [])
     snapshot = Snapshot(plan, runs)
-    wanted = names or [seen.view.job.id for seen in snapshot.jobs if _stoppable(snapshot, seen)]
+    active = [seen.view.job.id for seen in snapshot.jobs if _stoppable(snapshot, seen, runs)]
+    wanted = names or active
     before = {name: snapshot.of(name).view.state for name in wanted}
-    stopping = _Stopping(snapshot, runs, [name for name in wanted if _stoppable(snapshot, snapshot.of(name))])
+    stopping = _Stopping(snapshot, runs, [name for name in wanted if name in active])
     try:
         stopping.ask(now=now)
         stopping.wait(screen, now=now)
@@ -65,10 +66,12 @@ def stop(
     return int(any(one["became"] == "running" for one in told))
 
 
-def _stoppable(snapshot: Snapshot, seen: Seen) -> bool:
+def _stoppable(snapshot: Snapshot, seen: Seen, runs: Runs) -> bool:
     """Whether the job runs, or would without being stopped."""
-    waits = seen.view.state in _WAITING and (snapshot.driven or seen.place is not None)
-    return seen.view.state == "running" or waits
+    if seen.view.state not in _WAITING:
+        return seen.view.state == "running"
+    asked = runs.job(seen.view.job.id).stop_request.exists()
+    return not asked and (snapshot.driven or seen.place is not None)
 
 
 class _Stopping:
@@ -109,7 +112,8 @@ class _Stopping:
                 self._snapshot.look()
                 if (at_work := sum(self._snapshot.of(name).place is not None for name in self._jobs)) < left:
                     left = at_work
-                    progress(f"{working} {_counted(left)} left")
+                    if left:
+                        progress(f"{working} {_counted(left)} left")
 
     def became(self, name: str, before: str, *, now: bool) -> dict[str, str]:
         """What came of a job that was in the state `before`."""
