@@ -16,13 +16,15 @@ def recipe_names(incomplete: str) -> list[tuple[str, str]]:
 
 
 def job_names(incomplete: str) -> list[tuple[str, str]]:
-    """Ids of the newest plan's jobs, each with its label, and the labels."""
+    """Ids of the newest plan's jobs, each with its label, and the labels of one word."""
     from kdlab.jobs.job import Job, Runs
     from kdlab.reporting import records
 
     plan = records.newest_plan(Runs.here())
     jobs = [Job.from_dict(planned["job"]) for planned in plan["jobs"]] if plan else []
-    known = [*((job.id, job.label) for job in jobs), *((job.label, job.id) for job in jobs)]
+    # bash would not quote a label of several words
+    labels = [(job.label, job.id) for job in jobs if " " not in job.label]
+    known = [*((job.id, job.label) for job in jobs), *labels]
     return [(name, about) for name, about in known if name.startswith(incomplete)]
 
 

@@ -66,7 +66,8 @@ def test_a_job_of_another_plan_is_added_to_the_newest(lab: Lab) -> None:
 
 def test_a_shell_completes_ids_and_labels_of_the_newest_plan() -> None:
     assert job_names("student-b0000001") == [("student-b0000001", "baseline seed 1")]
-    assert job_names("rm") == [("rm seed 0", "student-aa000000")]
+    assert job_names("teacher") == [(TEACHER, "teacher"), ("teacher", TEACHER)]
+    assert job_names("rm") == [], "bash would not quote the blanks"
 
 
 def test_a_shell_completes_plans_and_their_recipes() -> None:
