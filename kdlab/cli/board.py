@@ -33,7 +33,7 @@ from kdlab.orchestration.devices import Gpu
 Gpus = Callable[[], Sequence[Gpu]]
 
 _LOOK_EVERY_S = 1.0
-_ASK_EVERY_S = 5.0
+_ASK_EVERY_S = 2.0
 _SHOWN_ENDED = 5
 _LAST = 1 << 30
 _CLOCK_MIN = len("10h10m, ETA 10h10m")

@@ -57,7 +57,8 @@ def logs(
     plan, (name,) = pick.chosen(runs, [job])
     snapshot, path = Snapshot(plan, runs), runs.job(name).log
     if not path.exists() and (not follow or _ended(snapshot, name, runs)):
-        what = f"{snapshot.of(name).view.job.label} has printed nothing yet: it is {_state(snapshot, name)}"
+        view = snapshot.of(name).view
+        what = f"{view.job.label} has printed nothing yet: it is {view.state}"
         raise UsageError(what, where=str(path), fix="kdlab status" if follow else screen.command() + " -f")
     try:
         for text in _texts(path, lines, (lambda: _ended(snapshot, name, runs)) if follow else None):
@@ -67,16 +68,13 @@ def logs(
     screen.next("kdlab status")
 
 
-def _state(snapshot: Snapshot, name: str) -> str:
-    return snapshot.of(name).view.state
-
-
 def _ended(snapshot: Snapshot, name: str, runs: Runs) -> bool:
     """Whether no process will write into the job's log any more, as far as can be told."""
     snapshot.look()
-    if (state := _state(snapshot, name)) in ("queued", "interrupted"):
-        return not snapshot.driven or runs.job(name).stop_request.exists()
-    return state != "running"
+    seen = snapshot.of(name)
+    if seen.view.state in ("queued", "interrupted") and snapshot.driven:
+        return runs.job(name).stop_request.exists()
+    return seen.place is None
 
 
 def _texts(path: Path, lines: int, ended: Callable[[], bool] | None) -> Iterator[str]:

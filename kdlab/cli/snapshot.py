@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,6 @@ class Snapshot:
     def __init__(self, plan: Plan, runs: Runs) -> None:
         self.plan, self._runs = plan, runs
         self._tasks = {each.job.id: Task(each.job, runs.job(each.job.id)) for each in plan.jobs}
-        self._machine: Machine | None = None
         self.view = PlanView(plan, Machine(()))
         self.driver: Driver | None = None
         self._seen: dict[str, Seen] = {}
@@ -95,7 +95,7 @@ class Snapshot:
     @property
     def over(self) -> bool:
         """Whether nothing more will happen by itself."""
-        return not self.driven and not self.counts["running"]
+        return not self.driven and all(seen.place is None for seen in self._seen.values())
 
     @property
     def counts(self) -> Counter[str]:
@@ -114,7 +114,10 @@ class Snapshot:
     def left_s(self, now: float) -> float | None:
         """Seconds until the plan ends; None where nobody knows, nobody drives it, or a cluster has it."""
         away = any(seen.place and seen.place.away for seen in self._seen.values())
-        return None if away or not self.driven else self.view.left_s(now)
+        if away or not self.driven:
+            return None
+        self.view.machine = self._machine
+        return self.view.left_s(now)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan's state as plain data."""
@@ -180,9 +183,13 @@ class Snapshot:
 
     def _numbers(self, task: Task) -> dict[str, int]:
         """The numbers of this machine's GPUs, by UUID; nobody is asked before a job has some."""
-        if self._machine is None and task.paths.handle.exists():
-            self.view.machine = self._machine = detect()
-        return {gpu.uuid: gpu.index for gpu in self._machine.gpus} if self._machine else {}
+        if not task.job.resources.gpus or not task.paths.handle.exists():
+            return {}
+        return {gpu.uuid: gpu.index for gpu in self._machine.gpus}
+
+    @cached_property
+    def _machine(self) -> Machine:
+        return detect()
 
 
 _WORDS = {"failed": "failed", "skipped": "was skipped"}

@@ -116,6 +116,21 @@ def test_the_plan_goes_on_while_a_run_drives_it_or_a_job_is_at_work(lab: Lab) ->
     assert snapshot.command == "kdlab run digits/quickstart -j 1"
 
 
+def test_the_plan_goes_on_while_a_cluster_has_a_job_of_it(lab: Lab) -> None:
+    paths = lab.said("b0")
+    paths.lease.unlink()
+    Handle("slurm", ref="1234").write(paths)
+    assert not look(lab).over
+
+
+def test_time_left_is_told_while_a_run_drives_the_plan(lab: Lab) -> None:
+    snapshot = look(lab)
+    assert snapshot.left_s(0.0) is None
+    with driving("7f3a0001", lab.runs, ""):
+        snapshot.look()
+        assert snapshot.left_s(0.0) == 120.0, "four jobs of a minute; one waits for its teacher"
+
+
 def test_those_that_somebody_should_look_at_come_first(lab: Lab) -> None:
     lab.done("teacher")
     lab.said("b0", BEGAN)

@@ -214,6 +214,7 @@ class TestRun:
         assert box[3] == "  fix    lower schedule.lr"
         assert box[4] == "  log    runs/jobs/student-rm0/log.txt, its end:"
         assert any(line.startswith("  |  ") for line in box[5:])
+        assert box[-2] == "  more   kdlab logs student-rm0"
         assert box[-1] == f"retry: kdlab run {NAME}"
         assert not kdlab.results.exists()
 
