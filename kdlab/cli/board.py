@@ -127,8 +127,10 @@ class Board:
 
     @property
     def _over(self) -> bool:
+        """Whether nothing more runs or will."""
         counts = self._view.counts
-        return not counts["running"] and not counts["queued"]
+        left = counts["running"] or self._places if self._stopping else counts["running"] or counts["queued"]
+        return not left
 
     def _order(self, view: JobView) -> int:
         """The lowest GPU of a job; of one that has none, or none here, a number behind all of them."""

@@ -343,6 +343,17 @@ class TestGpus:
         lines = frame(view, runs, 80, height=12)
         assert [line.split()[0] for line in lines[9:]] == ["done", "done"]
 
+    def test_the_last_frame_of_a_stopped_plan_speaks_of_no_device(self, tmp_path: Path) -> None:
+        view, runs = self.board(tmp_path, {"a": (), "b": ()}, 8)
+        teach(view, JobCancelled(job="student-00000000", iteration=9))
+        console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+        board = Board(view, runs, console, lambda: view.machine.gpus)
+        board.stopping()
+        console.print(board)
+        text = console.file.getvalue()
+        assert "idle" not in text
+        assert "Ctrl-C" not in text
+
 
 class TestClusters:
     def test_a_job_in_a_cluster_s_queue_counts_as_queued(self, tmp_path: Path) -> None:
