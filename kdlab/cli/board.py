@@ -20,6 +20,7 @@ from kdlab.cli.rows import (
     DROPPED_FIRST,
     DROPPED_FIRST_WITH_GPUS,
     GAP,
+    Resized,
     ending,
     line,
     reserved_widths,
@@ -66,7 +67,7 @@ class Board:
         self._numbers = {gpu.uuid: gpu.index for gpu in gpus()}
         self._places: dict[str, Place] = {}
         self._others: dict[str, str] = {}
-        self._stopping = False
+        self._stopping, self._resized = False, Resized()
         self._widths = reserved_widths(view) | {"slot": self._widest_slot()}
         self._live = Live(self, console=console, refresh_per_second=4)
 
@@ -95,6 +96,7 @@ class Board:
         width, room = options.max_width, max(2, console.height - 2)
         self._look()
         starting, waiting = self._placed()
+        yield from self._resized.clearing(width)
         yield self._header(width, len(starting))
         lines = list(self._working([*self._view.of_state("running"), *starting, *waiting], width, room))
         yield from lines

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from rich.control import Control
 from rich.text import Text
 
 from kdlab.cli.console import duration
@@ -125,6 +126,23 @@ def _row(cell: Mapping[str, str], wide: Mapping[str, int], width: int) -> Text:
 def _bar(fraction: float, width: int) -> str:
     filled = round(fraction * width)
     return f"{'=' * (filled - 1)}>" if filled else ""
+
+
+class Resized:
+    """Notices that a terminal was resized.
+
+    What stood there may have wrapped then, so that a redraw would leave pieces of it.
+    """
+
+    def __init__(self) -> None:
+        self._width = 0
+
+    def clearing(self, width: int) -> Iterator[Control]:
+        """What to put before a frame of this width: nothing, or the clearing of the screen."""
+        if self._width not in (0, width):
+            yield Control.clear()
+            yield Control.home()
+        self._width = width
 
 
 def line(parts: Sequence[tuple[str, str]], width: int) -> Text:

@@ -25,7 +25,7 @@ _ALWAYS = ("done", "running", "queued", "failed")
 _SOMETIMES = ("interrupted", "skipped")
 _COLUMNS = ("state", "slot", "id", "label", "epoch", "AP", "ETA")
 _WATCHED = ("state", "slot", "id", "label", "epoch", "AP", "bar", "ETA")
-_DROPPED_FIRST = ("bar", "id", "slot", "epoch", "AP", "ETA")
+_DROPPED_FIRST = ("bar", "id", "epoch", "slot", "AP", "ETA")
 
 
 def status(
@@ -156,9 +156,12 @@ class _Frame:
     """The state of a plan as a terminal shows it, in as many rows as it has."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+        from kdlab.cli.rows import Resized
+
+        self._snapshot, self._resized = snapshot, Resized()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self._resized.clearing(options.max_width)
         yield from lines(self._snapshot, options.max_width, console.height - 1)
 
 

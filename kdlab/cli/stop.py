@@ -85,7 +85,7 @@ class _Stopping:
 
     def __init__(self, snapshot: Snapshot, runs: Runs, jobs: Sequence[str]) -> None:
         self._snapshot, self._runs, self._jobs = snapshot, runs, jobs
-        self._killed: dict[str, Handle] = {}
+        self._cancelled: dict[str, Handle] = {}
 
     def ask(self, *, now: bool) -> None:
         """Tell the jobs, first those that wait, so that none of them starts in place of one that ends."""
@@ -95,7 +95,7 @@ class _Stopping:
             paths.stop_request.touch()
             # what a cluster has in its queue reads no files yet
             if now or (seen.place and seen.place.waits):
-                self._kill(name)
+                self._end(name, 0.0 if now else PATIENCE_S)
 
     def wait(self, screen: Screen, *, now: bool) -> None:
         """Wait until nobody works on them, or patience ends."""
@@ -106,9 +106,7 @@ class _Stopping:
         with screen.working(f"{working} {_counted(left)}") as progress:
             while left and time.monotonic() < until:
                 time.sleep(_LOOK_EVERY_S)
-                # who kills a leader ends what it leaves behind
-                if self._killed:
-                    self._keepers.ended(self._killed)
+                self._reap()
                 self._snapshot.look()
                 if (at_work := sum(self._snapshot.of(name).place is not None for name in self._jobs)) < left:
                     left = at_work
@@ -132,20 +130,26 @@ class _Stopping:
             state, note = "stopped", "does not start"
         return {"id": name, "label": seen.view.job.label, "became": state, "note": note}
 
+    def _reap(self) -> None:
+        """Let those who cancelled a job end what its leader leaves behind."""
+        if self._cancelled:
+            with suppress(MachineError):
+                self._keepers.ended(self._cancelled)
+
     @cached_property
     def _keepers(self) -> Keepers:
         from kdlab.orchestration.executors import base
 
         return base.Keepers(base.load("local"))
 
-    def _kill(self, name: str) -> None:
-        """Kill a job where it can be reached from here; elsewhere it reads that it is to stop."""
+    def _end(self, name: str, grace_s: float) -> None:
+        """Cancel a job where it can be reached from here; elsewhere it reads that it is to stop."""
         paths = self._runs.job(name)
         handle = _handle(paths)
         with suppress(MachineError):
             if handle and (keeper := self._keepers.of(handle)):
-                keeper.cancel(handle, 0.0)
-                self._killed[name] = handle
+                keeper.cancel(handle, grace_s)
+                self._cancelled[name] = handle
 
 
 def _handle(paths: JobPaths) -> Handle | None:

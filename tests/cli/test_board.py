@@ -355,6 +355,18 @@ class TestGpus:
         assert "Ctrl-C" not in text
 
 
+def test_a_resized_terminal_is_cleared_once(busy: tuple[PlanView, Runs]) -> None:
+    console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
+    board = Board(*busy, console)
+    frames = []
+    for width in (120, 120, 80, 80):
+        console.width = width
+        with console.capture() as shown:
+            console.print(board)
+        frames.append("\x1b[2J" in shown.get())
+    assert frames == [False, False, True, False]
+
+
 class TestClusters:
     def test_a_job_in_a_cluster_s_queue_counts_as_queued(self, tmp_path: Path) -> None:
         view, runs = make_view(), Runs(tmp_path)
