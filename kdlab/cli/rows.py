@@ -120,7 +120,8 @@ def _row(cell: Mapping[str, str], wide: Mapping[str, int], width: int) -> Text:
     filled = [name for name in wide if name not in _OF_RUNNING or shown[name] or not cell.get("note")]
     styles = {name: cell[name].strip() if name == "state" else name for name in filled}
     marked = [(styles[name], f"{shown[name]:<{wide[name]}}") for name in filled]
-    return line([*marked, ("note", cell.get("note", ""))], width)
+    note = "failed" if styles.get("state") == "failed" else "note"
+    return line([*marked, (note, cell.get("note", ""))], width)
 
 
 def _bar(fraction: float, width: int) -> str:

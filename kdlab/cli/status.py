@@ -90,9 +90,8 @@ def lines(
     shown = jobs if room is None or len(jobs) <= room - 2 else jobs[: max(1, room - 3)]
     now = time.time()
     cells = [_cells(seen, now, whole_id=whole_ids) for seen in shown]
-    yield from rows(
-        cells, width, {"bar": _BAR, "note": _NOTE}, _COLUMNS if room is None else _WATCHED, _DROPPED_FIRST
-    )
+    reserved = {"bar": _BAR, "note": min(_NOTE, max(len(cell["note"]) for cell in cells))}
+    yield from rows(cells, width, reserved, _COLUMNS if room is None else _WATCHED, _DROPPED_FIRST)
     if left := len(jobs) - len(shown):
         yield line([("note", f"  and {left} more")], width)
 

@@ -151,3 +151,8 @@ class TestWatch:
         lines = [line.plain for line in status.lines(Snapshot(lab.save(), lab.runs), 80, 24)]
         assert lines[3].endswith("out of luck")
         assert lines[4].endswith("checkpoint at iteration 400")
+
+    def test_a_narrow_screen_keeps_where_a_job_runs(self, lab: Lab) -> None:
+        lab.at_work("b0")
+        lines = [line.plain for line in status.lines(Snapshot(lab.save(), lab.runs), 60, 24)]
+        assert lines[2].split() == ["running", "node3", "baseline", "seed", "0", "ep", "5/12", "ETA", "1h05m"]
