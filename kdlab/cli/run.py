@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdlab.cli.console import Screen, duration, styled
+from kdlab.cli.console import Screen, styled
 from kdlab.cli.options import DryRun, ExecutorName, Gpus, Jobs, Overrides, RecipeName, Yes
 from kdlab.cli.plan import Prepared, gpu_hours, prepare, preview
 from kdlab.cli.report import tell_tracking, written
 from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdlab.jobs.events import JobFailed
+    from kdlab.cli.board import Gpus as GpusNow
     from kdlab.jobs.job import Runs
     from kdlab.orchestration.plan import Plan, PlannedJob
     from kdlab.session import Outcome
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 FREE_GPU_H = 10.0
 """GPU-hours above which a run asks first."""
 SEEDS_FOR_A_TEST = 3
-TAIL_LINES = 15
 FAILED = 1
 
 
@@ -113,7 +112,7 @@ def execute(
     from kdlab.cli.progress import PlanView
 
     view = PlanView(made.plan, made.machine, jobs_at_once)
-    with watcher(view, made.runs, screen, live=live) as board:
+    with watcher(view, made.runs, screen, live=live, gpus=_gpus(made)) as board:
 
         def publish(outcome: Outcome) -> Sequence[Path]:
             board.close()
@@ -128,8 +127,17 @@ def execute(
             jobs_at_once=jobs_at_once,
             on_stop=board.stopping,
             publish=publish,
+            command=screen.command("--fresh", "--dry-run"),
         )
     return _conclude(screen, made, outcome)
+
+
+def _gpus(made: Prepared) -> GpusNow:
+    """The GPUs of this machine, where jobs run on it."""
+    from kdlab.cli.board import no_gpus
+    from kdlab.orchestration.executors.base import key_of
+
+    return (lambda: made.executor.machine.gpus) if key_of(made.executor) == "local" else no_gpus
 
 
 def _may_cost(screen: Screen, plan: Plan) -> bool:
@@ -214,13 +222,11 @@ def _conclude(screen: Screen, made: Prepared, outcome: Outcome) -> int:
 
 def _tell_losses(screen: Screen, made: Prepared, outcome: Outcome, again: str) -> None:
     """A box for each cause of failure, a line for what was given up for it, and how to try again."""
+    from kdlab.cli.failures import boxes
     from kdlab.jobs.events import JobCancelled, JobSkipped
 
     labels = {planned.job.id: f"{planned.job.label} ({planned.job.id})" for planned in made.plan.jobs}
-    causes: dict[str, list[JobFailed]] = {}
-    for failure in outcome.failures:
-        causes.setdefault(failure.what, []).append(failure)
-    lines = [line for failures in causes.values() for line in _box(failures, labels)]
+    lines = list(boxes(outcome.failures, labels))
     ends = outcome.ends.values()
     lines += [f"skipped: {labels[end.job]}: {end.why}" for end in ends if isinstance(end, JobSkipped)]
     lines += [
@@ -228,22 +234,6 @@ def _tell_losses(screen: Screen, made: Prepared, outcome: Outcome, again: str) -
     ]
     for line in [*lines, f"retry: {again}"]:
         screen.err.print(styled(line), soft_wrap=True)
-
-
-def _box(failures: Sequence[JobFailed], labels: dict[str, str]) -> Iterator[str]:
-    """What is known of jobs that failed for one cause: the first in full, the others by name."""
-    first, *others = failures
-    yield f"error: {labels[first.job]}  {first.what}"
-    fields = {
-        "got": first.got,
-        "known": first.known,
-        "when": f"{first.where}, after {duration(first.after_s)}",
-    }
-    fields |= {"fix": first.fix, "also": ", ".join(labels[other.job] for other in others)}
-    yield from (f"  {name:<5}  {value}" for name, value in fields.items() if value)
-    if first.log:
-        yield f"  log    {first.log}{', its end:' if first.tail else ''}"
-    yield from (f"  |  {line}" for line in first.tail[-TAIL_LINES:])
 
 
 def _more_seeds(screen: Screen, plan: Plan) -> str:

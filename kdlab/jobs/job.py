@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -113,6 +114,11 @@ class Runs:
     """The folder of everything that was run (`$KDLAB_RUNS`, else `runs/` here)."""
 
     folder: Path
+
+    @classmethod
+    def here(cls) -> Self:
+        """Where this shell's commands run things."""
+        return cls(Path(os.environ.get("KDLAB_RUNS") or "runs"))
 
     def job(self, job_id: str) -> JobPaths:
         """The folder of one job, whether it exists or not."""
