@@ -33,7 +33,7 @@ EVERY = sorted(catalog.executors())
 OUTLIVING = [key for key in EVERY if key != "inline"]
 LEASING = ["local"]
 STOPPED = {143, TAKEN}
-"""A cluster cannot tell a job that a `stop.request` or another command ended from one that it stopped itself."""
+"""A cluster ends jobs with the signal that a person uses; only who asked, or the files, can tell."""
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,9 @@
 """Stands in for Slurm's commands: a queue of files in `$STUB_SLURM`, and real processes.
 
-A keeper process beside each job waits for free cores, runs the script, watches the time limit and writes down
-how it ended. Words of sbatch that it does not know are remembered and do nothing. Files steer it: `nodes` (what
-sinfo prints), `down` (the controller does not answer), `refuse` (what sbatch says of a job that it does not
-take), `accounting` (sacct answers, also of jobs whose file `forget` took out of the queue).
+A keeper process beside each job waits for free cores, runs the script, watches the time limit and writes
+down how it ended. Words of sbatch that it does not know are remembered and do nothing. Files steer it:
+`nodes` (what sinfo prints), `down` (the controller does not answer), `refuse` (what sbatch says of a job that
+it does not take), `accounting` (sacct answers, also of jobs that the controller forgot).
 """
 
 from __future__ import annotations
@@ -94,8 +94,11 @@ def sbatch(cluster: Cluster, words: list[str]) -> None:
                      "warned_s": float(told["signal"].partition("@")[2])}  # fmt: skip
     subprocess.Popen(
         [sys.executable, __file__, "keep", ref],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     print(ref)
 
 
