@@ -64,6 +64,13 @@ class Cluster:
             jobs[ref]["word"] = word
             signalled(jobs[ref], signal.SIGKILL, group=True)
 
+    def end(self) -> None:
+        """Kill all jobs."""
+        with self.locked() as jobs:
+            for job in jobs.values():
+                job["word"] = job["word"] if job["over"] else "CANCELLED"
+                signalled(job, signal.SIGKILL, group=True)
+
     def forget(self, ref: str) -> None:
         """Let the controller forget a job."""
         with self.locked() as jobs:
