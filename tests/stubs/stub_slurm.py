@@ -31,7 +31,7 @@ def install(folder: Path) -> dict[str, str]:
     (folder / "bin").mkdir(parents=True)
     for name in COMMANDS:
         command = folder / "bin" / name
-        command.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).resolve()} {name} "$@"\n')
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {Path(__file__).resolve()} {name} "$@"\n')
         command.chmod(0o755)
     (folder / "nodes").write_text(NODES)
     return {"STUB_SLURM": str(folder), "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
@@ -100,7 +100,7 @@ def sbatch(cluster: Cluster, words: list[str]) -> None:
                      "log": told["output"].replace("%%", "%"), "minutes": float(told.get("time", 1e6)),
                      "warned_s": float(told["signal"].partition("@")[2])}  # fmt: skip
     subprocess.Popen(
-        [sys.executable, __file__, "keep", ref],
+        [sys.executable, "-S", "-E", __file__, "keep", ref],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
