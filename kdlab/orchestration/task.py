@@ -184,8 +184,8 @@ class Task:
         return self.says(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
 
     def _failed_by_itself(self, code: int | None) -> Event | None:
-        if code == TAKEN:
-            # a cluster that ends loader processes first makes the job fail of their loss
+        if code == TAKEN or _signal(code) == signal.SIGTERM:
+            # who ended it ended its loader processes too, and it took their loss for a failure of its own
             return None
         data: dict[str, Any] | None = read_json(self.paths.failure)
         if data is None and isinstance(self.last_word, JobFailed):

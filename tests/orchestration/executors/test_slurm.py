@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdlab.errors import MachineError, UsageError
-from kdlab.jobs.events import JobFinished, JobRetried, JobStarted
+from kdlab.jobs.events import Event, JobCancelled, JobFinished, JobRetried, JobStarted
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, JobPaths, JobResult, Resources, Runs
 from kdlab.orchestration import scheduler
@@ -252,12 +252,15 @@ def test_preempted_job_goes_on_from_its_checkpoint_in_another_batch_job(
     assert result is not None and result.attempts == 2
 
 
-def test_job_that_fails_of_being_taken_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("word", "end"), [("NODE_FAIL", JobFinished), ("CANCELLED", JobCancelled)])
+def test_job_that_failed_of_being_ended_from_outside_has_not_failed(
+    word: str, end: type[Event], cluster: Cluster, tmp_path: Path
+) -> None:
     runs, job = Runs(tmp_path), make_job(steps=40, step_s=0.05)
     events = []
     for event in scheduler.run(make_plan(job), slurm(), runs, poll_s=0.05):
         events.append(event)
         if isinstance(event, JobStarted) and event.attempt == 1:
             write_json(runs.job(job.id).failure, {"what": "a loader process was killed"})
-            cluster.take("1", "NODE_FAIL")
-    assert isinstance(events[-1], JobFinished)
+            cluster.take("1", word)
+    assert isinstance(events[-1], end)
