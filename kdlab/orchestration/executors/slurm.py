@@ -96,7 +96,7 @@ class Slurm:
         trains = [*self._command, str(paths.folder.absolute())] if self._command else training(job, paths)
         words = ["sbatch", *self._resources(job), *_files(job, paths), *self._words]
         done = _slurm.run(words, _SCRIPT.format(shlex.join(trains)), _environment_of(job))
-        if done.returncode and any(word in done.stderr.lower() for word in _BUSY):
+        if done.returncode and self._passes(done.stderr.lower()):
             self._submit_at = time.monotonic() + self._look_every_s
             return None
         if done.returncode:
@@ -136,6 +136,11 @@ class Slurm:
             _slurm.run(["scancel", "--signal=TERM", "--batch", ref])
         self._kill_at[ref] = min(now + grace_s, self._kill_at.get(ref, float("inf")))
         self._kill_overdue(ref)
+
+    def _passes(self, refusal: str) -> bool:
+        """Whether Slurm may take the job later; it has one message for too many jobs and too large ones."""
+        queued = self._fresh or any(not state.ended for state in self._known.values())
+        return any(word in refusal for word in _BUSY) or ("submit limit" in refusal and bool(queued))
 
     def _cluster(self) -> list[_slurm.Node]:
         self._nodes = self._nodes or _slurm.nodes(self._partition)

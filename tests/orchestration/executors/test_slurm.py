@@ -223,6 +223,17 @@ def test_refused_job_is_told_in_slurms_words(cluster: Cluster, tmp_path: Path) -
         start(executor, tmp_path, make_job())
 
 
+def test_limit_of_jobs_lets_wait_while_others_are_in_the_queue(cluster: Cluster, tmp_path: Path) -> None:
+    words = "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size)"
+    executor, paths = slurm(), prepared(Runs(tmp_path), make_job("b"))
+    ref, _ = start(executor, tmp_path, make_job())
+    (cluster.folder / "refuse").write_text(words)
+    assert executor.start(make_job("b"), paths) is None
+    assert end_of(executor, ref) == 0
+    with pytest.raises(MachineError, match="job submit limit"):
+        executor.start(make_job("b"), paths)
+
+
 def test_without_sbatch_it_says_where_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MachineError, match="--executor local"):
