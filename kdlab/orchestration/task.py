@@ -147,7 +147,7 @@ class Task:
         return (
             self.missed()
             or self._finished()
-            or self._failed_by_itself()
+            or self._failed_by_itself(code)
             or self._stopped(code)
             or self._died(code, retries)
         )
@@ -189,7 +189,10 @@ class Task:
             return self.last_word
         return self.says(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
 
-    def _failed_by_itself(self) -> Event | None:
+    def _failed_by_itself(self, code: int | None) -> Event | None:
+        if code == TAKEN or _signal(code) == signal.SIGTERM:
+            # who ended it ended its loader processes too, and it took their loss for a failure of its own
+            return None
         data: dict[str, Any] | None = read_json(self.paths.failure)
         if data is None and isinstance(self.last_word, JobFailed):
             data = asdict(self.last_word)
