@@ -214,6 +214,6 @@ def makespan_s(
 def _fits(jobs: Sequence[Job], machine: Machine, jobs_at_once: int | None) -> bool:
     """Whether the jobs run side by side; one alone always does."""
     gpus = sum(job.resources.gpus for job in jobs)
-    cores = sum(job.resources.threads for job in jobs if not job.resources.gpus)
+    cores = sum(job.resources.cores for job in jobs if not job.resources.gpus)
     room = gpus <= len(machine.gpus) and cores <= len(machine.cores)
     return len(jobs) == 1 or (room and len(jobs) <= (jobs_at_once or len(jobs)))

@@ -143,6 +143,8 @@ def _job(
 ) -> Job:
     key = json.dumps([kind, settings, parents], sort_keys=True)
     threads = settings["threads"] or 1
+    # a measurement has no steps to share
+    ranks = 1 if kind == "evaluate" else settings["schedule"]["gpus"]
     own, of_teacher = (facts.student, facts.teacher or {}) if kind == "student" else (facts.teacher or {}, {})
     return Job(
         id=f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:8]}",
@@ -158,8 +160,9 @@ def _job(
         },
         resources=Resources(
             threads=threads,
-            gpus=0 if facts.device == "cpu" else settings["schedule"]["gpus"],
+            gpus=0 if facts.device == "cpu" else ranks,
             workers=recipe.resources.workers,
             checkpoint_minutes=recipe.resources.checkpoint_minutes,
+            ranks=ranks,
         ),
     )

@@ -67,7 +67,7 @@ class Task:
     kills: int = 0
     cancelled: bool = False
 
-    def says(self, kind: type[Event], **told: Any) -> Event:
+    def says(self, kind: type[Event], /, **told: Any) -> Event:
         """An event of this job in its newest attempt."""
         lease = LeaseInfo.read(self.paths)
         return kind(job=self.job.id, attempt=lease.attempt if lease else 0, **told)

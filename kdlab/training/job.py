@@ -1,4 +1,4 @@
-"""The process of one job: `python -m kdlab.training.job FOLDER`."""
+"""The process of one job, or one of its processes: `python -m kdlab.training.job FOLDER`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kdlab.errors import KdlabError
+from kdlab.errors import KdlabError, OutOfMemory
 from kdlab.jobs.events import EventLog, JobCancelled, JobFailed, JobFinished
-from kdlab.jobs.files import write_json, write_text
+from kdlab.jobs.files import write_json_once, write_text
 from kdlab.jobs.job import Job, JobPaths, JobResult, read_job
-from kdlab.jobs.lease import Lease, LeaseLost
+from kdlab.jobs.lease import Lease, LeaseInfo, LeaseLost
 
 STOPPED = 143
 PACKAGES = ("kdlab", "torch", "torchvision", "mmdet", "mmengine", "mmcv", "mmcv-lite", "hotcoco", "numpy")
@@ -48,25 +49,56 @@ def run_job(paths: JobPaths) -> JobResult | None:
         KdlabError: it failed in a known way; any other exception is a bug. Both leave `failure.json`.
     """
     job = read_job(paths)
-    with Lease.acquire(paths) as lease, _signals() as asked:
+    if job.resources.ranks > 1 and os.environ.get("RANK", "0") != "0":
+        return _assist(job, paths)
+    with Lease.acquire(paths) as lease, _signals(job) as asked:
         if done := JobResult.read(paths):
             return done
+        paths.failure.unlink(missing_ok=True)
         log = EventLog(paths.events, job.id, lease.attempt)
-        started = time.time()
-        try:
-            return _run(job, paths, lease, log, asked)
-        except LeaseLost:
-            # the folder belongs to a newer attempt, which tells how it went
-            raise
-        except Exception as error:
-            _record_failure(paths, log, error, time.time() - started)
-            raise
-        finally:
-            log.close()
+        with closing(log), _recording(job, paths, log):
+            return _run(job, paths, Attempt(lease.attempt, asked, lease.check, log.write))
 
 
-def _run(job: Job, paths: JobPaths, lease: Lease, log: EventLog, asked: list[int]) -> JobResult | None:
+def _assist(job: Job, paths: JobPaths) -> JobResult | None:
+    """Take part in a job of several processes; the first has the lease and writes all but others' faults."""
+    with _signals(job) as asked:
+        if done := JobResult.read(paths):
+            return done
+        lease = LeaseInfo.read(paths)
+        log = EventLog(paths.events, job.id, lease.attempt if lease else 0)
+        with closing(log), _recording(job, paths, log):
+            return _run(job, paths, Attempt(0, asked, lambda: None, lambda _kind, **_fields: None))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a process may do in this attempt at its job.
+
+    Args:
+        number: of the attempt, from 1; 0 in a process that writes nothing.
+        asked: the signals so far.
+        may_write: raises where another process has taken the job over.
+        emit: takes an event kind and its fields.
+    """
+
+    number: int
+    asked: list[int]
+    may_write: Callable[[], None]
+    emit: Callable[..., None]
+
+
+def _run(job: Job, paths: JobPaths, attempt: Attempt) -> JobResult | None:
     # torch and mmdet take seconds to import; a lease that is held fails before that
+    from kdlab.training import ranks
+
+    with ranks.joined(job):
+        return _work(job, paths, attempt)
+
+
+def _work(job: Job, paths: JobPaths, attempt: Attempt) -> JobResult | None:
+    """Do what the job's kind says; all processes come to the result, the first one writes it."""
+    from kdlab.training import ranks
     from kdlab.training.checkpoints import TrainingCheckpoints
     from kdlab.training.device import name_of, peak_memory_gb
     from kdlab.training.loop import Stopped
@@ -75,19 +107,20 @@ def _run(job: Job, paths: JobPaths, lease: Lease, log: EventLog, asked: list[int
     from kdlab.training.trainer import Trainer
 
     def should_stop() -> bool:
-        return bool(asked) or paths.stop_request.exists()
+        return bool(attempt.asked) or paths.stop_request.exists()
 
     kinds = {"evaluate": Measurement, "prepare": Preparer}
     work = kinds.get(job.kind, Trainer)(
-        job, paths, emit=log.write, may_write=lease.check, should_stop=should_stop
+        job, paths, emit=attempt.emit, may_write=attempt.may_write, should_stop=should_stop
     )
     # now, for the checkout may have moved on when training ends
     made_with = environment(job, name_of(work.device))
-    write_text(paths.config, work.config_text)
+    if attempt.number:
+        write_text(paths.config, work.config_text)
     try:
         found = work.run()
     except Stopped:
-        log.write(JobCancelled, iteration=work.iteration)
+        attempt.emit(JobCancelled, iteration=work.iteration)
         return None
     result = JobResult(
         id=job.id,
@@ -95,20 +128,24 @@ def _run(job: Job, paths: JobPaths, lease: Lease, log: EventLog, asked: list[int
         arm=job.arm,
         seed=job.seed,
         environment=made_with,
-        peak_memory_gb=peak_memory_gb(work.device),
-        attempts=lease.attempt,
+        peak_memory_gb=max(ranks.gathered(peak_memory_gb(work.device)), default=0.0),
+        attempts=attempt.number,
         **found,
     )
-    lease.check()
-    result.write(paths)
-    TrainingCheckpoints(paths.checkpoints).clear()
-    log.write(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
+    if attempt.number:
+        attempt.may_write()
+        result.write(paths)
+        TrainingCheckpoints(paths.checkpoints).clear()
+        attempt.emit(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
     return result
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Note SIGTERM and the first Ctrl-C instead of dying of them; a second one kills."""
+def _signals(job: Job) -> Iterator[list[int]]:
+    """Note SIGTERM and the first Ctrl-C instead of dying of them; a second one kills.
+
+    Of several processes Ctrl-C reaches all, and then comes from the one that started them as SIGTERM.
+    """
     asked: list[int] = []
 
     def note(number: int, _frame: Any) -> None:
@@ -116,7 +153,9 @@ def _signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         asked.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    interrupted = note if job.resources.ranks == 1 else signal.SIG_IGN
+    handlers = {signal.SIGTERM: note, signal.SIGINT: interrupted}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield asked
     finally:
@@ -124,8 +163,29 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _recording(job: Job, paths: JobPaths, log: EventLog) -> Iterator[None]:
+    """Tell of the exception inside why the job failed, if that is for this process to say."""
+    started = time.time()
+    try:
+        yield
+    except LeaseLost:
+        # the folder belongs to a newer attempt, which tells how it went
+        raise
+    except Exception as error:
+        if job.resources.ranks == 1 or not _is_loss_of_peer(error):
+            _record_failure(paths, log, error, time.time() - started)
+        raise
+
+
+def _is_loss_of_peer(error: Exception) -> bool:
+    from kdlab.training import ranks
+
+    return ranks.is_loss_of_peer(error)
+
+
 def _record_failure(paths: JobPaths, log: EventLog, error: Exception, after_s: float) -> None:
-    """Leave `failure.json` and an event; where the disk is full, the log line must do."""
+    """Leave `failure.json` and an event, unless another process has; on a full disk the log must do."""
     if isinstance(error, KdlabError):
         fault = vars(error.faults[0])
     else:
@@ -135,9 +195,11 @@ def _record_failure(paths: JobPaths, log: EventLog, error: Exception, after_s: f
             "what": f"{type(error).__name__}: {text}",
             "where": f"{Path(frame.filename).name}:{frame.lineno}",
         }
+    told = {**fault, "after_s": after_s}
+    memory = {"kind": error.kind, **error.facts} if isinstance(error, OutOfMemory) else {}
     try:
-        log.write(JobFailed, **fault, after_s=after_s, log=str(paths.log))
-        write_json(paths.failure, {**fault, "after_s": after_s, "traceback": traceback.format_exc()})
+        if write_json_once(paths.failure, {**told, **memory, "traceback": traceback.format_exc()}):
+            log.write(JobFailed, **told, kind=str(memory.get("kind", "")), log=str(paths.log))
     except OSError as full:
         print(f"failure.json could not be written: {full}", file=sys.stderr)
 

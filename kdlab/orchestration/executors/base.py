@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
@@ -65,6 +66,12 @@ class Executor(Protocol):
 
         `poll` kills what outlives `grace_s`. A second call can only bring that moment forward; 0 kills now.
         """
+
+
+def command(job: Job, paths: JobPaths) -> list[str]:
+    """What runs a job: its one process, or one that starts and ends its several; SIGTERM stops either."""
+    module = "job" if job.resources.ranks == 1 else "launch"
+    return [sys.executable, "-m", f"kdlab.training.{module}", str(paths.folder)]
 
 
 def load(key: str, gpus: Collection[int] | None = None) -> Executor:

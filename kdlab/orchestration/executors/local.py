@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -13,9 +12,9 @@ from contextlib import suppress
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.jobs.lease import Process
 from kdlab.orchestration import devices
+from kdlab.orchestration.executors import base
 from kdlab.orchestration.executors.base import Handle
 
-COMMAND = (sys.executable, "-m", "kdlab.training.job")
 _LOOK_AGAIN_S = 10.0
 
 
@@ -24,11 +23,11 @@ class Local:
 
     Args:
         gpus: the GPUs to use, by number, also where they are busy; None for all that are free.
-        command: what trains; the job's folder is appended.
+        command: what trains, if not `base.command`; the job's folder is appended.
     """
 
-    def __init__(self, gpus: Collection[int] | None = None, command: Sequence[str] = COMMAND) -> None:
-        self._only, self._command = gpus, tuple(command)
+    def __init__(self, gpus: Collection[int] | None = None, command: Sequence[str] | None = None) -> None:
+        self._only, self._command = gpus, command
         self._machine, self._looked = devices.detect(gpus), time.monotonic()
         self._children: dict[Process, subprocess.Popen[bytes]] = {}
         self._kill_at: dict[Process, float] = {}
@@ -45,11 +44,12 @@ class Local:
         lease = machine.lease("gpu", gpus) if gpus else machine.lease("core", self._cores_for(job))
         if lease is None:
             return None
+        command = [*self._command, str(paths.folder)] if self._command else base.command(job, paths)
         devices_told = f"{'GPU' if gpus else 'core'} {', '.join(lease.ids)}"
         with lease, paths.log.open("ab", buffering=0) as log:
             log.write(f"{time.strftime('%F %T')} starting on {devices_told}\n".encode())
             child = subprocess.Popen(
-                [*self._command, str(paths.folder)],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -96,7 +96,7 @@ class Local:
 
     def _cores_for(self, job: Job) -> int:
         # More threads than cores are slow but right, and the thread count is part of the result.
-        return min(job.resources.threads, len(self._machine.cores))
+        return min(job.resources.cores, len(self._machine.cores))
 
     def _current_machine(self) -> devices.Machine:
         if self._machine.gpus and time.monotonic() - self._looked > _LOOK_AGAIN_S:
