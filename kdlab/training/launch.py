@@ -44,7 +44,7 @@ def main(folder: str, module: str = MODULE) -> int:
             children.append(
                 subprocess.Popen(
                     [sys.executable, "-m", module, folder],
-                    env=os.environ | _environment(rank, ranks, meeting),
+                    env=_quiet(rank) | os.environ | _environment(rank, ranks, meeting),
                     # what it would say of the job, rank 0 says; its errors go to the log
                     stdout=None if rank == 0 else subprocess.DEVNULL,
                 )
@@ -54,6 +54,11 @@ def main(folder: str, module: str = MODULE) -> int:
             return STOPPED if asked else _watch(children)
         finally:
             _kill(children)
+
+
+def _quiet(rank: int) -> dict[str, str]:
+    """Warnings once and not from each process, and none of torch that all parameters were used."""
+    return {"TORCH_CPP_LOG_LEVEL": "ERROR", **({"PYTHONWARNINGS": "ignore"} if rank else {})}
 
 
 def _environment(rank: int, ranks: int, meeting: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ Outside `joined` every function here is that of a process which is alone.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -71,8 +72,11 @@ def parallel(model: nn.Module) -> nn.Module:
     """The model with gradients averaged over the processes; as it is where there is one."""
     if count() == 1:
         return model
-    # some heads and backbones have parameters that a batch does not use
-    return MMDistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+    with warnings.catch_warnings():
+        # the newer name of `broadcast_buffers` is not known to all torch that kdlab runs with
+        warnings.simplefilter("ignore", FutureWarning)
+        # some heads and backbones have parameters that a batch does not use
+        return MMDistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
