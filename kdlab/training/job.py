@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kdlab.errors import KdlabError, OutOfMemory
+from kdlab.errors import JobError, KdlabError, OutOfMemory
 from kdlab.jobs.events import EventLog, JobCancelled, JobFailed, JobFinished
 from kdlab.jobs.files import write_json_once, write_text
 from kdlab.jobs.job import Job, JobPaths, JobResult, read_job
@@ -173,8 +173,11 @@ def _recording(job: Job, paths: JobPaths, log: EventLog) -> Iterator[None]:
         # the folder belongs to a newer attempt, which tells how it went
         raise
     except Exception as error:
-        if job.resources.ranks == 1 or not _is_loss_of_peer(error):
-            _record_failure(paths, log, error, time.time() - started)
+        if job.resources.ranks > 1 and _is_loss_of_peer(error):
+            raise JobError(
+                "another process of the job has ended, so this one ends", where=job.id, got=str(error)[:200]
+            ) from error
+        _record_failure(paths, log, error, time.time() - started)
         raise
 
 

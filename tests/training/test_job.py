@@ -127,6 +127,42 @@ def test_exploding_loss_fails_with_the_term_and_keeps_no_result(tmp_path: Path, 
     assert isinstance(read_from(paths.events).events[-1], JobFailed)
 
 
+def test_full_gpu_fails_with_what_one_needs_to_choose_smaller_steps(
+    tmp_path: Path, teacher: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from kdlab.training.distiller import Distiller
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Distiller, "parse_losses", full)
+    paths = lay(tmp_path, replace(teacher, settings=teacher.settings | {"micro_batch": 3}))
+    with pytest.raises(JobError, match="the GPU is out of memory"):
+        run_job(paths)
+    failure = json.loads(paths.failure.read_text())
+    assert {"kind": "oom", "micro_batch": 3, "batchnorm": True}.items() <= failure.items()
+    assert 0 < failure["peak_gb"] < failure["total_gb"]
+    event = read_from(paths.events).events[-1]
+    assert isinstance(event, JobFailed)
+    assert (event.kind, event.what) == ("oom", "the GPU is out of memory")
+
+
+def test_an_earlier_failure_does_not_stay(tmp_path: Path, teacher: Job) -> None:
+    paths = lay(tmp_path, teacher)
+    write_json(paths.failure, {"what": "of an earlier attempt"})
+    run_job(paths)
+    assert not paths.failure.exists()
+
+
+def test_micro_batches_train_to_a_result(tmp_path: Path, teacher: Job) -> None:
+    result = run_job(lay(tmp_path, replace(teacher, settings=teacher.settings | {"micro_batch": 3})))
+    assert result is not None
+    assert result.history[-1]["iteration"] == 3
+    assert result.timing["student_step_s"] > 0
+
+
 def test_teacher_whose_weights_changed_is_refused(tmp_path: Path, teacher: Job) -> None:
     paths = lay(tmp_path, teacher)
     run_job(paths)
