@@ -55,8 +55,7 @@ def run_job(paths: JobPaths) -> JobResult | None:
         if done := JobResult.read(paths):
             return done
         paths.failure.unlink(missing_ok=True)
-        log = EventLog(paths.events, job.id, lease.attempt)
-        with closing(log), _recording(job, paths, log):
+        with closing(EventLog(paths.events, job.id, lease.attempt)) as log, _recording(job, paths):
             return _run(job, paths, Attempt(lease.attempt, asked, lease.check, log.write))
 
 
@@ -65,9 +64,7 @@ def _assist(job: Job, paths: JobPaths) -> JobResult | None:
     with _signals(job) as asked:
         if done := JobResult.read(paths):
             return done
-        lease = LeaseInfo.read(paths)
-        log = EventLog(paths.events, job.id, lease.attempt if lease else 0)
-        with closing(log), _recording(job, paths, log):
+        with _recording(job, paths):
             return _run(job, paths, Attempt(0, asked, lambda: None, lambda _kind, **_fields: None))
 
 
@@ -144,17 +141,18 @@ def _work(job: Job, paths: JobPaths, attempt: Attempt) -> JobResult | None:
 def _signals(job: Job) -> Iterator[list[int]]:
     """Note SIGTERM and the first Ctrl-C instead of dying of them; a second one kills.
 
-    Of several processes Ctrl-C reaches all, and then comes from the one that started them as SIGTERM.
+    One of several processes is killed by what started it, which hears of both and passes them on: they may
+    come twice.
     """
     asked: list[int] = []
+    alone = job.resources.ranks == 1
 
     def note(number: int, _frame: Any) -> None:
-        if asked:
+        if asked and alone:
             raise KeyboardInterrupt
         asked.append(number)
 
-    interrupted = note if job.resources.ranks == 1 else signal.SIG_IGN
-    handlers = {signal.SIGTERM: note, signal.SIGINT: interrupted}
+    handlers = {signal.SIGTERM: note, signal.SIGINT: note if alone else signal.SIG_IGN}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield asked
@@ -164,7 +162,7 @@ def _signals(job: Job) -> Iterator[list[int]]:
 
 
 @contextmanager
-def _recording(job: Job, paths: JobPaths, log: EventLog) -> Iterator[None]:
+def _recording(job: Job, paths: JobPaths) -> Iterator[None]:
     """Tell of the exception inside why the job failed, if that is for this process to say."""
     started = time.time()
     try:
@@ -177,7 +175,7 @@ def _recording(job: Job, paths: JobPaths, log: EventLog) -> Iterator[None]:
             raise JobError(
                 "another process of the job has ended, so this one ends", where=job.id, got=str(error)[:200]
             ) from error
-        _record_failure(paths, log, error, time.time() - started)
+        _record_failure(job, paths, error, time.time() - started)
         raise
 
 
@@ -187,7 +185,7 @@ def _is_loss_of_peer(error: Exception) -> bool:
     return ranks.is_loss_of_peer(error)
 
 
-def _record_failure(paths: JobPaths, log: EventLog, error: Exception, after_s: float) -> None:
+def _record_failure(job: Job, paths: JobPaths, error: Exception, after_s: float) -> None:
     """Leave `failure.json` and an event, unless another process has; on a full disk the log must do."""
     if isinstance(error, KdlabError):
         fault = vars(error.faults[0])
@@ -201,7 +199,10 @@ def _record_failure(paths: JobPaths, log: EventLog, error: Exception, after_s: f
     told = {**fault, "after_s": after_s}
     memory = {"kind": error.kind, **error.facts} if isinstance(error, OutOfMemory) else {}
     try:
-        if write_json_once(paths.failure, {**told, **memory, "traceback": traceback.format_exc()}):
+        if not write_json_once(paths.failure, {**told, **memory, "traceback": traceback.format_exc()}):
+            return
+        lease = LeaseInfo.read(paths)
+        with closing(EventLog(paths.events, job.id, lease.attempt if lease else 0)) as log:
             log.write(JobFailed, **told, kind=str(memory.get("kind", "")), log=str(paths.log))
     except OSError as full:
         print(f"failure.json could not be written: {full}", file=sys.stderr)
@@ -240,5 +241,13 @@ def commit() -> str:
     )
 
 
+def leave(code: int) -> None:
+    """End this process; at once where it failed among others, for torch could wait for them."""
+    if code == 1 and "RANK" in os.environ:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    leave(main(sys.argv[1]))

@@ -47,6 +47,8 @@ def main(folder: str, module: str = MODULE) -> int:
                     env=_quiet(rank) | os.environ | _environment(rank, ranks, meeting),
                     # what it would say of the job, rank 0 says; its errors go to the log
                     stdout=None if rank == 0 else subprocess.DEVNULL,
+                    # the lock files of the leased devices go with it
+                    close_fds=False,
                 )
             )
         try:
@@ -76,7 +78,9 @@ def _environment(rank: int, ranks: int, meeting: str) -> dict[str, str]:
 
 
 def _forward_signals(children: Children) -> list[int]:
-    """Pass SIGTERM and Ctrl-C on as SIGTERM; the processes, which see the terminal's too, ignore that one.
+    """Pass SIGTERM and Ctrl-C on as SIGTERM, a second one as SIGKILL.
+
+    The processes see those of a terminal or a batch system too, and so heed no Ctrl-C and no second SIGTERM.
 
     Returns:
         The signals so far; the list grows.
@@ -86,7 +90,7 @@ def _forward_signals(children: Children) -> list[int]:
     def forward(number: int, _frame: Any) -> None:
         asked.append(number)
         for child in children:
-            child.terminate()
+            child.send_signal(signal.SIGTERM if len(asked) == 1 else signal.SIGKILL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, forward)

@@ -287,7 +287,8 @@ class TrainingLoop:
             where=f"iteration {self.progress.iteration + 1}",
             got=f"{peak} GB of {total} GB at {self.step.images} images a forward",
             fix="lower schedule.batch_size, or take a smaller model or a larger GPU",
-            facts=facts | {"batchnorm": averages_batches(self.distiller)},
+            # it can also have happened in an evaluation
+            facts=facts | {"batchnorm": averages_batches(self.distiller.train())},
         )
 
 
