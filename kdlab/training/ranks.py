@@ -40,7 +40,7 @@ def joined(job: Job) -> Iterator[None]:
         return
     if int(os.environ.get("WORLD_SIZE", "1")) != ranks:
         raise JobError(
-            f"the job is one of {ranks} processes and this one was started alone",
+            f"the job needs {ranks} processes and this one was started alone",
             where=job.id,
             got=f"WORLD_SIZE={os.environ.get('WORLD_SIZE', '')}",
             fix="use an executor that starts them all (--executor local), or --set schedule.gpus=1",

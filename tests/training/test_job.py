@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from kdlab.errors import JobError
 from kdlab.jobs.events import JobFailed, JobFinished, JobStarted, read_from
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, JobPaths, JobResult, Resources
-from kdlab.training.job import run_job
+from kdlab.training.job import _signals, run_job
 
 MODEL: dict[str, Any] = {
     "detector": "gfl",
@@ -147,6 +149,19 @@ def test_full_gpu_fails_with_what_one_needs_to_choose_smaller_steps(
     event = read_from(paths.events).events[-1]
     assert isinstance(event, JobFailed)
     assert (event.kind, event.what) == ("oom", "the GPU is out of memory")
+
+
+def test_one_of_several_processes_survives_signals_that_come_twice(teacher: Job) -> None:
+    with _signals(replace(teacher, resources=Resources(ranks=2))) as asked:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+    assert asked == [signal.SIGTERM] * 2
+
+
+def test_a_process_alone_dies_of_the_second_signal(teacher: Job) -> None:
+    with pytest.raises(KeyboardInterrupt), _signals(teacher):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
 
 
 def test_an_earlier_failure_does_not_stay(tmp_path: Path, teacher: Job) -> None:

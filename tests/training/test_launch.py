@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Job, Resources
+from kdlab.jobs.lease import try_lock
 
 ROOT = Path(__file__).parents[2]
 CODE = """\
@@ -24,12 +26,13 @@ launch.leave(launch.main(sys.argv[1], "tests.stubs.rank_stub"))
 """
 
 
-def begin(folder: Path, *ends: str) -> subprocess.Popen[str]:
+def begin(folder: Path, *ends: str, files: tuple[int, ...] = ()) -> subprocess.Popen[str]:
     job = Job("student-1", "student", "a", 0, {"ends": ends}, resources=Resources(ranks=len(ends)))
     write_json(folder / "job.json", job.to_dict())
     return subprocess.Popen(
         [sys.executable, "-c", CODE, str(folder)],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+        pass_fds=files,
     )  # fmt: skip
 
 
@@ -85,6 +88,37 @@ def test_a_signal_to_the_launcher_stops_all(tmp_path: Path, number: signal.Signa
     launcher.send_signal(number)
     launcher.communicate(timeout=30)
     assert launcher.returncode == 143
+
+
+def test_a_second_signal_kills_what_does_not_listen(tmp_path: Path) -> None:
+    launcher = begin(tmp_path, "deaf", "deaf")
+    for rank in range(2):
+        said(tmp_path, rank)
+    launcher.terminate()
+    time.sleep(0.3)
+    assert launcher.poll() is None
+    launcher.terminate()
+    launcher.communicate(timeout=30)
+    assert launcher.returncode == -signal.SIGKILL
+
+
+def test_leased_devices_stay_taken_while_a_process_lives(tmp_path: Path) -> None:
+    device = tmp_path / "gpu-0"
+    with device.open("w") as mine:
+        fcntl.flock(mine, fcntl.LOCK_EX)
+        launcher = begin(tmp_path, "wait", "wait", files=(mine.fileno(),))
+        pids = [said(tmp_path, rank)["pid"] for rank in range(2)]
+    launcher.kill()
+    launcher.wait()
+    with device.open("w") as other:
+        assert not try_lock(other.fileno(), fcntl.LOCK_EX)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while not try_lock(other.fileno(), fcntl.LOCK_EX):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    launcher.communicate(timeout=30)
 
 
 def test_all_are_in_the_launchers_process_group_so_that_a_kill_of_it_ends_them(tmp_path: Path) -> None:
