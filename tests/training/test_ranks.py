@@ -72,7 +72,7 @@ def cases(build: Callable[..., Any], term: Callable[..., Any]) -> dict[str, Case
     full, half = batch(OBJECTS), batch([OBJECTS[0], [], OBJECTS[2], []])
     ten = [batch(OBJECTS, seed) for seed in range(10)]
     return {
-        **{f"steps {name}": case(name, both, ten) for name in ("fcos", "gfl")},
+        **{f"steps {name}": case(name, both, ten) for name in ("atss", "fcos", "gfl")},
         "steps retinanet": case("retinanet", both, [full]),
         **{
             f"empty {name}": case(name, {"fitnet": term("fitnet")}, [half, full])
@@ -116,7 +116,7 @@ def assert_equal_training(one: dict[str, Any], two: dict[str, Any]) -> None:
         assert torch.allclose(value.double(), two["weights"][name].double(), rtol=1e-5, atol=1e-5), name
 
 
-@pytest.mark.parametrize("detector", ["fcos", "gfl"])
+@pytest.mark.parametrize("detector", ["atss", "fcos", "gfl"])
 def test_ten_steps_of_two_processes_are_those_of_one(detector: str, one: Any, two: Any) -> None:
     assert_equal_training(one(f"steps {detector}"), two[f"steps {detector}"])
 
