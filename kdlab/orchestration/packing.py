@@ -46,7 +46,7 @@ def size_of(job: Job, machine: Machine) -> float:
     wants = job.resources
     if wants.gpus:
         return wants.gpus / wants.share
-    return min(wants.threads, len(machine.cores))
+    return min(wants.cores, len(machine.cores))
 
 
 def capacity_of(machine: Machine) -> float:

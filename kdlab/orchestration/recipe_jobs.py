@@ -142,7 +142,9 @@ def _job(
     inputs: dict[str, Any],
 ) -> Job:
     threads = settings["threads"] or 1
-    gpus = 0 if facts.device == "cpu" else settings["schedule"]["gpus"]
+    # a measurement has no steps to share
+    ranks = 1 if kind == "evaluate" else settings["schedule"]["gpus"]
+    gpus = 0 if facts.device == "cpu" else ranks
     own, of_teacher = (facts.student, facts.teacher or {}) if kind == "student" else (facts.teacher or {}, {})
     return Job(
         id=job_id(kind, settings, parents),
@@ -162,6 +164,7 @@ def _job(
             share=recipe.resources.share if gpus == 1 else 1,
             workers=recipe.resources.workers,
             checkpoint_minutes=recipe.resources.checkpoint_minutes,
+            ranks=ranks,
         ),
     )
 

@@ -71,7 +71,7 @@ class Task:
     cancelled: bool = False
     told_end: float | None = None
 
-    def says(self, kind: type[Event], **told: Any) -> Event:
+    def says(self, kind: type[Event], /, **told: Any) -> Event:
         """An event of this job in its newest attempt."""
         lease = LeaseInfo.read(self.paths)
         return kind(job=self.job.id, attempt=lease.attempt if lease else 0, **told)
@@ -157,7 +157,8 @@ class Task:
         handle = Handle.read(self.paths)
         if handle and handle.process and handle.process.alive():
             return handle
-        if handle and handle.ref and not keepers.ended({self.job.id: handle}):
+        known = handle and handle.ref and keepers.of(handle)
+        if handle and known and not keepers.ended({self.job.id: handle}):
             return handle
         info = holder(self.paths)
         # Loader processes of a killed leader can hold its lock a while; the next attempt waits for them.
@@ -201,7 +202,8 @@ class Task:
         fault = Fault(**{part.name: str(data.get(part.name) or "") for part in fields(Fault)})
         if shortage := memory.failure_of(self.paths):
             fault = replace(fault, fix=memory.advice(self.job, shortage))
-        return self._failed(fault, after_s=float(data.get("after_s") or 0.0))
+        kind = str(data.get("kind") or "")
+        return self._failed(fault, after_s=float(data.get("after_s") or 0.0), kind=kind)
 
     def _stopped(self, code: int | None) -> Event | None:
         wished = self.cancelled or self.paths.stop_request.exists()
@@ -227,11 +229,11 @@ class Task:
             fix = "most often the memory is full: run fewer jobs at once (-j 1) or lower schedule.batch_size"
         return self._failed(Fault(f"the process {how}{times}", fix=fix), time.time() - self.began)
 
-    def _failed(self, fault: Fault, after_s: float) -> Event:
+    def _failed(self, fault: Fault, after_s: float, kind: str = "") -> Event:
         stood = f"iteration {self.iteration}" if self.iteration else "before the first step"
         told = asdict(fault) | {"where": fault.where or stood}
         log = self.paths.log
-        return self.says(JobFailed, **told, after_s=after_s, log=str(log), tail=_tail(log))
+        return self.says(JobFailed, **told, kind=kind, after_s=after_s, log=str(log), tail=_tail(log))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from kdlab.jobs.files import read_json
 from kdlab.jobs.job import Job, JobPaths, JobResult, Resources, Runs
 from kdlab.jobs.lease import holder
 from kdlab.orchestration.devices import detect
-from kdlab.orchestration.executors.base import TAKEN, Executor, Handle, load
+from kdlab.orchestration.executors.base import TAKEN, Executor, Handle, command, load
 from kdlab.orchestration.executors.inline import Inline
 from kdlab.orchestration.executors.local import Local
 from kdlab.orchestration.executors.slurm import Slurm
@@ -222,6 +222,21 @@ def test_local_job_sees_the_gpus_that_it_leases(tmp_path: Path, monkeypatch: pyt
     assert handle.devices == ("GPU-aa", "GPU-bb")
     assert end_of(executor, handle) == 0
     assert paths.log.read_text().splitlines()[-1] == "[GPU-aa,GPU-bb]"
+
+
+def test_local_job_of_two_processes_leases_the_cores_of_both(tmp_path: Path) -> None:
+    executor = Local(command=["sh", "-c", "true"])
+    if len(detect().cores) < 2:
+        pytest.skip("there is one core")
+    handle, _ = start(executor, tmp_path, make_job(resources=Resources(ranks=2)))
+    assert len(handle.devices) == 2
+    assert end_of(executor, handle) == 0
+
+
+@pytest.mark.parametrize(("ranks", "module"), [(1, "kdlab.training.job"), (2, "kdlab.training.launch")])
+def test_command_starts_one_process_or_what_starts_several(ranks: int, module: str, tmp_path: Path) -> None:
+    job = make_job(resources=Resources(ranks=ranks))
+    assert command(job, JobPaths(tmp_path))[1:] == ["-m", module, str(tmp_path)]
 
 
 def test_local_log_keeps_what_earlier_attempts_said(tmp_path: Path) -> None:

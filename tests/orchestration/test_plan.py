@@ -97,6 +97,15 @@ def test_what_can_change_a_result_changes_the_id(override: str) -> None:
     assert ids(build(override))["rm seed 0"] != ids(build())["rm seed 0"]
 
 
+def test_job_of_two_gpus_is_two_processes_and_on_the_cpu_takes_the_cores_of_both() -> None:
+    (job,) = (planned.job for planned in build("arms={baseline: {}}", "schedule.gpus=2").jobs)
+    assert (job.resources.ranks, job.resources.gpus, job.resources.cores) == (2, 0, 2)
+
+
+def test_number_of_gpus_changes_the_id() -> None:
+    assert ids(build("schedule.gpus=2"))["rm seed 0"] != ids(build())["rm seed 0"]
+
+
 def test_method_settings_leave_the_baseline_alone() -> None:
     assert ids(build("methods.rm.weight=5"))["baseline seed 0"] == ids(build())["baseline seed 0"]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
 
 from kdlab import catalog
-from kdlab.errors import UsageError, suggestion
+from kdlab.errors import KdlabError, UsageError, suggestion
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.jobs.lease import Process
@@ -118,8 +119,12 @@ def check(key: str) -> None:
 
 
 def command(job: Job, paths: JobPaths) -> list[str]:
-    """What runs a job, on any machine that sees its folder."""
-    return [sys.executable, "-m", "kdlab.training.job", str(paths.folder.absolute())]
+    """What runs a job, on any machine that sees its folder; SIGTERM stops it at a checkpoint.
+
+    It is the one process of the job, or one that starts and ends its several.
+    """
+    module = "job" if job.resources.ranks == 1 else "launch"
+    return [sys.executable, "-m", f"kdlab.training.{module}", str(paths.folder.absolute())]
 
 
 class Keepers:
@@ -141,8 +146,10 @@ class Keepers:
             return None
         key = handle.executor if handle.ref else "local"
         if key not in self._others:
-            self._others[key] = load(key)
-        return self._others[key]
+            # a cluster of earlier days need not be reachable from here: then the files alone tell
+            with suppress(KdlabError):
+                self._others[key] = load(key)
+        return self._others.get(key)
 
     def ended(self, handles: Mapping[str, Handle]) -> dict[str, int | None]:
         """`Executor.poll` over jobs of several executors; those without a keeper are left out."""

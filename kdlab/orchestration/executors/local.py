@@ -12,7 +12,8 @@ from contextlib import suppress
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.jobs.lease import Process
 from kdlab.orchestration import devices
-from kdlab.orchestration.executors.base import Handle, command
+from kdlab.orchestration.executors import base
+from kdlab.orchestration.executors.base import Handle
 
 _LOOK_AGAIN_S = 10.0
 
@@ -22,7 +23,7 @@ class Local:
 
     Args:
         gpus: the GPUs to use, by number, also where they are busy; None for all that are free.
-        command: what trains, the job's folder is appended; None for `base.command`.
+        command: what trains, if not `base.command`; the job's folder is appended.
     """
 
     def __init__(self, gpus: Collection[int] | None = None, command: Sequence[str] | None = None) -> None:
@@ -48,11 +49,12 @@ class Local:
         lease = self._lease(job)
         if lease is None:
             return None
+        command = [*self._command, str(paths.folder)] if self._command else base.command(job, paths)
         devices_told = f"{'GPU' if job.resources.gpus else 'core'} {', '.join(lease.ids)}"
         with lease, paths.log.open("ab", buffering=0) as log:
             log.write(f"{time.strftime('%F %T')} starting on {devices_told}\n".encode())
             child = subprocess.Popen(
-                [*self._command, str(paths.folder)] if self._command else command(job, paths),
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -110,7 +112,7 @@ class Local:
 
     def _cores_for(self, job: Job) -> int:
         # More threads than cores are slow but right, and the thread count is part of the result.
-        return min(job.resources.threads, len(self._machine.cores))
+        return min(job.resources.cores, len(self._machine.cores))
 
     def _current_machine(self) -> devices.Machine:
         if self._machine.gpus and time.monotonic() - self._looked > _LOOK_AGAIN_S:

@@ -149,7 +149,7 @@ class Slurm:
     def _cores_for(self, job: Job) -> int:
         """Cores of one node for a job: Slurm confines it to them, so those that feed a GPU count."""
         gpus, threads = job.resources.gpus, job.resources.threads
-        wanted = gpus * (threads + job.resources.workers) if gpus else threads
+        wanted = gpus * (threads + job.resources.workers) if gpus else job.resources.cores
         # More threads than cores are slow but right, and the thread count is part of the result.
         return min(wanted, max((node.cores for node in self._cluster() if node.gpus >= gpus), default=wanted))
 
