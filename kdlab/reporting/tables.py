@@ -176,9 +176,10 @@ def _arms(plan: dict[str, Any], records: Sequence[Record], pool: bool) -> tuple[
     arms = []
     for name, methods in plan["recipe"]["arms"].items():
         own = [one for one in students if one.job.arm == name]
-        for parts in [None] if pool else dict.fromkeys(one.job.settings.get("micro_batch") for one in own):
+        found = {one.job.settings.get("micro_batch") or 0 for one in own}
+        for parts in [0] if pool or not found else sorted(found):
             label = f"{name} [micro-batch {parts}]" if parts else name
-            rows = tuple(one for one in own if pool or one.job.settings.get("micro_batch") == parts)
+            rows = tuple(one for one in own if pool or one.job.settings.get("micro_batch", 0) == parts)
             arms.append(_Arm(label, bool(methods), name in inherits, rows))
     return _Arm("teacher", False, False, teachers) if teachers else None, arms
 
