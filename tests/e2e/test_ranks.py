@@ -17,7 +17,7 @@ from kdlab.datasets import digits
 from kdlab.jobs.events import JobCancelled, JobFailed, JobProgress, JobRetried, read_from
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Job, JobPaths, Resources
-from kdlab.orchestration.executors.base import Executor
+from kdlab.orchestration.executors.base import Executor, Keepers
 from kdlab.orchestration.executors.local import Local
 from kdlab.orchestration.task import Task
 from kdlab.training.job import run_job
@@ -63,7 +63,7 @@ class World:
     def task(self, job: Job) -> Task:
         task = Task(job, JobPaths(self.folder / job.id))
         task.prepare()
-        assert task.begin(self.executor) == []
+        assert task.begin(self.executor, Keepers(self.executor)) == []
         return task
 
 
