@@ -50,6 +50,13 @@ class DatasetInfo(PluginInfo):
 
 
 @dataclass(frozen=True)
+class ExecutorInfo(PluginInfo):
+    """An executor, with the keyword-only arguments of its class as what `resources.<key>` may say."""
+
+    options: dict[str, Option]
+
+
+@dataclass(frozen=True)
 class MethodInfo(PluginInfo):
     """A distillation method: its options, and what it needs of the two models.
 
@@ -168,10 +175,10 @@ def datasets(folder: Path | None = None) -> dict[str, DatasetInfo]:
     return {file.info.key: _dataset(file) for file in _sources(folder or PACKAGE / "datasets")}
 
 
-def executors(folder: Path | None = None) -> dict[str, PluginInfo]:
+def executors(folder: Path | None = None) -> dict[str, ExecutorInfo]:
     """The executors by key; raises as `methods` does."""
     files = _sources(folder or PACKAGE / "orchestration" / "executors")
-    return {file.info.key: file.info for file in files}
+    return {file.info.key: _executor(file) for file in files}
 
 
 def recipes(folder: Path | None = None) -> dict[str, RecipeInfo]:
@@ -249,6 +256,15 @@ def _dataset(file: _Source) -> DatasetInfo:
     if (prepare := _function(file.tree.body, "prepare")) is None:
         file.refuse("has no function `prepare`, whose keyword-only arguments are the dataset's options")
     return DatasetInfo(**vars(file.info), options=_options(file, prepare))
+
+
+def _executor(file: _Source) -> ExecutorInfo:
+    name = file.info.key.title()
+    classes = [node for node in file.tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+    if not classes:
+        file.refuse(f"has no class {name}, which starts the jobs")
+    init = _function(classes[0].body, "__init__")
+    return ExecutorInfo(**vars(file.info), options=_options(file, init) if init else {})
 
 
 def _method(file: _Source) -> MethodInfo:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -60,6 +60,26 @@ class KdlabError(Exception):
 
 class JobError(KdlabError):
     """A job failed: training diverged, a checkpoint is broken, a process was killed."""
+
+
+class OutOfMemory(JobError):  # noqa: N818  what happened, as torch and Python call it
+    """The GPU's memory did not hold a step.
+
+    Args:
+        what: see `KdlabError`, as the other fields of the fault.
+        facts: what one needs to choose smaller steps, as `failure.json` holds it: "peak_gb", "total_gb",
+            "micro_batch" (images of one forward) and "batchnorm" (whether its statistics are those of a
+            forward, so that smaller ones are another training).
+    """
+
+    kind = "oom"
+
+    def __init__(self, what: str = "", *, facts: Mapping[str, Any] | None = None, **fault: Any) -> None:
+        super().__init__(what, **fault)
+        self.facts = dict(facts or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), faults=self.faults, facts=self.facts), ()
 
 
 class UsageError(KdlabError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from kdlab.errors import MachineError
 from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobReused, JobSkipped
 from kdlab.jobs.job import Runs
 from kdlab.orchestration import scheduler
+from kdlab.orchestration.driver import driving
 from kdlab.orchestration.executors.base import Executor
 from kdlab.orchestration.executors.inline import Inline
 from kdlab.orchestration.plan import Plan
@@ -49,7 +49,7 @@ class Outcome:
 
 def runs_here() -> Runs:
     """`$KDLAB_RUNS`, else `runs/` in the working directory."""
-    return Runs(Path(os.environ.get("KDLAB_RUNS") or "runs"))
+    return Runs.here()
 
 
 def drive(
@@ -62,6 +62,7 @@ def drive(
     jobs_at_once: int | None = None,
     on_stop: Callable[[], None] = lambda: None,
     publish: Callable[[Outcome], Sequence[Path]] = lambda outcome: (),
+    command: str = "",
 ) -> Outcome:
     """Bring a plan to its end, with MLflow following from a thread of its own.
 
@@ -77,6 +78,7 @@ def drive(
         on_stop: called at the first such signal, inside its handler.
         publish: called once the jobs have ended, before MLflow gets its last seconds; returns files to attach
             to the plan's MLflow run.
+        command: what a person types to go on, for `kdlab status` and `kdlab stop` in another shell.
 
     Raises:
         MachineError: a job never fits on this machine, or the runs folder cannot be written.
@@ -85,7 +87,7 @@ def drive(
     follower = Follower(plan.to_dict(), runs)
     files: Sequence[Path] = ()
     try:
-        with _signals(on_stop) as wish:
+        with _signals(on_stop) as wish, driving(plan.id, runs, command):
             events = scheduler.run(
                 plan,
                 executor,

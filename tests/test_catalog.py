@@ -209,10 +209,24 @@ def test_dataset_without_prepare_is_refused(tmp_path: Path) -> None:
         catalog.datasets(write(tmp_path, coco='"""COCO."""\n'))
 
 
-def test_executors_have_a_summary(tmp_path: Path) -> None:
+def test_executors_have_a_summary_and_the_options_of_their_class(tmp_path: Path) -> None:
+    source = '''
+    """Runs jobs in this process."""
+    class Inline:
+        def __init__(self, gpus=None, *, partition: str | None = None) -> None: ...
+    '''
+    write(tmp_path, inline=source)
+
+    found = catalog.executors(tmp_path)["inline"]
+    assert found.summary == "Runs jobs in this process."
+    assert list(found.options) == ["partition"]
+
+
+def test_executor_without_its_class_is_refused(tmp_path: Path) -> None:
     write(tmp_path, inline='"""Runs jobs in this process."""\n')
 
-    assert catalog.executors(tmp_path)["inline"].summary == "Runs jobs in this process."
+    with pytest.raises(KdlabError, match="has no class Inline"):
+        catalog.executors(tmp_path)
 
 
 def test_recipes_are_named_by_their_path(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from kdlab import session
 from kdlab.errors import MachineError
 from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobProgress, JobReused
 from kdlab.jobs.job import Runs
+from kdlab.orchestration.driver import Driver
 from kdlab.orchestration.executors.inline import Inline
 from kdlab.orchestration.executors.local import Local
 from kdlab.reporting.records import newest_plan
@@ -66,6 +67,15 @@ def test_a_driven_plan_is_the_newest(executor: Local, runs: Runs) -> None:
     plan = make_plan(make_job())
     session.drive(plan, executor, runs)
     assert newest_plan(runs) == plan.to_dict()
+
+
+def test_other_shells_see_who_drives_a_plan_and_how_to_go_on(executor: Local, runs: Runs) -> None:
+    plan, seen = make_plan(make_job()), []
+    session.drive(plan, executor, runs, [lambda _: seen.append(Driver.of(plan.id, runs))], command="kdlab x")
+    after = Driver.of(plan.id, runs)
+    assert {(driver.at_work, driver.command) for driver in seen if driver} == {(True, "kdlab x")}
+    assert after is not None
+    assert (after.at_work, after.command) == (False, "kdlab x")
 
 
 def test_a_second_drive_reuses_everything(executor: Local, runs: Runs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -14,6 +15,28 @@ def recipe_names(incomplete: str) -> list[tuple[str, str]]:
     return [(name, info.summary) for name, info in catalog.recipes().items() if name.startswith(incomplete)]
 
 
+def job_names(incomplete: str) -> list[tuple[str, str]]:
+    """Ids of the newest plan's jobs, each with its label, and the labels of one word."""
+    from kdlab.jobs.job import Job, Runs
+    from kdlab.reporting import records
+
+    plan = records.newest_plan(Runs.here())
+    jobs = [Job.from_dict(planned["job"]) for planned in plan["jobs"]] if plan else []
+    # bash would not quote a label of several words
+    labels = [(job.label, job.id) for job in jobs if " " not in job.label]
+    known = [*((job.id, job.label) for job in jobs), *labels]
+    return [(name, about) for name, about in known if name.startswith(incomplete)]
+
+
+def plan_names(incomplete: str) -> list[str]:
+    """Ids of the plans that were run here, and the names of their recipes."""
+    from kdlab.jobs.job import Runs
+
+    paths = sorted(Runs.here().plans.glob("*.json"))
+    recipes = dict.fromkeys(json.loads(path.read_text())["recipe"]["name"] for path in paths)
+    return [name for name in (*recipes, *(path.stem for path in paths)) if name.startswith(incomplete)]
+
+
 RecipeName = Annotated[
     str,
     typer.Argument(
@@ -22,6 +45,23 @@ RecipeName = Annotated[
         show_default=False,
         autocompletion=recipe_names,
     ),
+]
+PlanName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[PLAN|RECIPE]",
+        help="Which plan; by default the newest.",
+        show_default=False,
+        autocompletion=plan_names,
+    ),
+]
+_A_JOB = "An id or the beginning of one, or a label of the newest plan: 'rm+pfi seed 0'."
+JobName = Annotated[
+    str, typer.Argument(metavar="JOB", help=_A_JOB, show_default=False, autocompletion=job_names)
+]
+JobNames = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[JOB]...", help=_A_JOB, show_default=False, autocompletion=job_names),
 ]
 Overrides = Annotated[
     list[str] | None,

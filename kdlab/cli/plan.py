@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from kdlab.cli.console import Screen, duration
-from kdlab.cli.options import Gpus, Overrides, RecipeName
+from kdlab.cli.options import ExecutorName, Gpus, Overrides, RecipeName
 from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,10 +17,17 @@ if TYPE_CHECKING:
 
     from kdlab.jobs.job import Job, Runs
     from kdlab.orchestration.devices import Machine
+    from kdlab.orchestration.executors.base import Executor
     from kdlab.orchestration.plan import Plan, PlannedJob
 
 
-def plan(screen: Screen, recipe: RecipeName, overrides: Overrides = None, gpus: Gpus = None) -> None:
+def plan(
+    screen: Screen,
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    executor: ExecutorName = "local",
+    gpus: Gpus = None,
+) -> None:
     """Show what a run would do, reuse and cost.
 
     \b
@@ -36,7 +43,7 @@ def plan(screen: Screen, recipe: RecipeName, overrides: Overrides = None, gpus: 
         + student-937e8fad  baseline seed 0  cost unknown  new
         ...
     """
-    made = prepare(screen, recipe, overrides or [], gpus)
+    made = prepare(screen, recipe, overrides or [], executor, gpus)
     if screen.json:
         screen.emit(**made.plan.to_dict())
         return
@@ -46,29 +53,34 @@ def plan(screen: Screen, recipe: RecipeName, overrides: Overrides = None, gpus: 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan with the machine and the folder that it was made for."""
+    """A plan with what it was made for: who runs it, on what, in which folder."""
 
     plan: Plan
+    executor: Executor
     machine: Machine
     runs: Runs
 
 
-def prepare(screen: Screen, recipe: str, overrides: Sequence[str], gpus: str | None) -> Prepared:
+def prepare(
+    screen: Screen, recipe: str, overrides: Sequence[str], executor: str, gpus: str | None
+) -> Prepared:
     """Load the recipe, look at the machine, make the plan.
 
     Raises:
         KdlabError: the recipe, the data or the machine do not allow it.
     """
     from kdlab import session
-    from kdlab.orchestration import devices
     from kdlab.orchestration import plan as planning
     from kdlab.orchestration import recipe as recipes
+    from kdlab.orchestration.executors import base
 
-    machine = devices.detect(gpu_numbers(gpus))
+    base.check(executor)
     loaded = recipes.load(recipe, overrides)
     runs = session.runs_here()
     with screen.working(f"planning {recipe}") as progress:
-        return Prepared(planning.prepare(loaded, runs, machine.device, progress), machine, runs)
+        runner = base.load(executor, gpu_numbers(gpus), loaded.resources.executors.get(executor))
+        machine = runner.machine
+        return Prepared(planning.prepare(loaded, runs, machine, progress), runner, machine, runs)
 
 
 def gpu_numbers(text: str | None) -> list[int] | None:
@@ -117,7 +129,7 @@ def _grid() -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     for _ in range(4):
         table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis")
+    table.add_column()
     return table
 
 

@@ -24,6 +24,7 @@ from kdlab.jobs.events import (
     JobStarted,
 )
 from kdlab.jobs.job import Job
+from kdlab.orchestration import packing
 from kdlab.orchestration.devices import Machine
 from kdlab.orchestration.plan import Plan
 
@@ -163,12 +164,12 @@ class PlanView:
     def left_s(self, now: float) -> float | None:
         """Seconds until the last job ends, None where one of them is unknown."""
         active = [view for view in self.jobs.values() if view.state in ("running", "queued")]
-        active.sort(key=lambda view: view.state != "running")
         left = {view.job.id: view.left_s(now) for view in active}
         known = {job: seconds for job, seconds in left.items() if seconds is not None}
         if len(known) < len(left):
             return None
-        return makespan_s(known, [view.job for view in active], self.machine, self.jobs_at_once)
+        running = [view.job.id for view in active if view.state == "running"]
+        return makespan_s(known, [view.job for view in active], self.machine, self.jobs_at_once, running)
 
     def _learn(self, done: Job) -> None:
         """A job that ended tells what other seeds of its arm take, where the plan did not know."""
@@ -183,37 +184,23 @@ class PlanView:
 
 
 def makespan_s(
-    left_s: Mapping[str, float], jobs: Sequence[Job], machine: Machine, jobs_at_once: int | None = None
+    left_s: Mapping[str, float],
+    jobs: Sequence[Job],
+    machine: Machine,
+    jobs_at_once: int | None = None,
+    running: Sequence[str] = (),
 ) -> float:
-    """Seconds until all jobs are done if each starts as soon as its parents are done and devices are free.
+    """Seconds until all jobs are done, as the scheduler packs them.
 
     Args:
         left_s: seconds that each job still takes, by id.
-        jobs: parents before children, what runs already first; a parent that is not among them is done.
+        jobs: a parent that is not among them is done.
         machine: what there is to lease.
         jobs_at_once: a limit beside the machine's.
+        running: ids of those that run already.
     """
-    undone = {job.id: job for job in jobs}
-    ends: dict[str, float] = {}
-    now = 0.0
-    while undone:
-        for job in undone.values():
-            beside = [undone[other] for other in ends]
-            if (
-                job.id not in ends
-                and undone.keys().isdisjoint(job.parents)
-                and _fits([*beside, job], machine, jobs_at_once)
-            ):
-                ends[job.id] = now + left_s[job.id]
-        now = min(ends.values())
-        for done in [job for job, end in ends.items() if end <= now]:
-            del ends[done], undone[done]
-    return now
-
-
-def _fits(jobs: Sequence[Job], machine: Machine, jobs_at_once: int | None) -> bool:
-    """Whether the jobs run side by side; one alone always does."""
-    gpus = sum(job.resources.gpus for job in jobs)
-    cores = sum(job.resources.threads for job in jobs if not job.resources.gpus)
-    room = gpus <= len(machine.gpus) and cores <= len(machine.cores)
-    return len(jobs) == 1 or (room and len(jobs) <= (jobs_at_once or len(jobs)))
+    pieces = [
+        packing.Piece(job.id, packing.size_of(job, machine), left_s[job.id], job.parents) for job in jobs
+    ]
+    held = {job: left_s[job] for job in running}
+    return packing.makespan_s(pieces, packing.capacity_of(machine), held, jobs_at_once)

@@ -28,6 +28,9 @@ def report(
         ),
     ] = None,
     table: Annotated[bool, typer.Option("--table", help="The comparison table: the default.")] = False,
+    pool: Annotated[
+        bool, typer.Option("--pool", help="Average seeds in micro-batches with those that ran whole.")
+    ] = False,
     write: Annotated[
         bool, typer.Option("--write", help="Write Markdown and CSV to results/ as well.")
     ] = False,
@@ -51,7 +54,7 @@ def report(
 
     runs = session.runs_here()
     chosen = [records.load_plan(runs, name) for name in plans] if plans else [_newest(screen, runs)]
-    made = [tables.table(plan, records.collect(plan, runs)) for plan in chosen]
+    made = [tables.table(plan, records.collect(plan, runs), pool=pool) for plan in chosen]
     if screen.json:
         screen.emit(tables=[one.to_dict() for one in made])
     for plan, one in zip(chosen, made, strict=True):

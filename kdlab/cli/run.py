@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
@@ -12,23 +12,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdlab.cli.console import Screen, duration, styled
+from kdlab.cli.console import Screen, styled
 from kdlab.cli.options import DryRun, ExecutorName, Gpus, Jobs, Overrides, RecipeName, Yes
-from kdlab.cli.plan import Prepared, gpu_hours, gpu_numbers, prepare, preview
+from kdlab.cli.plan import Prepared, gpu_hours, prepare, preview
 from kdlab.cli.report import tell_tracking, written
 from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdlab.jobs.events import JobFailed
+    from kdlab.cli.board import Gpus as GpusNow
     from kdlab.jobs.job import Runs
-    from kdlab.orchestration.executors.base import Executor
     from kdlab.orchestration.plan import Plan, PlannedJob
     from kdlab.session import Outcome
 
 FREE_GPU_H = 10.0
 """GPU-hours above which a run asks first."""
 SEEDS_FOR_A_TEST = 3
-TAIL_LINES = 15
+FAILED = 1
 
 
 def run(
@@ -67,10 +66,7 @@ def run(
       pfi       30.1  +11.3  ...
       rm+pfi    30.3  +11.4  ...
     """
-    from kdlab.orchestration.executors import base
-
-    runner = base.load(executor, gpu_numbers(gpus))
-    made = prepare(screen, recipe, overrides or [], gpus)
+    made = prepare(screen, recipe, overrides or [], executor, gpus)
     if fresh:
         made = replace(made, plan=_anew(made.plan, made.runs))
     if dry_run:
@@ -83,13 +79,20 @@ def run(
         raise typer.Abort
     if fresh:
         screen.say(_set_aside(made.plan, made.runs))
-    return execute(screen, made, runner, jobs_at_once=jobs, fail_fast=fail_fast, live=executor != "inline")
+    while True:
+        code = execute(screen, made, jobs_at_once=jobs, fail_fast=fail_fast, live=executor != "inline")
+        if code != FAILED or not _out_of_memory(made):
+            return code
+        again = prepare(screen, recipe, overrides or [], executor, gpus)
+        if again.plan.id == made.plan.id:
+            return code
+        made = again
+        screen.say(preview(made, jobs=screen.verbose))
 
 
 def execute(
     screen: Screen,
     made: Prepared,
-    executor: Executor,
     *,
     jobs_at_once: int | None = None,
     fail_fast: bool = False,
@@ -100,7 +103,6 @@ def execute(
     Args:
         screen: where to.
         made: the plan.
-        executor: how to run it.
         jobs_at_once: how many jobs may run side by side; None for what the devices allow.
         fail_fast: end everything after the first failure.
         live: False where jobs use the terminal themselves.
@@ -110,7 +112,7 @@ def execute(
     from kdlab.cli.progress import PlanView
 
     view = PlanView(made.plan, made.machine, jobs_at_once)
-    with watcher(view, made.runs, screen, live=live) as board:
+    with watcher(view, made.runs, screen, live=live, gpus=_gpus(made)) as board:
 
         def publish(outcome: Outcome) -> Sequence[Path]:
             board.close()
@@ -118,15 +120,24 @@ def execute(
 
         outcome = session.drive(
             made.plan,
-            executor,
+            made.executor,
             made.runs,
             [board.see, *([lambda event: screen.emit(**event.to_dict())] if screen.json else [])],
             fail_fast=fail_fast,
             jobs_at_once=jobs_at_once,
             on_stop=board.stopping,
             publish=publish,
+            command=screen.command("--fresh", "--dry-run"),
         )
     return _conclude(screen, made, outcome)
+
+
+def _gpus(made: Prepared) -> GpusNow:
+    """The GPUs of this machine, where jobs run on it."""
+    from kdlab.cli.board import no_gpus
+    from kdlab.orchestration.executors.base import key_of
+
+    return (lambda: made.executor.machine.gpus) if key_of(made.executor) == "local" else no_gpus
 
 
 def _may_cost(screen: Screen, plan: Plan) -> bool:
@@ -137,6 +148,13 @@ def _may_cost(screen: Screen, plan: Plan) -> bool:
     if unknown:
         return screen.ask("what this takes on the GPU is not known")
     return True
+
+
+def _out_of_memory(made: Prepared) -> bool:
+    """Whether a job of the plan ended so; then the next plan may have another in its place."""
+    from kdlab.orchestration import memory
+
+    return any(memory.failure_of(made.runs.job(planned.job.id)) for planned in made.plan.jobs)
 
 
 def _anew(plan: Plan, runs: Runs) -> Plan:
@@ -197,20 +215,18 @@ def _conclude(screen: Screen, made: Prepared, outcome: Outcome) -> int:
         return 128 + outcome.stopped_by
     if not outcome.complete:
         _tell_losses(screen, made, outcome, again)
-        return 1
+        return FAILED
     screen.next(_more_seeds(screen, made.plan) or f"kdlab report --table {made.plan.recipe['name']}")
     return 0
 
 
 def _tell_losses(screen: Screen, made: Prepared, outcome: Outcome, again: str) -> None:
     """A box for each cause of failure, a line for what was given up for it, and how to try again."""
+    from kdlab.cli.failures import boxes
     from kdlab.jobs.events import JobCancelled, JobSkipped
 
     labels = {planned.job.id: f"{planned.job.label} ({planned.job.id})" for planned in made.plan.jobs}
-    causes: dict[str, list[JobFailed]] = {}
-    for failure in outcome.failures:
-        causes.setdefault(failure.what, []).append(failure)
-    lines = [line for failures in causes.values() for line in _box(failures, labels)]
+    lines = list(boxes(outcome.failures, labels))
     ends = outcome.ends.values()
     lines += [f"skipped: {labels[end.job]}: {end.why}" for end in ends if isinstance(end, JobSkipped)]
     lines += [
@@ -218,22 +234,6 @@ def _tell_losses(screen: Screen, made: Prepared, outcome: Outcome, again: str) -
     ]
     for line in [*lines, f"retry: {again}"]:
         screen.err.print(styled(line), soft_wrap=True)
-
-
-def _box(failures: Sequence[JobFailed], labels: dict[str, str]) -> Iterator[str]:
-    """What is known of jobs that failed for one cause: the first in full, the others by name."""
-    first, *others = failures
-    yield f"error: {labels[first.job]}  {first.what}"
-    fields = {
-        "got": first.got,
-        "known": first.known,
-        "when": f"{first.where}, after {duration(first.after_s)}",
-    }
-    fields |= {"fix": first.fix, "also": ", ".join(labels[other.job] for other in others)}
-    yield from (f"  {name:<5}  {value}" for name, value in fields.items() if value)
-    if first.log:
-        yield f"  log    {first.log}{', its end:' if first.tail else ''}"
-    yield from (f"  |  {line}" for line in first.tail[-TAIL_LINES:])
 
 
 def _more_seeds(screen: Screen, plan: Plan) -> str:

@@ -91,7 +91,10 @@ class JobFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class JobFailed(Event):
-    """The job ended without a result: the fault, where training stood, after how long, the log's tail."""
+    """The job ended without a result: the fault, where training stood, after how long, the log's tail.
+
+    `kind` is "oom" where the GPU's memory did not hold a step: then `failure.json` has the figures.
+    """
 
     what: str
     where: str = ""
@@ -101,6 +104,7 @@ class JobFailed(Event):
     after_s: float = 0.0
     log: str = ""
     tail: tuple[str, ...] = ()
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +160,7 @@ class EventLog:
             self._file.seek(size - 1)
             self._torn = self._file.read(1) != b"\n"
 
-    def write(self, kind: type[Event], **fields: Any) -> None:
+    def write(self, kind: type[Event], /, **fields: Any) -> None:
         """Append one event, whole in one write; on a disk that fills up it may be torn and is then lost."""
         event = kind(job=self._job, attempt=self._attempt, **fields)
         line = b"\n" * self._torn + json.dumps(event.to_dict()).encode() + b"\n"

@@ -41,6 +41,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def write_json_once(path: Path, value: Any) -> bool:
+    """As `write_json` where there is no file yet, whoever else tries at the same time; whether it did."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    write_json(temporary, value)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
+
+
 def read_json(path: Path) -> Any | None:
     """The value in a JSON file, or None where there is no such file."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -23,21 +24,32 @@ class Resources:
     """What a job takes of a machine. None of it can change a result, so none of it is hashed.
 
     Args:
-        threads: CPU cores to lease on a machine without GPUs (the hashed thread count, repeated here).
+        threads: CPU threads of each process (the hashed thread count, repeated here).
         gpus: GPUs to lease; 0 runs on the CPU.
-        workers: loader processes; 0 loads in the training process.
+        share: how many jobs of one GPU may run on one, this one among them.
+        memory_gb: of each GPU, as jobs like this one took; None where nobody knows.
+        workers: loader processes of each process; 0 loads in the training process.
         checkpoint_minutes: longest time between two checkpoints.
+        ranks: processes that train together, one a GPU or, without GPUs, `threads` cores each.
     """
 
     threads: int = 1
     gpus: int = 0
+    share: int = 1
+    memory_gb: float | None = None
     workers: int = 0
     checkpoint_minutes: float = 10.0
+    ranks: int = 1
+
+    @property
+    def cores(self) -> int:
+        """CPU cores to lease on a machine without GPUs."""
+        return self.threads * self.ranks
 
 
 @dataclass(frozen=True)
 class Job:
-    """One process that trains or measures one detector.
+    """What trains or measures one detector: one process, or several that train together.
 
     Args:
         id: `<kind>-<8 hex>`, a hash of `settings`.
@@ -110,6 +122,11 @@ class Runs:
 
     folder: Path
 
+    @classmethod
+    def here(cls) -> Self:
+        """Where this shell's commands run things."""
+        return cls(Path(os.environ.get("KDLAB_RUNS") or "runs"))
+
     def job(self, job_id: str) -> JobPaths:
         """The folder of one job, whether it exists or not."""
         return JobPaths(self.folder / "jobs" / job_id)
@@ -133,8 +150,8 @@ class JobResult:
         losses: thinned course of training: "iteration", "lr", then a mean per term, raw ones as
             `raw_<term>`.
         timing: seconds: "step_s" and "data_s" (medians in training), "student_step_s",
-            "teacher_forward_s", "distill_step_s" (interleaved medians after training; the last two only
-            with methods).
+            "teacher_forward_s", "distill_step_s" (interleaved medians after training, of one process and of
+            one forward where a step has several; the last two only with methods).
         model: "params", "trained_parts" (parameters that each method instance trained beside the student),
             "weights_sha256" of `ckpt/weights.pth`; "checkpoint" where the weights came from one: "file",
             "sha256" and "keys", what was loaded of it; "inherited" where the student started from the
@@ -142,8 +159,8 @@ class JobResult:
         environment: versions, commit, device, threads.
         data: what training read: images, objects, what was dropped.
         wall_s: seconds of training and evaluation over all attempts, without starting and what a kill undid.
-        peak_memory_gb: largest resident size of the process (CPU) or allocated memory (GPU).
-        attempts: how many processes it took.
+        peak_memory_gb: largest resident size of a process (CPU) or memory allocated on a GPU.
+        attempts: how often it was started.
     """
 
     id: str

@@ -1,7 +1,8 @@
 """What this machine computes on, and leases of it across all schedulers of one user.
 
 A lease is a `flock` on one file per GPU or core, held through a file descriptor that the job inherits: it
-lives exactly as long as the job's processes, whatever becomes of the scheduler that started them.
+lives exactly as long as the job's processes, whatever becomes of the scheduler that started them. Jobs that
+share a GPU hold its file together, and a file of a place on it each, which says how much memory they take.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Literal, Self
 from kdlab.errors import MachineError
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+MOST_SHARES = 8
+"""How many jobs can be on one GPU at most."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,52 @@ class Machine:
             return lease
         lease.close()
         return None
+
+    def lease_share(self, parts: int, memory_gb: float | None) -> DeviceLease | None:
+        """A place on the emptiest GPU that has one, or None where there is none now.
+
+        Args:
+            parts: how many jobs may be on one GPU, those of other schedulers among them.
+            memory_gb: what the job is expected to take; None counts as its part of the GPU's memory.
+
+        Raises:
+            MachineError: the folder of the lock files cannot be used.
+        """
+        with _alone():
+            gpus = [gpu for gpu in self.gpus if not gpu.busy]
+            needs = [memory_gb or gpu.memory_gb / parts for gpu in gpus]
+            places = [_place_on(gpu, parts, need) for gpu, need in zip(gpus, needs, strict=True)]
+            found = sorted((place for place in places if place), key=lambda place: place[0])
+            for _, lease, _ in found[1:]:
+                lease.close()
+            if not found:
+                return None
+            _, lease, need = found[0]
+            os.pwrite(lease.files[0], f"{need:.3f}\n".encode(), 0)
+            return lease
+
+
+def _place_on(gpu: Gpu, parts: int, need_gb: float) -> tuple[int, DeviceLease, float] | None:
+    """(neighbours, lease, need) of a place on a GPU; None where it is full or somebody has it alone."""
+    name = f"gpu-{gpu.uuid}"
+    whole = _hold(name, fcntl.LOCK_SH)
+    if whole is None:
+        return None
+    places = [(f"{name}.{number}", _hold(f"{name}.{number}")) for number in range(MOST_SHARES)]
+    taken = [_gb_of(place) for place, file in places if file is None]
+    free = [file for _, file in places if file is not None]
+    fits = len(taken) < parts and (not taken or sum(taken) + need_gb <= gpu.memory_gb)
+    for file in [*free[fits:], *([] if fits else [whole])]:
+        os.close(file)
+    return (len(taken), DeviceLease((gpu.uuid,), (free[0], whole)), need_gb) if fits else None
+
+
+def _gb_of(place: str) -> float:
+    """What the holder of a place expects to take of the GPU's memory."""
+    try:
+        return float((_folder() / place).read_text().partition("\n")[0])
+    except (OSError, ValueError):
+        return 0.0
 
 
 def detect(only: Collection[int] | None = None) -> Machine:
@@ -208,11 +257,11 @@ def _alone() -> Iterator[None]:
         os.close(file)
 
 
-def _hold(name: str) -> int | None:
+def _hold(name: str, mode: int = fcntl.LOCK_EX) -> int | None:
     """The descriptor through which we now hold a device; None where it is taken."""
     file = os.open(_folder() / name, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, mode | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(file)
         return None

@@ -19,6 +19,7 @@ from kdlab.errors import Fault, MachineError, UsageError
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Job, JobResult, Runs, read_job
 from kdlab.orchestration import weight_files
+from kdlab.orchestration.devices import Machine
 from kdlab.orchestration.settings import ModelSettings, Recipe
 from kdlab.orchestration.weight_files import WeightFile
 
@@ -44,6 +45,7 @@ class Facts:
         student: what `training.probe` found of the student.
         teacher: the same of the teacher; None without one.
         device: "cpu" or "cuda".
+        gpu_gb: memory of the smallest GPU; None without one.
         versions: of the packages that decide numbers.
         weights: files that the recipe names, by their key in it; `student` and `teacher` say what they hold.
     """
@@ -54,9 +56,10 @@ class Facts:
     device: str
     versions: dict[str, str]
     weights: Mapping[str, WeightFile] = field(default_factory=dict)
+    gpu_gb: float | None = None
 
 
-def gather(recipe: Recipe, device: str, progress: Callable[[str], None] = lambda text: None) -> Facts:
+def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = lambda text: None) -> Facts:
     """Make or find the data, probe the models.
 
     Raises:
@@ -75,7 +78,8 @@ def gather(recipe: Recipe, device: str, progress: Callable[[str], None] = lambda
         for role, model in models.items()
     ]
     student, *teacher = _probe(requests, progress)
-    return Facts(files, student, teacher[0] if teacher else None, device, versions(), weights)
+    gpu_gb = min((gpu.memory_gb for gpu in machine.gpus), default=None)
+    return Facts(files, student, teacher[0] if teacher else None, machine.device, versions(), weights, gpu_gb)
 
 
 def past_jobs(runs: Runs) -> dict[str, PastJob]:

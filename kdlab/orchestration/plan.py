@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, Self
@@ -15,10 +15,14 @@ from kdlab.errors import Fault, UsageError
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import SCHEMA, Job, Runs
 from kdlab.orchestration import facts as facts_of
-from kdlab.orchestration import gate, pairing, weight_files
+from kdlab.orchestration import gate, memory, pairing, weight_files
+from kdlab.orchestration.devices import Machine
 from kdlab.orchestration.facts import Facts, PastJob
 from kdlab.orchestration.recipe_jobs import jobs_of
 from kdlab.orchestration.settings import Recipe
+
+SAFETY, CONTEXT_GB = 1.2, 1.0
+"""What a GPU needs for a job: so many times the peak that was measured, and the memory of CUDA itself."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +86,30 @@ class Plan:
 
 
 def prepare(
-    recipe: Recipe, runs: Runs, device: str, progress: Callable[[str], None] = lambda text: None
+    recipe: Recipe, runs: Runs, machine: Machine, progress: Callable[[str], None] = lambda text: None
 ) -> Plan:
     """Gather what must be known, then `build`.
 
     Raises:
         KdlabError: the data or the models are not to be had, or a method cannot serve the pair.
     """
-    return build(recipe, facts_of.gather(recipe, device, progress), facts_of.past_jobs(runs))
+    facts = facts_of.gather(recipe, machine, progress)
+    return build(recipe, facts, facts_of.past_jobs(runs), memory.failures(runs))
 
 
-def build(recipe: Recipe, facts: Facts, past: Mapping[str, PastJob]) -> Plan:
+def build(
+    recipe: Recipe,
+    facts: Facts,
+    past: Mapping[str, PastJob],
+    out_of_memory: Mapping[str, memory.Failure] | None = None,
+) -> Plan:
     """The plan of a recipe: a pure function of its arguments.
+
+    Args:
+        recipe: what is wanted.
+        facts: of data and models.
+        past: the finished jobs, by id.
+        out_of_memory: those that ran out of GPU memory, by id.
 
     Raises:
         UsageError: a method cannot serve the pair, or weights do not fit their model; all faults at once.
@@ -108,7 +124,9 @@ def build(recipe: Recipe, facts: Facts, past: Mapping[str, PastJob]) -> Plan:
     ]
     if faults:
         raise UsageError(faults=faults)
-    jobs = tuple(_planned(job, facts, past) for job in jobs_of(recipe, facts))
+    failed = (out_of_memory or {}) if recipe.resources.on_oom == "micro_batch" else {}
+    wanted = memory.fitting(jobs_of(recipe, facts), failed, facts.gpu_gb)
+    jobs = tuple(_planned(job, facts, past) for job in wanted)
     key = json.dumps([recipe.name, [planned.job.id for planned in jobs]])
     return Plan(
         id=hashlib.sha256(key.encode()).hexdigest()[:8],
@@ -120,6 +138,7 @@ def build(recipe: Recipe, facts: Facts, past: Mapping[str, PastJob]) -> Plan:
             *_notes(recipe, facts),
             *weight_files.notes(facts.weights, answers),
             *(note for planned in jobs if planned.job.id in past for note in _missed(planned.job, past)),
+            *(note for planned in jobs for note in _in_parts(planned.job)),
         ),
     )
 
@@ -134,7 +153,16 @@ def _planned(job: Job, facts: Facts, past: Mapping[str, PastJob]) -> PlannedJob:
             job, True, f"reused, made with {', '.join(other)}" if other else "reused", 0.0, "done"
         )
     alike = [old for old in past.values() if old.job.kind == job.kind]
+    peaks = [old.result.peak_memory_gb for old in _same(job, alike)]
+    if peaks and job.resources.gpus:
+        need = SAFETY * max(peaks) + CONTEXT_GB
+        job = replace(job, resources=replace(job.resources, memory_gb=round(need, 2)))
     return PlannedJob(job, False, _why_new(job, alike), *_cost(job, alike))
+
+
+def _same(job: Job, alike: list[PastJob]) -> list[PastJob]:
+    """The job under other seeds."""
+    return [old for old in alike if {**old.job.settings, "seed": job.seed} == job.settings]
 
 
 def _why_new(job: Job, alike: list[PastJob]) -> str:
@@ -155,8 +183,7 @@ def _cost(job: Job, alike: list[PastJob]) -> tuple[float | None, str]:
     """Seconds, from the same job under other seeds, else by FLOPs from others on the same data."""
     threads = job.settings["threads"]
     here = [old for old in alike if old.job.settings["threads"] == threads]
-    same = [old for old in here if {**old.job.settings, "seed": job.seed} == job.settings]
-    if same:
+    if same := _same(job, here):
         return mean(old.result.wall_s for old in same), f"measured, n={len(same)}"
     fingerprint = job.settings["dataset"]["fingerprint"]
     near = [old for old in here if old.job.settings["dataset"]["fingerprint"] == fingerprint]
@@ -222,6 +249,11 @@ def _missed(job: Job, past: Mapping[str, PastJob]) -> Iterator[str]:
     """That nothing would start, because a teacher that is reused misses what is expected of it."""
     if fault := gate.fault(job, past[job.id].result.metrics):
         yield f"{fault.what}: nothing will be trained"
+
+
+def _in_parts(job: Job) -> Iterator[str]:
+    if images := job.settings.get("micro_batch"):
+        yield f"{job.label} ran out of GPU memory: {images} images a forward pass, the batch as it was"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -44,7 +44,6 @@ _FIXED: dict[str, type[Settings]] = {
     "teacher": TeacherSettings,
     "student": ModelSettings,
     "schedule": Schedule,
-    "resources": Resources,
 }
 
 Info = TypeVar("Info", bound=catalog.PluginInfo)
@@ -100,6 +99,8 @@ def _resolved(document: Document) -> dict[str, Any]:
         if section in data:
             what = f"a key of {section}"
             data[section] = _known_only(data[section], model.model_fields, (section,), what, document)
+    if isinstance(data.get("resources"), dict):
+        data["resources"] = _resources(data["resources"], document)
     schedule = data.setdefault("schedule", {})
     detectors = catalog.detectors()
     for section in ("teacher", "student"):
@@ -117,6 +118,23 @@ def _resolved(document: Document) -> dict[str, Any]:
         data["arms"] = _arms(data["arms"], blocks, methods, document)
         _check_arms(data["arms"], data["inherits"], data.get("teacher"), document)
     return data
+
+
+def _resources(raw: dict[str, Any], document: Document) -> dict[str, Any]:
+    """`resources:` with what is for one executor apart and complete."""
+    executors = {key: info for key, info in catalog.executors().items() if info.options}
+    fields = Resources.model_fields.keys() - {"executors"}
+    known = _known_only(raw, [*fields, *executors], ("resources",), "a key of resources", document)
+    told = {key: value for key, value in known.items() if key in executors}
+    own: dict[str, Any] = {key: value for key, value in known.items() if key in fields}
+    for key, block in told.items():
+        if not isinstance(block, dict):
+            document.fault(("resources", key), "must hold keys and values", got=shown(block))
+    blocks = {key: block for key, block in told.items() if isinstance(block, dict)}
+    own["executors"] = {
+        key: _options_of(block, executors[key], ("resources", key), document) for key, block in blocks.items()
+    }
+    return own
 
 
 SIZES = ("backbone", "width", "neck_channels", "head_convs", "strides")
@@ -266,10 +284,20 @@ def _with_options(
     fields = model.model_fields.keys() - {"options", "method"}
     resolved: dict[str, Any] = {key: value for key, value in raw.items() if key in fields} | {"options": {}}
     if info is not None:
-        _known_only(raw, [*fields, *info.options], path, f"an option of {info.key}", document)
-        for name, option in info.options.items():
-            resolved["options"][name] = _option(option, raw, (*path, name), document)
+        resolved["options"] = _options_of(raw, info, path, document, besides=fields)
     return resolved
+
+
+def _options_of(
+    raw: dict[str, Any],
+    info: catalog.DatasetInfo | catalog.ExecutorInfo | catalog.MethodInfo,
+    path: KeyPath,
+    document: Document,
+    besides: Iterable[str] = (),
+) -> dict[str, Any]:
+    """All options of a plugin: those that `raw` gives, which may hold keys `besides` them, and defaults."""
+    _known_only(raw, [*besides, *info.options], path, f"an option of {info.key}", document)
+    return {name: _option(option, raw, (*path, name), document) for name, option in info.options.items()}
 
 
 def _option(option: Option, raw: dict[str, Any], path: KeyPath, document: Document) -> Any:

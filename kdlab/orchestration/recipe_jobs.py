@@ -141,11 +141,13 @@ def _job(
     facts: Facts,
     inputs: dict[str, Any],
 ) -> Job:
-    key = json.dumps([kind, settings, parents], sort_keys=True)
     threads = settings["threads"] or 1
+    # a measurement has no steps to share
+    ranks = 1 if kind == "evaluate" else settings["schedule"]["gpus"]
+    gpus = 0 if facts.device == "cpu" else ranks
     own, of_teacher = (facts.student, facts.teacher or {}) if kind == "student" else (facts.teacher or {}, {})
     return Job(
-        id=f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:8]}",
+        id=job_id(kind, settings, parents),
         kind=kind,
         arm=arm,
         seed=settings["seed"],
@@ -158,8 +160,16 @@ def _job(
         },
         resources=Resources(
             threads=threads,
-            gpus=0 if facts.device == "cpu" else settings["schedule"]["gpus"],
+            gpus=gpus,
+            share=recipe.resources.share if gpus == 1 else 1,
             workers=recipe.resources.workers,
             checkpoint_minutes=recipe.resources.checkpoint_minutes,
+            ranks=ranks,
         ),
     )
+
+
+def job_id(kind: Kind, settings: dict[str, Any], parents: tuple[str, ...]) -> str:
+    """`<kind>-<8 hex>`, a hash of everything that can change the result."""
+    key = json.dumps([kind, settings, parents], sort_keys=True)
+    return f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,17 @@ from kdlab.jobs.events import (
 )
 from kdlab.jobs.job import Runs
 from kdlab.jobs.lease import holder
-from kdlab.orchestration.executors.base import Executor
+from kdlab.orchestration import packing
+from kdlab.orchestration.executors.base import Executor, Keepers
+from kdlab.orchestration.packing import Held, Piece
 from kdlab.orchestration.plan import Plan
 from kdlab.orchestration.task import Task
 
 GRACE_S = 120.0
+LOOK_S = 1.0
+"""Between two looks for free devices while nothing ends."""
+UNKNOWN_S = 3600.0
+"""What a job is taken to last where nothing is known of any."""
 
 
 def run(
@@ -103,8 +108,12 @@ class _Schedule:
 
     def __init__(self, plan: Plan, executor: Executor, runs: Runs, limits: _Limits) -> None:
         self._executor, self._limits = executor, limits
+        self._keepers = Keepers(executor)
         self._tasks = {each.job.id: Task(each.job, runs.job(each.job.id)) for each in plan.jobs}
-        self._urgency = _urgency(plan)
+        costs = _costs_s(plan)
+        pieces = [Piece(job, 1.0, costs[job], task.job.parents) for job, task in self._tasks.items()]
+        self._costs, self._urgency = costs, packing.urgency(pieces)
+        self._look_at = 0.0
         self._waiting: dict[str, Task] = {}
         self._running: dict[str, Task] = {}
         self._done: set[str] = set()
@@ -124,7 +133,7 @@ class _Schedule:
     def queue(self) -> Iterator[Event]:
         """Take stock: what is done, what others run already, what is left to start."""
         stock = [self._enter(task) for task in self._tasks.values()]
-        histories = [task.adopt() or [] for task in self._waiting.values()]
+        histories = [task.adopt(self._keepers) or [] for task in self._waiting.values()]
         self._check_fit()
         for task in list(self._waiting.values()):
             if task.handle:
@@ -148,7 +157,10 @@ class _Schedule:
             task = self._running.pop(job)
             yield from task.follow()
             yield from self._settle(task, task.outcome(code, self._limits.retries))
-        yield from self._start()
+            self._look_at = 0.0
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + LOOK_S
+            yield from self._start()
 
     def abandon(self, poll_s: float) -> None:
         """Stop what still runs and wait for its end."""
@@ -180,20 +192,39 @@ class _Schedule:
             raise MachineError(faults=faults)
 
     def _start(self) -> Iterator[Event]:
-        """Start what is ready, first what the end of the plan waits for longest; a small job may overtake."""
+        """Start what is ready and fits, as `packing` orders it."""
         ready = [task for task in self._waiting.values() if self._done.issuperset(task.job.parents)]
-        for task in sorted(ready, key=lambda task: -self._urgency[task.job.id]):
+        for task in self._unwanted(ready):
+            del self._waiting[task.job.id]
+            yield from self._settle(task, task.says(JobCancelled))
+        ready = [task for task in ready if task.job.id in self._waiting]
+        for task in self._chosen(sorted(ready, key=lambda task: -self._urgency[task.job.id])):
             if self.ending or len(self._running) >= self._limits.jobs_at_once:
                 return
-            if task.paths.stop_request.exists():
-                del self._waiting[task.job.id]
-                yield from self._settle(task, task.says(JobCancelled))
-                continue
-            events = task.begin(self._executor)
+            events = task.begin(self._executor, self._keepers)
             if task.handle:
                 self._running[task.job.id] = self._waiting.pop(task.job.id)
+            elif events is None and self._running:
+                # its devices are in other hands; what would overtake it could keep them so
+                return
             for event in events or []:
                 yield from self._settle(task, event)
+
+    def _chosen(self, ready: Sequence[Task]) -> list[Task]:
+        machine, now = self._executor.machine, time.time()
+        held = [
+            Held(packing.size_of(task.job, machine), task.ends_at(self._costs[task.job.id]))
+            for task in self._running.values()
+        ]
+        pieces = [
+            Piece(task.job.id, packing.size_of(task.job, machine), self._costs[task.job.id]) for task in ready
+        ]
+        chosen = packing.startable(pieces, held, packing.capacity_of(machine), now)
+        return [self._waiting[piece.id] for piece in chosen]
+
+    def _unwanted(self, tasks: Sequence[Task]) -> list[Task]:
+        """Those that somebody asked to stop before they started."""
+        return [task for task in tasks if task.paths.stop_request.exists()]
 
     def _settle(self, task: Task, event: Event) -> Iterator[Event]:
         """Tell an event and draw what follows from it for the other jobs."""
@@ -234,42 +265,34 @@ class _Schedule:
         Those on other hosts are known by their heartbeats; `kill` cannot reach them and lets go of them.
         """
         handles = {job: task.handle for job, task in self._running.items() if task.handle}
-        here = {job: handle for job, handle in handles.items() if handle.process.here}
         killing = self._limits.kill.is_set()
-        away = handles.keys() - here.keys()
+        away = [job for job, handle in handles.items() if self._keepers.of(handle) is None]
         gone = {job: None for job in away if killing or not holder(self._tasks[job].paths)}
-        return self._executor.poll(here) | gone
+        return self._keepers.ended(handles) | gone
 
     def _cancel_all(self) -> None:
         grace_s = 0.0 if self._limits.kill.is_set() else self._limits.grace_s
         for task in self._running.values():
             task.cancelled = True
-            if task.handle and task.handle.process.here:
-                self._executor.cancel(task.handle, grace_s)
-            else:
+            if task.handle and (keeper := self._keepers.of(task.handle)):
+                keeper.cancel(task.handle, grace_s)
+            if task.handle and not task.handle.here:
+                # a signal may not reach it, or only after a while
                 task.paths.stop_request.touch()
 
 
-def _urgency(plan: Plan) -> dict[str, float]:
-    """Seconds from the start of each job to the end of the longest chain of jobs that hangs on it.
+def _costs_s(plan: Plan) -> dict[str, float]:
+    """Expected seconds of each job; what is not known is like the others.
 
     Raises:
-        ValueError: a job needs one that the plan lacks, or that comes later.
+        ValueError: the plan lacks a job that another one needs.
     """
-    known = [planned.cost_s for planned in plan.jobs if planned.cost_s is not None]
-    usual = sum(known) / len(known) if known else 1.0
-    below: dict[str, float] = defaultdict(float)
-    urgency: dict[str, float] = {}
-    for planned in reversed(plan.jobs):
-        job = planned.job
-        urgency[job.id] = below[job.id] + (usual if planned.cost_s is None else planned.cost_s)
-        for parent in job.parents:
-            if parent in urgency:
-                raise ValueError(f"{parent} comes after {job.id}, which needs it")
-            below[parent] = max(below[parent], urgency[job.id])
-    if unknown := below.keys() - urgency.keys():
+    known = [planned.cost_s for planned in plan.jobs if planned.cost_s]
+    usual = sum(known) / len(known) if known else UNKNOWN_S
+    costs = {each.job.id: usual if each.cost_s is None else each.cost_s for each in plan.jobs}
+    if unknown := {parent for each in plan.jobs for parent in each.job.parents} - costs.keys():
         raise ValueError(f"the plan lacks jobs that others need: {', '.join(sorted(unknown))}")
-    return urgency
+    return costs
 
 
 @contextmanager

@@ -117,7 +117,7 @@ class Schedule(Settings):
         preset: "1x" and "2x" are mmdet's 12 and 24 epochs; "custom" leaves epochs, batch size, learning rate
             and optimizer to be said.
         epochs: passes over the training images.
-        batch_size: images of one step, over all GPUs of the job.
+        batch_size: images of one step, over all GPUs of the job; each takes an equal share.
         lr: the peak learning rate.
         optimizer: "sgd" or "adamw".
         momentum: of sgd.
@@ -127,10 +127,11 @@ class Schedule(Settings):
         warmup_iters: steps of linear warm-up.
         warmup_factor: where the warm-up starts, as a fraction of `lr`.
         clip_grad: largest norm of the gradient; None does not clip.
-        gpus: of one job; more than one is not served yet.
+        gpus: of one job, each with a process of its own. Without GPUs it is that many processes of `threads`
+            threads each, for trials: docs/several-gpus.md.
         precision: "fp32" or "amp".
         channels_last: memory layout of images and features.
-        threads: CPU threads of one job.
+        threads: CPU threads of each process.
         eval_every: epochs between evaluations; 0 evaluates after the last epoch only.
         keep_best: keep the weights of the best evaluation besides the last.
     """
@@ -147,7 +148,7 @@ class Schedule(Settings):
     warmup_iters: NonNegativeInt = 500
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
     clip_grad: PositiveFloat | None = None
-    gpus: Literal[1] = 1
+    gpus: Annotated[int, Field(ge=1, le=64)] = 1
     precision: Literal["fp32", "amp"] = "fp32"
     channels_last: bool = False
     threads: PositiveInt = 1
@@ -165,6 +166,15 @@ class Schedule(Settings):
             full["milestones"] = ()
         full |= data
         return {"weight_decay": 0.05 if full.get("optimizer") == "adamw" else 1e-4} | full
+
+    @field_validator("gpus")
+    @classmethod
+    def _shares_the_batch(cls, gpus: int, info: ValidationInfo) -> int:
+        if (batch_size := info.data.get("batch_size", gpus)) % gpus:
+            whole = batch_size // gpus * gpus
+            near = " or ".join(str(size) for size in (whole, whole + gpus) if size)
+            raise ValueError(f"must divide batch_size {batch_size}; with {gpus} GPUs {near} would do")
+        return gpus
 
     @field_validator("milestones")
     @classmethod
@@ -226,10 +236,17 @@ class Resources(Settings):
     Args:
         workers: loader processes of one job.
         checkpoint_minutes: time between checkpoints for resuming.
+        share: jobs of one GPU that may run on one side by side, as far as its memory holds them.
+        on_oom: what becomes of a job that its GPU is too small for: "micro_batch" trains it in smaller
+            parts of the same batch, under an id of its own; "fail" leaves it failed.
+        executors: what an executor is told, by its key; in YAML each stands beside `workers`.
     """
 
     workers: NonNegativeInt = 0
     checkpoint_minutes: PositiveFloat = 10.0
+    share: Annotated[int, Field(ge=1, le=8)] = 1
+    on_oom: Literal["micro_batch", "fail"] = "micro_batch"
+    executors: dict[str, dict[str, Any]] = {}
 
 
 class Recipe(Settings):

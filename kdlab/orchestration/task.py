@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ from kdlab.jobs.events import (
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Job, JobPaths, JobResult
 from kdlab.jobs.lease import LeaseInfo, holder, try_lock
-from kdlab.orchestration import gate
-from kdlab.orchestration.executors.base import Executor, Handle
+from kdlab.orchestration import gate, memory
+from kdlab.orchestration.executors.base import TAKEN, Executor, Handle, Keepers
 
 TAIL_LINES = 15
 _TAIL_BYTES = 16384
@@ -52,8 +52,10 @@ class Task:
         saved: the last one checkpointed.
         last_word: what the job itself said of its end.
         began: Unix seconds at which the attempt began.
-        kills: how often its process was killed under this scheduler.
+        kills: how often its process was killed since it last got further.
+        saved_before: the last iteration that was checkpointed when it was last killed.
         cancelled: this scheduler asked it to stop.
+        told_end: when it will end as it says itself, in Unix seconds.
     """
 
     job: Job
@@ -65,12 +67,18 @@ class Task:
     last_word: Event | None = None
     began: float = field(default_factory=time.time)
     kills: int = 0
+    saved_before: int = 0
     cancelled: bool = False
+    told_end: float | None = None
 
-    def says(self, kind: type[Event], **told: Any) -> Event:
+    def says(self, kind: type[Event], /, **told: Any) -> Event:
         """An event of this job in its newest attempt."""
         lease = LeaseInfo.read(self.paths)
         return kind(job=self.job.id, attempt=lease.attempt if lease else 0, **told)
+
+    def ends_at(self, cost_s: float) -> float:
+        """When it will end, in Unix seconds: as it says itself, else as its cost lets one expect."""
+        return max(time.time(), self.told_end or self.began + cost_s)
 
     def prepare(self) -> None:
         """Write down what the job is, and forget an earlier wish to stop it."""
@@ -91,16 +99,16 @@ class Task:
         fault = result and gate.fault(self.job, result.metrics)
         return self.says(JobFailed, **asdict(fault), after_s=result.wall_s) if result and fault else None
 
-    def adopt(self) -> list[Event] | None:
+    def adopt(self, keepers: Keepers) -> list[Event] | None:
         """Follow the job where it runs already: its history; None where it does not run."""
-        self.handle = _running(self.paths)
+        self.handle = self._running(keepers)
         if self.handle is None:
             return None
         log = read_from(self.paths.events)
         self.offset = log.offset
         return self._heed(settled(log.events))
 
-    def begin(self, executor: Executor) -> list[Event] | None:
+    def begin(self, executor: Executor, keepers: Keepers) -> list[Event] | None:
         """Start the job, unless another scheduler did or even brought it to its end.
 
         Returns:
@@ -111,7 +119,7 @@ class Task:
                 return None
             if reused := self.reused():
                 return [reused]
-            if (history := self.adopt()) is not None:
+            if (history := self.adopt(keepers)) is not None:
                 return history
             self.paths.failure.unlink(missing_ok=True)
             self.offset = self.paths.events.stat().st_size if self.paths.events.exists() else 0
@@ -129,8 +137,8 @@ class Task:
         """How the process ended.
 
         Args:
-            code: its exit code, minus the signal's number if it was killed, None if nobody knows.
-            retries: how many kills are forgiven.
+            code: as `Executor.poll` gives it.
+            retries: how many kills are forgiven without a checkpoint between them.
 
         Returns:
             `JobFinished`, `JobFailed` or `JobCancelled`; `JobRetried` where it should go on.
@@ -139,20 +147,34 @@ class Task:
         return (
             self.missed()
             or self._finished()
-            or self._failed_by_itself()
+            or self._failed_by_itself(code)
             or self._stopped(code)
             or self._died(code, retries)
         )
+
+    def _running(self, keepers: Keepers) -> Handle | None:
+        """The process that works on the job now, also one that has yet to take its lease; None without."""
+        handle = Handle.read(self.paths)
+        if handle and handle.process and handle.process.alive():
+            return handle
+        known = handle and handle.ref and keepers.of(handle)
+        if handle and known and not keepers.ended({self.job.id: handle}):
+            return handle
+        info = holder(self.paths)
+        # Loader processes of a killed leader can hold its lock a while; the next attempt waits for them.
+        if info is None or (info.process.here and not info.process.alive()):
+            return None
+        return Handle("", info.process)
 
     def _heed(self, events: list[Event]) -> list[Event]:
         told = []
         for event in events:
             match event:
                 case JobStarted():
-                    self.began, self.last_word = event.time, None
+                    self.began, self.last_word, self.told_end = event.time, None, None
                     self.iteration = self.saved = event.iteration
                 case JobProgress():
-                    self.iteration = event.iteration
+                    self.iteration, self.told_end = event.iteration, event.time + event.eta_s
                 case JobCheckpointed():
                     self.saved = event.iteration
                 case JobFinished() | JobFailed() | JobCancelled():
@@ -168,55 +190,50 @@ class Task:
             return self.last_word
         return self.says(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
 
-    def _failed_by_itself(self) -> Event | None:
+    def _failed_by_itself(self, code: int | None) -> Event | None:
+        if code == TAKEN or _signal(code) == signal.SIGTERM:
+            # who ended it ended its loader processes too, and it took their loss for a failure of its own
+            return None
         data: dict[str, Any] | None = read_json(self.paths.failure)
         if data is None and isinstance(self.last_word, JobFailed):
             data = asdict(self.last_word)
         if data is None:
             return None
         fault = Fault(**{part.name: str(data.get(part.name) or "") for part in fields(Fault)})
-        return self._failed(fault, after_s=float(data.get("after_s") or 0.0))
+        if shortage := memory.failure_of(self.paths):
+            fault = replace(fault, fix=memory.advice(self.job, shortage))
+        kind = str(data.get("kind") or "")
+        return self._failed(fault, after_s=float(data.get("after_s") or 0.0), kind=kind)
 
     def _stopped(self, code: int | None) -> Event | None:
-        wished = (
-            self.cancelled or self.paths.stop_request.exists() or isinstance(self.last_word, JobCancelled)
-        )
-        if not wished and _signal(code) not in (signal.SIGINT, signal.SIGTERM):
+        wished = self.cancelled or self.paths.stop_request.exists()
+        # a cluster that takes a job away asks it to stop just as a person does
+        told = isinstance(self.last_word, JobCancelled) and code != TAKEN
+        if not (wished or told or _signal(code) in (signal.SIGINT, signal.SIGTERM)):
             return None
         return self.says(JobCancelled, iteration=self.saved)
 
     def _died(self, code: int | None, retries: int) -> Event:
         number = _signal(code)
-        if code is not None and number is None:
+        if code not in (None, TAKEN) and number is None:
             what = f"the process ended with exit code {code}, without a result and without a reason"
             return self._failed(Fault(what, fix="the end of its log may tell"), time.time() - self.began)
-        self.kills += 1
-        how = f"was killed ({number.name})" if number else "vanished"
+        self.kills = self.kills + 1 if self.saved <= self.saved_before else 1
+        self.saved_before = self.saved
+        how = f"was killed ({number.name})" if number else "vanished" if code is None else "was taken away"
         if self.kills <= retries:
             return self.says(JobRetried, why=f"the process {how}")
-        times = f" {self.kills} times" if self.kills > 1 else ""
+        times = f" {self.kills} times without getting further" if self.kills > 1 else ""
         fix = "the end of its log may tell; kdlab run again goes on from the last checkpoint"
         if number in (signal.SIGKILL, None):
             fix = "most often the memory is full: run fewer jobs at once (-j 1) or lower schedule.batch_size"
         return self._failed(Fault(f"the process {how}{times}", fix=fix), time.time() - self.began)
 
-    def _failed(self, fault: Fault, after_s: float) -> Event:
+    def _failed(self, fault: Fault, after_s: float, kind: str = "") -> Event:
         stood = f"iteration {self.iteration}" if self.iteration else "before the first step"
         told = asdict(fault) | {"where": fault.where or stood}
         log = self.paths.log
-        return self.says(JobFailed, **told, after_s=after_s, log=str(log), tail=_tail(log))
-
-
-def _running(paths: JobPaths) -> Handle | None:
-    """The process that works on a job now, also one that has yet to take its lease; None without one."""
-    handle = Handle.read(paths)
-    if handle and handle.process.alive():
-        return handle
-    info = holder(paths)
-    # Loader processes of a killed leader can hold its lock a while; the next attempt waits for them.
-    if info is None or (info.process.here and not info.process.alive()):
-        return None
-    return Handle("", info.process)
+        return self.says(JobFailed, **told, kind=kind, after_s=after_s, log=str(log), tail=_tail(log))
 
 
 @contextmanager

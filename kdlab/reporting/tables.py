@@ -140,7 +140,7 @@ class _Arm:
         return [metrics[metric] for metrics in found if metric in metrics]
 
 
-def table(plan: dict[str, Any], records: Sequence[Record]) -> Table:
+def table(plan: dict[str, Any], records: Sequence[Record], *, pool: bool = False) -> Table:
     """Compare the arms of a plan after their last epoch.
 
     Gains are over the first arm without methods and paired: the mean over the seeds that both have.
@@ -149,8 +149,9 @@ def table(plan: dict[str, Any], records: Sequence[Record]) -> Table:
     Args:
         plan: content of the plan's file.
         records: what `collect` found for it.
+        pool: average jobs that ran in micro-batches with those that ran whole.
     """
-    teacher, arms = _arms(plan, records)
+    teacher, arms = _arms(plan, records, pool)
     baseline = next((arm for arm in arms if arm.plain), None)
     rows = [_row(arm, teacher, baseline) for arm in ([teacher] if teacher else []) + arms]
     if not any(_best_differs(record) for record in records):
@@ -164,15 +165,22 @@ def table(plan: dict[str, Any], records: Sequence[Record]) -> Table:
     )
 
 
-def _arms(plan: dict[str, Any], records: Sequence[Record]) -> tuple[_Arm | None, list[_Arm]]:
-    """The teacher's row, if the plan has one, and the arms in the order of the recipe."""
+def _arms(plan: dict[str, Any], records: Sequence[Record], pool: bool) -> tuple[_Arm | None, list[_Arm]]:
+    """The teacher's row, if the plan has one, and the arms in the order of the recipe.
+
+    Unless they are to be pooled, the seeds of an arm that ran in micro-batches have a row of their own.
+    """
     teachers = tuple(record for record in records if record.job.is_teacher)
     students = [record for record in records if record.job.kind == "student"]
     inherits = plan["recipe"].get("inherits", ())
-    arms = [
-        _Arm(name, bool(methods), name in inherits, tuple(one for one in students if one.job.arm == name))
-        for name, methods in plan["recipe"]["arms"].items()
-    ]
+    arms = []
+    for name, methods in plan["recipe"]["arms"].items():
+        own = [one for one in students if one.job.arm == name]
+        found = {one.job.settings.get("micro_batch") or 0 for one in own}
+        for parts in [0] if pool or not found else sorted(found):
+            label = f"{name} [micro-batch {parts}]" if parts else name
+            rows = tuple(one for one in own if pool or one.job.settings.get("micro_batch", 0) == parts)
+            arms.append(_Arm(label, bool(methods), name in inherits, rows))
     return _Arm("teacher", False, False, teachers) if teachers else None, arms
 
 
@@ -272,11 +280,22 @@ def _footnotes(
         f"after the last epoch, {spread}{_seeds(seeds)}",
         *(_READING[column.key] for column in shown if column.key in _READING),
         *(note for record in teachers for note in teacher_notes(record)),
+        *_in_micro_batches(records),
         *(note for arm in arms for note in _missing(arm)),
         *(note for arm in arms if baseline for note in _paired(arm, baseline)),
         *provenance(records),
         f"plan {plan['id']} of {plan['recipe']['name']}",
     ]
+
+
+def _in_micro_batches(records: Sequence[Record]) -> list[str]:
+    """Which jobs ran out of memory and were trained in parts."""
+    cut = {record.job.label: record.job.settings.get("micro_batch") for record in records}
+    told = ", ".join(f"{label} ({images} images)" for label, images in cut.items() if images)
+    reading = (
+        "gradients of smaller forward passes were summed to the same batch, each with its own normalisers"
+    )
+    return [f"ran out of GPU memory: {told}; {reading}"] if told else []
 
 
 def _missing(arm: _Arm) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.dataset import pseudo_collate
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.datasets.coco import load_labels
@@ -227,10 +227,17 @@ class EpochBatches(Sampler):
 
     Each batch takes `batch_size` images over all ranks; the last few that fill no batch wait for an epoch
     with another order.
+
+    Raises:
+        JobError: there are fewer images than ranks.
     """
 
     def __init__(self, images: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
-        self.images, self.batch_size, self.seed = images, min(batch_size, images), seed
+        self.images, self.seed = images, seed
+        # equal shares also of a data set that is smaller than a batch
+        self.batch_size = min(batch_size, images) // ranks * ranks
+        if not self.batch_size:
+            raise JobError("there are fewer images than processes", got=f"{images} images, {ranks} processes")
         self.rank, self.ranks = rank, ranks
         self.epoch, self.first = 0, 0
 
@@ -248,11 +255,13 @@ class EpochBatches(Sampler):
             yield [(self.epoch, int(index)) for index in members]
 
 
-def training_loader(dataset: Any, batch_size: int, seed: int, workers: int) -> DataLoader:
+def training_loader(
+    dataset: Any, batch_size: int, seed: int, workers: int, rank: int = 0, ranks: int = 1
+) -> DataLoader:
     """Batches for training; `loader.batch_sampler.start_at` chooses where to begin."""
     return DataLoader(
         SeededSamples(dataset, seed),
-        batch_sampler=EpochBatches(len(dataset), batch_size, seed),
+        batch_sampler=EpochBatches(len(dataset), batch_size, seed, rank, ranks),
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -261,10 +270,15 @@ def training_loader(dataset: Any, batch_size: int, seed: int, workers: int) -> D
     )
 
 
-def evaluation_loader(dataset: Any, batch_size: int, workers: int) -> DataLoader:
-    """All images in order."""
+def evaluation_loader(
+    dataset: Any, batch_size: int, workers: int, rank: int = 0, ranks: int = 1
+) -> DataLoader:
+    """All images in order, or of the same batches those that fall to this rank."""
+    # whole batches, because an image is padded as its batch is, which a convolution sees
+    batches = BatchSampler(range(len(dataset)), batch_size, drop_last=False)
+    batching = {"batch_size": batch_size} if ranks == 1 else {"batch_sampler": list(batches)[rank::ranks]}
     return DataLoader(
-        dataset, batch_size, collate_fn=collate, num_workers=workers, generator=torch.Generator()
+        dataset, **batching, collate_fn=collate, num_workers=workers, generator=torch.Generator()
     )
 
 

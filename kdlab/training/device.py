@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import random
 import resource
@@ -12,6 +13,7 @@ import torch
 
 from kdlab.errors import MachineError
 from kdlab.jobs.job import Job
+from kdlab.training import ranks
 
 
 def device_of(job: Job) -> torch.device:
@@ -30,7 +32,11 @@ def device_of(job: Job) -> torch.device:
             got=f"torch {torch.__version__}",
             fix="install a torch built for your driver, or hide the GPU: CUDA_VISIBLE_DEVICES= kdlab run ...",
         )
-    return torch.device("cuda")
+    if job.resources.ranks == 1:
+        return torch.device("cuda")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
 
 
 def name_of(device: torch.device) -> str:
@@ -45,11 +51,24 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def memory_gb(device: torch.device) -> float:
+    """All the memory there is: of the machine or of the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 2**30
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
 def seed_all(seed: int) -> None:
     """Seed all global generators."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def own_numbers(seed: int) -> None:
+    """Let the processes of a job draw different numbers from here on; the first goes on as if alone."""
+    if rank := ranks.rank():
+        seed_all(int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]))
 
 
 def _processor(device: torch.device) -> str:

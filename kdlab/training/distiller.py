@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdlab.errors import JobError
+from kdlab.training import ranks
 from kdlab.training.detectors import adapt
 from kdlab.training.methods import method_class
 from kdlab.training.methods.base import Method, Pair
@@ -179,7 +181,9 @@ class Term(nn.Module):
         besides = [more for choice, more in method.needs_when.items() if choice in options]
         self._needs = {*method.needs, *(need for more in besides for need in more)}
         own_seed = seed_of(seed, name)
-        self.generator = torch.Generator().manual_seed(own_seed)
+        # equal weights on all processes of a job, and other masks, for they have other images
+        others = f"{name} of rank {ranks.rank()}"
+        self.generator = torch.Generator().manual_seed(seed_of(seed, others) if ranks.rank() else own_seed)
         with torch.random.fork_rng():
             torch.manual_seed(own_seed)
             self.method: Method = method(Pair(student, teacher, tuple(self.levels)), **settings["options"])
@@ -265,6 +269,11 @@ def make_batch(
         iteration=iteration,
         max_iterations=max_iterations,
     )
+
+
+def averages_batches(model: nn.Module) -> bool:
+    """Whether a model in training mode normalises by the statistics of its batch."""
+    return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
 
 
 def seed_of(seed: int, name: str) -> int:

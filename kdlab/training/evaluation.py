@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from kdlab.datasets.coco import load_labels
 from kdlab.errors import JobError
+from kdlab.training import ranks
 from kdlab.training.data import batches_of
 from kdlab.training.voc import ImageBoxes, voc_metrics
 
@@ -67,6 +69,11 @@ class CocoMetric(BaseMetric):
             rows[:, 4] = found["scores"].cpu().numpy()
             rows[:, 5] = found["labels"].cpu().numpy()
             self.results.append((self._numbers[sample["img_id"]], rows))
+
+    def of_all(self, shares: Sequence[list[tuple[int, np.ndarray]]]) -> dict[str, float]:
+        """The metrics over what several processes have found, in the order of one that sees all images."""
+        place = {number: place for place, number in enumerate(self._sizes)}
+        return self.compute_metrics(sorted(chain(*shares), key=lambda found: place[found[0]]))
 
     def compute_metrics(self, results: list[tuple[int, np.ndarray]]) -> dict[str, float]:
         """The metrics over all images shown; a model that finds nothing has AP 0.
@@ -176,14 +183,17 @@ def _mean(precision: np.ndarray) -> float | None:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: DataLoader, metric: CocoMetric) -> dict[str, float]:
-    """The metrics of a model in eval mode over a loader; the mode is put back.
+    """The metrics of a model in eval mode over the loaders of all processes; its mode is put back.
 
     Raises:
         JobError: an image cannot be read, or none that holds an object can.
     """
     was_training = model.training
+    ranks.share_buffers(model)
     model.eval()
     for data in batches_of(loader):
         metric.process(data, [sample.to_dict() for sample in model.val_step(data)])
     model.train(was_training)
-    return metric.evaluate(size=len(metric.results))
+    shares = ranks.gathered(metric.results)
+    metric.results = []
+    return ranks.told(metric.of_all(shares) if shares else None)

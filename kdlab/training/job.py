@@ -1,4 +1,4 @@
-"""The process of one job: `python -m kdlab.training.job FOLDER`."""
+"""The process of one job, or one of its processes: `python -m kdlab.training.job FOLDER`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kdlab.errors import KdlabError
+from kdlab.errors import JobError, KdlabError, OutOfMemory
 from kdlab.jobs.events import EventLog, JobCancelled, JobFailed, JobFinished
-from kdlab.jobs.files import write_json, write_text
+from kdlab.jobs.files import write_json_once, write_text
 from kdlab.jobs.job import Job, JobPaths, JobResult, read_job
-from kdlab.jobs.lease import Lease, LeaseLost
+from kdlab.jobs.lease import Lease, LeaseInfo, LeaseLost
 
 STOPPED = 143
 PACKAGES = ("kdlab", "torch", "torchvision", "mmdet", "mmengine", "mmcv", "mmcv-lite", "hotcoco", "numpy")
@@ -48,25 +49,53 @@ def run_job(paths: JobPaths) -> JobResult | None:
         KdlabError: it failed in a known way; any other exception is a bug. Both leave `failure.json`.
     """
     job = read_job(paths)
-    with Lease.acquire(paths) as lease, _signals() as asked:
+    if job.resources.ranks > 1 and os.environ.get("RANK", "0") != "0":
+        return _assist(job, paths)
+    with Lease.acquire(paths) as lease, _signals(job) as asked:
         if done := JobResult.read(paths):
             return done
-        log = EventLog(paths.events, job.id, lease.attempt)
-        started = time.time()
-        try:
-            return _run(job, paths, lease, log, asked)
-        except LeaseLost:
-            # the folder belongs to a newer attempt, which tells how it went
-            raise
-        except Exception as error:
-            _record_failure(paths, log, error, time.time() - started)
-            raise
-        finally:
-            log.close()
+        paths.failure.unlink(missing_ok=True)
+        with closing(EventLog(paths.events, job.id, lease.attempt)) as log, _recording(job, paths):
+            return _run(job, paths, Attempt(lease.attempt, asked, lease.check, log.write))
 
 
-def _run(job: Job, paths: JobPaths, lease: Lease, log: EventLog, asked: list[int]) -> JobResult | None:
+def _assist(job: Job, paths: JobPaths) -> JobResult | None:
+    """Take part in a job of several processes; the first has the lease and writes all but others' faults."""
+    with _signals(job) as asked:
+        if done := JobResult.read(paths):
+            return done
+        with _recording(job, paths):
+            return _run(job, paths, Attempt(0, asked, lambda: None, lambda _kind, **_fields: None))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a process may do in this attempt at its job.
+
+    Args:
+        number: of the attempt, from 1; 0 in a process that writes nothing.
+        asked: the signals so far.
+        may_write: raises where another process has taken the job over.
+        emit: takes an event kind and its fields.
+    """
+
+    number: int
+    asked: list[int]
+    may_write: Callable[[], None]
+    emit: Callable[..., None]
+
+
+def _run(job: Job, paths: JobPaths, attempt: Attempt) -> JobResult | None:
     # torch and mmdet take seconds to import; a lease that is held fails before that
+    from kdlab.training import ranks
+
+    with ranks.joined(job):
+        return _work(job, paths, attempt)
+
+
+def _work(job: Job, paths: JobPaths, attempt: Attempt) -> JobResult | None:
+    """Do what the job's kind says; all processes come to the result, the first one writes it."""
+    from kdlab.training import ranks
     from kdlab.training.checkpoints import TrainingCheckpoints
     from kdlab.training.device import name_of, peak_memory_gb
     from kdlab.training.loop import Stopped
@@ -75,19 +104,20 @@ def _run(job: Job, paths: JobPaths, lease: Lease, log: EventLog, asked: list[int
     from kdlab.training.trainer import Trainer
 
     def should_stop() -> bool:
-        return bool(asked) or paths.stop_request.exists()
+        return bool(attempt.asked) or paths.stop_request.exists()
 
     kinds = {"evaluate": Measurement, "prepare": Preparer}
     work = kinds.get(job.kind, Trainer)(
-        job, paths, emit=log.write, may_write=lease.check, should_stop=should_stop
+        job, paths, emit=attempt.emit, may_write=attempt.may_write, should_stop=should_stop
     )
     # now, for the checkout may have moved on when training ends
     made_with = environment(job, name_of(work.device))
-    write_text(paths.config, work.config_text)
+    if attempt.number:
+        write_text(paths.config, work.config_text)
     try:
         found = work.run()
     except Stopped:
-        log.write(JobCancelled, iteration=work.iteration)
+        attempt.emit(JobCancelled, iteration=work.iteration)
         return None
     result = JobResult(
         id=job.id,
@@ -95,28 +125,35 @@ def _run(job: Job, paths: JobPaths, lease: Lease, log: EventLog, asked: list[int
         arm=job.arm,
         seed=job.seed,
         environment=made_with,
-        peak_memory_gb=peak_memory_gb(work.device),
-        attempts=lease.attempt,
+        peak_memory_gb=max(ranks.gathered(peak_memory_gb(work.device)), default=0.0),
+        attempts=attempt.number,
         **found,
     )
-    lease.check()
-    result.write(paths)
-    TrainingCheckpoints(paths.checkpoints).clear()
-    log.write(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
+    if attempt.number:
+        attempt.may_write()
+        result.write(paths)
+        TrainingCheckpoints(paths.checkpoints).clear()
+        attempt.emit(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
     return result
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Note SIGTERM and the first Ctrl-C instead of dying of them; a second one kills."""
+def _signals(job: Job) -> Iterator[list[int]]:
+    """Note SIGTERM and the first Ctrl-C instead of dying of them; a second one kills.
+
+    One of several processes is killed by what started it, which hears of both and passes them on: they may
+    come twice.
+    """
     asked: list[int] = []
+    alone = job.resources.ranks == 1
 
     def note(number: int, _frame: Any) -> None:
-        if asked:
+        if asked and alone:
             raise KeyboardInterrupt
         asked.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {signal.SIGTERM: note, signal.SIGINT: note if alone else signal.SIG_IGN}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield asked
     finally:
@@ -124,8 +161,32 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _record_failure(paths: JobPaths, log: EventLog, error: Exception, after_s: float) -> None:
-    """Leave `failure.json` and an event; where the disk is full, the log line must do."""
+@contextmanager
+def _recording(job: Job, paths: JobPaths) -> Iterator[None]:
+    """Tell of the exception inside why the job failed, if that is for this process to say."""
+    started = time.time()
+    try:
+        yield
+    except LeaseLost:
+        # the folder belongs to a newer attempt, which tells how it went
+        raise
+    except Exception as error:
+        if job.resources.ranks > 1 and _is_loss_of_peer(error):
+            raise JobError(
+                "another process of the job has ended, so this one ends", where=job.id, got=str(error)[:200]
+            ) from error
+        _record_failure(job, paths, error, time.time() - started)
+        raise
+
+
+def _is_loss_of_peer(error: Exception) -> bool:
+    from kdlab.training import ranks
+
+    return ranks.is_loss_of_peer(error)
+
+
+def _record_failure(job: Job, paths: JobPaths, error: Exception, after_s: float) -> None:
+    """Leave `failure.json` and an event, unless another process has; on a full disk the log must do."""
     if isinstance(error, KdlabError):
         fault = vars(error.faults[0])
     else:
@@ -135,9 +196,14 @@ def _record_failure(paths: JobPaths, log: EventLog, error: Exception, after_s: f
             "what": f"{type(error).__name__}: {text}",
             "where": f"{Path(frame.filename).name}:{frame.lineno}",
         }
+    told = {**fault, "after_s": after_s}
+    memory = {"kind": error.kind, **error.facts} if isinstance(error, OutOfMemory) else {}
     try:
-        log.write(JobFailed, **fault, after_s=after_s, log=str(paths.log))
-        write_json(paths.failure, {**fault, "after_s": after_s, "traceback": traceback.format_exc()})
+        if not write_json_once(paths.failure, {**told, **memory, "traceback": traceback.format_exc()}):
+            return
+        lease = LeaseInfo.read(paths)
+        with closing(EventLog(paths.events, job.id, lease.attempt if lease else 0)) as log:
+            log.write(JobFailed, **told, kind=str(memory.get("kind", "")), log=str(paths.log))
     except OSError as full:
         print(f"failure.json could not be written: {full}", file=sys.stderr)
 
@@ -175,5 +241,13 @@ def commit() -> str:
     )
 
 
+def leave(code: int) -> None:
+    """End this process; at once where it failed among others, for torch could wait for them."""
+    if code == 1 and "RANK" in os.environ:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    leave(main(sys.argv[1]))

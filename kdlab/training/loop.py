@@ -11,15 +11,19 @@ from itertools import islice
 from statistics import median
 from typing import Any
 
+import torch
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from torch.utils.data import DataLoader
 
-from kdlab.errors import JobError
+from kdlab.errors import JobError, OutOfMemory
 from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress, JobStarted
+from kdlab.training import ranks
 from kdlab.training.checkpoints import TrainingCheckpoints, random_state, restore_random_state
 from kdlab.training.data import batches_of
-from kdlab.training.distiller import Distiller
+from kdlab.training.device import memory_gb, peak_memory_gb
+from kdlab.training.distiller import Distiller, averages_batches
+from kdlab.training.step import Step
 
 REPORTS = 100
 """Into how many intervals a schedule is cut over which losses are averaged, of at most 50 iterations each."""
@@ -70,6 +74,7 @@ class TrainingLoop:
         may_write: raises where another process has taken the job over.
         should_stop: asked after every iteration.
         checkpoint_minutes: longest time between two checkpoints.
+        micro_batch: see `Step`.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class TrainingLoop:
         may_write: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
         checkpoint_minutes: float = 10.0,
+        micro_batch: int | None = None,
     ) -> None:
         self.distiller, self.loader, self.schedule = distiller, loader, schedule
         self.checkpoints, self.evaluate, self.emit = checkpoints, evaluate, emit
@@ -97,6 +103,7 @@ class TrainingLoop:
         self.optim = build_optimiser(distiller, schedule)
         self.schedulers = build_schedulers(self.optim, schedule, self.iterations)
         self.optim.initialize_count_status(distiller, 0, self.iterations)
+        self.step = Step(distiller, self.optim, micro_batch)
         self.progress, self.clock = Progress(), Clock()
         self._checkpoint_at = self._started = time.monotonic()
         self._saved = 0
@@ -113,12 +120,19 @@ class TrainingLoop:
         return self.progress
 
     def go_on(self, device: str) -> Progress:
-        """Train from the newest checkpoint or from the start; as `run` otherwise."""
+        """Train from the newest checkpoint or from the start; as `run` otherwise.
+
+        Raises:
+            OutOfMemory: the GPU's memory did not hold a step.
+        """
         for name in self.resume():
             print(f"passed over {name}: its content is not what its hash says", flush=True)
         at, iterations = self.progress.iteration, self.iterations
         self.emit(JobStarted, device=device, epochs=self.epochs, iterations=iterations, iteration=at)
-        return self.run()
+        try:
+            return self.run()
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory() from error
 
     def resume(self) -> list[str]:
         """Go back to the newest whole checkpoint; returns the names of broken ones that were passed over."""
@@ -148,13 +162,12 @@ class TrainingLoop:
         self._save()
 
     def _step(self, data: Any) -> None:
-        """One iteration of mmengine's optimiser wrapper around one step of the Distiller."""
+        """One iteration: a step of the weights, then of their learning rate."""
         self.distiller.iteration, self.distiller.max_iterations = self.progress.iteration, self.iterations
-        losses = self.distiller.train_step(data, self.optim)
+        losses = self.step(data)
         for scheduler in self.schedulers:
             scheduler.step()
-        raw = {f"raw_{name}": value for name, value in self.distiller.raw_terms.items()}
-        self.progress.window.append({name: value.detach() for name, value in {**losses, **raw}.items()})
+        self.progress.window.append(losses)
 
     def _after_step(self) -> None:
         at = self.progress
@@ -163,11 +176,13 @@ class TrainingLoop:
             self._settle_window()
         if at.iteration % self.interval == 0 or at.iteration == self.iterations:
             self._report()
-        if self.should_stop():
+        stop, due = ranks.any_of(
+            self.should_stop(), time.monotonic() - self._checkpoint_at > self.checkpoint_s
+        )
+        if stop or due:
             self._save()
+        if stop:
             raise Stopped
-        if time.monotonic() - self._checkpoint_at > self.checkpoint_s:
-            self._save()
 
     def _settle_window(self) -> None:
         """Bring the losses since the last report to the host, and stop at one that is not finite."""
@@ -188,7 +203,7 @@ class TrainingLoop:
     def _report(self) -> None:
         self._settle_window()
         at, window = self.progress, self.progress.window
-        means = {name: sum(step[name] for step in window) / len(window) for name in window[0]}
+        means = ranks.mean({name: sum(step[name] for step in window) / len(window) for name in window[0]})
         at.window = []
         lr = self.optim.get_lr()["lr"][0]
         at.losses.append({"iteration": at.iteration, "lr": lr, **means})
@@ -218,7 +233,7 @@ class TrainingLoop:
             metrics = self.evaluate()
             keep = self.schedule["keep_best"] and all(metrics["AP"] > entry["AP"] for entry in at.history)
             at.history.append({"epoch": at.epoch, "iteration": at.iteration, **metrics})
-            if keep:
+            if keep and ranks.rank() == 0:
                 self.may_write()
                 self.checkpoints.save_best({"state_dict": self.distiller.student.state_dict()})
             shown = {name: value for name, value in metrics.items() if "/" not in name}
@@ -230,7 +245,9 @@ class TrainingLoop:
         now = time.monotonic()
         self.progress.wall_s += now - self._started
         self._started = self._checkpoint_at = now
-        self.checkpoints.save(self.progress.iteration, self._state())
+        state = self._state()
+        if ranks.rank() == 0:
+            self.checkpoints.save(self.progress.iteration, state)
         self._saved = self.progress.iteration
         self.emit(JobCheckpointed, iteration=self.progress.iteration)
 
@@ -240,9 +257,13 @@ class TrainingLoop:
             "distiller": self.distiller.state_dict(),
             "optimiser": self.optim.state_dict(),
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
-            "random": random_state(),
-            "generators": {name: term.generator.get_state() for name, term in self.distiller.terms.items()},
+            "ranks": ranks.gathered(self._own_state()),
         }
+
+    def _own_state(self) -> dict[str, Any]:
+        """What differs between the processes of a job."""
+        generators = {name: term.generator.get_state() for name, term in self.distiller.terms.items()}
+        return {"random": random_state(), "generators": generators, "window": self.progress.window}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.progress = Progress(**json.loads(state["progress"]))
@@ -250,9 +271,25 @@ class TrainingLoop:
         self.optim.load_state_dict(state["optimiser"])
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
+        # a state of an earlier kdlab is that of a single process
+        own = state["ranks"][ranks.rank()] if "ranks" in state else state
+        self.progress.window = own.get("window", self.progress.window)
         for name, term in self.distiller.terms.items():
-            term.generator.set_state(state["generators"][name])
-        restore_random_state(state["random"])
+            term.generator.set_state(own["generators"][name])
+        restore_random_state(own["random"])
+
+    def _out_of_memory(self) -> OutOfMemory:
+        device = next(self.distiller.parameters()).device
+        peak, total = (round(size, 2) for size in (peak_memory_gb(device), memory_gb(device)))
+        facts = {"peak_gb": peak, "total_gb": total, "micro_batch": self.step.images}
+        return OutOfMemory(
+            "the GPU is out of memory",
+            where=f"iteration {self.progress.iteration + 1}",
+            got=f"{peak} GB of {total} GB at {self.step.images} images a forward",
+            fix="lower schedule.batch_size, or take a smaller model or a larger GPU",
+            # it can also have happened in an evaluation
+            facts=facts | {"batchnorm": averages_batches(self.distiller.train())},
+        )
 
 
 def build_optimiser(distiller: Distiller, schedule: dict[str, Any]) -> OptimWrapper:

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from kdlab.jobs.job import Job, JobPaths
-from kdlab.training import checkpoints, detectors
-from kdlab.training.device import device_of, seed_all
+from kdlab.training import checkpoints, detectors, ranks
+from kdlab.training.device import device_of, own_numbers, seed_all
 from kdlab.training.loop import TrainingLoop
 from kdlab.training.methods import method_class
 from kdlab.training.methods.base import Pair, Preparation
@@ -95,6 +95,7 @@ class Preparer:
         self.model = TeacherWith(*self._built()).to(self.device)
         if settings["schedule"]["channels_last"]:
             self.model.to(memory_format=torch.channels_last)
+        own_numbers(job.seed)
         self.loop = TrainingLoop(
             self.model,
             self.reading.training(),
@@ -105,6 +106,7 @@ class Preparer:
             may_write=may_write,
             should_stop=should_stop,
             checkpoint_minutes=job.resources.checkpoint_minutes,
+            micro_batch=settings.get("micro_batch"),
         )
 
     @property
@@ -126,6 +128,7 @@ class Preparer:
         progress = self.loop.go_on(str(self.device))
         self.loop.may_write()
         state = {"state_dict": self.model.preparation.state_dict()}
+        digest = checkpoints.save(self.paths.weights, state) if ranks.rank() == 0 else ""
         step_s, data_s = self.loop.clock.medians()
         return {
             "metrics": {},
@@ -136,7 +139,7 @@ class Preparer:
             "timing": {"step_s": step_s, "data_s": data_s},
             "model": {
                 "params": sum(p.numel() for p in self.model.preparation.parameters()),
-                "weights_sha256": checkpoints.save(self.paths.weights, state),
+                "weights_sha256": digest,
             },
             "data": self.reading.report(),
             "wall_s": progress.wall_s,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from kdlab.datasets.base import DatasetFiles
 from kdlab.jobs.job import Job, JobPaths
+from kdlab.training import ranks
 from kdlab.training.data import (
     CocoImages,
     evaluation_loader,
@@ -30,28 +32,35 @@ class Reading:
 
     def __init__(self, job: Job, paths: JobPaths) -> None:
         self.files = DatasetFiles.from_dict(job.inputs["dataset"])
-        self.broken = BrokenImages(paths.folder / "broken_images.json")
+        self.broken = BrokenImages(None if ranks.rank() else paths.folder / "broken_images.json")
         self.classes = self.files.classes
         self._job, self._settings = job, job.settings["dataset"]
         self._batch_size = job.settings["schedule"]["batch_size"]
+        self._workers = job.resources.workers
         self._trained: CocoImages | None = None
 
     def training(self) -> DataLoader:
         """The training images in the order of the job's seed; says in the log what is left out."""
         self._trained = self._images("train", self._settings["flip"])
         print(reading_words(reading_report(self._trained)), flush=True)
-        return training_loader(self._trained, self._batch_size, self._job.seed, self._job.resources.workers)
+        return training_loader(
+            self._trained, self._batch_size, self._job.seed, self._workers, ranks.rank(), ranks.count()
+        )
 
     def validation(self) -> DataLoader:
-        """All validation images in order."""
-        return evaluation_loader(self._images("val", None), self._batch_size, self._job.resources.workers)
+        """All validation images in order, or those of them that fall to this process."""
+        return evaluation_loader(
+            self._images("val", None), self._batch_size, self._workers, ranks.rank(), ranks.count()
+        )
 
     def metric(self) -> CocoMetric:
         """What is measured on the validation images."""
         return CocoMetric(self.files.val.labels, self.files.classes, self.files.metrics)
 
     def report(self) -> dict[str, Any]:
-        """What was read, dropped and broken, for the result."""
+        """What was read, dropped and, by any process, found broken, for the result."""
+        for image in chain(*ranks.gathered(list(self.broken.images.values()))):
+            self.broken.note(image)
         trained = reading_report(self._trained) if self._trained is not None else {}
         return {**trained, **self.broken.report()}
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from kdlab.jobs.job import Job, JobPaths
-from kdlab.training import bench, checkpoints, detectors
+from kdlab.training import bench, checkpoints, detectors, ranks
 from kdlab.training.data import batches_of
-from kdlab.training.device import device_of, seed_all
+from kdlab.training.device import device_of, own_numbers, seed_all
 from kdlab.training.distiller import Distiller
 from kdlab.training.evaluation import evaluate, summary
 from kdlab.training.loop import Progress, TrainingLoop
@@ -57,6 +57,7 @@ class Trainer:
             self.distiller.to(memory_format=torch.channels_last)
         loader, val_loader = self.reading.training(), self.reading.validation()
         metric = self.reading.metric()
+        own_numbers(job.seed)
         self.loop = TrainingLoop(
             self.distiller,
             loader,
@@ -67,6 +68,7 @@ class Trainer:
             may_write=may_write,
             should_stop=should_stop,
             checkpoint_minutes=job.resources.checkpoint_minutes,
+            micro_batch=settings.get("micro_batch"),
         )
 
     @property
@@ -89,12 +91,18 @@ class Trainer:
         return {**self._finish(progress), "wall_s": progress.wall_s}
 
     def _finish(self, progress: Progress) -> dict[str, Any]:
-        """Keep the student's weights, then measure what a step costs; the fields of the result."""
-        self.loop.may_write()
-        digest = checkpoints.save_model(self.paths.weights, self.distiller.student, self.reading.classes)
+        """Keep the student's weights, then measure what a step costs; the fields of the result.
+
+        All processes take these steps, for the losses of some detectors wait for one another.
+        """
+        digest = ""
+        if ranks.rank() == 0:
+            self.loop.may_write()
+            student, classes = self.distiller.student, self.reading.classes
+            digest = checkpoints.save_model(self.paths.weights, student, classes)
         step_s, data_s = self.loop.clock.medians()
         self.loop.loader.batch_sampler.start_at(0, 0)
-        data = next(batches_of(self.loop.loader))
+        data = self.loop.step.first_part(next(batches_of(self.loop.loader)))
         times = bench.step_times(self.distiller, self.loop.optim, data)
         return {
             **summary(progress.history),

@@ -125,7 +125,9 @@ def test_no_verb_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_verb_is_answered_with_the_nearest(capfd: pytest.CaptureFixture[str]) -> None:
     assert app.main(["rnu"]) == 2
     err = capfd.readouterr().err
-    assert err.startswith("error: rnu is not a verb of kdlab\n  known  doctor, export, ls, plan, report, run")
+    assert err.startswith(
+        "error: rnu is not a verb of kdlab\n  known  doctor, export, logs, ls, plan, report, run"
+    )
     assert "did you mean run?" in err
 
 

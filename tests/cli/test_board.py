@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from kdlab.cli.board import Board, Lines, row
+from kdlab.cli.board import Board
 from kdlab.cli.console import Screen
+from kdlab.cli.lines import Lines
 from kdlab.cli.progress import PlanView, makespan_s
+from kdlab.cli.rows import row
 from kdlab.jobs.events import (
     Event,
     JobCancelled,
@@ -29,7 +32,7 @@ from kdlab.jobs.events import (
     JobStarted,
 )
 from kdlab.jobs.job import Job, Resources, Runs
-from kdlab.jobs.lease import Process
+from kdlab.jobs.lease import LeaseInfo, Process
 from kdlab.orchestration.devices import Gpu, Machine
 from kdlab.orchestration.executors.base import Handle
 from kdlab.orchestration.plan import Plan, PlannedJob
@@ -196,9 +199,9 @@ def busy(tmp_path: Path) -> tuple[PlanView, Runs]:
     return view, runs
 
 
-def frame(view: PlanView, runs: Runs, width: int) -> list[str]:
-    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-    console.print(Board(view, runs, console))
+def frame(view: PlanView, runs: Runs, width: int, height: int = 25) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
+    console.print(Board(view, runs, console, lambda: view.machine.gpus))
     return console.file.getvalue().splitlines()
 
 
@@ -269,6 +272,121 @@ class TestBoard:
         assert "failed     rm seed 0  loss_rm is not finite" in frame(view, Runs(tmp_path), 100)
 
 
+class TestGpus:
+    """A line a GPU."""
+
+    @staticmethod
+    def board(
+        folder: Path, jobs: dict[str, tuple[int, ...]], gpus: int, *, busy: tuple[int, ...] = ()
+    ) -> tuple[PlanView, Runs]:
+        """Jobs at work on some of `gpus` GPUs, by arm; those of `busy` are a stranger's."""
+        machine = Machine((0,), tuple(Gpu(n, f"GPU-{n:02}", 80.0, n in busy) for n in range(gpus)))
+        runs, made = Runs(folder), []
+        for number, (arm, numbers) in enumerate(jobs.items()):
+            resources = Resources(gpus=len(numbers) or 1)
+            settings = {"methods": {"rm": {}, "pfi": {}}}
+            job = Job(f"student-{number:08x}", "student", arm, 0, settings, (), {}, resources)
+            made.append(PlannedJob(job, False, "new", HOUR))
+            if numbers:
+                paths = runs.job(job.id)
+                paths.folder.mkdir(parents=True)
+                Handle("local", Process.of(1), tuple(f"GPU-{n:02}" for n in numbers)).write(paths)
+        view = PlanView(Plan("7f3a0001", {"name": "coco/x"}, tuple(made), "cuda", {}), machine)
+        return teach(view, *(started(each.job.id) for each in made if jobs[each.job.arm])), runs
+
+    @pytest.fixture(autouse=True)
+    def own_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+    def test_every_gpu_has_a_line_in_the_order_of_gpus(self, tmp_path: Path) -> None:
+        jobs = {"late": (4,), "wide": (0, 1, 2, 3), "torn": (5, 7)}
+        lines = frame(*self.board(tmp_path, jobs, 9), 60)
+        assert [line.split()[:2] for line in lines[1:]] == [
+            *(["gpu0-3", "wide"], ["gpu4", "late"], ["gpu5,7", "torn"]),
+            *(["gpu6", "idle"], ["gpu8", "idle"]),
+        ]
+
+    def test_idle_gpus_in_a_row_share_a_line_and_a_stranger_s_says_so(self, tmp_path: Path) -> None:
+        lines = frame(*self.board(tmp_path, {"a": (0,)}, 8, busy=(3,)), 100)
+        assert [line.rstrip() for line in lines[2:]] == [
+            *("gpu1-2  idle", "gpu3    used by others", "gpu4-7  idle"),
+        ]
+
+    def test_jobs_that_share_a_gpu_have_a_line_each(self, tmp_path: Path) -> None:
+        lines = frame(*self.board(tmp_path, {"a": (1,), "b": (0,), "c": (0,)}, 2), 60)
+        assert [line.split()[:2] for line in lines[1:]] == [["gpu0", "b"], ["gpu0", "c"], ["gpu1", "a"]]
+
+    def test_another_run_s_gpu_is_not_called_idle(self, tmp_path: Path) -> None:
+        view, runs = self.board(tmp_path, {"a": (0,)}, 2)
+        with Machine((), view.machine.gpus[1:]).lease("gpu", 1) or pytest.fail("not leased"):
+            assert frame(view, runs, 100)[-1].rstrip() == "gpu1  used by another kdlab run"
+
+    @pytest.mark.parametrize("width", [80, 100, 200])
+    def test_sixteen_gpus_fit_a_screen_of_24_rows(self, width: int, tmp_path: Path) -> None:
+        view, runs = self.board(tmp_path, {f"arm{n}": (n,) for n in range(16)}, 16)
+        teach(view, *(progress(job, rm=0.05, pfi=0.11) for job in view.jobs))
+        lines = frame(view, runs, width, height=24)
+        assert len(lines) == 17
+        assert all(line.startswith(f"gpu{number}") for number, line in enumerate(lines[1:]))
+        assert all("pfi 0.11" in line for line in lines[1:])
+        assert max(map(len, lines)) <= width
+
+    def test_what_does_not_fit_is_counted(self, tmp_path: Path) -> None:
+        jobs = {f"arm{n}": (n // 2,) for n in range(32)}
+        lines = frame(*self.board(tmp_path, jobs, 17), 80, height=24)
+        assert len(lines) < 24
+        assert lines[-1].startswith("and 11 more")
+
+    def test_what_ended_gives_way_to_what_runs(self, tmp_path: Path) -> None:
+        view, runs = self.board(tmp_path, {f"arm{n}": (n,) if n < 8 else () for n in range(12)}, 8)
+        teach(view, *(finished(f"student-{n:08x}") for n in range(8, 12)))
+        lines = frame(view, runs, 80, height=12)
+        assert [line.split()[0] for line in lines[9:]] == ["done", "done"]
+
+    def test_the_last_frame_of_a_stopped_plan_speaks_of_no_device(self, tmp_path: Path) -> None:
+        view, runs = self.board(tmp_path, {"a": (), "b": ()}, 8)
+        teach(view, JobCancelled(job="student-00000000", iteration=9))
+        console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+        board = Board(view, runs, console, lambda: view.machine.gpus)
+        board.stopping()
+        console.print(board)
+        text = console.file.getvalue()
+        assert "idle" not in text
+        assert "Ctrl-C" not in text
+
+
+def test_a_resized_terminal_is_cleared_once(busy: tuple[PlanView, Runs]) -> None:
+    console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
+    board = Board(*busy, console)
+    frames = []
+    for width in (120, 120, 80, 80):
+        console.width = width
+        with console.capture() as shown:
+            console.print(board)
+        frames.append("\x1b[2J" in shown.get())
+    assert frames == [False, False, True, False]
+
+
+class TestClusters:
+    def test_a_job_in_a_cluster_s_queue_counts_as_queued(self, tmp_path: Path) -> None:
+        view, runs = make_view(), Runs(tmp_path)
+        runs.job("student-00000000").folder.mkdir(parents=True)
+        Handle("slurm", ref="1234").write(runs.job("student-00000000"))
+        head, line, *_ = frame(view, runs, 120)
+        assert "running 0  queued 4" in head
+        assert line.split()[:7] == [
+            *("slurm", "1234", "student-0000", "baseline", "seed", "0", "queued"),
+        ]
+
+    def test_a_job_at_work_on_a_node_names_it(self, tmp_path: Path) -> None:
+        view, runs = teach(make_view(), started("student-00000000")), Runs(tmp_path)
+        paths = runs.job("student-00000000")
+        paths.folder.mkdir(parents=True)
+        Handle("slurm", ref="1234").write(paths)
+        LeaseInfo(1, Process("node3.cluster", 77, None), time.time()).write(paths)
+        assert frame(view, runs, 120)[1].startswith("slurm node3  student-0000")
+
+
 class TestLines:
     @staticmethod
     def told(capfd: pytest.CaptureFixture[str], *events: Event, verbose: bool = False) -> list[str]:
@@ -334,8 +452,8 @@ def test_a_measured_teacher_counts_its_images(capfd: pytest.CaptureFixture[str])
         data_s=0.0, eta_s=12.0,
     )  # fmt: skip
     evaluated = JobEvaluated(job=job.id, epoch=1, iteration=200, metrics={"AP": 38.9})
-    assert row(teach(view, begun).jobs[job.id], "", 0.0)["epoch"] == "images 0/200"
-    assert row(teach(view, at).jobs[job.id], "", 0.0)["epoch"] == "images 80/200"
+    assert row(teach(view, begun).jobs[job.id], None, 0.0)["epoch"] == "images 0/200"
+    assert row(teach(view, at).jobs[job.id], None, 0.0)["epoch"] == "images 80/200"
     lines = Lines(PlanView(plan, CORES), Screen())
     for event in (begun, at, evaluated):
         lines.see(event)

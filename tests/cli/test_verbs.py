@@ -214,6 +214,7 @@ class TestRun:
         assert box[3] == "  fix    lower schedule.lr"
         assert box[4] == "  log    runs/jobs/student-rm0/log.txt, its end:"
         assert any(line.startswith("  |  ") for line in box[5:])
+        assert box[-2] == "  more   kdlab logs student-rm0"
         assert box[-1] == f"retry: kdlab run {NAME}"
         assert not kdlab.results.exists()
 
@@ -411,9 +412,9 @@ def without_values(text: str) -> str:
     return re.sub(r"[+-]?\b\d+(\.\d+)?\b", "N", text)
 
 
-@pytest.mark.parametrize("verb", ["ls", "plan", "run", "report"])
+@pytest.mark.parametrize("verb", ["ls", "plan", "run", "report", "status", "logs", "stop"])
 def test_examples_print_what_the_help_says(verb: str, kdlab: Bench) -> None:
-    if verb == "report":
+    if verb in ("report", "status", "logs", "stop"):
         kdlab(f"run {NAME}")
     checker, flags = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     for line, said in examples(verb, kdlab):

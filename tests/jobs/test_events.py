@@ -98,6 +98,11 @@ def test_every_kind_survives_the_way_through_a_line() -> None:
     assert all(kind.__name__ == name for name, kind in KINDS.items())
 
 
+def test_failure_of_before_there_were_kinds_has_none() -> None:
+    line = {"event": "JobFailed", "job": "a", "time": 1.0, "attempt": 1, "what": "it broke"}
+    assert from_line(json.dumps(line).encode()) == JobFailed(job="a", time=1.0, attempt=1, what="it broke")
+
+
 def test_missing_log_is_empty(tmp_path: Path) -> None:
     assert read_from(tmp_path / "events.jsonl", 7).offset == 7
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdlab.jobs.files import read_json, replacing, write_json, write_text
+from kdlab.jobs.files import read_json, replacing, write_json, write_json_once, write_text
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
@@ -38,6 +38,13 @@ def test_nan_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"AP": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_writers_the_first_is_read(tmp_path: Path) -> None:
+    assert write_json_once(tmp_path / "a.json", 1)
+    assert not write_json_once(tmp_path / "a.json", 2)
+    assert read_json(tmp_path / "a.json") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_file_is_as_readable_as_one_that_was_opened_plainly(tmp_path: Path) -> None:

@@ -23,6 +23,16 @@ def test_job_is_read_from_its_folder(tmp_path: Path) -> None:
     assert read_job(JobPaths(tmp_path)) == job
 
 
+def test_job_of_before_there_were_several_processes_has_one() -> None:
+    data = make_job().to_dict()
+    del data["resources"]["ranks"]
+    assert Job.from_dict(data).resources.ranks == 1
+
+
+def test_several_processes_take_the_cores_of_each() -> None:
+    assert Resources(threads=3, ranks=2).cores == 6
+
+
 def test_folder_without_a_job_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"job\.json"):
         read_job(JobPaths(tmp_path))

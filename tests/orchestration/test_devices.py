@@ -9,7 +9,7 @@ import pytest
 
 from kdlab.errors import MachineError
 from kdlab.orchestration import devices
-from kdlab.orchestration.devices import Gpu, Machine, detect
+from kdlab.orchestration.devices import DeviceLease, Gpu, Machine, detect
 
 SMI = """#!/bin/sh
 case "$1" in
@@ -167,3 +167,44 @@ def test_lock_folder_that_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch
     (tmp_path / "kdlab").write_text("a file, not a folder")
     with pytest.raises(MachineError, match="device locks"):
         Machine((0,)).lease("core", 1)
+
+
+TWO = Machine((0,), (Gpu(0, "GPU-aa", 80.0), Gpu(1, "GPU-bb", 80.0)))
+
+
+def share(parts: int = 2, memory_gb: float | None = None, machine: Machine = TWO) -> DeviceLease:
+    return machine.lease_share(parts, memory_gb) or pytest.fail("no place was free")
+
+
+def test_jobs_that_share_go_to_empty_gpus_first() -> None:
+    with share() as one, share() as two, share() as three, share() as four:
+        assert sorted([*one.ids, *two.ids]) == ["GPU-aa", "GPU-bb"]
+        assert sorted([*three.ids, *four.ids]) == ["GPU-aa", "GPU-bb"]
+        assert TWO.lease_share(2, None) is None
+
+
+def test_place_on_a_gpu_is_free_again_after_its_job() -> None:
+    with share(), share(), share():
+        with share():
+            assert TWO.lease_share(2, None) is None
+        share().close()
+
+
+def test_jobs_that_together_need_too_much_memory_do_not_share() -> None:
+    with share(memory_gb=50), share(memory_gb=50):
+        assert TWO.lease_share(2, 31.0) is None
+        with share(memory_gb=29):
+            pass
+
+
+def test_job_whose_need_is_unknown_counts_as_its_part() -> None:
+    one = Machine((0,), TWO.gpus[:1])
+    with share(memory_gb=45, machine=one):
+        assert one.lease_share(2, None) is None
+
+
+def test_gpu_that_somebody_has_alone_is_not_shared() -> None:
+    with TWO.lease("gpu", 1) or pytest.fail("not leased"), share() as other:
+        assert other.ids == ("GPU-bb",)
+        assert share().ids == ("GPU-bb",)
+        assert TWO.lease("gpu", 1) is None

@@ -76,7 +76,13 @@ def test_recipe_without_methods_has_no_teacher_job() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["resources.workers=2", "resources.checkpoint_minutes=1", "dataset.cache=/elsewhere"],
+    [
+        "resources.workers=2",
+        "resources.checkpoint_minutes=1",
+        "resources.share=2",
+        "resources.on_oom=fail",
+        "dataset.cache=/elsewhere",
+    ],
 )
 def test_what_cannot_change_a_result_changes_no_id(override: str) -> None:
     assert ids(build(override)) == ids(build())
@@ -95,6 +101,15 @@ def test_what_cannot_change_a_result_changes_no_id(override: str) -> None:
 )
 def test_what_can_change_a_result_changes_the_id(override: str) -> None:
     assert ids(build(override))["rm seed 0"] != ids(build())["rm seed 0"]
+
+
+def test_job_of_two_gpus_is_two_processes_and_on_the_cpu_takes_the_cores_of_both() -> None:
+    (job,) = (planned.job for planned in build("arms={baseline: {}}", "schedule.gpus=2").jobs)
+    assert (job.resources.ranks, job.resources.gpus, job.resources.cores) == (2, 0, 2)
+
+
+def test_number_of_gpus_changes_the_id() -> None:
+    assert ids(build("schedule.gpus=2"))["rm seed 0"] != ids(build())["rm seed 0"]
 
 
 def test_method_settings_leave_the_baseline_alone() -> None:
@@ -427,3 +442,24 @@ def test_distributions_over_other_bins_are_no_pair_for_ld() -> None:
     other = {**both, "teacher": {**both["teacher"], "bins": 9}}
     with pytest.raises(UsageError, match="ld cannot serve this pair: it needs equal bins"):
         build(arms, facts=replace(FACTS, **other))
+
+
+def test_job_that_ran_out_of_memory_is_planned_in_smaller_parts_unless_the_recipe_says_fail() -> None:
+    failed = ids(build())["rm seed 0"]
+    full = {failed: {"kind": "oom", "peak_gb": 8, "total_gb": 8, "micro_batch": 8, "batchnorm": False}}
+    built = plan.build(quickstart(), FACTS, {}, full)
+    assert ids(built)["rm seed 0"] != failed
+    assert built.notes == ("rm seed 0 ran out of GPU memory: 4 images a forward pass, the batch as it was",)
+    kept = plan.build(quickstart("resources.on_oom=fail"), FACTS, {}, full)
+    assert ids(kept)["rm seed 0"] == failed
+
+
+def test_jobs_of_one_gpu_share_it_where_the_recipe_says_so_and_know_their_memory() -> None:
+    gpu = replace(FACTS, device="cuda")
+    (job,) = (one.job for one in build("arms={b: {}}", "resources.share=2", facts=gpu).jobs)
+    assert (job.resources.gpus, job.resources.share, job.resources.memory_gb) == (1, 2, None)
+    past = {"x": finished(replace(job, id="x", settings={**job.settings, "seed": 9}))}
+    (job,) = (one.job for one in build("arms={b: {}}", "resources.share=2", facts=gpu, past=past).jobs)
+    assert job.resources.memory_gb == 2.2
+    (wide,) = build("arms={b: {}}", "resources.share=2", "schedule.gpus=2", facts=gpu).jobs
+    assert wide.job.resources.share == 1

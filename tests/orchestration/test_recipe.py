@@ -261,7 +261,7 @@ def test_unknown_key_is_told_with_its_section(told: Told) -> None:
     assert told(with_line(14, "resources: {worker: 4}")) == dedent("""\
         error: my.yaml:14  resources.worker is not a key of resources
           got    worker
-          known  checkpoint_minutes, workers
+          known  checkpoint_minutes, on_oom, share, workers
           fix    did you mean workers?   see: kdlab plan digits/quickstart --json""")
 
 
@@ -351,7 +351,9 @@ def test_all_faults_come_at_once_in_the_order_of_their_lines(told: Told) -> None
         ("schedule.epochs=true", "schedule.epochs must be a whole number"),
         ("schedule.lr=1e999", "schedule.lr must be a number"),
         ("schedule.keep_best=yes", "schedule.keep_best must be true or false"),
-        ("schedule.gpus=3", "schedule.gpus must be 1"),
+        ("schedule.gpus=3", "schedule.gpus must divide batch_size 8; with 3 GPUs 6 or 9 would do"),
+        ("schedule.gpus=16", "schedule.gpus must divide batch_size 8; with 16 GPUs 16 would do"),
+        ("schedule.gpus=0", "schedule.gpus must be greater than or equal to 1"),
         ("schedule.milestones=[0.9, 0.1]", "schedule.milestones must ascend"),
         ("seeds.0=0.1", "seeds holds no keys, so 0 cannot be set"),
         (

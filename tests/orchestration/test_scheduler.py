@@ -33,6 +33,7 @@ from kdlab.jobs.events import (
 from kdlab.jobs.job import Job, JobPaths, Resources, Runs, read_job
 from kdlab.jobs.lease import LeaseInfo, Process, holder
 from kdlab.orchestration import scheduler
+from kdlab.orchestration.devices import Machine
 from kdlab.orchestration.executors.base import Handle
 from kdlab.orchestration.executors.inline import Inline
 from kdlab.orchestration.executors.local import Local
@@ -96,6 +97,10 @@ class Instant:
         self.started: list[str] = []
         self.most = 0
         self._alive: set[str] = set()
+
+    @property
+    def machine(self) -> Machine:
+        return Machine(tuple(range(self.room)))
 
     def slots(self, job: Job) -> int:
         return self.room
@@ -264,7 +269,7 @@ def test_job_that_is_killed_every_time_fails(runs: Runs) -> None:
     events = list(events_of(make_plan(make_job(end="kill")), runs, retries=1))
     assert kinds(events).count("JobRetried") == 1
     failed = only(events, JobFailed)
-    assert failed.what == "the process was killed (SIGKILL) 2 times"
+    assert failed.what == "the process was killed (SIGKILL) 2 times without getting further"
     assert "memory" in failed.fix
 
 

@@ -223,3 +223,17 @@ def test_a_measured_teacher_is_the_teachers_row(bench):
     shown = table(plan, collect(plan, bench.runs))
     assert [row[0].text for row in shown.rows] == ["teacher", "baseline"]
     assert any(note.startswith("warning: the teacher has AP 0.5") for note in shown.footnotes)
+
+
+def test_seeds_in_micro_batches_have_a_row_of_their_own_unless_they_are_pooled(bench):
+    cut = bench.job("rm", 1, settings={"micro_batch": 4})
+    jobs = [bench.job("baseline"), bench.job("rm", 0), cut]
+    plan = bench.plan(jobs)
+    for job, ap in zip(jobs, (30.0, 32.0, 36.0), strict=True):
+        bench.finish(job, ap)
+    split = table(plan, collect(plan, bench.runs))
+    assert [row[0].text for row in split.rows] == ["baseline", "rm", "rm [micro-batch 4]"]
+    assert any("ran out of GPU memory: rm seed 1 (4 images)" in note for note in split.footnotes)
+    pooled = table(plan, collect(plan, bench.runs), pool=True)
+    assert [row[0].text for row in pooled.rows] == ["baseline", "rm"]
+    assert pooled.rows[1][1].value == 34.0

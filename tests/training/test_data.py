@@ -102,6 +102,28 @@ def test_ranks_share_each_batch() -> None:
         assert sorted(shares[0] + shares[1]) == sorted(batch)
 
 
+def test_ranks_have_equal_shares_of_a_data_set_smaller_than_a_batch() -> None:
+    shares = [list(EpochBatches(images=5, batch_size=8, seed=0, rank=rank, ranks=2)) for rank in (0, 1)]
+    assert [len(batch) for share in shares for batch in share] == [2, 2]
+
+
+def test_fewer_images_than_ranks_are_refused() -> None:
+    with pytest.raises(JobError, match="fewer images than processes"):
+        EpochBatches(images=1, batch_size=8, seed=0, ranks=2)
+
+
+def test_ranks_evaluate_the_batches_of_one_process_between_them(digits: DatasetFiles) -> None:
+    val = mmdet_dataset(digits, digits.val, None, None)
+
+    def batches(rank: int, ranks: int) -> list[list[int]]:
+        loader = evaluation_loader(val, 3, 0, rank, ranks)
+        return [[sample.img_id for sample in data["data_samples"]] for data in loader]
+
+    whole, first, second = batches(0, 1), batches(0, 2), batches(1, 2)
+    assert first == whole[::2]
+    assert second == whole[1::2]
+
+
 def test_reading_leaves_the_global_generators_alone(dataset: Any, digits: DatasetFiles) -> None:
     val = mmdet_dataset(digits, digits.val, None, None)
 

@@ -253,6 +253,22 @@ def test_evaluating_a_model_puts_its_mode_back_and_leaves_its_weights(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_shares_of_several_processes_are_worth_what_one_finds(build: Any, digits: DatasetFiles) -> None:
+    model = build("gfl", classes=10).eval()
+    model.bbox_head.test_cfg.score_thr = 0.0
+    dataset = mmdet_dataset(digits, digits.val, None, None)
+    shares = []
+    for rank in (0, 1):
+        metric = CocoMetric(digits.val.labels, digits.classes, ("coco", "voc"))
+        with torch.no_grad():
+            for data in evaluation_loader(dataset, 3, 0, rank, ranks=2):
+                metric.process(data, [sample.to_dict() for sample in model.val_step(data)])
+        shares.append(metric.results)
+    assert [len(share) for share in shares] == [5, 3]
+    whole = CocoMetric(digits.val.labels, digits.classes, ("coco", "voc"))
+    assert whole.of_all(shares) == evaluate(model, evaluation_loader(dataset, 3, 0), whole)
+
+
 def test_evaluation_is_in_the_coordinates_of_the_unresized_image(build: Any, digits: DatasetFiles) -> None:
     class Oracle(torch.nn.Module):
         """Finds each object where it is in the image that it is shown."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from kdlab.errors import JobError
 from kdlab.jobs.events import JobFailed, JobFinished, JobStarted, read_from
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, JobPaths, JobResult, Resources
-from kdlab.training.job import run_job
+from kdlab.training.job import _signals, run_job
 
 MODEL: dict[str, Any] = {
     "detector": "gfl",
@@ -125,6 +127,55 @@ def test_exploding_loss_fails_with_the_term_and_keeps_no_result(tmp_path: Path, 
     assert "weight" in failure["fix"]
     assert not paths.result.exists()
     assert isinstance(read_from(paths.events).events[-1], JobFailed)
+
+
+def test_full_gpu_fails_with_what_one_needs_to_choose_smaller_steps(
+    tmp_path: Path, teacher: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from kdlab.training.distiller import Distiller
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Distiller, "parse_losses", full)
+    paths = lay(tmp_path, replace(teacher, settings=teacher.settings | {"micro_batch": 3}))
+    with pytest.raises(JobError, match="the GPU is out of memory"):
+        run_job(paths)
+    failure = json.loads(paths.failure.read_text())
+    assert {"kind": "oom", "micro_batch": 3, "batchnorm": True}.items() <= failure.items()
+    assert 0 < failure["peak_gb"] < failure["total_gb"]
+    event = read_from(paths.events).events[-1]
+    assert isinstance(event, JobFailed)
+    assert (event.kind, event.what) == ("oom", "the GPU is out of memory")
+
+
+def test_one_of_several_processes_survives_signals_that_come_twice(teacher: Job) -> None:
+    with _signals(replace(teacher, resources=Resources(ranks=2))) as asked:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+    assert asked == [signal.SIGTERM] * 2
+
+
+def test_a_process_alone_dies_of_the_second_signal(teacher: Job) -> None:
+    with pytest.raises(KeyboardInterrupt), _signals(teacher):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+
+
+def test_an_earlier_failure_does_not_stay(tmp_path: Path, teacher: Job) -> None:
+    paths = lay(tmp_path, teacher)
+    write_json(paths.failure, {"what": "of an earlier attempt"})
+    run_job(paths)
+    assert not paths.failure.exists()
+
+
+def test_micro_batches_train_to_a_result(tmp_path: Path, teacher: Job) -> None:
+    result = run_job(lay(tmp_path, replace(teacher, settings=teacher.settings | {"micro_batch": 3})))
+    assert result is not None
+    assert result.history[-1]["iteration"] == 3
+    assert result.timing["student_step_s"] > 0
 
 
 def test_teacher_whose_weights_changed_is_refused(tmp_path: Path, teacher: Job) -> None:

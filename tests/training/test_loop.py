@@ -134,6 +134,20 @@ def test_a_stop_and_a_resume_change_no_bit(
     assert len(progress.losses) == 8
 
 
+def test_a_state_of_before_there_were_several_processes_is_gone_on_with(
+    make_loop: Callable[..., TrainingLoop], whole: TrainingLoop
+) -> None:
+    stopped = make_loop(stop_at=3)
+    with pytest.raises(Stopped):
+        stopped.run()
+    state, _ = stopped.checkpoints.newest()
+    assert state is not None
+    (own,) = state.pop("ranks")
+    resumed = make_loop("old")
+    resumed._restore(state | {name: own[name] for name in ("random", "generators")})
+    assert resumed.run().losses == whole.progress.losses
+
+
 def test_a_kill_goes_on_from_the_last_epoch(
     make_loop: Callable[..., TrainingLoop], whole: TrainingLoop
 ) -> None:

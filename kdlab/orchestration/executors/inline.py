@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.jobs.lease import Process
+from kdlab.orchestration.devices import Machine
 from kdlab.orchestration.executors.base import Handle
 from kdlab.orchestration.executors.local import Local
 
@@ -30,6 +31,11 @@ class Inline:
         self._codes: dict[str, int] = {}
         self._told = True
         self._others = Local(gpus)
+
+    @property
+    def machine(self) -> Machine:
+        """See `Executor.machine`."""
+        return self._others.machine
 
     def slots(self, job: Job) -> int:
         """See `Executor.slots`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -13,9 +12,9 @@ from contextlib import suppress
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.jobs.lease import Process
 from kdlab.orchestration import devices
+from kdlab.orchestration.executors import base
 from kdlab.orchestration.executors.base import Handle
 
-COMMAND = (sys.executable, "-m", "kdlab.training.job")
 _LOOK_AGAIN_S = 10.0
 
 
@@ -24,32 +23,38 @@ class Local:
 
     Args:
         gpus: the GPUs to use, by number, also where they are busy; None for all that are free.
-        command: what trains; the job's folder is appended.
+        command: what trains, if not `base.command`; the job's folder is appended.
     """
 
-    def __init__(self, gpus: Collection[int] | None = None, command: Sequence[str] = COMMAND) -> None:
-        self._only, self._command = gpus, tuple(command)
+    def __init__(self, gpus: Collection[int] | None = None, command: Sequence[str] | None = None) -> None:
+        self._only, self._command = gpus, command
         self._machine, self._looked = devices.detect(gpus), time.monotonic()
         self._children: dict[Process, subprocess.Popen[bytes]] = {}
         self._kill_at: dict[Process, float] = {}
 
+    @property
+    def machine(self) -> devices.Machine:
+        """See `Executor.machine`."""
+        return self._machine
+
     def slots(self, job: Job) -> int:
         """See `Executor.slots`."""
-        if job.resources.gpus:
-            return len(self._machine.gpus) // job.resources.gpus
+        wants = job.resources
+        if wants.gpus:
+            return wants.share * len(self._machine.gpus) // wants.gpus
         return len(self._machine.cores) // self._cores_for(job)
 
     def start(self, job: Job, paths: JobPaths) -> Handle | None:
         """See `Executor.start`."""
-        machine, gpus = self._current_machine(), job.resources.gpus
-        lease = machine.lease("gpu", gpus) if gpus else machine.lease("core", self._cores_for(job))
+        lease = self._lease(job)
         if lease is None:
             return None
-        devices_told = f"{'GPU' if gpus else 'core'} {', '.join(lease.ids)}"
+        command = [*self._command, str(paths.folder)] if self._command else base.command(job, paths)
+        devices_told = f"{'GPU' if job.resources.gpus else 'core'} {', '.join(lease.ids)}"
         with lease, paths.log.open("ab", buffering=0) as log:
             log.write(f"{time.strftime('%F %T')} starting on {devices_told}\n".encode())
             child = subprocess.Popen(
-                [*self._command, str(paths.folder)],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -57,14 +62,15 @@ class Local:
                 start_new_session=True,
                 pass_fds=lease.files,
             )
-        handle = Handle("local", Process.of(child.pid), lease.ids)
+        process = Process.of(child.pid)
+        handle = Handle("local", process, lease.ids)
         try:
             handle.write(paths)
         except OSError:
             child.kill()
             child.wait()
             raise
-        self._children[handle.process] = child
+        self._children[process] = child
         return handle
 
     def poll(self, handles: Mapping[str, Handle]) -> dict[str, int | None]:
@@ -72,6 +78,7 @@ class Local:
         ended: dict[str, int | None] = {}
         for job, handle in handles.items():
             process = handle.process
+            assert process is not None
             if time.monotonic() > self._kill_at.get(process, float("inf")):
                 _signal(process, signal.SIGKILL)
             child = self._children.get(process)
@@ -86,6 +93,7 @@ class Local:
     def cancel(self, handle: Handle, grace_s: float) -> None:
         """See `Executor.cancel`."""
         process, now = handle.process, time.monotonic()
+        assert process is not None
         if grace_s <= 0:
             _signal(process, signal.SIGKILL)
         elif process not in self._kill_at and process.alive():
@@ -94,9 +102,17 @@ class Local:
                 os.kill(process.pid, signal.SIGTERM)
         self._kill_at[process] = min(now + grace_s, self._kill_at.get(process, float("inf")))
 
+    def _lease(self, job: Job) -> devices.DeviceLease | None:
+        machine, wants = self._current_machine(), job.resources
+        if not wants.gpus:
+            return machine.lease("core", self._cores_for(job))
+        if wants.share > 1:
+            return machine.lease_share(wants.share, wants.memory_gb)
+        return machine.lease("gpu", wants.gpus)
+
     def _cores_for(self, job: Job) -> int:
         # More threads than cores are slow but right, and the thread count is part of the result.
-        return min(job.resources.threads, len(self._machine.cores))
+        return min(job.resources.cores, len(self._machine.cores))
 
     def _current_machine(self) -> devices.Machine:
         if self._machine.gpus and time.monotonic() - self._looked > _LOOK_AGAIN_S:

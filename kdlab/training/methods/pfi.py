@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdlab.training.methods._regions import cells_by_centre, union
-from kdlab.training.methods.base import Connector, Method, Pair
+from kdlab.training.methods.base import Connector, Method, Pair, averaged
 from kdlab.training.outputs import Assignment, Batch, DetectorOutputs
 
 Region = Literal["prediction", "whole", "positives", "negatives", "gt_mask"]
@@ -42,8 +42,11 @@ def pfi_loss(prediction: Tensor, feature: Tensor) -> Tensor:
 
 
 def masked_feature_loss(mask: Tensor, feature: Tensor) -> Tensor:
-    """Scalar: mean of `feature` (B, H, W) over the cells where `mask` (B, H, W) is 1, 0 without any."""
-    return (mask * feature).sum() / mask.sum().clamp(min=1)
+    """Scalar: mean of `feature` (B, H, W) over the cells where `mask` (B, H, W) is 1, 0 without any.
+
+    The cells are counted over the batch and averaged over ranks.
+    """
+    return (mask * feature).sum() / averaged(mask.sum())
 
 
 class PredictionGuidedFeatureImitation(Method):

@@ -1,0 +1,59 @@
+"""Who drives a plan: a lock that its `kdlab run` holds to its end, in a file that says what was typed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from os import getpid
+from pathlib import Path
+from typing import Self
+
+from kdlab.jobs.job import Runs
+from kdlab.jobs.lease import Process, try_lock
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The last process that drove a plan.
+
+    Args:
+        process: which.
+        command: what a person types to go on.
+        at_work: whether it still drives it, or another that came before it does; where a disk has no locks
+            nobody can tell, and it is False.
+    """
+
+    process: Process
+    command: str
+    at_work: bool
+
+    @classmethod
+    def of(cls, plan_id: str, runs: Runs) -> Self | None:
+        """The last driver of a plan, None where it is not known."""
+        try:
+            with _file(plan_id, runs).open("rb") as file:
+                data = json.loads(file.read())
+                at_work = not try_lock(file.fileno(), fcntl.LOCK_EX)
+        except (FileNotFoundError, ValueError):
+            return None
+        return cls(Process(**data["process"]), data["command"], at_work)
+
+
+@contextmanager
+def driving(plan_id: str, runs: Runs, command: str) -> Iterator[None]:
+    """Say that this process drives a plan, as long as it is inside; several can."""
+    with _file(plan_id, runs).open("ab") as file:
+        # waits where a reader has it for an instant, and goes on where a disk has no locks
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_SH)
+        file.truncate(0)
+        file.write(json.dumps({"process": asdict(Process.of(getpid())), "command": command}).encode())
+        file.flush()
+        yield
+
+
+def _file(plan_id: str, runs: Runs) -> Path:
+    return runs.plans / f"{plan_id}.lock"

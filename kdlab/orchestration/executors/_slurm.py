@@ -1,0 +1,145 @@
+"""What Slurm's own commands say, as plain data; the only place that runs them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kdlab.errors import MachineError
+
+_PATIENCE_S = 120.0
+_UP = ("idle", "mix", "alloc", "comp", "plnd", "resv")
+"""States of nodes that run jobs now or later, as sinfo shortens them."""
+_GPUS = re.compile(r"(?:^|,)gpu(?::[^,:(]+)?:(\d+)")
+_ALIVE = {
+    *("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "COMPLETING"),
+    *("STAGE_OUT", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"),
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is up: its cores and GPUs, whoever uses them now."""
+
+    name: str
+    cores: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a batch job stands.
+
+    Args:
+        word: Slurm's word for it ("RUNNING"); "" where nothing is known any more.
+        code: exit code once it has ended, minus the signal's number for a killed one; None unknown.
+    """
+
+    word: str
+    code: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it runs or will run."""
+        return self.word not in _ALIVE
+
+
+def nodes(partition: str | None) -> list[Node]:
+    """The nodes of a partition that are up; of the default one for None.
+
+    Raises:
+        MachineError: Slurm does not answer, or no such node is up.
+    """
+    done = run(["sinfo", "--all", "--noheader", "--Node", "--format=%P|%t|%N|%c|%G"])
+    if done.returncode:
+        raise MachineError(
+            "Slurm does not answer",
+            got=words_of(done),
+            fix="see whether sinfo works here, or train on this machine: --executor local",
+        )
+    rows = [line.strip().split("|", 4) for line in done.stdout.splitlines()]
+    defaults = {row[0] for row in rows if row[0].endswith("*")}
+    wanted = set(partition.split(",")) if partition else {name.rstrip("*") for name in defaults}
+    ours = [row for row in rows if not wanted or row[0].rstrip("*") in wanted]
+    found = {row[2]: Node(row[2], int(row[3]), _gpus(row[4])) for row in ours if _is_up(row[1])}
+    if not found:
+        raise MachineError(
+            f"no node of partition {partition or 'by default'} is up",
+            got=", ".join(sorted({f"{row[2]} {row[1]}" for row in ours})) or "no node at all",
+            known=f"partitions {', '.join(sorted({row[0].rstrip('*') for row in rows}))}",
+            fix="choose another one: --set resources.slurm.partition=NAME",
+        )
+    return list(found.values())
+
+
+def queue() -> dict[str, State] | None:
+    """This user's jobs that Slurm's controller remembers, by number; None where it does not answer now."""
+    form = "JobID:|,State:|,exit_code:|"
+    done = run(["squeue", "--me", "--states=all", "--noheader", f"--Format={form}"])
+    return None if done.returncode else dict(_states(done.stdout))
+
+
+def accounted(refs: Collection[str]) -> dict[str, State]:
+    """What the accounting knows of jobs that the controller forgot; nothing where there is no accounting."""
+    form = "--format=JobIDRaw,State,ExitCode"
+    done = run(["sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={','.join(refs)}", form])
+    return {} if done.returncode else dict(_states(done.stdout))
+
+
+def run(
+    words: Sequence[str], script: str | None = None, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """One of Slurm's commands, with a return code also where it is missing or silent."""
+    try:
+        return subprocess.run(
+            words,
+            input=script,
+            stdin=subprocess.DEVNULL if script is None else None,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_PATIENCE_S,
+            # Ctrl-C must not end sbatch between the job that it made and the number that it tells
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(words, 1, "", f"no answer in {_PATIENCE_S:.0f} s: timed out")
+    except OSError as error:
+        return subprocess.CompletedProcess(words, 127, "", f"{words[0]}: {error.strerror}")
+
+
+def words_of(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command said went wrong, on one line."""
+    lines = [line.partition("error: ")[2] or line for line in done.stderr.splitlines() if line.strip()]
+    return "; ".join(lines) or f"{done.args[0]} ended with exit code {done.returncode}"
+
+
+def _is_up(state: str) -> bool:
+    """ "idle", "mix-" and "idle~", which sleeps, are; "drng" and "idle*", which does not answer, are not."""
+    return state.rstrip("~#%@^-+!$") in _UP
+
+
+def _gpus(gres: str) -> int:
+    """Sum of "gpu:2", "gpu:a100:4(S:0-1),gpu:t4:1"; 0 for "(null)"."""
+    return sum(int(count) for count in _GPUS.findall(gres))
+
+
+def _states(text: str) -> Iterator[tuple[str, State]]:
+    """From lines "12|FAILED|256" or "12|CANCELLED by 1000|0:15"."""
+    for line in text.splitlines():
+        ref, word, code = [part.strip() for part in line.split("|")][:3]
+        yield ref, State(word.split()[0] if word else "", _exit_code(code))
+
+
+def _exit_code(text: str) -> int | None:
+    """From a wait status ("256", of squeue) or from "code:signal" (of sacct)."""
+    code, colon, number = text.partition(":")
+    if not code.isdigit():
+        return None
+    if colon:
+        return -int(number) if number.isdigit() and int(number) else int(code)
+    return os.waitstatus_to_exitcode(int(code))

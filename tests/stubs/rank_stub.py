@@ -1,0 +1,37 @@
+"""A job's process without torch: says what it was told, then ends as `settings["ends"]` of its rank says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from kdlab.jobs.files import write_json
+from kdlab.jobs.job import JobPaths, read_job
+
+
+def main(folder: Path) -> int:
+    rank, begins = os.environ["RANK"], ("LOCAL_", "WORLD", "KDLAB")
+    asked: list[int] = []
+    deaf = read_job(JobPaths(folder)).settings["ends"][int(rank)] == "deaf"
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if deaf else lambda number, _: asked.append(number))
+    told = {name: value for name, value in os.environ.items() if name.startswith(begins)}
+    write_json(folder / f"{rank}.json", {"pid": os.getpid(), "pgid": os.getpgid(0), **told})
+    print(f"rank {rank}", flush=True)
+    match read_job(JobPaths(folder)).settings["ends"][int(rank)]:
+        case "finish":
+            return 0
+        case "fail":
+            return 1
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while not asked and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return 143
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
