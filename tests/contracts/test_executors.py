@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,14 +25,17 @@ from kdlab.orchestration.executors.local import Local
 from kdlab.orchestration.executors.slurm import Slurm
 from tests.stubs import stub_slurm
 from tests.stubs.stub_job import COMMAND, make_job, prepared
+from tests.stubs.stub_ray import ray_started
 
 WITH_STUB: dict[str, Callable[[], Executor]] = {
     "inline": lambda: Inline(module="tests.stubs.stub_job"),
     "local": lambda: Local(command=COMMAND),
     "slurm": lambda: Slurm(command=COMMAND, look_every_s=0.2),
+    "ray": lambda: importlib.import_module("kdlab.orchestration.executors.ray").Ray(command=COMMAND),
 }
-EVERY = sorted(catalog.executors())
-OUTLIVING = [key for key in EVERY if key != "inline"]
+NO_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="needs kdlab[ray]")
+EVERY = [pytest.param(key, marks=[NO_RAY] if key == "ray" else []) for key in sorted(catalog.executors())]
+OUTLIVING = [param for param in EVERY if param.values != ("inline",)]
 LEASING = ["local"]
 STOPPED = {143, TAKEN}
 """A cluster ends jobs with the signal that a person uses; only who asked, or the files, can tell."""
@@ -39,6 +44,20 @@ STOPPED = {143, TAKEN}
 @pytest.fixture(autouse=True)
 def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def ray_cluster(request: pytest.FixtureRequest) -> None:
+    """A Ray cluster of one node for the tests that need it, one for all of them."""
+    if "ray" in str(request.node.callspec.params.get("key") if hasattr(request.node, "callspec") else ""):
+        request.getfixturevalue("ray_node")
+
+
+@pytest.fixture(scope="module")
+def ray_node() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch, ray_started(cores=4) as address:
+        patch.setenv("RAY_ADDRESS", address)
+        yield
 
 
 @pytest.fixture(autouse=True)

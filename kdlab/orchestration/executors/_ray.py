@@ -1,0 +1,207 @@
+"""What the executor asks of Ray itself: the cluster, its nodes, and the actor that keeps a job."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kdlab
+from kdlab.errors import Fault, MachineError
+
+try:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ImportError as error:
+    raise MachineError("Ray is not installed", got=str(error), fix="pip install 'kdlab[ray]'") from error
+
+NAMESPACE = "kdlab"
+LINGER_S = 60.0
+_ANSWER_S = 60.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is alive.
+
+    Args:
+        id: Ray's name for it.
+        name: its address, for people.
+        cores: CPUs that it offers.
+        gpus: GPUs that it offers.
+    """
+
+    id: str
+    name: str
+    cores: int
+    gpus: int
+
+
+def connect(address: str) -> Any:
+    """The module `ray`, connected to a cluster.
+
+    Raises:
+        MachineError: there is none.
+    """
+    if ray.is_initialized():
+        return ray
+    where = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    # Ray takes SIGTERM for itself, which is the command's
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(where, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        what = str(error).strip().partition("\n")[0]
+        fix = "ray start --head   and on the other nodes: ray start --address=HOST:6379"
+        raise MachineError("there is no Ray cluster", where=where, got=what, fix=fix) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+    return ray
+
+
+def nodes() -> list[Node]:
+    """All nodes that are alive, in the order of their addresses."""
+    found = []
+    for node in ray.nodes():
+        offers = node["Resources"]
+        if node["Alive"]:
+            name = str(node["NodeManagerAddress"])
+            found.append(Node(node["NodeID"], name, int(offers.get("CPU", 0)), int(offers.get("GPU", 0))))
+    return sorted(found, key=lambda node: (node.name, node.id))
+
+
+def actor(name: str) -> Any:
+    """The actor that keeps a job; None where it is gone."""
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def placed(name: str) -> bool:
+    """Whether the actor runs on a node, and does not wait for one."""
+    found = actor(name)
+    if found is None:
+        return False
+    done, _ = ray.wait([found.ready.remote()], timeout=1.0)
+    return bool(done)
+
+
+def unfit(new: list[Node], folder: Path) -> list[Fault]:
+    """What is wrong with nodes: one that does not see the folder, one with other versions.
+
+    Args:
+        new: the nodes.
+        folder: where jobs read and write, a path of this machine.
+    """
+    token = folder / f".seen-{uuid.uuid4().hex}"
+    token.touch()
+    try:
+        here = {node: NodeAffinitySchedulingStrategy(node.id, soft=False) for node in new}
+        asked = {node: _look.options(scheduling_strategy=here[node]).remote(str(token)) for node in new}
+        answers = {node: _answer(answer) for node, answer in asked.items()}
+    finally:
+        token.unlink()
+    return [fault for node, answer in answers.items() for fault in _faults(node, answer, folder)]
+
+
+def _answer(answer: Any) -> dict[str, Any] | str:
+    try:
+        found: dict[str, Any] = ray.get(answer, timeout=_ANSWER_S)
+    except ray.exceptions.RayError as error:
+        return str(error).strip().rpartition("\n")[2]
+    return found
+
+
+def _faults(node: Node, answer: dict[str, Any] | str, folder: Path) -> list[Fault]:
+    where = f"node {node.name}"
+    if isinstance(answer, str):
+        fix = "install kdlab in the Python from which ray was started there, or remove the node"
+        return [Fault("a node cannot run kdlab", where, answer, fix=fix)]
+    faults = []
+    if not answer["seen"]:
+        fix = "set KDLAB_RUNS to a folder that all nodes share"
+        faults.append(Fault("a node does not see the runs folder", where, str(folder), fix=fix))
+    mine = _versions()
+    if answer["versions"] != mine:
+        fix = "install the same on all nodes"
+        faults.append(Fault("a node has other versions", where, answer["versions"], mine, fix))
+    return faults
+
+
+def _versions() -> str:
+    return f"kdlab {kdlab.__version__}, Python {platform.python_version()}"
+
+
+def _seen(token: str) -> dict[str, Any]:
+    """What a node sees."""
+    return {"seen": Path(token).exists(), "versions": _versions()}
+
+
+class _Runner:
+    """Keeps the process of one job on its node, beyond the command that started it.
+
+    It leaves by itself some time after the job, so that nobody's GPUs stay taken.
+    """
+
+    def __init__(self, command: list[str], log: str, told: dict[str, str]) -> None:
+        with Path(log).open("ab", buffering=0) as file:
+            now, host = time.strftime("%F %T"), platform.node()
+            file.write(f"{now} starting on {host} by Ray\n".encode())
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=os.environ | told,
+                start_new_session=True,
+            )
+        self._kill_at, self._over = float("inf"), threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def ready(self) -> bool:
+        """Answers as soon as the actor is there."""
+        return True
+
+    def end(self) -> int:
+        """The exit code, minus the signal's number for a killed process; waits for it."""
+        self._over.wait()
+        code: int = self._process.returncode
+        return code
+
+    def stop(self, grace_s: float) -> None:
+        """Ask the job to stop, and kill it after `grace_s`."""
+        if grace_s > 0 and self._kill_at == float("inf"):
+            # the leader alone: loader processes that die of it would fail the step before the checkpoint
+            self._process.send_signal(signal.SIGTERM)
+        self._kill_at = min(self._kill_at, time.monotonic() + grace_s)
+
+    def _watch(self) -> None:
+        while self._process.poll() is None:
+            if time.monotonic() >= self._kill_at:
+                self._end_group()
+            time.sleep(0.1)
+        self._end_group()
+        self._over.set()
+        time.sleep(LINGER_S)
+        os._exit(0)
+
+    def _end_group(self) -> None:
+        """End the job with its loader processes, which would hold its devices."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+_look: Any = ray.remote(num_cpus=0, max_retries=0)(_seen)
+Runner: Any = ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=8)(_Runner)
+"""What a node sees, and the actor of a job, as Ray runs them."""

@@ -1,0 +1,175 @@
+"""The same jobs on an existing Ray cluster, one detached actor a job (needs: pip install 'kdlab[ray]')."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdlab.errors import MachineError, UsageError
+from kdlab.jobs.job import Job, JobPaths
+from kdlab.orchestration.devices import DeviceLease, Gpu, Machine
+from kdlab.orchestration.executors import _ray
+from kdlab.orchestration.executors.base import TAKEN, Handle
+from kdlab.orchestration.executors.base import command as training
+from kdlab.orchestration.executors.local import _environment
+
+_STOPPED = 128 + signal.SIGTERM
+_DEAF_S = 5.0
+
+
+class Ray:
+    """Gives each job to an actor that Ray places on a node with the GPUs or cores that the job needs.
+
+    Args:
+        gpus: must be None, for Ray chooses the GPUs.
+        command: what trains, the job's folder is appended; None for `base.command`.
+        address: of the cluster, "host:6379"; "auto" for `$RAY_ADDRESS`, else the cluster of this machine.
+
+    Raises:
+        MachineError: Ray is not installed, or there is no cluster.
+    """
+
+    def __init__(
+        self,
+        gpus: Collection[int] | None = None,
+        command: Sequence[str] | None = None,
+        *,
+        address: str = "auto",
+    ) -> None:
+        if gpus is not None:
+            told, fix = ",".join(map(str, gpus)), "leave --gpus out"
+            raise UsageError("Ray chooses the GPUs of a job", got=f"--gpus {told}", fix=fix)
+        self._command = command
+        self._ray = _ray.connect(address)
+        self._checked: set[str] = set()
+        self._ends: dict[str, Any] = {}
+        self._codes: dict[str, int] = {}
+        self._kill_at: dict[str, float] = {}
+
+    @property
+    def machine(self) -> Machine:
+        """See `Executor.machine`; all nodes that are alive."""
+        nodes = _ray.nodes()
+        names = [f"{node.name}:{number}" for node in nodes for number in range(node.gpus)]
+        gpus = [Gpu(index, name, memory_gb=0.0) for index, name in enumerate(names)]
+        return Machine(tuple(range(sum(node.cores for node in nodes))), tuple(gpus))
+
+    def slots(self, job: Job) -> int:
+        """See `Executor.slots`; a job runs on one node."""
+        gpus, cores = job.resources.gpus, _cores_for(job)
+        counts = [
+            [node.cores // cores if cores else None, node.gpus // gpus if gpus else None]
+            for node in _ray.nodes()
+        ]
+        return sum(min(part for part in parts if part is not None) for parts in counts)
+
+    def start(self, job: Job, paths: JobPaths) -> Handle | None:
+        """See `Executor.start`; Ray may keep the job waiting for a node.
+
+        Raises:
+            MachineError: a node does not see the folder, or has another kdlab or Python.
+        """
+        self._check_nodes(paths.folder.parent)
+        trains = [*self._command, str(paths.folder.absolute())] if self._command else training(job, paths)
+        handle = Handle("ray", ref=f"{job.id}-{uuid.uuid4().hex[:8]}")
+        handle.write(paths)
+        log = str(paths.log.absolute())
+        actor = _ray.Runner.options(
+            name=handle.ref,
+            lifetime="detached",
+            num_cpus=_cores_for(job),
+            num_gpus=job.resources.gpus,
+        ).remote(trains, log, _told(job))
+        self._ends[handle.ref] = actor.end.remote()
+        return handle
+
+    def poll(self, handles: Mapping[str, Handle]) -> dict[str, int | None]:
+        """See `Executor.poll`."""
+        ended: dict[str, int | None] = {}
+        for job, handle in handles.items():
+            if time.monotonic() > self._kill_at.get(handle.ref, float("inf")):
+                self._kill(handle.ref)
+            if (found := self._end(handle.ref)) is not _RUNS:
+                ended[job] = found
+                self._forget(handle.ref)
+        return ended
+
+    def cancel(self, handle: Handle, grace_s: float) -> None:
+        """See `Executor.cancel`; what waits for a node is given up at once."""
+        actor = _ray.actor(handle.ref)
+        if actor is None:
+            return
+        if not _ray.placed(handle.ref):
+            self._codes[handle.ref] = _STOPPED
+            self._ray.kill(actor)
+            return
+        actor.stop.remote(grace_s)
+        # the actor kills the job; a node that does not answer is let go
+        until = time.monotonic() + grace_s + _DEAF_S
+        self._kill_at[handle.ref] = min(until, self._kill_at.get(handle.ref, float("inf")))
+
+    def _end(self, ref: str) -> Any:
+        """The exit code of a job, `_RUNS` where it has none yet."""
+        if ref in self._codes:
+            return self._codes[ref]
+        if ref not in self._ends:
+            # another command started it
+            actor = _ray.actor(ref)
+            if actor is None:
+                return None
+            self._ends[ref] = actor.end.remote()
+        done, _ = self._ray.wait([self._ends[ref]], timeout=0)
+        if not done:
+            return _RUNS
+        try:
+            return self._ray.get(done[0])
+        except self._ray.exceptions.ActorUnavailableError:
+            # the connection, not the node: ask again
+            del self._ends[ref]
+            return _RUNS
+        except self._ray.exceptions.RayError:
+            return TAKEN
+
+    def _kill(self, ref: str) -> None:
+        self._codes.setdefault(ref, -signal.SIGKILL)
+        if (actor := _ray.actor(ref)) is not None:
+            self._ray.kill(actor)
+
+    def _forget(self, ref: str) -> None:
+        """Let the actor go, and with it the resources that it holds."""
+        if (actor := _ray.actor(ref)) is not None:
+            self._ray.kill(actor)
+        for known in (self._ends, self._codes, self._kill_at):
+            known.pop(ref, None)
+
+    def _check_nodes(self, folder: Path) -> None:
+        """See that all nodes that are new see the folder and have what this one has."""
+        new = [node for node in _ray.nodes() if node.id not in self._checked]
+        if not new:
+            return
+        if faults := _ray.unfit(new, folder.absolute()):
+            raise MachineError(faults=faults)
+        self._checked |= {node.id for node in new}
+
+
+_RUNS = object()
+
+
+def _cores_for(job: Job) -> int:
+    """CPUs to ask Ray for: those that feed a GPU count with it."""
+    wants = job.resources
+    return wants.gpus * wants.threads if wants.gpus else wants.cores
+
+
+def _told(job: Job) -> dict[str, str]:
+    """What the job's environment must say beside the node's own; the GPUs that it sees are Ray's to say."""
+    own = {key: value for key, value in os.environ.items() if key == "PYTHONPATH" or key.startswith("KDLAB_")}
+    told = own | _environment(job, DeviceLease((), ()))
+    if job.resources.gpus:
+        del told["CUDA_VISIBLE_DEVICES"]
+    return told
