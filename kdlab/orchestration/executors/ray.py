@@ -83,7 +83,7 @@ class Ray:
             name=handle.ref,
             lifetime="detached",
             num_cpus=_cores_for(job),
-            num_gpus=job.resources.gpus,
+            num_gpus=job.resources.gpus / job.resources.share,
         ).remote(trains, log, _told(job))
         self._ends[handle.ref] = actor.end.remote()
         return handle
