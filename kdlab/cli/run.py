@@ -81,7 +81,7 @@ def run(
         screen.say(_set_aside(made.plan, made.runs))
     while True:
         code = execute(screen, made, jobs_at_once=jobs, fail_fast=fail_fast, live=executor != "inline")
-        if code != FAILED or not _out_of_memory(made):
+        if code != FAILED or not _smaller(made):
             return code
         again = prepare(screen, recipe, overrides or [], executor, gpus)
         if again.plan.id == made.plan.id:
@@ -150,11 +150,13 @@ def _may_cost(screen: Screen, plan: Plan) -> bool:
     return True
 
 
-def _out_of_memory(made: Prepared) -> bool:
-    """Whether a job of the plan ended so; then the next plan may have another in its place."""
+def _smaller(made: Prepared) -> bool:
+    """Whether a job ran out of memory that another plan can have in smaller parts."""
     from kdlab.orchestration import memory
 
-    return any(memory.failure_of(made.runs.job(planned.job.id)) for planned in made.plan.jobs)
+    jobs = [planned.job for planned in made.plan.jobs]
+    failed = [(job, memory.failure_of(made.runs.job(job.id))) for job in jobs]
+    return any(failure and memory.smaller(job, failure) for job, failure in failed)
 
 
 def _anew(plan: Plan, runs: Runs) -> Plan:

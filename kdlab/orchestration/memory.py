@@ -72,7 +72,7 @@ def advice(job: Job, failure: Failure) -> str:
         return f"it is queued again with {less.settings['micro_batch']} images a forward pass"
     batch, gpus = job.settings["schedule"]["batch_size"], max(1, job.resources.gpus)
     peak, total, images = (float(failure.get(key) or 0) for key in ("peak_gb", "total_gb", "micro_batch"))
-    fits = int(images * USABLE * total / peak) if peak else 0
+    fits = min(int(images * USABLE * total / peak), int(images) - 1) if peak else 0
     if fits < 1 or images < 2:
         return "lower dataset.scale, or take a smaller model"
     more = next(

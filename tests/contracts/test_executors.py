@@ -68,6 +68,16 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setenv(name, value)
 
 
+def install_two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for nvidia-smi."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(
+        "#!/bin/sh\ncase $1 in --query-gpu*) printf '0, GPU-aa, 8192\\n1, GPU-bb, 8192\\n';; esac\n"
+    )
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+
 def start(executor: Executor, tmp_path: Path, job: Job) -> tuple[Handle, JobPaths]:
     paths = prepared(Runs(tmp_path), job)
     handle = executor.start(job, paths)
@@ -83,6 +93,11 @@ def end_of(executor: Executor, handle: Handle) -> int | None:
             return ended["student-a"]
         time.sleep(0.02)
     pytest.fail("the job did not end")
+
+
+def kill(executor: Executor, handle: Handle) -> None:
+    executor.cancel(handle, grace_s=0)
+    end_of(executor, handle)
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -227,12 +242,7 @@ def test_local_job_is_told_its_threads_and_sees_no_gpu(tmp_path: Path) -> None:
 
 
 def test_local_job_sees_the_gpus_that_it_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text(
-        "#!/bin/sh\ncase $1 in --query-gpu*) printf '0, GPU-aa, 8192\\n1, GPU-bb, 8192\\n';; esac\n"
-    )
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    install_two_gpus(tmp_path, monkeypatch)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     executor = Local(command=["sh", "-c", 'echo "[$CUDA_VISIBLE_DEVICES]"'])
     job = make_job(resources=Resources(gpus=2))
@@ -256,6 +266,26 @@ def test_local_job_of_two_processes_leases_the_cores_of_both(tmp_path: Path) -> 
 def test_command_starts_one_process_or_what_starts_several(ranks: int, module: str, tmp_path: Path) -> None:
     job = make_job(resources=Resources(ranks=ranks))
     assert command(job, JobPaths(tmp_path))[1:] == ["-m", module, str(tmp_path)]
+
+
+def test_small_jobs_share_a_gpu_and_leave_it_to_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_two_gpus(tmp_path, monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    executor, small = Local(command=["sh", "-c", "sleep 60"]), Resources(gpus=1, share=2)
+    jobs = [make_job(name, resources=small) for name in "abc"]
+    assert executor.slots(jobs[0]) == 2
+    first, second = (start(executor, tmp_path, job)[0] for job in jobs[:2])
+    assert first.devices == second.devices == ("GPU-bb",)
+    assert executor.start(jobs[2], prepared(Runs(tmp_path), jobs[2])) is None
+    alone = make_job("d", resources=Resources(gpus=1))
+    assert executor.start(alone, prepared(Runs(tmp_path), alone)) is None
+    for handle in (first, second):
+        kill(executor, handle)
+    last, _ = start(executor, tmp_path, alone)
+    assert last.devices == ("GPU-bb",)
+    kill(executor, last)
 
 
 def test_local_log_keeps_what_earlier_attempts_said(tmp_path: Path) -> None:
