@@ -200,7 +200,8 @@ def test_job_of_a_dead_scheduler_can_be_polled_and_cancelled(key: str, tmp_path:
     assert second.poll({"student-a": adopted}) == {}
     second.cancel(adopted, grace_s=60)
     assert end_of(second, adopted) in (None, 143)
-    assert end_of(first, handle) in STOPPED
+    # the actor of Ray goes with the end that the second was told
+    assert end_of(first, handle) in (STOPPED if key != "ray" else {None})
 
 
 @pytest.mark.parametrize("key", LEASING)
