@@ -77,7 +77,7 @@ def start(executor: Executor, tmp_path: Path, job: Job) -> tuple[Handle, JobPath
 
 def end_of(executor: Executor, handle: Handle) -> int | None:
     """The exit code of the job "student-a", once it has ended."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if ended := executor.poll({"student-a": handle}):
             return ended["student-a"]
@@ -86,7 +86,7 @@ def end_of(executor: Executor, handle: Handle) -> int | None:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "did not come true"
         time.sleep(0.02)

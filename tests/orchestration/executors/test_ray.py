@@ -6,13 +6,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-pytest.importorskip("ray", reason="needs kdlab[ray]")
+# not importorskip: Ray reads the environment when it is imported, and our file is the one to set it
+if find_spec("ray") is None:
+    pytest.skip("needs kdlab[ray]", allow_module_level=True)
 
 from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.events import Event, JobCancelled, JobFinished, JobRetried, JobStarted, read_from
@@ -75,9 +78,8 @@ def test_job_of_an_earlier_command_is_found_by_its_name_until_somebody_asked(
 def test_node_without_the_runs_folder_is_named_before_a_job_starts(
     two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        _ray, "_answer", lambda answer: {"seen": False, "python": True, "versions": _ray._versions()}
-    )
+    sees = {"seen": False, "python": True, "versions": _ray._versions()}
+    monkeypatch.setattr(_ray, "_answer", lambda answer: sees)
     job = make_job()
     with pytest.raises(MachineError, match="a node does not see the runs folder"):
         Ray(command=COMMAND).start(job, prepared(Runs(tmp_path), job))
