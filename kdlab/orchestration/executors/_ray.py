@@ -20,9 +20,8 @@ import kdlab
 from kdlab.errors import Fault, MachineError
 from kdlab.orchestration.executors.base import TAKEN
 
-# Ray reads these when it is imported. It would print what befalls its nodes among the command's own output.
+# Ray reads this when it is imported, and would print what befalls its nodes among the command's own output
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".?")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 try:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
