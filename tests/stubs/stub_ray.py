@@ -1,4 +1,4 @@
-"""Real Ray nodes on this machine, on ports and in folders of their own, ended for certain."""
+"""Real Ray nodes on this machine, on ports and in folders of their own, ended for certain and no others."""
 
 from __future__ import annotations
 
@@ -9,9 +9,37 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+_MARK = "KDLAB_TEST_RAY"
+
+
+@dataclass(frozen=True)
+class Node:
+    """What started under one mark in the environment, which Ray's processes and their jobs inherit."""
+
+    mark: str
+
+    def processes(self) -> set[int]:
+        wanted, found = f"{_MARK}={self.mark}".encode(), set()
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError):
+                if entry.name.isdigit() and wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.add(int(entry.name))
+        return found
+
+    def lose(self) -> None:
+        """End it with all that it started, as a power cut would end a host."""
+        while left := self.processes():
+            for process in left:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.05)
 
 
 def free_port() -> int:
@@ -21,43 +49,23 @@ def free_port() -> int:
         return port
 
 
-def start_node(*words: str, cores: int, folder: Path) -> list[int]:
-    """Start a node; the processes that it consists of."""
-    before = ray_processes()
-    small = ["--object-store-memory=80000000", "--disable-usage-stats", "--include-dashboard=false"]
-    words = (*words, f"--num-cpus={cores}", *(small if "--head" in words else small[:2]))
-    subprocess.run(
-        [shutil.which("ray") or "ray", "start", *words],
-        env={**os.environ, "RAY_TMPDIR": str(folder)},
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    return sorted(ray_processes() - before)
-
-
-def ray_processes() -> set[int]:
-    """All processes here that belong to Ray."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if entry.name.isdigit() and b"ray" in (entry / "cmdline").read_bytes().split(b"\0")[0]:
-                found.add(int(entry.name))
-    return found
-
-
-def lose(processes: list[int]) -> None:
-    """End processes with all that they started, as a power cut would end a host."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError, ValueError):
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    lost = set(processes)
-    while more := {process for process, parent in parents.items() if parent in lost} - lost:
-        lost |= more
-    for process in lost:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+def start_node(*words: str, cores: int, folder: Path) -> Node:
+    node = Node(uuid.uuid4().hex)
+    words = (*words, f"--num-cpus={cores}", "--object-store-memory=80000000", "--disable-usage-stats")
+    if "--head" in words:
+        words = (*words, "--include-dashboard=false")
+    try:
+        subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", *words],
+            env={**os.environ, "RAY_TMPDIR": str(folder), _MARK: node.mark},
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+    except BaseException:
+        node.lose()
+        raise
+    return node
 
 
 @contextmanager
@@ -66,12 +74,13 @@ def ray_started(cores: int) -> Iterator[str]:
     # sockets live below: their paths must stay short
     folder = Path(tempfile.mkdtemp(prefix="ray"))
     address = f"127.0.0.1:{free_port()}"
-    before = ray_processes()
     try:
-        start_node("--head", f"--port={address.partition(':')[2]}", cores=cores, folder=folder)
-        yield address
+        head = start_node("--head", f"--port={address.partition(':')[2]}", cores=cores, folder=folder)
+        try:
+            yield address
+        finally:
+            if "ray" in sys.modules:
+                sys.modules["ray"].shutdown()
+            head.lose()
     finally:
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
-        lose(sorted(ray_processes() - before))
         shutil.rmtree(folder, ignore_errors=True)

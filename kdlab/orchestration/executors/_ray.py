@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -17,7 +18,10 @@ from typing import Any
 
 import kdlab
 from kdlab.errors import Fault, MachineError
+from kdlab.orchestration.executors.base import TAKEN
 
+# Ray reads this when it is imported, and would print what befalls its nodes among the command's own output
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".?")
 try:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -27,6 +31,7 @@ except ImportError as error:
 NAMESPACE = "kdlab"
 LINGER_S = 60.0
 _ANSWER_S = 60.0
+_CONNECT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -55,18 +60,33 @@ def connect(address: str) -> Any:
     if ray.is_initialized():
         return ray
     where = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    _check_port(where)
     # Ray takes SIGTERM for itself, which is the command's
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(where, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        what = str(error).strip().partition("\n")[0]
-        fix = "ray start --head   and on the other nodes: ray start --address=HOST:6379"
-        raise MachineError("there is no Ray cluster", where=where, got=what, fix=fix) from error
+        raise _no_cluster(where, str(error).strip().partition("\n")[0]) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
     return ray
+
+
+def _check_port(where: str) -> None:
+    """See that somebody listens, for Ray itself would try for a minute, and aloud."""
+    host, _, port = where.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(where, str(error)) from error
+
+
+def _no_cluster(where: str, what: str) -> MachineError:
+    fix = "ray start --head   and on the other nodes: ray start --address=HOST:6379"
+    return MachineError("there is no Ray cluster", where=where, got=what, fix=fix)
 
 
 def nodes() -> list[Node]:
@@ -88,31 +108,45 @@ def actor(name: str) -> Any:
         return None
 
 
-def placed(name: str) -> bool:
-    """Whether the actor runs on a node, and does not wait for one."""
-    found = actor(name)
-    if found is None:
-        return False
-    done, _ = ray.wait([found.ready.remote()], timeout=1.0)
-    return bool(done)
+def fate(name: str, error: Exception) -> int | None:
+    """What became of a job whose actor is dead, as `Executor.poll` tells it.
+
+    Raises:
+        MachineError: the actor could not start the job.
+    """
+    if getattr(error, "actor_init_failed", False):
+        reason = str(error).strip().rpartition("\n")[2]
+        fix = "mend that node or remove it, then run this again"
+        raise MachineError("a node of the Ray cluster cannot start a job", where=name, got=reason, fix=fix)
+    # another command saw the end of the job and let the actor go; the files tell the rest
+    return None if "ray.kill" in str(error) else TAKEN
 
 
-def unfit(new: list[Node], folder: Path) -> list[Fault]:
+def unfit(new: list[Node], folder: Path, python: str) -> list[Fault]:
     """What is wrong with nodes: one that does not see the folder, one with other versions.
 
     Args:
         new: the nodes.
         folder: where jobs read and write, a path of this machine.
+        python: what runs the jobs, another one.
     """
     token = folder / f".seen-{uuid.uuid4().hex}"
     token.touch()
     try:
         here = {node: NodeAffinitySchedulingStrategy(node.id, soft=False) for node in new}
-        asked = {node: _look.options(scheduling_strategy=here[node]).remote(str(token)) for node in new}
+        looks = {node: _look.options(scheduling_strategy=here[node]) for node in new}
+        asked = {node: look.remote(str(token), python) for node, look in looks.items()}
         answers = {node: _answer(answer) for node, answer in asked.items()}
     finally:
         token.unlink()
-    return [fault for node, answer in answers.items() for fault in _faults(node, answer, folder)]
+    # one that was lost meanwhile is no fault
+    alive = set(nodes())
+    return [
+        fault
+        for node, answer in answers.items()
+        for fault in _faults(node, answer, folder, python)
+        if node in alive
+    ]
 
 
 def _answer(answer: Any) -> dict[str, Any] | str:
@@ -123,7 +157,7 @@ def _answer(answer: Any) -> dict[str, Any] | str:
     return found
 
 
-def _faults(node: Node, answer: dict[str, Any] | str, folder: Path) -> list[Fault]:
+def _faults(node: Node, answer: dict[str, Any] | str, folder: Path, python: str) -> list[Fault]:
     where = f"node {node.name}"
     if isinstance(answer, str):
         fix = "install kdlab in the Python from which ray was started there, or remove the node"
@@ -132,6 +166,9 @@ def _faults(node: Node, answer: dict[str, Any] | str, folder: Path) -> list[Faul
     if not answer["seen"]:
         fix = "set KDLAB_RUNS to a folder that all nodes share"
         faults.append(Fault("a node does not see the runs folder", where, str(folder), fix=fix))
+    if not answer["python"]:
+        fix = "install the environment under the same path on all nodes"
+        faults.append(Fault("a node does not have the Python of this command", where, python, fix=fix))
     mine = _versions()
     if answer["versions"] != mine:
         fix = "install the same on all nodes"
@@ -143,9 +180,9 @@ def _versions() -> str:
     return f"kdlab {kdlab.__version__}, Python {platform.python_version()}"
 
 
-def _seen(token: str) -> dict[str, Any]:
+def _seen(token: str, python: str) -> dict[str, Any]:
     """What a node sees."""
-    return {"seen": Path(token).exists(), "versions": _versions()}
+    return {"seen": Path(token).exists(), "python": Path(python).exists(), "versions": _versions()}
 
 
 class _Runner:
@@ -166,18 +203,16 @@ class _Runner:
                 env=os.environ | told,
                 start_new_session=True,
             )
-        self._kill_at, self._over = float("inf"), threading.Event()
+        self._kill_at = float("inf")
+        self._code: int | None = None
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def ready(self) -> bool:
-        """Answers as soon as the actor is there."""
-        return True
+    def end(self) -> int | None:
+        """The exit code, minus the signal's number for a killed process; None while it runs.
 
-    def end(self) -> int:
-        """The exit code, minus the signal's number for a killed process; waits for it."""
-        self._over.wait()
-        code: int = self._process.returncode
-        return code
+        Answers at once: a call that waits would stay here when the command that called has died.
+        """
+        return self._code
 
     def stop(self, grace_s: float) -> None:
         """Ask the job to stop, and kill it after `grace_s`."""
@@ -192,7 +227,7 @@ class _Runner:
                 self._end_group()
             time.sleep(0.1)
         self._end_group()
-        self._over.set()
+        self._code = self._process.returncode
         time.sleep(LINGER_S)
         os._exit(0)
 
@@ -203,5 +238,5 @@ class _Runner:
 
 
 _look: Any = ray.remote(num_cpus=0, max_retries=0)(_seen)
-Runner: Any = ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=8)(_Runner)
+Runner: Any = ray.remote(max_restarts=0, max_task_retries=0)(_Runner)
 """What a node sees, and the actor of a job, as Ray runs them."""

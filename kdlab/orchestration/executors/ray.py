@@ -14,12 +14,15 @@ from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.orchestration.devices import DeviceLease, Gpu, Machine
 from kdlab.orchestration.executors import _ray
-from kdlab.orchestration.executors.base import TAKEN, Handle
+from kdlab.orchestration.executors.base import Handle
 from kdlab.orchestration.executors.base import command as training
 from kdlab.orchestration.executors.local import _environment
 
 _STOPPED = 128 + signal.SIGTERM
 _DEAF_S = 5.0
+_ASK_EVERY_S = 0.5
+_PLACED_S = 2.0
+"""How long an actor that has a place may take to answer."""
 
 
 class Ray:
@@ -47,7 +50,9 @@ class Ray:
         self._command = command
         self._ray = _ray.connect(address)
         self._checked: set[str] = set()
-        self._ends: dict[str, Any] = {}
+        self._actors: dict[str, Any] = {}
+        self._asked: dict[str, tuple[Any, float]] = {}
+        self._placed: set[str] = set()
         self._codes: dict[str, int] = {}
         self._kill_at: dict[str, float] = {}
 
@@ -74,18 +79,18 @@ class Ray:
         Raises:
             MachineError: a node does not see the folder, or has another kdlab or Python.
         """
-        self._check_nodes(paths.folder.parent)
         trains = [*self._command, str(paths.folder.absolute())] if self._command else training(job, paths)
+        self._check_nodes(paths.folder.parent, trains[0])
         handle = Handle("ray", ref=f"{job.id}-{uuid.uuid4().hex[:8]}")
         handle.write(paths)
         log = str(paths.log.absolute())
-        actor = _ray.Runner.options(
+        self._actors[handle.ref] = _ray.Runner.options(
             name=handle.ref,
             lifetime="detached",
             num_cpus=_cores_for(job),
             num_gpus=job.resources.gpus / job.resources.share,
         ).remote(trains, log, _told(job))
-        self._ends[handle.ref] = actor.end.remote()
+        self._ask(handle.ref)
         return handle
 
     def poll(self, handles: Mapping[str, Handle]) -> dict[str, int | None]:
@@ -101,58 +106,76 @@ class Ray:
 
     def cancel(self, handle: Handle, grace_s: float) -> None:
         """See `Executor.cancel`; what waits for a node is given up at once."""
-        actor = _ray.actor(handle.ref)
-        if actor is None:
+        ref = handle.ref
+        if ref in self._codes or not self._found(ref):
             return
-        if not _ray.placed(handle.ref):
-            self._codes[handle.ref] = _STOPPED
-            self._ray.kill(actor)
+        if not self._has_a_place(ref):
+            self._codes[ref] = _STOPPED
+            self._ray.kill(self._actors[ref])
             return
-        actor.stop.remote(grace_s)
+        self._actors[ref].stop.remote(grace_s)
         # the actor kills the job; a node that does not answer is let go
         until = time.monotonic() + grace_s + _DEAF_S
-        self._kill_at[handle.ref] = min(until, self._kill_at.get(handle.ref, float("inf")))
+        self._kill_at[ref] = min(until, self._kill_at.get(ref, float("inf")))
+
+    def _found(self, ref: str) -> bool:
+        """Whether there is an actor of this name, also of another command; asks it for the job's end."""
+        if ref not in self._actors and (actor := _ray.actor(ref)) is not None:
+            self._actors[ref] = actor
+            self._ask(ref)
+        return ref in self._actors
+
+    def _ask(self, ref: str) -> None:
+        self._asked[ref] = self._actors[ref].end.remote(), time.monotonic()
+
+    def _has_a_place(self, ref: str) -> bool:
+        """Whether the actor ever answered; one that has not for some seconds waits for a node."""
+        question, since = self._asked[ref]
+        patience = max(0.0, since + _PLACED_S - time.monotonic())
+        if ref not in self._placed and self._ray.wait([question], timeout=patience)[0]:
+            self._placed.add(ref)
+        return ref in self._placed
 
     def _end(self, ref: str) -> Any:
         """The exit code of a job, `_RUNS` where it has none yet."""
         if ref in self._codes:
             return self._codes[ref]
-        if ref not in self._ends:
-            # another command started it
-            actor = _ray.actor(ref)
-            if actor is None:
-                return None
-            self._ends[ref] = actor.end.remote()
-        done, _ = self._ray.wait([self._ends[ref]], timeout=0)
-        if not done:
+        if not self._found(ref):
+            return None
+        question, since = self._asked[ref]
+        if not self._ray.wait([question], timeout=0)[0]:
             return _RUNS
         try:
-            return self._ray.get(done[0])
+            code = self._ray.get(question)
+            self._placed.add(ref)
         except self._ray.exceptions.ActorUnavailableError:
-            # the connection, not the node: ask again
-            del self._ends[ref]
-            return _RUNS
-        except self._ray.exceptions.RayError:
-            return TAKEN
+            # the connection, not the node
+            code = None
+        except self._ray.exceptions.RayError as error:
+            return _ray.fate(ref, error)
+        if code is None and time.monotonic() > since + _ASK_EVERY_S:
+            self._ask(ref)
+        return _RUNS if code is None else code
 
     def _kill(self, ref: str) -> None:
         self._codes.setdefault(ref, -signal.SIGKILL)
-        if (actor := _ray.actor(ref)) is not None:
-            self._ray.kill(actor)
+        if self._found(ref):
+            self._ray.kill(self._actors[ref])
 
     def _forget(self, ref: str) -> None:
         """Let the actor go, and with it the resources that it holds."""
-        if (actor := _ray.actor(ref)) is not None:
-            self._ray.kill(actor)
-        for known in (self._ends, self._codes, self._kill_at):
+        if self._found(ref):
+            self._ray.kill(self._actors[ref])
+        self._placed.discard(ref)
+        for known in (self._actors, self._asked, self._codes, self._kill_at):
             known.pop(ref, None)
 
-    def _check_nodes(self, folder: Path) -> None:
-        """See that all nodes that are new see the folder and have what this one has."""
-        new = [node for node in _ray.nodes() if node.id not in self._checked]
+    def _check_nodes(self, folder: Path, python: str) -> None:
+        """See that all new nodes that take jobs see the folder and have what this one has."""
+        new = [node for node in _ray.nodes() if node.cores and node.id not in self._checked]
         if not new:
             return
-        if faults := _ray.unfit(new, folder.absolute()):
+        if faults := _ray.unfit(new, folder.absolute(), python):
             raise MachineError(faults=faults)
         self._checked |= {node.id for node in new}
 

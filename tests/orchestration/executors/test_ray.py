@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-pytest.importorskip("ray", reason="needs kdlab[ray]")
+# not importorskip: Ray reads the environment when it is imported, and our file is the one to set it
+if find_spec("ray") is None:
+    pytest.skip("needs kdlab[ray]", allow_module_level=True)
 
 from kdlab.errors import MachineError, UsageError
-from kdlab.jobs.events import Event, JobFinished, JobRetried, JobStarted, read_from
+from kdlab.jobs.events import Event, JobCancelled, JobFinished, JobRetried, JobStarted, read_from
 from kdlab.jobs.job import Resources, Runs
 from kdlab.orchestration import scheduler
 from kdlab.orchestration.executors import _ray
 from kdlab.orchestration.executors.base import Handle
 from kdlab.orchestration.executors.ray import Ray
 from tests.stubs.stub_job import COMMAND, make_job, make_plan, prepared
-from tests.stubs.stub_ray import lose, ray_started, start_node
+from tests.stubs.stub_ray import free_port, ray_started, start_node
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +35,22 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setenv("RAY_ADDRESS", address)
         nodes = [start_node(f"--address={address}", cores=1, folder=Path("/tmp")) for _ in range(2)]
         yield SimpleNamespace(address=address, spare=nodes[1])
+        for node in nodes:
+            node.lose()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "did not come true"
+        time.sleep(0.05)
+
+
+def end_of(executor: Ray, handle: Handle | None) -> int | None:
+    assert handle is not None
+    ended: dict[str, int | None] = {}
+    wait_for(lambda: ended.update(executor.poll({"it": handle})) or ended)
+    return ended["it"]
 
 
 def test_machine_is_all_nodes_and_a_job_needs_one(two_nodes: Any) -> None:
@@ -57,7 +78,8 @@ def test_job_of_an_earlier_command_is_found_by_its_name_until_somebody_asked(
 def test_node_without_the_runs_folder_is_named_before_a_job_starts(
     two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_ray, "_answer", lambda answer: {"seen": False, "versions": _ray._versions()})
+    sees = {"seen": False, "python": True, "versions": _ray._versions()}
+    monkeypatch.setattr(_ray, "_answer", lambda answer: sees)
     job = make_job()
     with pytest.raises(MachineError, match="a node does not see the runs folder"):
         Ray(command=COMMAND).start(job, prepared(Runs(tmp_path), job))
@@ -69,18 +91,93 @@ def test_gpus_cannot_be_chosen(two_nodes: Any) -> None:
         Ray(gpus=[0])
 
 
-def test_jobs_of_a_lost_node_go_on_elsewhere_from_their_checkpoints(two_nodes: Any, tmp_path: Path) -> None:
+def test_address_where_nobody_listens_is_told_at_once() -> None:
+    script = (
+        "from kdlab.errors import MachineError\nfrom kdlab.orchestration.executors.base import load\n"
+        f"try: load('ray', None, {{'address': '127.0.0.1:{free_port()}'}})\n"
+        "except MachineError as error: print(error)"
+    )
+    before = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "there is no Ray cluster" in done.stdout
+    assert "ray start --head" in done.stdout
+    assert done.stderr == ""
+    assert time.monotonic() - before < 10
+
+
+def test_job_that_many_commands_followed_still_stops_at_a_checkpoint(two_nodes: Any, tmp_path: Path) -> None:
+    job = make_job(steps=5000)
+    paths = prepared(Runs(tmp_path), job)
+    handle = Ray(command=COMMAND).start(job, paths)
+    assert handle is not None
+    wait_for(lambda: len(read_from(paths.events).events) > 2)
+    for _ in range(12):
+        assert Ray().poll({job.id: handle}) == {}
+    last = Ray()
+    last.cancel(handle, grace_s=60)
+    assert end_of(last, handle) == 143
+    assert isinstance(read_from(paths.events).events[-1], JobCancelled)
+
+
+def test_job_that_waits_for_a_node_is_cancelled_without_having_run(two_nodes: Any, tmp_path: Path) -> None:
+    executor, handles = Ray(command=COMMAND), []
+    jobs = [make_job(name, steps=5000) for name in "abc"]
+    for job in jobs:
+        handles.append(executor.start(job, prepared(Runs(tmp_path), job)))
+    events = [Runs(tmp_path).job(job.id).events for job in jobs]
+    wait_for(lambda: sum(path.exists() for path in events) == 2)
+    time.sleep(1)
+    (waits,) = [number for number, path in enumerate(events) if not path.exists()]
+    executor.cancel(handles[waits], grace_s=60)
+    assert end_of(executor, handles.pop(waits)) == 143
+    assert sum(path.exists() for path in events) == 2
+    for handle in handles:
+        executor.cancel(handle, grace_s=60)
+        assert end_of(executor, handle) == 143
+
+
+def test_job_that_a_node_cannot_start_is_told_with_the_reason(two_nodes: Any, tmp_path: Path) -> None:
+    executor, job = Ray(command=COMMAND), make_job()
+    paths = prepared(Runs(tmp_path), job)
+    paths.log.mkdir()
+    handle = executor.start(job, paths)
+    with pytest.raises(MachineError, match=r"cannot start a job(.|\n)*IsADirectoryError"):
+        end_of(executor, handle)
+
+
+def test_python_that_a_node_lacks_is_named_before_a_job_starts(two_nodes: Any, tmp_path: Path) -> None:
+    job = make_job()
+    with pytest.raises(MachineError, match="does not have the Python"):
+        Ray(command=["/no/such/python"]).start(job, prepared(Runs(tmp_path), job))
+
+
+def test_actor_is_gone_once_the_end_was_told_and_others_hear_nothing_wrong(
+    two_nodes: Any, tmp_path: Path
+) -> None:
+    first, second, job = Ray(command=COMMAND), Ray(), make_job(steps=50)
+    handle = first.start(job, prepared(Runs(tmp_path), job))
+    assert handle is not None
+    assert second.poll({job.id: handle}) == {}
+    assert end_of(second, handle) == 0
+    wait_for(lambda: _ray.actor(handle.ref) is None)
+    assert end_of(first, handle) is None
+
+
+def test_jobs_of_a_lost_node_go_on_elsewhere_from_their_checkpoints(
+    two_nodes: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     runs, jobs = Runs(tmp_path), [make_job(name, steps=150, step_s=0.02) for name in "ab"]
     events: list[Event] = []
     for event in scheduler.run(make_plan(*jobs), Ray(command=COMMAND), runs, poll_s=0.05):
         events.append(event)
         steps = [len(read_from(runs.job(job.id).events).events) for job in jobs]
         if two_nodes.spare and min(steps) > 20:
-            lose(two_nodes.spare)
-            two_nodes.spare = []
+            two_nodes.spare.lose()
+            two_nodes.spare = None
     ends = [type(event) for event in events if isinstance(event, JobFinished | JobRetried)]
     assert ends.count(JobFinished) == 2
     assert ends.count(JobRetried) == 1
     (again,) = [event for event in events if isinstance(event, JobStarted) and event.iteration]
     assert 0 < again.iteration < 150
     assert len(Ray().machine.cores) == 1
+    assert capfd.readouterr() == ("", "")
