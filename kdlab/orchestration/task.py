@@ -29,7 +29,7 @@ from kdlab.jobs.events import (
     read_from,
     settled,
 )
-from kdlab.jobs.files import read_json, write_json
+from kdlab.jobs.files import DISK_FULL, disk_full, read_json, write_json
 from kdlab.jobs.job import Job, JobPaths, JobResult
 from kdlab.jobs.lease import LeaseInfo, holder, try_lock
 from kdlab.orchestration import gate, memory
@@ -215,6 +215,8 @@ class Task:
 
     def _died(self, code: int | None, retries: int) -> Event:
         number = _signal(code)
+        if code == DISK_FULL:
+            return self._failed(disk_full(self.paths.folder), time.time() - self.began)
         if code not in (None, TAKEN) and number is None:
             what = f"the process ended with exit code {code}, without a result and without a reason"
             return self._failed(Fault(what, fix="the end of its log may tell"), time.time() - self.began)
