@@ -503,6 +503,25 @@ def test_result_whose_process_died_before_telling_counts(runs: Runs) -> None:
     assert only(events, JobFinished).metrics == METRICS
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_states_of_a_job_that_was_killed_right_after_its_result_are_removed(runs: Runs, known: bool) -> None:
+    job = make_job(step_s=60)
+    paths = runs.job(job.id)
+    events = events_of(make_plan(job), runs)
+    if known:
+        until(events, JobStarted)
+    else:
+        prepared(runs, job)
+    paths.checkpoints.mkdir(exist_ok=True)
+    for name in ("000000006-0a1b.pth", "weights.pth"):
+        (paths.checkpoints / name).touch()
+    make_result(job).write(paths)
+    if running := holder(paths):
+        os.kill(running.process.pid, signal.SIGKILL)
+    list(events)
+    assert [path.name for path in paths.checkpoints.iterdir()] == ["weights.pth"]
+
+
 def test_job_that_somebody_terminates_is_cancelled_not_retried(runs: Runs) -> None:
     events = events_of(make_plan(make_job(steps=1000)), runs)
     until(events, JobCheckpointed)
