@@ -10,11 +10,12 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,8 @@ def test_fault_changes_no_number(
         assert world.results() == expected
         assert _started_again(world) == []
         assert _left(warm) == []
+        # without its newest state a job repeats what MLflow has already, and what it has cannot be taken back
+        assert fault is break_checkpoint or _doubled(world) == []
         if fault in FORGIVEN and codes[0] != -signal.SIGKILL:
             assert codes == [0], world.out.read_text()
         if fault is fill_disk and codes[0]:
@@ -334,6 +337,14 @@ def _started_again(world: World) -> list[str]:
         if JobFinished in kinds and JobStarted in kinds[kinds.index(JobFinished) :]:
             found.append(f"{job.folder.name}: a start after the end")
     return found
+
+
+def _doubled(world: World) -> list[tuple[str, ...]]:
+    """Jobs with several runs in MLflow, and points of a curve at one step."""
+    with closing(sqlite3.connect(world.runs / "mlflow.db")) as database:
+        runs = "select value from tags where key = 'kdlab.job' group by 1 having count(*) > 1"
+        points = "select run_uuid, key, step from metrics group by 1, 2, 3 having count(*) > 1"
+        return [*database.execute(runs), *database.execute(points)]
 
 
 def _left(warm: Warm) -> list[int]:
