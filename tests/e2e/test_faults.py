@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,9 @@ pytestmark = pytest.mark.e2e
 TRIALS = int(os.environ.get("KDLAB_FAULT_TRIALS", "3"))
 SEED = os.environ.get("KDLAB_FAULT_SEED", "0")
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 240.0
-ROOM_MB = 64
+PATIENCE_S, ROOM_MB = 240.0, 64
 COMMANDS = 5
 """How often at most a plan is started until it ends well."""
-
 RECIPE = """\
 # A teacher and two students, seconds each.
 dataset: {name: digits, image_px: 64, train_images: 24, val_images: 8, flip: 0.5}
@@ -241,8 +239,8 @@ def break_checkpoint(world: World, draw: random.Random) -> str:
         _kill(pid, signal.SIGSTOP)
     states[job] = sorted(job.checkpoints.glob("[0-9]*-*.pth"), reverse=True)
     how = [_damage(path, draw) for path in states[job][: draw.choice([1, 1, 2])]]
-    for running, pid in world.running:
-        _kill(pid, signal.SIGKILL if alone or running.folder == job.folder else signal.SIGCONT)
+    for other, pid in world.running:
+        _kill(pid, signal.SIGKILL if alone or other.folder == job.folder else signal.SIGCONT)
     return f"{job.folder.name} {', '.join(how)}, {'scheduler killed' if alone else 'scheduler alive'}"
 
 
@@ -293,23 +291,20 @@ def test_fault_changes_no_number(
             assert "No space left on device" in world.out.read_text()
 
 
-class _disk:  # noqa: N801 - a context manager, used as a function
-    """A disk of its own below `folder`, small enough to fill."""
-
-    def __init__(self, folder: Path, wanted: bool) -> None:
-        self._folder, self._wanted = folder, wanted
-
-    def __enter__(self) -> None:
-        if not self._wanted:
-            return
-        self._folder.mkdir(parents=True)
-        command = ["mount", "-t", "tmpfs", "-o", f"size={ROOM_MB}m", "tmpfs", str(self._folder)]
-        if os.getuid() or subprocess.run(command, check=False, capture_output=True).returncode:
-            pytest.skip("a disk that can be filled needs the right to mount one")
-
-    def __exit__(self, *_: object) -> None:
-        if self._wanted:
-            subprocess.run(["umount", "-l", str(self._folder)], check=False)
+@contextmanager
+def _disk(folder: Path, wanted: bool) -> Iterator[None]:
+    """A disk of its own below `folder`, small enough to fill, inside `with`."""
+    if not wanted:
+        yield
+        return
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={ROOM_MB}m", "tmpfs", str(folder)]
+    if os.getuid() or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("a disk that can be filled needs the right to mount one")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
 def _strike(world: World, fault: Callable[..., str], draw: random.Random, bytes_in_all: int) -> str:
