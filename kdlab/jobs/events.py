@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,16 +155,13 @@ class EventLog:
     def __init__(self, path: Path, job: str, attempt: int) -> None:
         self._job, self._attempt = job, attempt
         self._file = path.open("ab+", buffering=0)
-        self._torn = False
-        if size := self._file.seek(0, os.SEEK_END):
-            self._file.seek(size - 1)
-            self._torn = self._file.read(1) != b"\n"
 
     def write(self, kind: type[Event], /, **fields: Any) -> None:
         """Append one event, whole in one write; on a disk that fills up it may be torn and is then lost."""
         event = kind(job=self._job, attempt=self._attempt, **fields)
-        line = b"\n" * self._torn + json.dumps(event.to_dict()).encode() + b"\n"
-        self._torn = self._file.write(line) != len(line)
+        # looked at each time: the file can lose its end under a living process too
+        torn = not is_line_end(self._file, self._file.seek(0, os.SEEK_END))
+        self._file.write(b"\n" * torn + json.dumps(event.to_dict()).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file."""
@@ -180,14 +177,26 @@ class Tail:
     skipped: int
 
 
+def is_line_end(file: IO[bytes], offset: int) -> bool:
+    """Whether a line ends or the file begins at byte `offset`; leaves the file's position there."""
+    if not offset:
+        file.seek(0)
+        return True
+    file.seek(offset - 1)
+    return file.read(1) == b"\n"
+
+
 def read_from(path: Path, offset: int = 0) -> Tail:
     """Events from byte `offset` on; a line still being written waits for the next call.
+
+    A log that has lost its end is read on from where it ends now.
 
     Returns:
         The events, the offset to go on from, and how many lines did not parse. No file is an empty log.
     """
     try:
         with path.open("rb") as file:
+            offset = min(offset, file.seek(0, os.SEEK_END))
             file.seek(offset)
             data = file.read()
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -9,6 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from kdlab.errors import Fault
+
+DISK_FULL = 74
+"""Exit code of a job that could not write for want of room; Unix calls it EX_IOERR."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -60,3 +67,18 @@ def read_json(path: Path) -> Any | None:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an exception, or what led to it, is for want of room on a disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def disk_full(folder: Path) -> Fault:
+    """What to tell of a disk without room."""
+    fix = "make room; the same command goes on from the last checkpoint"
+    return Fault("the disk is full", where=str(folder), got=os.strerror(errno.ENOSPC), fix=fix)

@@ -45,13 +45,14 @@ class Driver:
 @contextmanager
 def driving(plan_id: str, runs: Runs, command: str) -> Iterator[None]:
     """Say that this process drives a plan, as long as it is inside; several can."""
-    with _file(plan_id, runs).open("ab") as file:
+    with _file(plan_id, runs).open("ab", buffering=0) as file:
         # waits where a reader has it for an instant, and goes on where a disk has no locks
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_SH)
-        file.truncate(0)
-        file.write(json.dumps({"process": asdict(Process.of(getpid())), "command": command}).encode())
-        file.flush()
+        # a full disk stops what cannot do without, and tells why
+        with suppress(OSError):
+            file.truncate(0)
+            file.write(json.dumps({"process": asdict(Process.of(getpid())), "command": command}).encode())
         yield
 
 

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from kdlab.jobs.events import (
     read_from,
     settled,
 )
-from kdlab.jobs.files import read_json, write_json
+from kdlab.jobs.files import DISK_FULL, disk_full, read_json, write_json
 from kdlab.jobs.job import Job, JobPaths, JobResult
 from kdlab.jobs.lease import LeaseInfo, holder, try_lock
 from kdlab.orchestration import gate, memory
@@ -91,6 +91,7 @@ class Task:
         result = JobResult.read(self.paths)
         if result is None or gate.fault(self.job, result.metrics):
             return None
+        _remove_states(self.paths)
         return self.says(JobReused, metrics=result.metrics)
 
     def missed(self) -> Event | None:
@@ -186,6 +187,7 @@ class Task:
     def _finished(self) -> Event | None:
         if (result := JobResult.read(self.paths)) is None:
             return None
+        _remove_states(self.paths)
         if isinstance(self.last_word, JobFinished):
             return self.last_word
         return self.says(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
@@ -215,6 +217,8 @@ class Task:
 
     def _died(self, code: int | None, retries: int) -> Event:
         number = _signal(code)
+        if code == DISK_FULL:
+            return self._failed(disk_full(self.paths.folder), time.time() - self.began)
         if code not in (None, TAKEN) and number is None:
             what = f"the process ended with exit code {code}, without a result and without a reason"
             return self._failed(Fault(what, fix="the end of its log may tell"), time.time() - self.began)
@@ -241,6 +245,13 @@ def _sole_starter(paths: JobPaths) -> Iterator[bool]:
     """Whether no other scheduler is about to start this job; keeps them from it inside `with`."""
     with paths.handle.with_suffix(".lock").open("ab") as file:
         yield try_lock(file.fileno(), fcntl.LOCK_EX)
+
+
+def _remove_states(paths: JobPaths) -> None:
+    """Remove the training states of a finished job that was killed before it could itself."""
+    with suppress(OSError):
+        for state in paths.checkpoints.glob("[0-9]*-*.pth"):
+            state.unlink(missing_ok=True)
 
 
 def _signal(code: int | None) -> signal.Signals | None:

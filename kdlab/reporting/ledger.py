@@ -74,7 +74,7 @@ class Ledger:
     def behind(self, job: str) -> bool:
         """Whether anything happened to a job since its entry was written; cheap, however long the log."""
         paths, entry = self._runs.job(job), self.read(job)
-        began = began_ms(paths.events)
+        began = began_ms(paths.events, entry.began_ms)
         return began is not None and (entry.began_ms != began or entry.seen != snapshot(paths))
 
     def write(self, name: str, entry: Entry) -> None:

@@ -7,7 +7,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdlab.jobs.events import Event, JobCheckpointed, JobEvaluated, JobProgress, from_line, settled
+from kdlab.jobs.events import (
+    Event,
+    JobCheckpointed,
+    JobEvaluated,
+    JobFailed,
+    JobProgress,
+    JobStarted,
+    from_line,
+    is_line_end,
+    settled,
+)
 
 SPACING_S = 5.0
 """Of the points of one training curve in this many seconds, the last one is kept."""
@@ -35,6 +45,7 @@ def segments(log: Path, offset: int, *, finished: bool) -> list[Segment]:
     """What a log holds from byte `offset` on, cut at checkpoints.
 
     Cut and thinned by the log alone: whoever reads it again, in one go or many, finds the same points.
+    So a log that lost its end, and may have grown again, is read from its beginning.
 
     Args:
         log: `events.jsonl`.
@@ -42,6 +53,7 @@ def segments(log: Path, offset: int, *, finished: bool) -> list[Segment]:
         finished: the job has its result, so what follows the last checkpoint counts as well; before that
             a resumed job would repeat it.
     """
+    offset = offset if _reaches(log, offset) else 0
     ends = {id(event): (event, end) for event, end in _events(log, offset)}
     found: list[Segment] = []
     open_events: list[Event] = []
@@ -72,6 +84,12 @@ def _events(log: Path, offset: int) -> Iterator[tuple[Event, int]]:
                 yield event, offset
 
 
+def _reaches(log: Path, offset: int) -> bool:
+    """Whether a line of the log still ends at byte `offset`."""
+    with log.open("rb") as file:
+        return is_line_end(file, offset)
+
+
 def _thinned(events: Iterable[Event]) -> tuple[Point, ...]:
     """The points of `events`, training curves at `SPACING_S`, a validation metric once a step."""
     kept: dict[tuple[str, int], Point] = {}
@@ -92,7 +110,24 @@ def _thinned(events: Iterable[Event]) -> tuple[Point, ...]:
     return tuple(kept.values())
 
 
-def began_ms(log: Path) -> int | None:
-    """When the first event of a log happened, in Unix milliseconds; None where there is none yet."""
-    first = next(_events(log, 0), None) if log.exists() else None
+def began_ms(log: Path, known: int = 0) -> int | None:
+    """When the first event of a log happened, in Unix milliseconds; None where there is none yet.
+
+    Args:
+        log: `events.jsonl`.
+        known: what it was before, if it is known: a log that has lost its beginning since began then.
+    """
+    if not log.exists():
+        return None
+    first = next(_events(log, 0), None)
+    if known and (first is None or _goes_on(first[0])):
+        return known
     return None if first is None else round(1000 * first[0].time)
+
+
+def _goes_on(first: Event) -> bool:
+    """Whether something must have come before the event that a log begins with."""
+    if isinstance(first, JobStarted):
+        return first.iteration > 0
+    # which a job can also do before it has started to train
+    return not isinstance(first, JobFailed)

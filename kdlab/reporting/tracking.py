@@ -83,14 +83,13 @@ def sync(
     sender = _Sender(plan, runs, store, deadline_s, files)
     if not sender.behind():
         return SyncReport()
-    with _alone(runs.folder / "tracking.lock") as alone:
-        if not alone:
-            return SyncReport(0, sender.left(), "another kdlab command is sending to MLflow")
-        try:
-            with _no_mlruns_here():
-                sender.send()
-        except Exception as error:  # whatever a tracker runs into, training and reports go on
-            sender.error = _one_line(error)
+    try:
+        with _alone(runs.folder / "tracking.lock") as alone, _no_mlruns_here():
+            if not alone:
+                return SyncReport(0, sender.left(), "another kdlab command is sending to MLflow")
+            sender.send()
+    except Exception as error:  # whatever a tracker runs into, training and reports go on
+        sender.error = _one_line(error)
     return SyncReport(sender.sent, sender.left(), sender.error)
 
 
@@ -159,7 +158,7 @@ class _Sender:
         # Looked at before anything is read: what is written from here on is for the next sync.
         seen, state = snapshot(paths), job_state(paths)
         entry = self._ledger.read(job.id)
-        began = began_ms(paths.events)
+        began = began_ms(paths.events, entry.began_ms)
         if began is not None and entry.began_ms != began:
             entry = self._open_job(job, began)
             entry.began_ms = began

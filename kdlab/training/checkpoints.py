@@ -158,7 +158,8 @@ class TrainingCheckpoints:
     def clear(self) -> None:
         """Remove all states; a finished job keeps its weights alone."""
         for path in self._newest_first():
-            path.unlink()
+            # a scheduler that reads the result may remove them too
+            path.unlink(missing_ok=True)
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*-*.pth"), reverse=True)

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from kdlab.errors import JobError, KdlabError, OutOfMemory
 from kdlab.jobs.events import EventLog, JobCancelled, JobFailed, JobFinished
-from kdlab.jobs.files import write_json_once, write_text
+from kdlab.jobs.files import DISK_FULL, disk_full, is_disk_full, write_json_once, write_text
 from kdlab.jobs.job import Job, JobPaths, JobResult, read_job
 from kdlab.jobs.lease import Lease, LeaseInfo, LeaseLost
 
@@ -27,16 +27,22 @@ PACKAGES = ("kdlab", "torch", "torchvision", "mmdet", "mmengine", "mmcv", "mmcv-
 
 
 def main(folder: str) -> int:
-    """Run the job of a folder; the exit code is 0 done, 1 failed, 143 stopped on request."""
+    """Run the job of a folder.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 74 failed for want of room on the disk, 143 stopped on request.
+    """
     paths = JobPaths(Path(folder))
     try:
         return 0 if run_job(paths) else STOPPED
-    except KdlabError as error:
-        print(error, file=sys.stderr, flush=True)
-        return 1
-    except Exception:
-        traceback.print_exc()
-        return 1
+    except Exception as error:
+        # the log can be on the disk that is full: then the exit code alone tells
+        with suppress(OSError):
+            if isinstance(error, KdlabError):
+                print(error, file=sys.stderr, flush=True)
+            else:
+                traceback.print_exc()
+        return DISK_FULL if is_disk_full(error) else 1
 
 
 def run_job(paths: JobPaths) -> JobResult | None:
@@ -186,9 +192,11 @@ def _is_loss_of_peer(error: Exception) -> bool:
 
 
 def _record_failure(job: Job, paths: JobPaths, error: Exception, after_s: float) -> None:
-    """Leave `failure.json` and an event, unless another process has; on a full disk the log must do."""
+    """Leave `failure.json` and an event, unless another process has; on a full disk the exit code must do."""
     if isinstance(error, KdlabError):
         fault = vars(error.faults[0])
+    elif is_disk_full(error):
+        fault = vars(disk_full(paths.folder))
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         text = str(error).splitlines()[0][:300] if str(error) else ""
@@ -205,7 +213,8 @@ def _record_failure(job: Job, paths: JobPaths, error: Exception, after_s: float)
         with closing(EventLog(paths.events, job.id, lease.attempt if lease else 0)) as log:
             log.write(JobFailed, **told, kind=str(memory.get("kind", "")), log=str(paths.log))
     except OSError as full:
-        print(f"failure.json could not be written: {full}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"failure.json could not be written: {full}", file=sys.stderr)
 
 
 def environment(job: Job, device: str) -> dict[str, Any]:
@@ -243,7 +252,7 @@ def commit() -> str:
 
 def leave(code: int) -> None:
     """End this process; at once where it failed among others, for torch could wait for them."""
-    if code == 1 and "RANK" in os.environ:
+    if code in (1, DISK_FULL) and "RANK" in os.environ:
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

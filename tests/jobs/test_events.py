@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -118,12 +119,36 @@ def test_line_after_one_that_a_full_disk_cut_is_not_lost(
         def write(self, data: bytes) -> int:
             return whole.write(data[:9])
 
+        def __getattr__(self, name: str) -> object:
+            return getattr(whole, name)
+
     monkeypatch.setattr(log, "_file", FullDisk())
     log.write(JobCheckpointed, iteration=1)
     monkeypatch.setattr(log, "_file", whole)
     log.write(JobCheckpointed, iteration=2)
     log.close()
     assert [event.iteration for event in read_from(path).events] == [2]  # type: ignore[attr-defined]
+
+
+def test_line_after_a_cut_under_its_writer_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path, "a", 1)
+    log.write(JobCheckpointed, iteration=1)
+    os.truncate(path, 20)
+    log.write(JobCheckpointed, iteration=2)
+    log.close()
+    assert [event.iteration for event in read_from(path).events] == [2]  # type: ignore[attr-defined]
+
+
+def test_log_that_lost_its_end_is_read_on_from_there(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(lines(9))
+    offset = read_from(path).offset
+    path.write_bytes(lines(2))
+    cut = read_from(path, offset)
+    append(path, 2, 50)
+    assert (cut.events, cut.offset) == ([], len(lines(2)))
+    assert [event.iteration for event in read_from(path, cut.offset).events] == [50]  # type: ignore[attr-defined]
 
 
 def test_later_attempt_undoes_what_came_after_its_checkpoint() -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import errno
 import stat
 from pathlib import Path
 
 import pytest
 
-from kdlab.jobs.files import read_json, replacing, write_json, write_json_once, write_text
+from kdlab.jobs.files import is_disk_full, read_json, replacing, write_json, write_json_once, write_text
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
@@ -52,3 +53,14 @@ def test_file_is_as_readable_as_one_that_was_opened_plainly(tmp_path: Path) -> N
     (tmp_path / "b.txt").write_text("")
     modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert len(modes) == 1
+
+
+def test_full_disk_is_known_behind_what_it_led_to() -> None:
+    with pytest.raises(ValueError, match="the write failed") as told:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise ValueError("the write failed") from error
+    assert is_disk_full(told.value)
+    assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
+    assert not is_disk_full(None)

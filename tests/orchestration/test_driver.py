@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -52,3 +53,13 @@ def test_a_reader_does_not_keep_a_driver_out(runs: Runs) -> None:
         driver = Driver.of("7f3a0001", runs)
     assert driver is not None
     assert driver.at_work
+
+
+def test_a_full_disk_keeps_no_driver_from_its_plan(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kdlab.orchestration.driver.json.dumps", full)
+    with driving("7f3a0001", runs, "kdlab run x"):
+        pass
+    assert Driver.of("7f3a0001", runs) is None

@@ -30,6 +30,7 @@ from kdlab.jobs.events import (
     JobStarted,
     read_from,
 )
+from kdlab.jobs.files import DISK_FULL
 from kdlab.jobs.job import Job, JobPaths, Resources, Runs, read_job
 from kdlab.jobs.lease import LeaseInfo, Process, holder
 from kdlab.orchestration import scheduler
@@ -50,6 +51,16 @@ from tests.stubs.stub_job import COMMAND, make_job, make_plan
 plan = make_plan(make_job(steps=150), make_job("b", parents=("student-a",)))
 for event in scheduler.run(plan, Local(command=COMMAND), Runs(Path(sys.argv[1])), poll_s=0.02):
     print(type(event).__name__, flush=True)
+"""
+TWENTY = """
+import sys
+from pathlib import Path
+from kdlab.jobs.job import Runs
+from kdlab.orchestration import scheduler
+from kdlab.orchestration.executors.local import Local
+from tests.orchestration.test_scheduler import twenty
+for event in scheduler.run(twenty(), Local(command=sys.argv[2:]), Runs(Path(sys.argv[1])), poll_s=0.02):
+    print(type(event).__name__, event.job, flush=True)
 """
 ROOT = Path(__file__).resolve().parents[2]
 ENDS = (JobFinished, JobFailed, JobCancelled, JobSkipped)
@@ -381,6 +392,49 @@ def test_two_schedulers_share_a_plan_without_running_a_job_twice(runs: Runs) -> 
     assert attempts == [1, 1, 1, 1]
 
 
+def twenty() -> Plan:
+    """Jobs that wait for one another here and there, some of them killed once."""
+    ends = ["finish", "kill_once", "torn"]
+    return make_plan(
+        *(
+            make_job(str(i), (f"student-{i // 3}",) if i % 3 else (), step_s=0.02, end=ends[i % 4 % 3])
+            for i in range(20)
+        )
+    )
+
+
+def test_two_commands_at_once_start_none_of_twenty_jobs_twice(runs: Runs) -> None:
+    command = [sys.executable, "-c", TWENTY, str(runs.folder), *COMMAND]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    told = [one.communicate(timeout=120)[0].splitlines() for one in both]
+    jobs = {planned.job.id for planned in twenty().jobs}
+    for lines in told:
+        assert {line.split()[1] for line in lines if line.startswith(("JobFinished", "JobReused"))} == jobs
+    for job in jobs:
+        events = read_from(runs.job(job).events).events
+        starts = [event.attempt for event in events if isinstance(event, JobStarted)]
+        killed = read_job(runs.job(job)).settings["end"] != "finish"
+        assert starts == ([1, 2] if killed else [1])
+        assert isinstance(events[-1], JobFinished)
+
+
+@pytest.mark.parametrize("left", [0, 7, 150])
+def test_job_whose_events_lose_their_end_is_followed_to_its_own(runs: Runs, left: int) -> None:
+    events = events_of(make_plan(make_job(steps=30)), runs)
+    until(events, JobCheckpointed)
+    os.truncate(runs.job("student-a").events, left)
+    rest = list(events)
+    assert outcomes(rest) == {"student-a": "JobFinished"}
+    assert [event.iteration for event in rest if isinstance(event, JobCheckpointed)][-1] == 30
+
+
+def test_job_that_could_not_even_say_so_failed_of_a_full_disk(runs: Runs) -> None:
+    executor = Local(command=["sh", "-c", f"exit {DISK_FULL}"])
+    failed = only(scheduler.run(make_plan(make_job()), executor, runs, poll_s=0.02), JobFailed)
+    assert (failed.what, failed.where) == ("the disk is full", str(runs.job("student-a").folder))
+    assert "make room" in failed.fix
+
+
 def test_process_that_has_yet_to_take_its_lease_is_adopted(runs: Runs) -> None:
     job = make_job()
     paths = prepared(runs, job)
@@ -447,6 +501,25 @@ def test_result_whose_process_died_before_telling_counts(runs: Runs) -> None:
     assert running is not None
     os.kill(running.process.pid, signal.SIGKILL)
     assert only(events, JobFinished).metrics == METRICS
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_states_of_a_job_that_was_killed_right_after_its_result_are_removed(runs: Runs, known: bool) -> None:
+    job = make_job(step_s=60)
+    paths = runs.job(job.id)
+    events = events_of(make_plan(job), runs)
+    if known:
+        until(events, JobStarted)
+    else:
+        prepared(runs, job)
+    paths.checkpoints.mkdir(exist_ok=True)
+    for name in ("000000006-0a1b.pth", "weights.pth"):
+        (paths.checkpoints / name).touch()
+    make_result(job).write(paths)
+    if running := holder(paths):
+        os.kill(running.process.pid, signal.SIGKILL)
+    list(events)
+    assert [path.name for path in paths.checkpoints.iterdir()] == ["weights.pth"]
 
 
 def test_job_that_somebody_terminates_is_cancelled_not_retried(runs: Runs) -> None:

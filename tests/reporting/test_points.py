@@ -55,6 +55,30 @@ def test_log_cut_at_any_byte_gives_the_first_segments_and_the_rest_follows(log, 
     assert points(first) + points(rest) == points(whole)
 
 
+def test_log_that_was_cut_and_grew_again_is_read_from_its_beginning(log, tmp_path):
+    first, *_, last = segments(log, 0, finished=False)
+    cut = tmp_path / "events.jsonl"
+    cut.write_bytes(log.read_bytes()[: last.end - 40])
+    with cut.open("a") as file:
+        for iteration in range(37, 41):
+            file.write("\n" + json.dumps(report(2000.0 + iteration, iteration).to_dict()) + "\n")
+    assert segments(cut, last.end, finished=True)[0] == first
+
+
+def test_log_without_its_beginning_began_when_it_did(tmp_path):
+    path = tmp_path / "events.jsonl"
+    known = 1_000_000
+    for event, began in [
+        (report(1008.0, 8), known),
+        (started(2000.0, 6), known),
+        (started(2000.0, 0), 2_000_000),
+    ]:
+        path.write_text(json.dumps(event.to_dict()) + "\n")
+        assert began_ms(path, known) == began
+    path.write_text("")
+    assert began_ms(path, known) == known
+
+
 def test_iterations_repeated_by_a_resume_count_once(log):
     steps = [point.step for point in points(segments(log, 0, finished=True)) if point.key == "train/cls"]
     assert steps == sorted(set(steps))

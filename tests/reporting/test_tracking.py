@@ -275,6 +275,41 @@ def test_sync_after_every_event_gives_the_points_of_one_sync(bench, database):
     assert curves(database, piecewise) == curves(database, whole)
 
 
+@pytest.mark.parametrize("left", [0, 60, 300, 900])
+def test_log_that_loses_its_end_doubles_and_loses_nothing_that_was_sent(bench, database, left):
+    job = bench.job("rm")
+    plan = bench.plan([job])
+    bench.train(job)
+    paths = bench.runs.job(job.id)
+    whole = paths.events.read_bytes()
+    half = whole.index(b"\n", whole.index(b"JobCheckpointed")) + 1
+    paths.events.write_bytes(whole[:half])
+    paths.result.rename(result := paths.folder / "later")
+    sync(plan, bench.runs)
+    assert steps(database, job, "val/AP") == [10]
+    # a job that goes on begins a line of its own
+    paths.events.write_bytes(whole[:left] + b"\n" + whole[half:])
+    sync(plan, bench.runs)
+    result.rename(paths.result)
+    report = sync(plan, bench.runs)
+    assert (report.left, report.error) == (0, "")
+    assert steps(database, job, "val/AP") == [10, 20]
+    shown = steps(database, job)
+    assert shown == sorted(set(shown))
+    assert set(shown) >= {4, 8, 10, 14, 18, 20}
+    assert run_of(database, "kdlab.job", job.id)[0] == ("FINISHED", 1_000_000, 1_020_000)
+
+
+def test_lock_that_cannot_be_made_is_told_and_not_raised(bench):
+    job = bench.job("rm")
+    plan = bench.plan([job])
+    bench.train(job)
+    (bench.runs.folder / "tracking.lock").mkdir()
+    report = sync(plan, bench.runs)
+    assert "tracking.lock" in report.error
+    assert report.left > 0
+
+
 def test_server_that_is_away_loses_nothing(bench, database):
     job, undisturbed = bench.job("rm"), bench.job("pfi")
     for one in (job, undisturbed):

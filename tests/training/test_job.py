@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,10 +12,10 @@ import pytest
 
 from kdlab.datasets import digits
 from kdlab.errors import JobError
-from kdlab.jobs.events import JobFailed, JobFinished, JobStarted, read_from
-from kdlab.jobs.files import write_json
+from kdlab.jobs.events import Event, EventLog, JobEvaluated, JobFailed, JobFinished, JobStarted, read_from
+from kdlab.jobs.files import DISK_FULL, write_json
 from kdlab.jobs.job import Job, JobPaths, JobResult, Resources
-from kdlab.training.job import _signals, run_job
+from kdlab.training.job import _signals, main, run_job
 
 MODEL: dict[str, Any] = {
     "detector": "gfl",
@@ -149,6 +150,39 @@ def test_full_gpu_fails_with_what_one_needs_to_choose_smaller_steps(
     event = read_from(paths.events).events[-1]
     assert isinstance(event, JobFailed)
     assert (event.kind, event.what) == ("oom", "the GPU is out of memory")
+
+
+def test_full_disk_ends_the_job_with_that_as_cause_and_keeps_its_last_state(
+    tmp_path: Path, teacher: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = EventLog.write
+
+    def write_while_there_is_room(log: EventLog, kind: type[Event], /, **fields: Any) -> None:
+        if kind is JobEvaluated:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(log, kind, **fields)
+
+    monkeypatch.setattr(EventLog, "write", write_while_there_is_room)
+    paths = lay(tmp_path, teacher)
+    assert main(str(paths.folder)) == DISK_FULL
+    failure = json.loads(paths.failure.read_text())
+    assert (failure["what"], failure["where"]) == ("the disk is full", str(paths.folder))
+    assert "make room" in failure["fix"]
+    assert [path.name[:9] for path in paths.checkpoints.glob("*.pth")] == ["000000003"]
+
+
+def test_disk_too_full_for_any_word_ends_the_job_with_its_code(
+    tmp_path: Path, teacher: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kdlab.training.job.write_json_once", full)
+    monkeypatch.setattr("kdlab.training.job.traceback.print_exc", full)
+    monkeypatch.setattr(EventLog, "write", full)
+    paths = lay(tmp_path, teacher)
+    assert main(str(paths.folder)) == DISK_FULL
+    assert not paths.failure.exists()
 
 
 def test_one_of_several_processes_survives_signals_that_come_twice(teacher: Job) -> None:

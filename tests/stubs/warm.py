@@ -1,0 +1,204 @@
+"""Starts `kdlab run` and its jobs as forks of one process that has imported everything, in place of new ones.
+
+A start then costs milliseconds and not the seconds that torch, mmdet and mlflow take to import. All code
+that runs is the real one; the start of a job alone is another: a fork in a session of its own stands for
+`Popen`. Takes a line of JSON a request and answers with one:
+
+  {"do": "start", "argv": [...], "cwd": "...", "env": {...}, "out": "..."}   -> the number of the process
+  {"do": "poll", "pid": 7}   -> its exit code as `Popen.returncode`, null while it runs
+  {"do": "left"}             -> the numbers of all processes below this one that run
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any, NoReturn
+
+_SET_CHILD_SUBREAPER = 36
+_POLL_S = 0.02
+
+
+class Forked:
+    """What `Local` needs of `Popen`, for a command that is one job's."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: int,
+        stdout: IO[bytes],
+        stderr: int,
+        env: Mapping[str, str],
+        start_new_session: bool,
+        pass_fds: Sequence[int],
+    ) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become(lambda: _job(command[-1]), out=stdout.fileno(), keep=pass_fds, env=env)
+
+    def poll(self) -> int | None:
+        """As `Popen.poll`."""
+        return self.returncode if self.returncode is not None else self._wait(os.WNOHANG)
+
+    def wait(self) -> int | None:
+        """As `Popen.wait`."""
+        return self.returncode if self.returncode is not None else self._wait(0)
+
+    def kill(self) -> None:
+        """As `Popen.kill`."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def _wait(self, options: int) -> int | None:
+        pid, status = os.waitpid(self.pid, options)
+        self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+
+def _become(work: Callable[[], int], *, out: int, keep: Sequence[int], env: Mapping[str, str]) -> NoReturn:
+    """Be, in a new fork, what `exec` would have made of it; never returns."""
+    code = 70
+    try:
+        os.setsid()
+        # what the process before has open is closed below its objects: they must never close it again
+        gc.freeze()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(out, 1), os.dup2(out, 2)
+        for entry in list(Path("/proc/self/fd").iterdir()):
+            if (file := int(entry.name)) > 2 and file not in keep:
+                _close(file)
+        os.environ.clear()
+        os.environ.update(env)
+        code = work()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
+
+
+def _close(file: int) -> None:
+    try:
+        os.close(file)
+    except OSError:
+        # the one through which the folder was listed
+        return
+
+
+def _job(folder: str) -> int:
+    from kdlab.training.job import main
+
+    return main(folder)
+
+
+def _command(argv: Sequence[str], cwd: str) -> int:
+    from kdlab.cli.app import main
+    from kdlab.orchestration.executors import local
+
+    os.chdir(cwd)
+    local.subprocess = SimpleNamespace(Popen=Forked, DEVNULL=-3, STDOUT=-2)  # type: ignore[attr-defined]
+    return main(argv)
+
+
+class Server:
+    """Answers requests and takes in all processes whose parents have died."""
+
+    def __init__(self) -> None:
+        self._codes: dict[int, int] = {}
+
+    def answer(self, do: str, **told: Any) -> Any:
+        """The answer to one request."""
+        return getattr(self, do)(**told)
+
+    def start(self, argv: Sequence[str], cwd: str, env: Mapping[str, str], out: str) -> int:
+        """See above."""
+        file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        pid = os.fork()
+        if pid == 0:
+            _become(lambda: _command(argv, cwd), out=file, keep=(), env=env)
+        os.close(file)
+        return pid
+
+    def poll(self, pid: int) -> int | None:
+        """See above."""
+        return self._codes.get(pid)
+
+    def left(self) -> list[int]:
+        """See above."""
+        return _below(os.getpid())
+
+    def reap(self) -> None:
+        """Note the codes of those that ended."""
+        try:
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                self._codes[ended[0]] = os.waitstatus_to_exitcode(ended[1])
+        except ChildProcessError:
+            return
+
+
+def _below(pid: int) -> list[int]:
+    """All that descend from a process and have not ended."""
+    found = []
+    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        try:
+            state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+            found += [*([child] if state not in "ZX" else []), *_below(child)]
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def import_all(database: Path) -> None:
+    """Import what commands and jobs import, and make an empty MLflow database."""
+    import mlflow  # noqa: F401
+
+    import kdlab.cli.run
+    import kdlab.session
+    import kdlab.training.job
+    import kdlab.training.trainer  # noqa: F401
+    from kdlab.jobs.job import Runs
+    from kdlab.reporting.ledger import Ledger
+    from kdlab.reporting.tracking import _client
+
+    pid = os.fork()
+    if pid == 0:
+        database.parent.mkdir(parents=True)
+        _client(Ledger(Runs(database.parent), None))
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def main(database: str) -> None:
+    """Serve until the input ends, then end what is left."""
+    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1)
+    import_all(Path(database))
+    server = Server()
+    print(json.dumps("ready"), flush=True)
+    while True:
+        server.reap()
+        if select.select([0], [], [], _POLL_S)[0]:
+            # not through a buffer, which `select` would not see
+            line = b""
+            while not line.endswith(b"\n"):
+                if not (part := os.read(0, 1)):
+                    break
+                line += part
+            if not line:
+                break
+            print(json.dumps(server.answer(**json.loads(line))), flush=True)
+    for pid in server.left():
+        os.kill(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
