@@ -29,7 +29,7 @@ from kdlab.orchestration.executors.base import Handle
 pytestmark = pytest.mark.e2e
 
 TRIALS = int(os.environ.get("KDLAB_FAULT_TRIALS", "3"))
-SEED = os.environ.get("KDLAB_FAULT_SEED", "0")
+SEED = os.environ.get("KDLAB_FAULT_SEED", "25")
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S, ROOM_MB = 240.0, 64
 COMMANDS = 5
