@@ -32,6 +32,7 @@ BELOW = {
 HEAVY = {
     "mlflow": {"reporting/tracking.py"},
     "optuna": {"orchestration/tune.py"},
+    "ray": {"orchestration/executors/_ray.py"},
     **{name: {"training/"} for name in ("torch", "torchvision", "mmengine", "mmdet", "mmcv")},
 }
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
