@@ -199,7 +199,7 @@ def read_from(path: Path, offset: int = 0) -> Tail:
 
 
 def last_in(path: Path, within: int = 1 << 16) -> Event | None:
-    """The last event of a log, None where its last `within` bytes hold none; parses no other, where it can."""
+    """The last event of a log, None where its last `within` bytes hold none; parses no more than it must."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - within))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,8 +66,9 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""
-        jobs = [{**asdict(planned), "job": planned.job.to_dict()} for planned in self.jobs]
-        return {"schema": SCHEMA, **asdict(self), "jobs": jobs, "notes": list(self.notes)}
+        # not asdict(): it copies the settings of every job, which takes seconds where there are a thousand
+        jobs = [{**vars(planned), "job": planned.job.to_dict()} for planned in self.jobs]
+        return {"schema": SCHEMA, **vars(self), "jobs": jobs, "notes": list(self.notes)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:

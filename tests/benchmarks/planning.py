@@ -11,6 +11,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+from mlflow import MlflowClient
+
 from kdlab.cli.console import Screen
 from kdlab.cli.plan import Prepared
 from kdlab.cli.run import execute
@@ -43,14 +45,19 @@ def timed(what: str) -> Iterator[None]:
 def build(runs: Runs, *overrides: str, seeds: int = SEEDS) -> Plan:
     """The plan of the digits recipe, of four arms, for many seeds."""
     loaded = recipe.load("digits/quickstart", [f"seeds={json.dumps(list(range(seeds)))}", *overrides])
-    facts = replace(FACTS, versions={name: "1" for name in FACTS.versions})
+    facts = replace(FACTS, versions=dict.fromkeys(FACTS.versions, "1"))
     return planning.build(loaded, facts, facts_of.past_jobs(runs))
 
 
 def finish(plan: Plan, runs: Runs) -> None:
     """Leave the files of finished jobs, of the size of real ones, and that MLflow has them."""
     ledger = Ledger(runs, None)
-    terms = {f"{kind}_m{number}.part": 0.1234567890123456 for number in range(TERMS // 2) for kind in ("loss", "raw")}
+    MlflowClient(ledger.uri).search_experiments(max_results=1)
+    terms = {
+        f"{kind}_m{number}.part": 0.1234567890123456
+        for number in range(TERMS // 2)
+        for kind in ("loss", "raw")
+    }
     for planned in plan.jobs:
         job, paths = planned.job, runs.job(planned.job.id)
         paths.folder.mkdir(parents=True)
