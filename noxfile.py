@@ -1,4 +1,4 @@
-"""`nox -s tests`, `lint`, `types`, each in an environment of its own with the tested versions."""
+"""`nox -s tests`, `lint`, `types`, `bench`, each in an environment of its own with the tested versions."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ def tests(session: nox.Session) -> None:
     """Run the default test suite; arguments after -- go to pytest."""
     install(session, "test")
     session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Print what docs/speed.md tells: minutes, and nothing fails for being slow."""
+    install(session, "test")
+    for name in ("planning", "packing", "watching", "starting"):
+        session.run("python", "-m", f"tests.benchmarks.{name}")
 
 
 @nox.session

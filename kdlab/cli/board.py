@@ -35,6 +35,8 @@ Gpus = Callable[[], Sequence[Gpu]]
 
 _LOOK_EVERY_S = 1.0
 _ASK_EVERY_S = 2.0
+_REST = 25
+"""After a look at many jobs comes so many times the CPU time that it took."""
 _SHOWN_ENDED = 5
 _LAST = 1 << 30
 _CLOCK_MIN = len("10h10m, ETA 10h10m")
@@ -63,7 +65,7 @@ class Board:
     def __init__(self, view: PlanView, runs: Runs, console: Console, gpus: Gpus = no_gpus) -> None:
         self._view, self._runs, self._gpus = view, runs, gpus
         self._began, self._looked, self._asked = time.monotonic(), 0.0, 0.0
-        self._eta = ""
+        self._eta, self._rest_s = "", _LOOK_EVERY_S
         self._numbers = {gpu.uuid: gpu.index for gpu in gpus()}
         self._places: dict[str, Place] = {}
         self._others: dict[str, str] = {}
@@ -141,8 +143,8 @@ class Board:
 
     def _look(self) -> None:
         """Once a second: what is left of the plan, and where its jobs are; rarer who else has GPUs."""
-        now = time.monotonic()
-        if now - self._looked < _LOOK_EVERY_S:
+        now, began_s = time.monotonic(), time.thread_time()
+        if now - self._looked < self._rest_s:
             return
         self._looked = now
         left = self._view.left_s(time.time())
@@ -156,6 +158,7 @@ class Board:
         if now - self._asked >= _ASK_EVERY_S or self._others.keys() != self._numbers.keys() - ours:
             self._asked = now
             self._others = without_jobs(gpus, ours)
+        self._rest_s = max(_LOOK_EVERY_S, _REST * (time.thread_time() - began_s))
 
     def _header(self, width: int, starting: int) -> Text:
         plan, counts = self._view.plan, self._view.counts

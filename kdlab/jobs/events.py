@@ -207,6 +207,18 @@ def read_from(path: Path, offset: int = 0) -> Tail:
     return Tail(events, offset + end, len(parsed) - len(events))
 
 
+def last_in(path: Path, within: int = 1 << 16) -> Event | None:
+    """The last event of a log, None where its last `within` bytes hold none; parses no more than it must."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - within))
+            data = file.read()
+    except FileNotFoundError:
+        return None
+    lines = reversed(data[: data.rfind(b"\n") + 1].splitlines())
+    return next((event for line in lines if (event := from_line(line)) is not None), None)
+
+
 def settled(events: Iterable[Event]) -> list[Event]:
     """The history as it stands: without what an attempt did beyond the point where a later one went on."""
     kept: list[Event] = []

@@ -85,8 +85,9 @@ class Job:
         return f"{self.arm} seed {self.seed}" if self.kind == "student" else self.arm
 
     def to_dict(self) -> dict[str, Any]:
-        """The job as plain data."""
-        return {"schema": SCHEMA, **asdict(self), "parents": list(self.parents)}
+        """The job as plain data, which shares settings and inputs with it."""
+        own = {"parents": list(self.parents), "resources": asdict(self.resources)}
+        return {"schema": SCHEMA, **vars(self), **own}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -182,7 +183,7 @@ class JobResult:
 
     def write(self, paths: JobPaths) -> None:
         """Write `result.json`: from here on the job is done and never runs again."""
-        write_json(paths.result, {"schema": SCHEMA, **asdict(self)})
+        write_json(paths.result, {"schema": SCHEMA, **vars(self)})
 
     @classmethod
     def read(cls, paths: JobPaths) -> Self | None:

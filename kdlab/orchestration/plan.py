@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
 from typing import Any, Self
 
 from kdlab import catalog
@@ -18,6 +17,7 @@ from kdlab.orchestration import facts as facts_of
 from kdlab.orchestration import gate, memory, pairing, weight_files
 from kdlab.orchestration.devices import Machine
 from kdlab.orchestration.facts import Facts, PastJob
+from kdlab.orchestration.history import History
 from kdlab.orchestration.recipe_jobs import jobs_of
 from kdlab.orchestration.settings import Recipe
 
@@ -66,8 +66,9 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""
-        jobs = [{**asdict(planned), "job": planned.job.to_dict()} for planned in self.jobs]
-        return {"schema": SCHEMA, **asdict(self), "jobs": jobs, "notes": list(self.notes)}
+        # not asdict(): it copies the settings of every job, which takes seconds where there are a thousand
+        jobs = [{**vars(planned), "job": planned.job.to_dict()} for planned in self.jobs]
+        return {"schema": SCHEMA, **vars(self), "jobs": jobs, "notes": list(self.notes)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -126,7 +127,8 @@ def build(
         raise UsageError(faults=faults)
     failed = (out_of_memory or {}) if recipe.resources.on_oom == "micro_batch" else {}
     wanted = memory.fitting(jobs_of(recipe, facts), failed, facts.gpu_gb)
-    jobs = tuple(_planned(job, facts, past) for job in wanted)
+    history = History(past)
+    jobs = tuple(_planned(job, facts, past, history) for job in wanted)
     key = json.dumps([recipe.name, [planned.job.id for planned in jobs]])
     return Plan(
         id=hashlib.sha256(key.encode()).hexdigest()[:8],
@@ -143,7 +145,7 @@ def build(
     )
 
 
-def _planned(job: Job, facts: Facts, past: Mapping[str, PastJob]) -> PlannedJob:
+def _planned(job: Job, facts: Facts, past: Mapping[str, PastJob], history: History) -> PlannedJob:
     """Whether the job is done, else the nearest that is and what it would cost."""
     if job.id in past:
         result = past[job.id].result
@@ -152,53 +154,11 @@ def _planned(job: Job, facts: Facts, past: Mapping[str, PastJob]) -> PlannedJob:
         return PlannedJob(
             job, True, f"reused, made with {', '.join(other)}" if other else "reused", 0.0, "done"
         )
-    alike = [old for old in past.values() if old.job.kind == job.kind]
-    peaks = [old.result.peak_memory_gb for old in _same(job, alike)]
+    peaks = [old.result.peak_memory_gb for old in history.same(job)]
     if peaks and job.resources.gpus:
         need = SAFETY * max(peaks) + CONTEXT_GB
         job = replace(job, resources=replace(job.resources, memory_gb=round(need, 2)))
-    return PlannedJob(job, False, _why_new(job, alike), *_cost(job, alike))
-
-
-def _same(job: Job, alike: list[PastJob]) -> list[PastJob]:
-    """The job under other seeds."""
-    return [old for old in alike if {**old.job.settings, "seed": job.seed} == job.settings]
-
-
-def _why_new(job: Job, alike: list[PastJob]) -> str:
-    """The first key in which the job differs from the finished one that is most like it."""
-    if not alike:
-        return "new"
-    mine = _flat(job.settings)
-    differences = []
-    for old in alike:
-        theirs = _flat(old.job.settings)
-        keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
-        differences.append((len(keys), old.job.id, keys))
-    _, nearest, keys = min(differences)
-    return f"new: {keys[0] if keys else 'its teacher'} differs from {nearest}"
-
-
-def _cost(job: Job, alike: list[PastJob]) -> tuple[float | None, str]:
-    """Seconds, from the same job under other seeds, else by FLOPs from others on the same data."""
-    threads = job.settings["threads"]
-    here = [old for old in alike if old.job.settings["threads"] == threads]
-    if same := _same(job, here):
-        return mean(old.result.wall_s for old in same), f"measured, n={len(same)}"
-    fingerprint = job.settings["dataset"]["fingerprint"]
-    near = [old for old in here if old.job.settings["dataset"]["fingerprint"] == fingerprint]
-    if near:
-        return mean(old.result.wall_s * _work(job) / _work(old.job) for old in near), "estimated"
-    return None, "unknown"
-
-
-def _work(job: Job) -> float:
-    """FLOPs of one image over all epochs: a training step is about three forwards, a teacher's is one."""
-    flops = job.inputs["flops"]
-    schedule = job.settings["schedule"]
-    # jobs of a kind are compared, and those without epochs count iterations
-    length = schedule.get("epochs") or schedule.get("iterations") or 1
-    return float((3 * flops["student"] + flops["teacher"]) * length)
+    return PlannedJob(job, False, history.why_new(job), *history.cost(job))
 
 
 def _untrainable(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
@@ -254,14 +214,3 @@ def _missed(job: Job, past: Mapping[str, PastJob]) -> Iterator[str]:
 def _in_parts(job: Job) -> Iterator[str]:
     if images := job.settings.get("micro_batch"):
         yield f"{job.label} ran out of GPU memory: {images} images a forward pass, the batch as it was"
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    return {
-        key: leaf
-        for name, part in value.items()
-        for key, leaf in _flat(part, f"{prefix}.{name}" if prefix else name).items()
-    }

@@ -13,6 +13,9 @@ from kdlab.reporting.tracking import SyncReport, left, sync
 
 TURN_S = 2.0
 """Longest time of one sync, so that closing never waits long."""
+REST, LONGEST_REST_S = 40, 30.0
+"""After a sync comes so many times the CPU time that it took, so that many jobs cost no more of a core than
+few; MLflow shows nothing later than that, for its import takes seconds."""
 
 
 class Follower:
@@ -22,7 +25,7 @@ class Follower:
         plan: content of the plan's file.
         runs: where the jobs are.
         store: as for `sync`.
-        every_s: seconds between two syncs.
+        every_s: seconds between two syncs, at least.
     """
 
     def __init__(
@@ -36,8 +39,10 @@ class Follower:
 
     def _follow(self) -> None:
         while not self._closing.is_set():
+            began = time.thread_time()
             self.report = sync(self._plan, self._runs, store=self._store, deadline_s=TURN_S)
-            self._closing.wait(self._every_s)
+            rest_s = min(LONGEST_REST_S, REST * (time.thread_time() - began))
+            self._closing.wait(max(self._every_s, rest_s))
 
     def close(self, deadline_s: float = 5.0, files: Sequence[Path] = ()) -> SyncReport:
         """Sync a last time and say what is left after `deadline_s`; a later sync sends it."""

@@ -54,6 +54,8 @@ def segments(log: Path, offset: int, *, finished: bool) -> list[Segment]:
             a resumed job would repeat it.
     """
     offset = offset if _reaches(log, offset) else 0
+    if not (finished or _checkpointed(log, offset)):
+        return []
     ends = {id(event): (event, end) for event, end in _events(log, offset)}
     found: list[Segment] = []
     open_events: list[Event] = []
@@ -90,24 +92,31 @@ def _reaches(log: Path, offset: int) -> bool:
         return is_line_end(file, offset)
 
 
+def _checkpointed(log: Path, offset: int) -> bool:
+    """Whether anything beyond byte `offset` can be sent; parsing all that waits would cost much more."""
+    with log.open("rb") as file:
+        file.seek(offset)
+        return f'"{JobCheckpointed.__name__}"'.encode() in file.read()
+
+
 def _thinned(events: Iterable[Event]) -> tuple[Point, ...]:
     """The points of `events`, training curves at `SPACING_S`, a validation metric once a step."""
-    kept: dict[tuple[str, int], Point] = {}
+    kept: dict[tuple[str, int], tuple[Event, float, int]] = {}
     for event in events:
-        time_ms = round(1000 * event.time)
         # a job that only measures has no curve of training
         if isinstance(event, JobProgress) and event.losses:
-            losses = {f"train/{term}": value for term, value in event.losses.items()}
-            values = {**losses, "lr": event.lr, "step_s": event.step_s, "data_s": event.data_s}
-            for name, value in values.items():
-                point = Point(key(name), value, time_ms, event.iteration)
-                kept[name, int(event.time / SPACING_S)] = point
+            place = int(event.time / SPACING_S)
+            for term, value in event.losses.items():
+                kept[f"train/{term}", place] = event, value, event.iteration
+            for name in ("lr", "step_s", "data_s"):
+                kept[name, place] = event, getattr(event, name), event.iteration
         elif isinstance(event, JobEvaluated):
             for name, value in event.metrics.items():
-                kept[f"val/{name}", event.iteration] = Point(
-                    key(f"val/{name}"), value, time_ms, event.iteration
-                )
-    return tuple(kept.values())
+                kept[f"val/{name}", event.iteration] = event, value, event.iteration
+    return tuple(
+        Point(key(name), value, round(1000 * event.time), step)
+        for (name, _), (event, value, step) in kept.items()
+    )
 
 
 def began_ms(log: Path, known: int = 0) -> int | None:

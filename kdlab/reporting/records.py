@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdlab.errors import UsageError, suggestion
-from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobQueued, JobSkipped, read_from
+from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobQueued, JobSkipped, last_in
 from kdlab.jobs.job import Job, JobPaths, JobResult, Runs
 from kdlab.jobs.lease import holder
 
 State = Literal["pending", "running", "interrupted", "done", "failed", "cancelled", "skipped"]
 
-_TAIL_BYTES = 1 << 16
 _QUICKSTART = "kdlab run digits/quickstart"
 
 
@@ -64,8 +63,7 @@ def job_state(paths: JobPaths) -> State:
 
 def last_event(paths: JobPaths) -> Event | None:
     """The last thing a job said, None where it said nothing yet; reads the end of its log only."""
-    size = paths.events.stat().st_size if paths.events.exists() else 0
-    return next(reversed(read_from(paths.events, max(0, size - _TAIL_BYTES)).events), None)
+    return last_in(paths.events)
 
 
 def newest_plan(runs: Runs) -> dict[str, Any] | None:

@@ -90,7 +90,8 @@ def sync(
             sender.send()
     except Exception as error:  # whatever a tracker runs into, training and reports go on
         sender.error = _one_line(error)
-    return SyncReport(sender.sent, sender.left(), sender.error)
+    # counting reads every log again: only where something may be left
+    return SyncReport(sender.sent, 0 if sender.complete else sender.left(), sender.error)
 
 
 def left(plan: dict[str, Any], runs: Runs, store: str | None = None) -> int:
@@ -109,7 +110,7 @@ class _Sender:
         deadline_s: float | None = None,
         files: Sequence[Path] = (),
     ) -> None:
-        self.sent, self.error = 0, ""
+        self.sent, self.error, self.complete = 0, "", False
         self._plan, self._name = plan, f"plan-{plan['id']}"
         self._jobs = [Job.from_dict(planned["job"]) for planned in plan["jobs"]]
         self._runs, self._files = runs, files
@@ -140,7 +141,9 @@ class _Sender:
         for job in self._jobs_behind():
             if time.monotonic() < self._until:
                 self._trying(job.id, partial(self._send_job, job))
+        in_time = time.monotonic() < self._until
         self._trying(self._name, self._send_plan)
+        self.complete = in_time and not self.error
 
     def _trying(self, name: str, send: Callable[[], None]) -> None:
         try:

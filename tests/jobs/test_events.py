@@ -20,6 +20,7 @@ from kdlab.jobs.events import (
     JobFinished,
     JobStarted,
     from_line,
+    last_in,
     read_from,
     settled,
 )
@@ -192,3 +193,13 @@ def test_settled_history_goes_forward_only(lengths: list[tuple[int, int]]) -> No
     steps = [event.iteration for event in settled(history) if isinstance(event, JobCheckpointed)]
     assert steps == list(range(1, reached + 1))
     assert settled(settled(history)) == settled(history)
+
+
+def test_last_event_is_the_last_whole_line_that_parses(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    assert last_in(path) is None
+    path.write_bytes(lines(3) + b'{"event": "JobProg\n' + lines(1)[:-1])
+    last = last_in(path)
+    assert isinstance(last, JobCheckpointed)
+    assert last.iteration == 2
+    assert last_in(path, within=30) is None

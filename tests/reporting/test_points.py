@@ -107,3 +107,11 @@ def test_any_name_becomes_a_key_that_mlflow_takes(name):
 
 def test_instance_of_a_method_stays_readable():
     assert key("train/cwd@neck") == "train/cwd:neck"
+
+
+def test_what_no_checkpoint_covers_is_not_even_parsed(tmp_path, monkeypatch):
+    path = tmp_path / "events.jsonl"
+    events = [started(1000.0, 0), report(1001.0, 1)]
+    path.write_text("".join(json.dumps(event.to_dict()) + "\n" for event in events))
+    monkeypatch.setattr("kdlab.reporting.points.from_line", lambda line: pytest.fail("parsed"))
+    assert segments(path, 0, finished=False) == []

@@ -1,8 +1,9 @@
 """Keeps the file contract of a job without training: counts steps, checkpoints them, and ends as it is told.
 
-`job.settings` steers it: `steps`, `step_s` (seconds a step), and `end`, one of finish, fail, exit, kill,
-kill_once (in the first attempt alone), torn (the same within a line of its events), deaf (to SIGTERM) or
-orphan (kill, and leave a process of its group behind).
+`job.settings` steers it: `steps`, `step_s` (seconds a step), `save_every` (steps from one checkpoint to the
+next), `terms` (how many losses), and `end`, one of finish, fail, exit, kill, kill_once (in the first attempt
+alone), torn (the same within a line of its events), deaf (to SIGTERM) or orphan (kill, and leave a process of
+its group behind).
 """
 
 from __future__ import annotations
@@ -86,9 +87,10 @@ class Stub:
                 return None
             self.step(step)
             self.lease.check()
-            self.paths.checkpoints.mkdir(exist_ok=True)
-            write_json(saved, step)
-            self.log.write(JobCheckpointed, iteration=step)
+            if step % int(self.job.settings.get("save_every", 1)) == 0:
+                self.paths.checkpoints.mkdir(exist_ok=True)
+                write_json(saved, step)
+                self.log.write(JobCheckpointed, iteration=step)
             print(f"step {step}", flush=True)
         return self.finish()
 
@@ -96,7 +98,8 @@ class Stub:
         time.sleep(float(self.job.settings.get("step_s", 0.01)))
         seconds = {"step_s": 0.01, "data_s": 0.0, "eta_s": 0.0}
         counts = {"epoch": 1, "epochs": 1, "iteration": step, "iterations": self.steps}
-        self.log.write(JobProgress, losses={"rm": 1.0}, lr=0.1, **counts, **seconds)
+        terms = {f"rm{number or ''}": 1.0 for number in range(int(self.job.settings.get("terms", 1)))}
+        self.log.write(JobProgress, losses=terms, lr=0.1, **counts, **seconds)
         if step == 2:
             self.misbehave()
 
