@@ -220,6 +220,8 @@ class Task:
         if code == DISK_FULL:
             return self._failed(disk_full(self.paths.folder), time.time() - self.began)
         if code not in (None, TAKEN) and number is None:
+            if self._in_other_hands():
+                return self.says(JobRetried, why="another process works on it already")
             what = f"the process ended with exit code {code}, without a result and without a reason"
             return self._failed(Fault(what, fix="the end of its log may tell"), time.time() - self.began)
         self.kills = self.kills + 1 if self.saved <= self.saved_before else 1
@@ -232,6 +234,14 @@ class Task:
         if number in (signal.SIGKILL, None):
             fix = "most often the memory is full: run fewer jobs at once (-j 1) or lower schedule.batch_size"
         return self._failed(Fault(f"the process {how}{times}", fix=fix), time.time() - self.began)
+
+    def _in_other_hands(self) -> bool:
+        """Whether a process that this scheduler did not know of has the job; it is adopted then.
+
+        A scheduler that is killed between the start of a job and the note of it leaves such a process.
+        """
+        other = holder(self.paths)
+        return other is not None and other.shows_life()
 
     def _failed(self, fault: Fault, after_s: float, kind: str = "") -> Event:
         stood = f"iteration {self.iteration}" if self.iteration else "before the first step"

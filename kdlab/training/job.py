@@ -252,8 +252,12 @@ def commit() -> str:
 
 def leave(code: int) -> None:
     """End this process; at once where it failed among others, for torch could wait for them."""
-    if code in (1, DISK_FULL) and "RANK" in os.environ:
+    try:
         sys.stdout.flush(), sys.stderr.flush()
+    except OSError:
+        # on a full disk Python would try again and make 120 of the code
+        os._exit(code)
+    if code in (1, DISK_FULL) and "RANK" in os.environ:
         os._exit(code)
     sys.exit(code)
 

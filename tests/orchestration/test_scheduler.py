@@ -435,6 +435,28 @@ def test_job_that_could_not_even_say_so_failed_of_a_full_disk(runs: Runs) -> Non
     assert "make room" in failed.fix
 
 
+def test_process_whose_starter_could_not_note_it_keeps_the_job(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, start = make_job(steps=60, step_s=0.1), Local.start
+    unknown: list[subprocess.Popen[bytes]] = []
+
+    def start_second(local: Local, job: Job, paths: JobPaths) -> Handle | None:
+        if not unknown:
+            unknown.append(subprocess.Popen([*COMMAND, str(paths.folder)], stdout=subprocess.DEVNULL))
+            while LeaseInfo.read(paths) is None:
+                time.sleep(0.01)
+        return start(local, job, paths)
+
+    monkeypatch.setattr(Local, "start", start_second)
+    events = list(events_of(make_plan(job), runs))
+    unknown[0].wait()
+    assert only(events, JobRetried).why == "another process works on it already"
+    assert outcomes(events) == {"student-a": "JobFinished"}
+    started = [event for event in read_from(runs.job(job.id).events).events if isinstance(event, JobStarted)]
+    assert [event.attempt for event in started] == [1]
+
+
 def test_process_that_has_yet_to_take_its_lease_is_adopted(runs: Runs) -> None:
     job = make_job()
     paths = prepared(runs, job)

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,14 @@ def test_disk_too_full_for_any_word_ends_the_job_with_its_code(
     paths = lay(tmp_path, teacher)
     assert main(str(paths.folder)) == DISK_FULL
     assert not paths.failure.exists()
+
+
+def test_words_that_a_full_disk_does_not_take_leave_the_exit_code_alone() -> None:
+    code = "print('words'); from kdlab.training.job import leave; leave(74)"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run([sys.executable, "-c", code], stdout=full, env=buffered, check=False)
+    assert ended.returncode == 74
 
 
 def test_one_of_several_processes_survives_signals_that_come_twice(teacher: Job) -> None:
