@@ -80,7 +80,12 @@ Jobs = Annotated[
     typer.Option("-j", metavar="N", min=1, help="Jobs at once, at most. Default: as many as devices allow."),
 ]
 ExecutorName = Annotated[
-    str, typer.Option("--executor", metavar="NAME", help="local: processes; inline: here, for a debugger.")
+    str,
+    typer.Option(
+        "--executor",
+        metavar="NAME",
+        help="local: processes; slurm, ray: a cluster; inline: here, for a debugger.",
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would run, as `kdlab plan` does.")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask before an expensive plan.")]
