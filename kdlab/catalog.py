@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from kdlab.errors import KdlabError
-from kdlab.plugin_options import Option, option_type
+from kdlab.plugin_files import PluginFile, PluginInfo, function_in, options_of, plugin_files
+from kdlab.plugin_options import Option
 
 PACKAGE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class PluginInfo:
-    """A plugin file: its key is the file's name, its summary the first line of the file's docstring."""
-
-    key: str
-    path: Path
-    summary: str
 
 
 @dataclass(frozen=True)
@@ -139,7 +130,7 @@ def methods(folder: Path | None = None) -> dict[str, MethodInfo]:
         KdlabError: a file has no docstring, not exactly one `Method` class, or what the class says of itself
             cannot be read without running it; names file and line.
     """
-    return {file.info.key: _method(file) for file in _sources(folder or PACKAGE / "training" / "methods")}
+    return {file.info.key: _method(file) for file in plugin_files(folder or PACKAGE / "training" / "methods")}
 
 
 def detectors(folder: Path | None = None) -> dict[str, DetectorInfo]:
@@ -150,7 +141,7 @@ def detectors(folder: Path | None = None) -> dict[str, DetectorInfo]:
     Raises:
         KdlabError: as `methods` does.
     """
-    files = _sources(folder or PACKAGE / "training" / "detectors")
+    files = plugin_files(folder or PACKAGE / "training" / "detectors")
     return {file.info.key: _detector(file) for file in files if file.assigned("FAMILY")}
 
 
@@ -172,12 +163,12 @@ def config_file(name: str) -> Path | None:
 
 def datasets(folder: Path | None = None) -> dict[str, DatasetInfo]:
     """The datasets by key; raises as `methods` does."""
-    return {file.info.key: _dataset(file) for file in _sources(folder or PACKAGE / "datasets")}
+    return {file.info.key: _dataset(file) for file in plugin_files(folder or PACKAGE / "datasets")}
 
 
 def executors(folder: Path | None = None) -> dict[str, ExecutorInfo]:
     """The executors by key; raises as `methods` does."""
-    files = _sources(folder or PACKAGE / "orchestration" / "executors")
+    files = plugin_files(folder or PACKAGE / "orchestration" / "executors")
     return {file.info.key: _executor(file) for file in files}
 
 
@@ -204,75 +195,33 @@ def first_comment(text: str) -> str:
     return next((line.lstrip("#").strip() for line in lines if line.startswith("#")), "")
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A plugin file as it was parsed."""
-
-    info: PluginInfo
-    tree: ast.Module
-
-    def assigned(self, name: str) -> ast.expr | None:
-        """The value that the file gives to a name; None where it gives none."""
-        for node in self.tree.body:
-            match node:
-                case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
-                    return value
-        return None
-
-    def refuse(self, what: str, node: ast.expr | ast.stmt | ast.arg | None = None) -> NoReturn:
-        where = f"{self.info.path}:{node.lineno}" if node else str(self.info.path)
-        raise KdlabError(what, where=where, fix="mend the file, or move it out of that folder")
-
-    def literal(self, node: ast.expr, name: str) -> Any:
-        try:
-            return ast.literal_eval(node)
-        except (TypeError, ValueError):
-            self.refuse(f"{name} must be written as a literal: this file is read, not run", node)
-
-
-def _sources(folder: Path) -> Iterator[_Source]:
-    for path in sorted(folder.glob("*.py")):
-        if path.stem == "base" or path.stem.startswith((".", "_")):
-            continue
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (OSError, SyntaxError, ValueError) as error:
-            line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-            raise KdlabError(f"cannot be read as Python: {error}", where=f"{path}{line}") from error
-        summary = (ast.get_docstring(tree) or "").partition("\n")[0].strip()
-        source = _Source(PluginInfo(path.stem, path, summary), tree)
-        if not summary:
-            source.refuse("has no docstring; its first line is the summary that people see")
-        yield source
-
-
-def _detector(file: _Source) -> DetectorInfo:
+def _detector(file: PluginFile) -> DetectorInfo:
     sizes = {"strides": file.assigned("STRIDES"), "head_convs": file.assigned("HEAD_CONVS")}
     own = {name: file.literal(value, name.upper()) for name, value in sizes.items() if value}
     return DetectorInfo(**vars(file.info), **own)
 
 
-def _dataset(file: _Source) -> DatasetInfo:
-    if (prepare := _function(file.tree.body, "prepare")) is None:
+def _dataset(file: PluginFile) -> DatasetInfo:
+    if (prepare := function_in(file.tree.body, "prepare")) is None:
         file.refuse("has no function `prepare`, whose keyword-only arguments are the dataset's options")
-    return DatasetInfo(**vars(file.info), options=_options(file, prepare))
+    return DatasetInfo(**vars(file.info), options=options_of(file, prepare))
 
 
-def _executor(file: _Source) -> ExecutorInfo:
+def _executor(file: PluginFile) -> ExecutorInfo:
     name = file.info.key.title()
     classes = [node for node in file.tree.body if isinstance(node, ast.ClassDef) and node.name == name]
     if not classes:
         file.refuse(f"has no class {name}, which starts the jobs")
-    init = _function(classes[0].body, "__init__")
-    return ExecutorInfo(**vars(file.info), options=_options(file, init) if init else {})
+    init = function_in(classes[0].body, "__init__")
+    return ExecutorInfo(**vars(file.info), options=options_of(file, init) if init else {})
 
 
-def _method(file: _Source) -> MethodInfo:
+def _method(file: PluginFile) -> MethodInfo:
     classes = [node for node in file.tree.body if isinstance(node, ast.ClassDef) and _is_method(node)]
     if len(classes) != 1:
         file.refuse(f"has {len(classes)} classes with the base `Method`; a method's file has one")
-    init = _function(classes[0].body, "__init__")
-    options = _limited(file, classes[0], _options(file, init) if init else {})
+    init = function_in(classes[0].body, "__init__")
+    options = _limited(file, classes[0], options_of(file, init) if init else {})
     for option in options.values():
         if option.required:
             file.refuse(f"option {option.name} has no default; `{file.info.key}: {{}}` must work", init)
@@ -280,15 +229,11 @@ def _method(file: _Source) -> MethodInfo:
     return MethodInfo(**vars(file.info), options=options, doc=doc, **_facts(file, classes[0], options))
 
 
-def _function(body: list[ast.stmt], name: str) -> ast.FunctionDef | None:
-    return next((node for node in body if isinstance(node, ast.FunctionDef) and node.name == name), None)
-
-
 def _is_method(node: ast.ClassDef) -> bool:
     return any(isinstance(base, ast.Name) and base.id == "Method" for base in node.bases)
 
 
-def _facts(file: _Source, node: ast.ClassDef, options: dict[str, Option]) -> dict[str, Any]:
+def _facts(file: PluginFile, node: ast.ClassDef, options: dict[str, Option]) -> dict[str, Any]:
     """The class attributes of a method that `MethodInfo` holds, e.g. `needs = ("cls_maps",)`."""
     facts: dict[str, Any] = {}
     for statement in node.body:
@@ -334,7 +279,7 @@ def _has_form(name: str, value: Any, options: dict[str, Option]) -> bool:
         return False
 
 
-def _limited(file: _Source, node: ast.ClassDef, options: dict[str, Option]) -> dict[str, Option]:
+def _limited(file: PluginFile, node: ast.ClassDef, options: dict[str, Option]) -> dict[str, Option]:
     """The options within `limits = {"share": (0.01, 1.0)}` of the class; other numbers are from 0 on."""
     limits = dict.fromkeys(options, (0.0, math.inf))
     for statement in node.body:
@@ -352,22 +297,3 @@ def _are_defaults(values: dict[str, Any], options: dict[str, Option]) -> bool:
         _has_form("default_weight", value, {}) if name == "weight" else options[name].check(value) == value
         for name, value in values.items()
     )
-
-
-def _options(file: _Source, function: ast.FunctionDef) -> dict[str, Option]:
-    options = {}
-    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
-        name, kind = argument.arg, option_type(argument.annotation)
-        if kind is None:
-            known = "int, float, str, bool, Literal[...], tuple[...], X | None"
-            file.refuse(f"option {name} must be annotated with one of {known}", argument)
-        option = Option(name, kind, required=default is None)
-        if default is not None:
-            try:
-                option = replace(
-                    option, default=option.check(file.literal(default, f"the default of {name}"))
-                )
-            except ValueError as error:
-                file.refuse(f"the default of option {name} {error}", default)
-        options[name] = option
-    return options

@@ -13,11 +13,12 @@ import pytest
 import kdlab
 
 PACKAGE = Path(kdlab.__file__).parent
-BASE = {"errors", "plugin_options", "catalog"}
+BASE = {"errors", "plugin_options", "plugin_files", "catalog"}
 BELOW = {
     "errors": set(),
     "plugin_options": set(),
-    "catalog": {"errors", "plugin_options"},
+    "plugin_files": {"errors", "plugin_options"},
+    "catalog": {"errors", "plugin_options", "plugin_files"},
     "jobs": {"errors"},
     "datasets": {"errors"},
     "inspection": {"errors", "datasets"},

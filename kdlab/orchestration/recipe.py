@@ -23,6 +23,7 @@ from kdlab.orchestration.settings import (
     TeacherSettings,
 )
 from kdlab.orchestration.yaml_reader import read
+from kdlab.plugin_files import PluginInfo
 from kdlab.plugin_options import Option
 
 __all__ = [
@@ -46,7 +47,7 @@ _FIXED: dict[str, type[Settings]] = {
     "schedule": Schedule,
 }
 
-Info = TypeVar("Info", bound=catalog.PluginInfo)
+Info = TypeVar("Info", bound=PluginInfo)
 Methods = Mapping[str, catalog.MethodInfo]
 
 
@@ -330,7 +331,7 @@ def _look_up(
     return infos.get(word)
 
 
-def _nearest(word: str, infos: Mapping[str, catalog.PluginInfo]) -> str:
+def _nearest(word: str, infos: Mapping[str, PluginInfo]) -> str:
     """The nearest plugin by its key, or by the name before the colon of its summary: "rank_mimic" is `rm`."""
     names = {info.summary.partition(":")[0].lower().replace(" ", "_"): key for key, info in infos.items()}
     names |= {key: key for key in infos}
