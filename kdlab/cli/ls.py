@@ -25,7 +25,7 @@ def ls(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="[recipes|methods|detectors|datasets|runs]",
+            metavar="[recipes|methods|detectors|datasets|executors|runs]",
             help="Which list; without it the recipes and how much there is of the rest.",
             show_default=False,
         ),
@@ -37,7 +37,7 @@ def ls(
         ),
     ] = "",
 ) -> None:
-    """List recipes, methods, detectors, datasets or runs; or tell all about one method.
+    """List recipes, methods, detectors, datasets, executors or runs; or tell all about one method.
 
     \b
     Examples:
@@ -111,10 +111,15 @@ def _detectors() -> list[dict[str, Any]]:
 
 
 def _datasets() -> list[dict[str, Any]]:
-    return [
-        {"name": info.key, "about": info.summary, **_options(info.options)}
-        for info in catalog.datasets().values()
-    ]
+    return [_with_options(info) for info in catalog.datasets().values()]
+
+
+def _executors() -> list[dict[str, Any]]:
+    return [_with_options(info) for info in catalog.executors().values()]
+
+
+def _with_options(info: catalog.DatasetInfo | catalog.ExecutorInfo) -> dict[str, Any]:
+    return {"name": info.key, "about": info.summary, **_options(info.options)}
 
 
 def _options(options: dict[str, Option]) -> dict[str, Any]:
@@ -149,6 +154,7 @@ _LISTS = {
     "methods": _methods,
     "detectors": _detectors,
     "datasets": _datasets,
+    "executors": _executors,
     "runs": _runs,
 }
 

@@ -21,6 +21,7 @@ from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, Resources, Runs
 from kdlab.jobs.lease import Lease
 from kdlab.orchestration import plan as planning
+from kdlab.orchestration.devices import Machine
 from kdlab.orchestration.executors import local
 from kdlab.orchestration.plan import Plan, PlannedJob
 from kdlab.orchestration.settings import Recipe
@@ -73,7 +74,7 @@ class Bench:
         )
 
     def prepare(
-        self, recipe: Recipe, runs: Runs, device: str, progress: Callable[[str], None] = print
+        self, recipe: Recipe, runs: Runs, machine: Machine, progress: Callable[[str], None] = print
     ) -> Plan:
         progress("data set digits")
         arms = [(arm, seed, methods) for seed in recipe.seeds for arm, methods in recipe.arms.items()]
@@ -82,7 +83,7 @@ class Bench:
             id="7f3a0001",
             recipe=recipe.to_dict(),
             jobs=tuple(self.planned(job) for job in jobs),
-            device=device,
+            device=machine.device,
             dataset={},
             notes=self.notes,
         )
