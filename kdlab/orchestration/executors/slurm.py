@@ -29,7 +29,7 @@ exec {}
 
 
 class Slurm:
-    """Submits a batch job for each job, all that are ready at once; Slurm decides when and where they run.
+    """Submits a batch job for each job that is started; Slurm decides when and where it runs.
 
     Args:
         gpus: must be None, for Slurm chooses the GPUs.
