@@ -189,9 +189,15 @@ class _Runner:
     """Keeps the process of one job on its node, beyond the command that started it.
 
     It leaves by itself some time after the job, so that nobody's GPUs stay taken.
+
+    Args:
+        command: what trains.
+        log: the file that takes its output.
+        told: its environment beside that of the node.
+        folder: where it starts, if the node has it.
     """
 
-    def __init__(self, command: list[str], log: str, told: dict[str, str]) -> None:
+    def __init__(self, command: list[str], log: str, told: dict[str, str], folder: str) -> None:
         with Path(log).open("ab", buffering=0) as file:
             now, host = time.strftime("%F %T"), platform.node()
             file.write(f"{now} starting on {host} by Ray\n".encode())
@@ -201,6 +207,7 @@ class _Runner:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=os.environ | told,
+                cwd=folder if Path(folder).is_dir() else None,
                 start_new_session=True,
             )
         self._kill_at = float("inf")

@@ -89,7 +89,7 @@ class Ray:
             lifetime="detached",
             num_cpus=_cores_for(job),
             num_gpus=job.resources.gpus / job.resources.share,
-        ).remote(trains, log, _told(job))
+        ).remote(trains, log, _told(job), str(Path.cwd()))
         self._ask(handle.ref)
         return handle
 

@@ -62,6 +62,16 @@ def test_machine_is_all_nodes_and_a_job_needs_one(two_nodes: Any) -> None:
     assert executor.slots(make_job(resources=Resources(gpus=1))) == 0
 
 
+def test_job_starts_in_the_folder_of_the_command(
+    two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    executor, job = Ray(command=["/bin/sh", "-c", "pwd"]), make_job()
+    paths = prepared(Runs(tmp_path), job)
+    assert end_of(executor, executor.start(job, paths)) == 0
+    assert paths.log.read_text().splitlines()[-1] == str(tmp_path)
+
+
 def test_job_of_an_earlier_command_is_found_by_its_name_until_somebody_asked(
     two_nodes: Any, tmp_path: Path
 ) -> None:
