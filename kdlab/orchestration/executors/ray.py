@@ -66,12 +66,12 @@ class Ray:
 
     def slots(self, job: Job) -> int:
         """See `Executor.slots`; a job runs on one node."""
-        gpus, cores = job.resources.gpus, _cores_for(job)
-        counts = [
-            [node.cores // cores if cores else None, node.gpus // gpus if gpus else None]
-            for node in _ray.nodes()
-        ]
-        return sum(min(part for part in parts if part is not None) for parts in counts)
+        nodes, gpus, share = _ray.nodes(), job.resources.gpus, job.resources.share
+        cores = _cores_for(job, nodes)
+        return sum(
+            min(node.cores // cores, share * node.gpus // gpus) if gpus else node.cores // cores
+            for node in nodes
+        )
 
     def start(self, job: Job, paths: JobPaths) -> Handle | None:
         """See `Executor.start`; Ray may keep the job waiting for a node.
@@ -80,14 +80,15 @@ class Ray:
             MachineError: a node does not see the folder, or has another kdlab or Python.
         """
         trains = [*self._command, str(paths.folder.absolute())] if self._command else training(job, paths)
-        self._check_nodes(paths.folder.parent, trains[0])
+        nodes = _ray.nodes()
+        self._check(nodes, paths.folder.parent, trains[0])
         handle = Handle("ray", ref=f"{job.id}-{uuid.uuid4().hex[:8]}")
         handle.write(paths)
         log = str(paths.log.absolute())
         self._actors[handle.ref] = _ray.Runner.options(
             name=handle.ref,
             lifetime="detached",
-            num_cpus=_cores_for(job),
+            num_cpus=_cores_for(job, nodes),
             num_gpus=job.resources.gpus / job.resources.share,
         ).remote(trains, log, _told(job), str(Path.cwd()))
         self._ask(handle.ref)
@@ -170,12 +171,10 @@ class Ray:
         for known in (self._actors, self._asked, self._codes, self._kill_at):
             known.pop(ref, None)
 
-    def _check_nodes(self, folder: Path, python: str) -> None:
+    def _check(self, nodes: list[_ray.Node], folder: Path, python: str) -> None:
         """See that all new nodes that take jobs see the folder and have what this one has."""
-        new = [node for node in _ray.nodes() if node.cores and node.id not in self._checked]
-        if not new:
-            return
-        if faults := _ray.unfit(new, folder.absolute(), python):
+        new = [node for node in nodes if node.cores and node.id not in self._checked]
+        if new and (faults := _ray.unfit(new, folder.absolute(), python)):
             raise MachineError(faults=faults)
         self._checked |= {node.id for node in new}
 
@@ -183,10 +182,13 @@ class Ray:
 _RUNS = object()
 
 
-def _cores_for(job: Job) -> int:
-    """CPUs to ask Ray for: those that feed a GPU count with it."""
-    wants = job.resources
-    return wants.gpus * wants.threads if wants.gpus else wants.cores
+def _cores_for(job: Job, nodes: list[_ray.Node]) -> int:
+    """CPUs of one node to ask Ray for: those that feed a GPU count with it."""
+    gpus, wants = job.resources.gpus, job.resources
+    wanted = gpus * wants.threads if gpus else wants.cores
+    # More threads than cores are slow but right, and the thread count is part of the result.
+    most = max((node.cores for node in nodes if node.gpus * wants.share >= gpus), default=wanted)
+    return max(1, min(wanted, most))
 
 
 def _told(job: Job) -> dict[str, str]:

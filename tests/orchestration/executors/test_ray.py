@@ -58,7 +58,6 @@ def test_machine_is_all_nodes_and_a_job_needs_one(two_nodes: Any) -> None:
     assert len(executor.machine.cores) == 2
     assert executor.machine.device == "cpu"
     assert executor.slots(make_job()) == 2
-    assert executor.slots(make_job(resources=Resources(threads=2))) == 0
     assert executor.slots(make_job(resources=Resources(gpus=1))) == 0
 
 
@@ -70,6 +69,20 @@ def test_job_starts_in_the_folder_of_the_command(
     paths = prepared(Runs(tmp_path), job)
     assert end_of(executor, executor.start(job, paths)) == 0
     assert paths.log.read_text().splitlines()[-1] == str(tmp_path)
+
+
+def test_job_with_more_threads_than_any_node_has_cores_takes_a_whole_node(
+    two_nodes: Any, tmp_path: Path
+) -> None:
+    executor, job = Ray(command=COMMAND), make_job(resources=Resources(threads=8))
+    assert executor.slots(job) == 2
+    assert end_of(executor, executor.start(job, prepared(Runs(tmp_path), job))) == 0
+
+
+def test_jobs_that_share_a_gpu_have_a_slot_each(two_nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ray, "nodes", lambda: [_ray.Node("id", "host", cores=4, gpus=1)])
+    assert Ray().slots(make_job(resources=Resources(gpus=1, share=2))) == 2
+    assert Ray().slots(make_job(resources=Resources(gpus=2))) == 0
 
 
 def test_job_of_an_earlier_command_is_found_by_its_name_until_somebody_asked(
