@@ -32,6 +32,9 @@ NAMESPACE = "kdlab"
 LINGER_S = 60.0
 _ANSWER_S = 60.0
 _CONNECT_S = 3.0
+_HEAD_S = 20.0
+HEADLESS = threading.Event()
+"""Set once the head of the cluster is gone: whatever asks Ray then would wait for ever."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,31 @@ def _no_cluster(where: str, what: str) -> MachineError:
     return MachineError("there is no Ray cluster", where=where, got=what, fix=fix)
 
 
+def wait_for_head() -> None:
+    """See that the cluster's head is there; Ray would end this process after a minute, in its own words.
+
+    Raises:
+        MachineError: it has not been for a while.
+    """
+    where = ray.get_runtime_context().gcs_address
+    host, _, port = where.rpartition(":")
+    until = time.monotonic() + _HEAD_S
+    while time.monotonic() < until:
+        with suppress(OSError):
+            return socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+        time.sleep(1.0)
+    HEADLESS.set()
+    fix = "start the cluster again, then run this again: jobs go on from their checkpoints"
+    raise MachineError("the head of the Ray cluster is gone", where=where, fix=fix)
+
+
 def nodes() -> list[Node]:
-    """All nodes that are alive, in the order of their addresses."""
+    """All nodes that are alive, in the order of their addresses.
+
+    Raises:
+        MachineError: the head of the cluster is gone.
+    """
+    wait_for_head()
     found = []
     for node in ray.nodes():
         offers = node["Resources"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -46,6 +47,11 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+def nobody() -> str:
+    """An address where nobody listens."""
+    return f"127.0.0.1:{free_port()}"
+
+
 def end_of(executor: Ray, handle: Handle | None) -> int | None:
     assert handle is not None
     ended: dict[str, int | None] = {}
@@ -61,16 +67,6 @@ def test_machine_is_all_nodes_and_a_job_needs_one(two_nodes: Any) -> None:
     assert executor.slots(make_job(resources=Resources(gpus=1))) == 0
 
 
-def test_job_starts_in_the_folder_of_the_command(
-    two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    executor, job = Ray(command=["/bin/sh", "-c", "pwd"]), make_job()
-    paths = prepared(Runs(tmp_path), job)
-    assert end_of(executor, executor.start(job, paths)) == 0
-    assert paths.log.read_text().splitlines()[-1] == str(tmp_path)
-
-
 def test_job_with_more_threads_than_any_node_has_cores_takes_a_whole_node(
     two_nodes: Any, tmp_path: Path
 ) -> None:
@@ -83,6 +79,29 @@ def test_jobs_that_share_a_gpu_have_a_slot_each(two_nodes: Any, monkeypatch: pyt
     monkeypatch.setattr(_ray, "nodes", lambda: [_ray.Node("id", "host", cores=4, gpus=1)])
     assert Ray().slots(make_job(resources=Resources(gpus=1, share=2))) == 2
     assert Ray().slots(make_job(resources=Resources(gpus=2))) == 0
+
+
+def test_job_starts_in_the_folder_of_the_command(
+    two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    executor, job = Ray(command=["/bin/sh", "-c", "pwd"]), make_job()
+    paths = prepared(Runs(tmp_path), job)
+    assert end_of(executor, executor.start(job, paths)) == 0
+    assert paths.log.read_text().splitlines()[-1] == str(tmp_path)
+
+
+def test_head_that_is_gone_is_told_and_nobody_waits_for_it(
+    two_nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, handle = Ray(), Handle("ray", ref="student-a-1")
+    monkeypatch.setattr(_ray, "HEADLESS", threading.Event())
+    monkeypatch.setattr(_ray, "_HEAD_S", 0.1)
+    monkeypatch.setattr(_ray.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=nobody()))
+    with pytest.raises(MachineError, match="the head of the Ray cluster is gone"):
+        _ = executor.machine
+    executor.cancel(handle, grace_s=60)
+    assert executor.poll({"student-a": handle}) == {"student-a": None}
 
 
 def test_job_of_an_earlier_command_is_found_by_its_name_until_somebody_asked(
@@ -117,7 +136,7 @@ def test_gpus_cannot_be_chosen(two_nodes: Any) -> None:
 def test_address_where_nobody_listens_is_told_at_once() -> None:
     script = (
         "from kdlab.errors import MachineError\nfrom kdlab.orchestration.executors.base import load\n"
-        f"try: load('ray', None, {{'address': '127.0.0.1:{free_port()}'}})\n"
+        f"try: load('ray', None, {{'address': '{nobody()}'}})\n"
         "except MachineError as error: print(error)"
     )
     before = time.monotonic()
