@@ -215,8 +215,8 @@ def test_job_of_a_dead_scheduler_can_be_polled_and_cancelled(key: str, tmp_path:
     assert second.poll({"student-a": adopted}) == {}
     second.cancel(adopted, grace_s=60)
     assert end_of(second, adopted) in (None, 143)
-    # the actor of Ray goes with the end that the second was told
-    assert end_of(first, handle) in (STOPPED if key != "ray" else {None})
+    # the actor of Ray goes with the end that the second was told, and may answer once more before
+    assert end_of(first, handle) in (STOPPED if key != "ray" else {None, 143})
 
 
 @pytest.mark.parametrize("key", LEASING)
