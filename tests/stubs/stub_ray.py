@@ -27,11 +27,14 @@ class Node:
 
     def processes(self) -> set[int]:
         wanted, found = f"{_MARK}={self.mark}".encode(), set()
+        parents: dict[int, int] = {}
         for entry in Path("/proc").iterdir():
-            with suppress(OSError):
-                if entry.name.isdigit() and wanted in (entry / "environ").read_bytes().split(b"\0"):
+            with suppress(OSError, ValueError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
                     found.add(int(entry.name))
-        return found
+        # a process of Ray writes its title over its environment, but is a child of one that does not
+        return found | {process for process, parent in parents.items() if parent in found}
 
     def lose(self) -> None:
         """End it with all that it started, as a power cut would end a host."""
