@@ -144,13 +144,14 @@ class Task:
         Returns:
             `JobFinished`, `JobFailed` or `JobCancelled`; `JobRetried` where it should go on.
         """
+        known_dead = self.handle is not None and not self.handle.executor and self.kills > 0
         self.handle = None
         return (
             self.missed()
             or self._finished()
             or self._failed_by_itself(code)
             or self._stopped(code)
-            or self._died(code, retries)
+            or self._died(code, retries, counts=not known_dead)
         )
 
     def _running(self, keepers: Keepers) -> Handle | None:
@@ -215,7 +216,7 @@ class Task:
             return None
         return self.says(JobCancelled, iteration=self.saved)
 
-    def _died(self, code: int | None, retries: int) -> Event:
+    def _died(self, code: int | None, retries: int, *, counts: bool) -> Event:
         number = _signal(code)
         if code == DISK_FULL:
             return self._failed(disk_full(self.paths.folder), time.time() - self.began)
@@ -224,7 +225,8 @@ class Task:
                 return self.says(JobRetried, why="another process works on it already")
             what = f"the process ended with exit code {code}, without a result and without a reason"
             return self._failed(Fault(what, fix="the end of its log may tell"), time.time() - self.began)
-        self.kills = self.kills + 1 if self.saved <= self.saved_before else 1
+        # the lease of a lost host, which was followed until it was stale, is no second loss
+        self.kills = self.kills + counts if self.saved <= self.saved_before else 1
         self.saved_before = self.saved
         how = f"was killed ({number.name})" if number else "vanished" if code is None else "was taken away"
         if self.kills <= retries:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import sys
+from contextlib import suppress
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -29,5 +34,22 @@ class CompiledMmcv(MetaPathFinder, Loader):
         """Nothing: it is complete."""
 
 
+def import_yapf() -> None:
+    """Import what mmengine formats configs with, one process at a time.
+
+    In a new environment yapf writes a cache, under its name before it has content: of two jobs that start at
+    once, one would find it empty and fail.
+    """
+    spec = find_spec("yapf")
+    if spec is None or spec.origin is None:
+        return
+    with Path(spec.origin).open("rb") as file:
+        # a disk without locks has the race, and no more than that
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        import_module("yapf")
+
+
+import_yapf()
 if not any(isinstance(finder, CompiledMmcv) for finder in sys.meta_path):
     sys.meta_path.append(CompiledMmcv())
