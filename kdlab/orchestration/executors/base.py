@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
@@ -14,7 +14,7 @@ from kdlab.errors import KdlabError, UsageError, suggestion
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.jobs.lease import Process
-from kdlab.orchestration.devices import Machine
+from kdlab.orchestration.devices import Gpu, Machine
 
 TAKEN = 75
 """Exit code of a job that was taken off its machine: a lost node, preemption, a time limit. Unix calls it
@@ -125,6 +125,45 @@ def command(job: Job, paths: JobPaths) -> list[str]:
     """
     module = "job" if job.resources.ranks == 1 else "launch"
     return [sys.executable, "-m", f"kdlab.training.{module}", str(paths.folder.absolute())]
+
+
+def environment(job: Job, gpus: Sequence[str] | None = None) -> dict[str, str]:
+    """What a job's process must be told beside what its machine says.
+
+    Args:
+        job: which.
+        gpus: UUIDs of those that it may see; None leaves that to a cluster. A job on the CPU sees none.
+    """
+    threads = str(job.resources.threads)
+    told = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+    if not job.resources.gpus:
+        told["CUDA_VISIBLE_DEVICES"] = ""
+    elif gpus is not None:
+        told["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    return told
+
+
+class Node(Protocol):
+    """A machine of a cluster."""
+
+    @property
+    def name(self) -> str:
+        """As people know it."""
+
+    @property
+    def cores(self) -> int:
+        """That jobs can have."""
+
+    @property
+    def gpus(self) -> int:
+        """That jobs can have."""
+
+
+def machine_of(nodes: Sequence[Node]) -> Machine:
+    """A cluster as one machine; nobody asks it for the memory of its GPUs."""
+    names = [f"{node.name}:{number}" for node in nodes for number in range(node.gpus)]
+    gpus = [Gpu(index, name, memory_gb=0.0) for index, name in enumerate(names)]
+    return Machine(tuple(range(sum(node.cores for node in nodes))), tuple(gpus))
 
 
 class Keepers:

@@ -58,7 +58,7 @@ class Local:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | _environment(job, lease),
+                env=os.environ | base.environment(job, lease.ids),
                 start_new_session=True,
                 pass_fds=lease.files,
             )
@@ -118,16 +118,6 @@ class Local:
         if self._machine.gpus and time.monotonic() - self._looked > _LOOK_AGAIN_S:
             self._machine, self._looked = devices.detect(self._only), time.monotonic()
         return self._machine
-
-
-def _environment(job: Job, lease: devices.DeviceLease) -> dict[str, str]:
-    threads = str(job.resources.threads)
-    return {
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "CUDA_VISIBLE_DEVICES": ",".join(lease.ids) if job.resources.gpus else "",
-        "PYTHONUNBUFFERED": "1",
-    }
 
 
 def _signal(process: Process, number: signal.Signals) -> None:

@@ -12,11 +12,10 @@ from typing import Any
 
 from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.job import Job, JobPaths
-from kdlab.orchestration.devices import DeviceLease, Gpu, Machine
+from kdlab.orchestration.devices import Machine
 from kdlab.orchestration.executors import _ray
-from kdlab.orchestration.executors.base import Handle
+from kdlab.orchestration.executors.base import Handle, environment, machine_of
 from kdlab.orchestration.executors.base import command as training
-from kdlab.orchestration.executors.local import _environment
 
 _STOPPED = 128 + signal.SIGTERM
 _DEAF_S = 5.0
@@ -59,10 +58,7 @@ class Ray:
     @property
     def machine(self) -> Machine:
         """See `Executor.machine`; all nodes that are alive."""
-        nodes = _ray.nodes()
-        names = [f"{node.name}:{number}" for node in nodes for number in range(node.gpus)]
-        gpus = [Gpu(index, name, memory_gb=0.0) for index, name in enumerate(names)]
-        return Machine(tuple(range(sum(node.cores for node in nodes))), tuple(gpus))
+        return machine_of(_ray.nodes())
 
     def slots(self, job: Job) -> int:
         """See `Executor.slots`; a job runs on one node."""
@@ -194,9 +190,6 @@ def _cores_for(job: Job, nodes: list[_ray.Node]) -> int:
 
 
 def _told(job: Job) -> dict[str, str]:
-    """What the job's environment must say beside the node's own; the GPUs that it sees are Ray's to say."""
+    """What the job's environment must say beside the node's own."""
     own = {key: value for key, value in os.environ.items() if key == "PYTHONPATH" or key.startswith("KDLAB_")}
-    told = own | _environment(job, DeviceLease((), ()))
-    if job.resources.gpus:
-        del told["CUDA_VISIBLE_DEVICES"]
-    return told
+    return own | environment(job)

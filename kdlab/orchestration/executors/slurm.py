@@ -11,11 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.job import Job, JobPaths
-from kdlab.orchestration.devices import DeviceLease, Gpu, Machine
+from kdlab.orchestration.devices import Machine
 from kdlab.orchestration.executors import _slurm
-from kdlab.orchestration.executors.base import TAKEN, Handle
+from kdlab.orchestration.executors.base import TAKEN, Handle, environment, machine_of
 from kdlab.orchestration.executors.base import command as training
-from kdlab.orchestration.executors.local import _environment
 
 _STOPPED = 128 + signal.SIGTERM
 _WARNED_S = 120
@@ -72,10 +71,7 @@ class Slurm:
     @property
     def machine(self) -> Machine:
         """See `Executor.machine`; all nodes of the partition that are up."""
-        nodes = self._cluster()
-        names = [f"{node.name}:{number}" for node in nodes for number in range(node.gpus)]
-        gpus = [Gpu(index, name, memory_gb=0.0) for index, name in enumerate(names)]
-        return Machine(tuple(range(sum(node.cores for node in nodes))), tuple(gpus))
+        return machine_of(self._cluster())
 
     def slots(self, job: Job) -> int:
         """See `Executor.slots`; a job needs all its GPUs in one node."""
@@ -216,7 +212,5 @@ def _files(job: Job, paths: JobPaths) -> list[str]:
 
 def _environment_of(job: Job) -> dict[str, str]:
     """What sbatch hands on; the GPUs that a job sees are Slurm's to say."""
-    told = os.environ | _environment(job, DeviceLease((), ()))
-    if job.resources.gpus:
-        del told["CUDA_VISIBLE_DEVICES"]
-    return told
+    own = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+    return own | environment(job)
