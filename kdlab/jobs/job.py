@@ -113,6 +113,7 @@ class JobPaths:
         self.stop_request = folder / "stop.request"
         self.failure = folder / "failure.json"
         self.result = folder / "result.json"
+        self.matches = folder / "matches.npz"
         self.checkpoints = folder / "ckpt"
         self.weights = folder / "ckpt" / "weights.pth"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader
 
 from kdlab.datasets.coco import load_labels
 from kdlab.errors import JobError
+from kdlab.jobs.matches import Matches
 from kdlab.training import ranks
 from kdlab.training.data import batches_of
+from kdlab.training.matching import matches_of
 from kdlab.training.voc import ImageBoxes, voc_metrics
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -58,6 +60,7 @@ class CocoMetric(BaseMetric):
         for box in dataset["annotations"]:
             self._objects[numbers[box["image_id"]]].append(box)
         self._require_objects(self._sizes)
+        self._compared: tuple[Comparison, list[int]] | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keep each image's number and its detections as rows of x, y, w, h, score, label."""
@@ -87,6 +90,17 @@ class CocoMetric(BaseMetric):
             found |= voc_metrics([self._boxes(*result) for result in results], len(self._classes))
         return {name: round(value, 6) for name, value in found.items()}
 
+    def matches(self) -> Matches:
+        """What each detection of the last `compute_metrics` met.
+
+        Raises:
+            RuntimeError: nothing was computed yet.
+        """
+        if self._compared is None:
+            raise RuntimeError("matches() before compute_metrics()")
+        comparison, numbers = self._compared
+        return matches_of(comparison, sorted(numbers), self._category_ids)
+
     def _require_objects(self, numbers: Iterable[int]) -> None:
         if not any(not box["iscrowd"] for number in numbers for box in self._objects[number]):
             raise JobError(
@@ -107,6 +121,7 @@ class CocoMetric(BaseMetric):
         evaluation = Comparison(truth, truth.load_res(np.concatenate(rows)), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
+        self._compared = evaluation, [number for number, _ in results]
         # (IoU thresholds from 0.50 by 0.05, recalls, classes, areas, detection limits up to 100)
         precision = np.asarray(evaluation.eval["precision"])[..., -1]
         every, small, medium, large = np.moveaxis(precision, 3, 0)
@@ -182,8 +197,19 @@ def _mean(precision: np.ndarray) -> float | None:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: DataLoader, metric: CocoMetric) -> dict[str, float]:
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader,
+    metric: CocoMetric,
+    keep: Callable[[Matches], None] = lambda matches: None,
+) -> dict[str, float]:
     """The metrics of a model in eval mode over the loaders of all processes; its mode is put back.
+
+    Args:
+        model: any detector.
+        loader: this process's share of the images.
+        metric: of these images.
+        keep: called on rank 0 with what each detection met.
 
     Raises:
         JobError: an image cannot be read, or none that holds an object can.
@@ -196,4 +222,7 @@ def evaluate(model: nn.Module, loader: DataLoader, metric: CocoMetric) -> dict[s
     model.train(was_training)
     shares = ranks.gathered(metric.results)
     metric.results = []
-    return ranks.told(metric.of_all(shares) if shares else None)
+    found = metric.of_all(shares) if shares else None
+    if shares:
+        keep(metric.matches())
+    return ranks.told(found)

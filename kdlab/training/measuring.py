@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from kdlab.errors import JobError
 from kdlab.jobs.events import JobEvaluated, JobProgress, JobStarted
 from kdlab.jobs.job import Job, JobPaths
+from kdlab.jobs.matches import Matches
 from kdlab.training import checkpoints, detectors, weights
 from kdlab.training.device import device_of, seed_all
 from kdlab.training.evaluation import evaluate, summary
@@ -79,7 +80,7 @@ class Measurement:
         self.emit(JobStarted, device=str(self.device), epochs=1, iterations=self.images)
         began = time.monotonic()
         metric = self.reading.metric()
-        found = evaluate(self.model, _Watched(self.loader, self._after_batch), metric)
+        found = evaluate(self.model, _Watched(self.loader, self._after_batch), metric, self._keep_matches)
         told = summary([{"epoch": 1, "iteration": self.images, **found}])
         self.emit(JobEvaluated, epoch=1, iteration=self.images, metrics=told["metrics"])
         model = self._keep()
@@ -92,6 +93,10 @@ class Measurement:
             "data": self.reading.report(),
             "wall_s": wall_s,
         }
+
+    def _keep_matches(self, matches: Matches) -> None:
+        self.may_write()
+        matches.write(self.paths.matches)
 
     def _keep(self) -> dict[str, Any]:
         """Write the weights where students look for them; what the result says of the model."""

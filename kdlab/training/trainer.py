@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kdlab.jobs.job import Job, JobPaths
+from kdlab.jobs.matches import Matches
 from kdlab.training import bench, checkpoints, detectors, ranks
 from kdlab.training.data import batches_of
 from kdlab.training.device import device_of, own_numbers, seed_all
@@ -63,7 +64,7 @@ class Trainer:
             loader,
             schedule,
             checkpoints.TrainingCheckpoints(paths.checkpoints),
-            evaluate=lambda: evaluate(self.distiller, val_loader, metric),
+            evaluate=lambda: evaluate(self.distiller, val_loader, metric, self._keep),
             emit=emit,
             may_write=may_write,
             should_stop=should_stop,
@@ -116,6 +117,11 @@ class Trainer:
             },
             "data": self.reading.report(),
         }
+
+    def _keep(self, matches: Matches) -> None:
+        """Leave what the newest evaluation met: the last one's stays."""
+        self.loop.may_write()
+        matches.write(self.paths.matches)
 
     def _teacher(self) -> nn.Module | None:
         """The trained teacher, where the student learns or inherits from one."""

@@ -15,6 +15,7 @@ from pycocotools.cocoeval import COCOeval as Comparison
 
 from kdlab.datasets.base import DatasetFiles
 from kdlab.errors import JobError
+from kdlab.reporting.resampling import average_precision
 from kdlab.training.data import evaluation_loader, mmdet_dataset
 from kdlab.training.evaluation import NAMES, CocoMetric, evaluate
 
@@ -159,6 +160,20 @@ def test_what_exporters_write_beside_the_boxes_does_no_harm(tmp_path: Path) -> N
     for entry in labels["annotations"]:
         entry["segmentation"] = [] if entry["id"] % 2 else {"counts": "no outline", "size": None}
     assert measured(tmp_path, labels, samples) == expectation
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_kept_of_the_matching_is_worth_the_same_ap(tmp_path: Path, seed: int) -> None:
+    labels, samples = scene(seed)
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(labels))
+    metric = CocoMetric(path, CLASSES)
+    metric.process(None, samples)
+    ap = metric.evaluate(size=len(samples))["AP"]
+    matches = metric.matches()
+    assert average_precision(matches, np.ones((1, 6), np.int32))[0] == pytest.approx(ap, abs=1e-6)
+    assert matches.objects.sum() == sum(not one["iscrowd"] for one in labels["annotations"])
+    assert (np.diff(matches.label) >= 0).all()
 
 
 def test_an_image_that_was_not_shown_does_not_count(tmp_path: Path) -> None:

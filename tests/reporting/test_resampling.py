@@ -1,0 +1,128 @@
+"""AP of resampled images equals hotcoco's own over a data set in which the images are repeated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hotcoco import COCO
+from hotcoco import COCOeval as Comparison
+
+from kdlab.jobs.matches import IOU_THRESHOLDS, Matches
+from kdlab.reporting.resampling import average_precision, draw
+from kdlab.training.matching import matches_of
+
+CATEGORIES = [1, 2, 3, 4]
+
+
+class Scenes:
+    """Images with objects, crowds, near misses and false alarms, whose scores tie now and then."""
+
+    def __init__(self, images: int, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.images = images
+        self.objects: list[list[dict[str, Any]]] = []
+        self.found: list[list[list[float]]] = []
+        for _ in range(images):
+            # class 4 has objects in few images, so that some resamples lack it
+            count = rng.integers(0, 5)
+            boxes = np.hstack([rng.uniform(0, 40, (count, 2)), rng.uniform(6, 24, (count, 2))])
+            labels = rng.choice(CATEGORIES, count, p=[0.4, 0.3, 0.29, 0.01])
+            self.objects.append(
+                [
+                    {"category_id": int(label), "bbox": list(box), "area": box[2] * box[3],
+                     "iscrowd": int(rng.random() < 0.05)}
+                    for box, label in zip(boxes, labels, strict=True)
+                ]
+            )  # fmt: skip
+            near = np.repeat(boxes, 2, 0) + rng.normal(0, 1.5, (2 * count, 4))
+            false = np.hstack([rng.uniform(0, 40, (3, 2)), rng.uniform(6, 24, (3, 2))])
+            # equal scores in several images, not in one: its copies would take turns there
+            score = (rng.choice(60, 2 * count + 3, replace=False) / 60).astype(np.float32)
+            label = np.concatenate([np.repeat(labels, 2), rng.choice(CATEGORIES[:3], 3)])
+            self.found.append(
+                [list(row) for row in np.column_stack([np.vstack([near, false]), score, label])]
+            )
+
+    def compared(self, times: Any) -> Comparison:
+        """hotcoco's comparison where image i is there `times[i]` times."""
+        images, annotations, rows = [], [], []
+        for place in np.repeat(np.arange(self.images), times):
+            number = len(images) + 1
+            images.append({"id": number, "width": 64, "height": 64, "file_name": ""})
+            for one in self.objects[place]:
+                annotations.append({**one, "id": len(annotations) + 1, "image_id": number})
+            rows += [[number, *row] for row in self.found[place]]
+        names = [{"id": number, "name": str(number)} for number in CATEGORIES]
+        truth = COCO({"images": images, "categories": names, "annotations": annotations})
+        comparison = Comparison(truth, truth.load_res(np.array(rows)), "bbox")
+        comparison.evaluate()
+        comparison.accumulate()
+        return comparison
+
+    def matches(self) -> Matches:
+        comparison = self.compared(np.ones(self.images, int))
+        return matches_of(comparison, range(1, self.images + 1), CATEGORIES)
+
+
+def ap_of(comparison: Comparison) -> float:
+    precision = np.asarray(comparison.eval["precision"])[..., 0, -1]
+    return float(100 * precision[precision > -1].mean())
+
+
+def test_resampled_ap_equals_hotcocos_on_200_images() -> None:
+    scenes = Scenes(200)
+    times = np.vstack([np.ones((1, 200), np.int32), draw(200, 12)])
+    expected = [ap_of(scenes.compared(row)) for row in times]
+    assert average_precision(scenes.matches(), times) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_class_that_no_drawn_image_holds_is_left_out_of_the_mean() -> None:
+    scenes = Scenes(40, seed=3)
+    times = np.array([[1] * 10 + [0] * 30, [0] * 39 + [1]], np.int32)
+    assert any(scenes.matches().objects[:10].sum(0) == 0)
+    expected = [ap_of(scenes.compared(row)) for row in times]
+    assert average_precision(scenes.matches(), times) == pytest.approx(expected, abs=1e-6)
+
+
+def test_images_without_objects_have_no_ap() -> None:
+    scenes = Scenes(30)
+    empty = np.array([[not one for one in scenes.objects]], np.int32)
+    assert empty.any()
+    assert np.isnan(average_precision(scenes.matches(), empty)).all()
+
+
+def test_nothing_found_is_worth_0() -> None:
+    matches = Matches(
+        images=np.arange(2),
+        image=np.empty(0, np.int32),
+        label=np.empty(0, np.int16),
+        score=np.empty(0, np.float32),
+        right=np.empty(0, np.uint16),
+        ignored=np.empty(0, np.uint16),
+        objects=np.ones((2, 1), np.uint16),
+    )
+    assert average_precision(matches, draw(2, 5)).tolist() == [0.0] * 5
+
+
+def test_how_many_resamples_are_asked_for_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    matches, times = Scenes(60).matches(), draw(60, 25)
+    whole = average_precision(matches, times)
+    monkeypatch.setattr("kdlab.reporting.resampling._CELLS", 1)
+    assert (average_precision(matches, times) == whole).all()
+
+
+def test_a_resample_is_as_many_images_as_there_are_and_the_same_each_time() -> None:
+    times = draw(50, 200)
+    assert (times.sum(1) == 50).all()
+    assert (times == draw(50, 200)).all()
+    assert times.mean(0) == pytest.approx(np.ones(50), abs=0.4)
+
+
+def test_a_bit_a_threshold() -> None:
+    right = Scenes(50).matches().right
+    # what is right at a threshold need not be at a stricter one
+    counts = [(right >> bit & 1).sum() for bit in range(IOU_THRESHOLDS)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[-1]
