@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, median, stdev
 from typing import Any, Literal
 
-from kdlab.jobs.job import SCHEMA, JobResult
+from kdlab.jobs.job import SCHEMA
+from kdlab.reporting.arms import Arm, arms_of
 from kdlab.reporting.provenance import provenance
 from kdlab.reporting.records import Record
 from kdlab.reporting.teachers import teacher_notes
@@ -25,12 +26,14 @@ class Cell:
         value: the number in `text`, not rounded; None in a cell of words.
         deviation: sample standard deviation over seeds, where `text` shows one.
         mark: how it stands out.
+        how: how the number was made, for `--format explain`; "" where the column says it all.
     """
 
     text: str = ""
     value: float | None = None
     deviation: float | None = None
     mark: Mark = ""
+    how: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,31 +118,6 @@ _READING = {
 }
 
 
-@dataclass(frozen=True)
-class _Arm:
-    """The records of one row."""
-
-    name: str
-    distils: bool
-    inherits: bool
-    records: tuple[Record, ...]
-
-    @property
-    def plain(self) -> bool:
-        """Whether the arm trains the student alone, and so is a baseline."""
-        return not (self.distils or self.inherits)
-
-    @property
-    def results(self) -> dict[int, JobResult]:
-        """Results by seed."""
-        return {record.job.seed: record.result for record in self.records if record.result is not None}
-
-    def over_seeds(self, part: Literal["metrics", "best"], metric: str) -> list[float]:
-        """A metric after the last or the best epoch, of each result that has it."""
-        found: list[dict[str, float]] = [getattr(result, part) for result in self.results.values()]
-        return [metrics[metric] for metrics in found if metric in metrics]
-
-
 def table(plan: dict[str, Any], records: Sequence[Record], *, pool: bool = False) -> Table:
     """Compare the arms of a plan after their last epoch.
 
@@ -151,7 +129,7 @@ def table(plan: dict[str, Any], records: Sequence[Record], *, pool: bool = False
         records: what `collect` found for it.
         pool: average jobs that ran in micro-batches with those that ran whole.
     """
-    teacher, arms = _arms(plan, records, pool)
+    teacher, arms = arms_of(plan, records, pool)
     baseline = next((arm for arm in arms if arm.plain), None)
     rows = [_row(arm, teacher, baseline) for arm in ([teacher] if teacher else []) + arms]
     if not any(_best_differs(record) for record in records):
@@ -165,26 +143,7 @@ def table(plan: dict[str, Any], records: Sequence[Record], *, pool: bool = False
     )
 
 
-def _arms(plan: dict[str, Any], records: Sequence[Record], pool: bool) -> tuple[_Arm | None, list[_Arm]]:
-    """The teacher's row, if the plan has one, and the arms in the order of the recipe.
-
-    Unless they are to be pooled, the seeds of an arm that ran in micro-batches have a row of their own.
-    """
-    teachers = tuple(record for record in records if record.job.is_teacher)
-    students = [record for record in records if record.job.kind == "student"]
-    inherits = plan["recipe"].get("inherits", ())
-    arms = []
-    for name, methods in plan["recipe"]["arms"].items():
-        own = [one for one in students if one.job.arm == name]
-        found = {one.job.settings.get("micro_batch") or 0 for one in own}
-        for parts in [0] if pool or not found else sorted(found):
-            label = f"{name} [micro-batch {parts}]" if parts else name
-            rows = tuple(one for one in own if pool or one.job.settings.get("micro_batch", 0) == parts)
-            arms.append(_Arm(label, bool(methods), name in inherits, rows))
-    return _Arm("teacher", False, False, teachers) if teachers else None, arms
-
-
-def _row(arm: _Arm, teacher: _Arm | None, baseline: _Arm | None) -> dict[str, Cell]:
+def _row(arm: Arm, teacher: Arm | None, baseline: Arm | None) -> dict[str, Cell]:
     """The cells of an arm by column; a column that does not apply to it is absent."""
     columns = {column.key: column for column in COLUMNS}
     row = {"arm": Cell(arm.name), "AP": Cell("-", mark="dim")}
@@ -214,25 +173,25 @@ def _deviation(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
-def _common_seeds(arm: _Arm, baseline: _Arm) -> list[int]:
+def _common_seeds(arm: Arm, baseline: Arm) -> list[int]:
     return sorted(arm.results.keys() & baseline.results.keys())
 
 
-def _gain(arm: _Arm, baseline: _Arm) -> float | None:
+def _gain(arm: Arm, baseline: Arm) -> float | None:
     """Mean difference of AP over the common seeds, in points."""
     own, plain = arm.results, baseline.results
     gains = [own[seed].metrics["AP"] - plain[seed].metrics["AP"] for seed in _common_seeds(arm, baseline)]
     return fmean(gains) if gains else None
 
 
-def _gap(arm: _Arm, teacher: _Arm, baseline: _Arm) -> float | None:
+def _gap(arm: Arm, teacher: Arm, baseline: Arm) -> float | None:
     """What `arm` could close: teacher minus baseline over the common seeds, None unless above 0."""
     below = [baseline.results[seed].metrics["AP"] for seed in _common_seeds(arm, baseline)]
     gap = fmean(teacher.over_seeds("metrics", "AP")) - fmean(below) if below else 0.0
     return gap if gap > 0 else None
 
 
-def _step_ratios(arm: _Arm) -> dict[str, float]:
+def _step_ratios(arm: Arm) -> dict[str, float]:
     """Medians over seeds of the time of a training step, by what it is compared with."""
     if not arm.distils:
         return {"step_x": 1.0}
@@ -248,7 +207,7 @@ def _step_ratios(arm: _Arm) -> dict[str, float]:
     }
 
 
-def _inherited(arm: _Arm) -> str:
+def _inherited(arm: Arm) -> str:
     """ "31 of 34" as soon as a job has counted."""
     found = next((result.model.get("inherited") for result in arm.results.values()), None)
     return f"{found['tensors']} of {found['of']}" if found else "yes"
@@ -259,7 +218,7 @@ def _best_differs(record: Record) -> bool:
     return result is not None and result.best.get("AP") != result.metrics.get("AP")
 
 
-def _title(plan: dict[str, Any], arms: Iterable[_Arm]) -> str:
+def _title(plan: dict[str, Any], arms: Iterable[Arm]) -> str:
     counts = sorted({len(arm.results) for arm in arms})
     n = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "0"
     return f"{plan['recipe'].get('title') or plan['recipe']['name']}, n={n}"
@@ -268,8 +227,8 @@ def _title(plan: dict[str, Any], arms: Iterable[_Arm]) -> str:
 def _footnotes(
     plan: dict[str, Any],
     records: Sequence[Record],
-    arms: Sequence[_Arm],
-    baseline: _Arm | None,
+    arms: Sequence[Arm],
+    baseline: Arm | None,
     shown: Sequence[Column],
 ) -> list[str]:
     """How to read the columns, what is missing, and where the numbers come from."""
@@ -298,7 +257,7 @@ def _in_micro_batches(records: Sequence[Record]) -> list[str]:
     return [f"ran out of GPU memory: {told}; {reading}"] if told else []
 
 
-def _missing(arm: _Arm) -> list[str]:
+def _missing(arm: Arm) -> list[str]:
     """ "rm: n=2 of 3, seed 2 failed", where jobs lack a result."""
     lacking = [f"seed {record.job.seed} {record.state}" for record in arm.records if record.result is None]
     if not lacking:
@@ -306,7 +265,7 @@ def _missing(arm: _Arm) -> list[str]:
     return [f"{arm.name}: n={len(arm.results)} of {len(arm.records)}, {', '.join(lacking)}"]
 
 
-def _paired(arm: _Arm, baseline: _Arm) -> list[str]:
+def _paired(arm: Arm, baseline: Arm) -> list[str]:
     """Which seeds a gain is over, where only one side has some."""
     common = _common_seeds(arm, baseline)
     if not common or arm.results.keys() == baseline.results.keys():

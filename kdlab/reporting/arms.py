@@ -1,0 +1,61 @@
+"""Records -> arms: what is compared with what, over which seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kdlab.jobs.job import JobResult
+from kdlab.reporting.records import Record
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The jobs of one arm over its seeds: a row of a table, a line of a plot.
+
+    Args:
+        name: as people read it, "rm+pfi", "rm+pfi [micro-batch 2]", "teacher".
+        distils: whether it has methods.
+        inherits: whether its students start from the teacher's neck and head.
+        records: one a seed, in the plan's order.
+    """
+
+    name: str
+    distils: bool
+    inherits: bool
+    records: tuple[Record, ...]
+
+    @property
+    def plain(self) -> bool:
+        """Whether the arm trains the student alone, and so is a baseline."""
+        return not (self.distils or self.inherits)
+
+    @property
+    def results(self) -> dict[int, JobResult]:
+        """Results by seed."""
+        return {record.job.seed: record.result for record in self.records if record.result is not None}
+
+    def over_seeds(self, part: Literal["metrics", "best"], metric: str) -> list[float]:
+        """A metric after the last or the best epoch, of each result that has it."""
+        found: list[dict[str, float]] = [getattr(result, part) for result in self.results.values()]
+        return [metrics[metric] for metrics in found if metric in metrics]
+
+
+def arms_of(plan: dict[str, Any], records: Sequence[Record], pool: bool) -> tuple[Arm | None, list[Arm]]:
+    """The teacher's row, if the plan has one, and the arms in the order of the recipe.
+
+    Unless they are to be pooled, the seeds of an arm that ran in micro-batches have a row of their own.
+    """
+    teachers = tuple(record for record in records if record.job.is_teacher)
+    students = [record for record in records if record.job.kind == "student"]
+    inherits = plan["recipe"].get("inherits", ())
+    arms = []
+    for name, methods in plan["recipe"]["arms"].items():
+        own = [one for one in students if one.job.arm == name]
+        found = {one.job.settings.get("micro_batch") or 0 for one in own}
+        for parts in [0] if pool or not found else sorted(found):
+            label = f"{name} [micro-batch {parts}]" if parts else name
+            rows = tuple(one for one in own if pool or one.job.settings.get("micro_batch", 0) == parts)
+            arms.append(Arm(label, bool(methods), name in inherits, rows))
+    return Arm("teacher", False, False, teachers) if teachers else None, arms
