@@ -151,7 +151,8 @@ class JobResult:
         history: one entry an evaluation: "epoch", "iteration" and the metrics.
         losses: thinned course of training: "iteration", "lr", then a mean per term, raw ones as
             `raw_<term>`.
-        timing: seconds: "step_s" and "data_s" (medians in training), "student_step_s",
+        timing: seconds: "step_s" and "data_s" (medians in training), "latency_s" (from one image to its
+            boxes, median, where the job ran), "student_step_s",
             "teacher_forward_s", "distill_step_s" (interleaved medians after training, of one process and of
             one forward where a step has several; the last two only with methods).
         model: "params", "trained_parts" (parameters that each method instance trained beside the student),

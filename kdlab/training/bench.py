@@ -1,4 +1,4 @@
-"""What distillation costs: steps of the student alone, the teacher alone and both, measured side by side."""
+"""What models cost: training steps of student, teacher and both side by side, and the detector in use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdlab.training.distiller import Distiller
 
@@ -42,6 +42,32 @@ def step_times(distiller: Distiller, optim: OptimWrapper, data: Any, rounds: int
             seconds[name].append(time.perf_counter() - start)
     distiller.distilling = distils
     return {name: median(values[2:]) for name, values in seconds.items()}
+
+
+@torch.no_grad()
+def latency_s(model: nn.Module, data: Any, runs: int = 20) -> float:
+    """Median seconds from one image, read and resized, to its boxes, on the device that the model is on.
+
+    Args:
+        model: a detector; its mode is put back.
+        data: a batch as its loader gives it, whose images take turns.
+        runs: how often to measure, after two that do not count.
+    """
+    was_training = model.training
+    model.eval()
+    images = [
+        {"inputs": [pixels], "data_samples": [sample]}
+        for pixels, sample in zip(data["inputs"], data["data_samples"], strict=True)
+    ]
+    seconds = []
+    for run in range(runs + 2):
+        _wait()
+        start = time.perf_counter()
+        model.val_step(images[run % len(images)])
+        _wait()
+        seconds.append(time.perf_counter() - start)
+    model.train(was_training)
+    return median(seconds[2:])
 
 
 def _teacher_forward(distiller: Distiller, optim: OptimWrapper, pixels: Tensor) -> None:

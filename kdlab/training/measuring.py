@@ -14,6 +14,8 @@ from kdlab.jobs.events import JobEvaluated, JobProgress, JobStarted
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.jobs.matches import Matches
 from kdlab.training import checkpoints, detectors, weights
+from kdlab.training.bench import latency_s
+from kdlab.training.data import batches_of
 from kdlab.training.device import device_of, seed_all
 from kdlab.training.evaluation import evaluate, summary
 from kdlab.training.loop import Stopped
@@ -88,7 +90,10 @@ class Measurement:
         return {
             **told,
             "losses": [],
-            "timing": {"image_s": wall_s / self.images},
+            "timing": {
+                "image_s": wall_s / self.images,
+                "latency_s": latency_s(self.model, next(batches_of(self.loader))),
+            },
             "model": model,
             "data": self.reading.report(),
             "wall_s": wall_s,

@@ -56,7 +56,7 @@ class Trainer:
         self.distiller.to(self.device)
         if schedule["channels_last"]:
             self.distiller.to(memory_format=torch.channels_last)
-        loader, val_loader = self.reading.training(), self.reading.validation()
+        loader, self._val_loader = self.reading.training(), self.reading.validation()
         metric = self.reading.metric()
         own_numbers(job.seed)
         self.loop = TrainingLoop(
@@ -64,7 +64,7 @@ class Trainer:
             loader,
             schedule,
             checkpoints.TrainingCheckpoints(paths.checkpoints),
-            evaluate=lambda: evaluate(self.distiller, val_loader, metric, self._keep),
+            evaluate=lambda: evaluate(self.distiller, self._val_loader, metric, self._keep),
             emit=emit,
             may_write=may_write,
             should_stop=should_stop,
@@ -102,13 +102,14 @@ class Trainer:
             student, classes = self.distiller.student, self.reading.classes
             digest = checkpoints.save_model(self.paths.weights, student, classes)
         step_s, data_s = self.loop.clock.medians()
+        latency_s = bench.latency_s(self.distiller.student, next(batches_of(self._val_loader)))
         self.loop.loader.batch_sampler.start_at(0, 0)
         data = self.loop.step.first_part(next(batches_of(self.loop.loader)))
         times = bench.step_times(self.distiller, self.loop.optim, data)
         return {
             **summary(progress.history),
             "losses": progress.losses[:: max(1, len(progress.losses) // 500)],
-            "timing": {"step_s": step_s, "data_s": data_s, **times},
+            "timing": {"step_s": step_s, "data_s": data_s, "latency_s": latency_s, **times},
             "model": {
                 "params": sum(p.numel() for p in self.distiller.student.parameters()),
                 "trained_parts": self.distiller.trained_parts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kdlab.training.bench import step_times
+from kdlab.training.bench import latency_s, step_times
 from kdlab.training.distiller import Distiller
 from kdlab.training.loop import build_optimiser
 
@@ -33,3 +33,15 @@ def test_with_methods_all_three_are_timed_and_only_one_distils(
     # once a round and twice to warm up
     assert calls == [True] * 3
     assert distiller.distilling
+
+
+def test_latency_is_of_single_images_and_leaves_the_model_in_its_mode(
+    distil: Callable[..., Distiller], raw_batch: Callable[..., Any], monkeypatch: Any
+) -> None:
+    student = distil("gfl").student.train()
+    shown: list[int] = []
+    predict = student.val_step
+    monkeypatch.setattr(student, "val_step", lambda data: (shown.append(len(data["inputs"])), predict(data)))
+    assert latency_s(student, raw_batch([0, 1]), runs=3) > 0
+    assert shown == [1] * 5
+    assert student.training

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kdlab.datasets import digits
@@ -17,6 +18,8 @@ from kdlab.errors import JobError
 from kdlab.jobs.events import Event, EventLog, JobEvaluated, JobFailed, JobFinished, JobStarted, read_from
 from kdlab.jobs.files import DISK_FULL, write_json
 from kdlab.jobs.job import Job, JobPaths, JobResult, Resources
+from kdlab.jobs.matches import Matches
+from kdlab.reporting.resampling import average_precision
 from kdlab.training.job import _signals, main, run_job
 
 MODEL: dict[str, Any] = {
@@ -97,12 +100,17 @@ def test_teacher_then_student_leave_complete_results(tmp_path: Path, teacher: Jo
     assert set(result.metrics) >= {"AP", "AP50", "AP75"}
     assert result.history[-1]["iteration"] == 3
     assert {"student_step_s", "teacher_forward_s", "distill_step_s"} <= result.timing.keys()
+    assert 0 < result.timing["latency_s"] < result.wall_s
     assert {"loss_rm", "raw_rm", "loss_cls"} <= result.losses[-1].keys()
     assert result.model["trained_parts"] == {"rm": 0}
     assert result.data["images"] == 12
     assert result.environment["device"].startswith("cpu: ")
     assert result.peak_memory_gb < 3
     assert [path.name for path in paths.checkpoints.iterdir()] == ["weights.pth"]
+    matches = Matches.read(paths.matches)
+    assert matches is not None
+    every = np.ones((1, len(matches.images)), np.int32)
+    assert average_precision(matches, every)[0] == pytest.approx(result.metrics["AP"], abs=1e-6)
     kinds = [type(event) for event in read_from(paths.events).events]
     assert kinds[0] is JobStarted
     assert kinds[-1] is JobFinished
