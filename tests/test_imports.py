@@ -31,7 +31,7 @@ BELOW = {
     "__init__": set(),
 }
 HEAVY = {
-    "mlflow": {"reporting/tracking.py"},
+    "mlflow": {"reporting/mlflow_store.py"},
     "optuna": {"orchestration/tune.py"},
     "ray": {"orchestration/executors/_ray.py"},
     **{name: {"training/"} for name in ("torch", "torchvision", "mmengine", "mmdet", "mmcv")},

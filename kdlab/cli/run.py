@@ -194,10 +194,11 @@ def _set_aside(plan: Plan, runs: Runs) -> str:
 
 def _publish(screen: Screen, made: Prepared, complete: bool) -> list[Path]:
     """Print the table; write it too where nothing is missing. Returns the files."""
-    from kdlab.reporting import records, renderers, tables
+    from kdlab.reporting import comparison, comparison_table, renderers
 
     plan = made.plan.to_dict()
-    table = tables.table(plan, records.collect(plan, made.runs))
+    with screen.working("comparing") as progress:
+        table = comparison_table.table(comparison.of_plan(plan, made.runs, progress=progress)).usual()
     if screen.json:
         screen.emit(**table.to_dict())
     else:

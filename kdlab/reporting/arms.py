@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,7 +42,7 @@ class Arm:
         return [metrics[metric] for metrics in found if metric in metrics]
 
 
-def arms_of(plan: dict[str, Any], records: Sequence[Record], pool: bool) -> tuple[Arm | None, list[Arm]]:
+def arms_of(plan: Mapping[str, Any], records: Sequence[Record], pool: bool) -> tuple[Arm | None, list[Arm]]:
     """The teacher's row, if the plan has one, and the arms in the order of the recipe.
 
     Unless they are to be pooled, the seeds of an arm that ran in micro-batches have a row of their own.

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
 
-from kdlab.reporting.arms import Arm
-from kdlab.reporting.records import Record
+from kdlab.jobs.job import JobResult, Runs
+from kdlab.reporting.arms import Arm, arms_of
+from kdlab.reporting.index import Index, Progress, Resampled
+from kdlab.reporting.records import Record, collect
+from kdlab.reporting.statistics import (
+    SEEDS_FOR_A_TEST,
+    Crossed,
+    Interval,
+    holm,
+    paired_t,
+    percentile_interval,
+)
 
+if TYPE_CHECKING:
+    from kdlab.reporting.statistics import Floats
 
-@dataclass(frozen=True)
-class Interval:
-    """Where a number lies with 95 % confidence."""
-
-    low: float
-    high: float
+SIGNIFICANT = 0.05
+"""Below this p, after Holm's correction, a test supports a gain or a loss."""
 
 
 @dataclass(frozen=True)
@@ -24,25 +33,38 @@ class Gain:
 
     Args:
         seeds: those that both have.
-        mean: arm minus baseline over these seeds.
-        deviation: of the seeds' differences; None for a single seed.
+        differences: arm minus baseline, one a seed.
         p: of the paired t test, two-sided; None below three seeds.
         p_holm: the same after Holm's correction over all comparisons of the table.
-        interval: for other seeds and other images; None below three seeds or without the images' matches.
-        other_images: for these weights on other images; None without the images' matches.
-        gap_closed: gain over (teacher - baseline), in percent; None where the teacher is not above.
-        gap_interval: of `gap_closed`, for other seeds and images and the same teacher.
+        interval: of the mean, for other seeds and other images; None below three seeds or without matches.
+        other_images: for these weights on other images; None without matches.
+        gap_closed: the mean over (teacher - baseline), in percent; None where the teacher is not above.
+        gap_interval: of `gap_closed`, for other seeds and images and this teacher.
     """
 
     seeds: tuple[int, ...]
-    mean: float
-    deviation: float | None = None
+    differences: tuple[float, ...]
     p: float | None = None
     p_holm: float | None = None
     interval: Interval | None = None
     other_images: Interval | None = None
     gap_closed: float | None = None
     gap_interval: Interval | None = None
+
+    @property
+    def mean(self) -> float:
+        """Of the differences."""
+        return fmean(self.differences)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation of the differences; None for a single seed."""
+        return stdev(self.differences) if len(self.differences) > 1 else None
+
+    @property
+    def supported(self) -> bool:
+        """Whether the test says that the arm differs from the baseline."""
+        return self.p_holm is not None and self.p_holm < SIGNIFICANT
 
 
 @dataclass(frozen=True)
@@ -56,6 +78,8 @@ class Comparison:
         arms: in the order of the recipe, the baseline among them.
         baseline: the first arm without methods.
         gains: by the arm's name, of those that share a finished seed with the baseline.
+        images: how many images were resampled; 0 where none were.
+        unmatched: labels of finished jobs that left no matches, so that their images cannot be resampled.
     """
 
     plan: Mapping[str, Any]
@@ -63,4 +87,120 @@ class Comparison:
     teacher: Arm | None
     arms: Sequence[Arm]
     baseline: Arm | None
-    gains: Mapping[str, Gain]
+    gains: Mapping[str, Gain] = field(default_factory=dict)
+    images: int = 0
+    unmatched: tuple[str, ...] = ()
+
+
+def of_plan(
+    plan: Mapping[str, Any], runs: Runs, *, pool: bool = False, progress: Progress = lambda text: None
+) -> Comparison:
+    """Compare the arms of a plan by what its jobs left in `runs`.
+
+    Args:
+        plan: content of the plan's file.
+        runs: where the jobs are.
+        pool: average jobs that ran in micro-batches with those that ran whole.
+        progress: told what takes time.
+    """
+    index = Index(runs, progress)
+    records = collect(plan, runs, index)
+    done = [record.job.id for record in records if record.result is not None]
+    return compare(plan, records, index.resampled(done), pool=pool)
+
+
+def compare(
+    plan: Mapping[str, Any],
+    records: Sequence[Record],
+    resampled: Mapping[str, Resampled],
+    *,
+    pool: bool = False,
+) -> Comparison:
+    """Compare the arms of a plan.
+
+    Args:
+        plan: content of the plan's file.
+        records: what became of its jobs.
+        resampled: AP on resampled images, by job; jobs may be missing.
+        pool: average jobs that ran in micro-batches with those that ran whole.
+    """
+    teacher, arms = arms_of(plan, records, pool)
+    baseline = next((arm for arm in arms if arm.plain), None)
+    if baseline is None:
+        return Comparison(plan, records, teacher, arms, None)
+    pairs = [_Pair(arm, baseline, teacher, resampled) for arm in arms if arm is not baseline]
+    gains = {pair.arm.name: pair.gain() for pair in pairs if pair.seeds}
+    corrected = holm([gain.p for gain in gains.values()])
+    gains = {name: replace(gain, p_holm=p) for (name, gain), p in zip(gains.items(), corrected, strict=True)}
+    images = max((one.images for one in resampled.values()), default=0)
+    done = [record.job for record in records if record.result is not None and record.job.kind != "prepare"]
+    unmatched = tuple(job.label for job in done if job.id not in resampled)
+    return Comparison(plan, records, teacher, arms, baseline, gains, images, unmatched)
+
+
+class _Pair:
+    """An arm and its baseline over the seeds that both have."""
+
+    def __init__(
+        self, arm: Arm, baseline: Arm, teacher: Arm | None, resampled: Mapping[str, Resampled]
+    ) -> None:
+        self.arm, self._resampled = arm, resampled
+        own, plain = arm.results, baseline.results
+        self.seeds = sorted(own.keys() & plain.keys())
+        self._own = [own[seed] for seed in self.seeds]
+        self._plain = [plain[seed] for seed in self.seeds]
+        self._teachers = list(teacher.results.values()) if teacher else []
+
+    def gain(self) -> Gain:
+        """The mean over the common seeds and all that is known of it."""
+        import numpy as np
+
+        pairs = zip(self._own, self._plain, strict=True)
+        differences = tuple(own.metrics["AP"] - plain.metrics["AP"] for own, plain in pairs)
+        gain = Gain(
+            tuple(self.seeds), differences, paired_t(differences), gap_closed=self._closed(differences)
+        )
+        together = self._on_images(*self._own, *self._plain)
+        if together is None:
+            return gain
+        own, plain = np.split(together, 2)
+        gain = replace(gain, other_images=percentile_interval((own - plain).mean(0)))
+        if len(self.seeds) < SEEDS_FOR_A_TEST:
+            return gain
+        crossed = Crossed.of(np.array([differences]), np.array([own - plain]), self._images)
+        gap = self._gap_interval(np.array(differences), own, plain) if self._teachers else None
+        return replace(gain, interval=crossed.interval(1.0), gap_interval=gap)
+
+    def _closed(self, differences: Sequence[float]) -> float | None:
+        gap = fmean(self._gaps()) if self._teachers else 0.0
+        return 100 * fmean(differences) / gap if gap > 0 else None
+
+    def _gaps(self) -> list[float]:
+        """Teacher minus baseline, one a seed."""
+        above = fmean(teacher.metrics["AP"] for teacher in self._teachers)
+        return [above - plain.metrics["AP"] for plain in self._plain]
+
+    def _gap_interval(self, differences: Floats, own: Floats, plain: Floats) -> Interval | None:
+        """Of `gap_closed`; `own` and `plain` are (S, R) on resampled images."""
+        import numpy as np
+
+        above = self._on_images(*self._teachers, self._own[0])
+        if above is None or fmean(self._gaps()) <= 0:
+            return None
+        values = np.array([differences, self._gaps()])
+        resampled = np.array([own - plain, above[:-1].mean(0) - plain])
+        ratio = Crossed.of(values, resampled, self._images).ratio_interval()
+        return ratio and Interval(100 * ratio.low, 100 * ratio.high)
+
+    @property
+    def _images(self) -> int:
+        return self._resampled[self._own[0].id].images
+
+    def _on_images(self, *results: JobResult) -> Floats | None:
+        """(results, R) AP on resampled images; None where some are missing or were measured on others."""
+        import numpy as np
+
+        found = [self._resampled[result.id] for result in results if result.id in self._resampled]
+        if len(found) < len(results) or len({one.truth for one in found}) != 1:
+            return None
+        return np.array([one.ap for one in found])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from kdlab.errors import UsageError, suggestion
 from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobQueued, JobSkipped, last_in
 from kdlab.jobs.job import Job, JobPaths, JobResult, Runs
 from kdlab.jobs.lease import holder
+from kdlab.reporting.index import Index
 
 State = Literal["pending", "running", "interrupted", "done", "failed", "cancelled", "skipped"]
 
@@ -32,14 +34,24 @@ class Record:
     result: JobResult | None
 
 
-def collect(plan: dict[str, Any], runs: Runs) -> list[Record]:
-    """One record a job of a plan, in the plan's order; the finished ones carry their result."""
-    records = []
-    for planned in plan["jobs"]:
-        job = Job.from_dict(planned["job"])
-        result = JobResult.read(runs.job(job.id))
-        records.append(Record(job, job_state(runs.job(job.id)) if result is None else "done", result))
-    return records
+def collect(plan: Mapping[str, Any], runs: Runs, index: Index | None = None) -> list[Record]:
+    """One record a job of a plan, in the plan's order; the finished ones carry their result.
+
+    Args:
+        plan: content of the plan's file.
+        runs: where the jobs are.
+        index: where to take results from, without their history and losses; None reads them whole.
+    """
+    jobs = [Job.from_dict(planned["job"]) for planned in plan["jobs"]]
+    if index is None:
+        read = {job.id: JobResult.read(runs.job(job.id)) for job in jobs}
+        results = {job: result for job, result in read.items() if result is not None}
+    else:
+        results = index.results(job.id for job in jobs)
+    return [
+        Record(job, "done" if job.id in results else job_state(runs.job(job.id)), results.get(job.id))
+        for job in jobs
+    ]
 
 
 def job_state(paths: JobPaths) -> State:

@@ -50,9 +50,10 @@ def average_precision(matches: Matches, weights: Weights) -> Floats:
 
 
 def _of_block(matches: Matches, thresholds: list[_Threshold], weights: Weights) -> Floats:
-    objects: Ints = weights.astype(np.int64) @ matches.objects.astype(np.int64)
+    # as floats, which count exactly up to 2**53 and multiply fast
+    objects = (weights.astype(float) @ matches.objects.astype(float)).astype(np.int64)
     needed = _hits_needed(objects)
-    drawn = weights[:, matches.image]
+    drawn = weights.take(matches.image, axis=1)
     seen = _counted(drawn)
     precision = sum(threshold.precision(drawn, seen, needed) for threshold in thresholds)
     shown = objects > 0
@@ -62,9 +63,9 @@ def _of_block(matches: Matches, thresholds: list[_Threshold], weights: Weights) 
     return points
 
 
-def _counted(drawn: NDArray[np.int32]) -> Ints:
+def _counted(drawn: Weights) -> Weights:
     """(R, D + 1) how many detections of any class come before each, and in all."""
-    counted = np.zeros((drawn.shape[0], drawn.shape[1] + 1), np.int64)
+    counted = np.zeros((drawn.shape[0], drawn.shape[1] + 1), np.int32)
     np.cumsum(drawn, axis=1, out=counted[:, 1:])
     return counted
 
@@ -117,7 +118,7 @@ class _Threshold:
             first_ignored=np.searchsorted(label[ignored], classes),
         )
 
-    def precision(self, drawn: NDArray[np.int32], seen: Ints, needed: Ints) -> Floats:
+    def precision(self, drawn: Weights, seen: Weights, needed: Ints) -> Floats:
         """(R, K) sum over recalls of the best precision at that recall or beyond.
 
         Args:
@@ -128,12 +129,14 @@ class _Threshold:
         rows, classes, _ = needed.shape
         if not len(self.right):
             return np.zeros((rows, classes))
-        hits = _counted(drawn[:, self.right])
-        hits = hits[:, 1:] - hits[:, self.first[self.label]]
-        ranked = seen[:, self.right + 1] - seen[:, self.first_of_all[self.label]]
+        hits = _counted(drawn.take(self.right, axis=1))
+        hits = hits[:, 1:] - hits.take(self.first[self.label], axis=1)
+        ranked = seen.take(self.right + 1, axis=1)
+        ranked -= seen.take(self.first_of_all[self.label], axis=1)
         if len(self.ignored):
-            passed = _counted(drawn[:, self.ignored])
-            ranked -= passed[:, self.ignored_before] - passed[:, self.first_ignored[self.label]]
+            passed = _counted(drawn.take(self.ignored, axis=1))
+            ranked -= passed.take(self.ignored_before, axis=1)
+            ranked += passed.take(self.first_ignored[self.label], axis=1)
         # what lies beyond must not leak into the class before it: lift that one above all precisions
         lift = 2.0 * (classes - self.label)
         lifted = hits / np.maximum(ranked, 1) + lift
@@ -142,7 +145,7 @@ class _Threshold:
         summed: Floats = np.where(reached, best.ravel()[places], 0.0).sum(2)
         return summed
 
-    def _first_that_reach(self, hits: Ints, needed: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    def _first_that_reach(self, hits: Weights, needed: Ints) -> tuple[Ints, NDArray[np.bool_]]:
         """(R, K, 101) the first place in the flat (R, n) with the hits needed, and whether there is one."""
         rows, classes, _ = needed.shape
         # one search for all: rows, then classes, then hits, as one rising number

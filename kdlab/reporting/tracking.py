@@ -1,44 +1,29 @@
-"""MLflow follows the files of jobs: what it lacks is sent, by whoever comes next, and nothing twice.
-
-The only file that imports mlflow, and only once there is something to send: the import takes seconds.
-"""
+"""MLflow follows the files of jobs: what it lacks is sent, by whoever comes next, and nothing twice."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import json
-import logging
 import math
 import os
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from kdlab.jobs.job import Job, JobPaths, JobResult, Runs
+from kdlab.reporting import mlflow_store
 from kdlab.reporting.ledger import STATUS, Entry, Ledger, plan_status, snapshot
 from kdlab.reporting.points import Point, began_ms, key, segments
 from kdlab.reporting.records import State, job_state, last_event
 
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # A server that is away must not hold up the end of a plan; the next sync tries again.
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-}
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
 _TAG_CHARACTERS, _PARAM_CHARACTERS = 5000, 6000
-_POINTS_A_BATCH, _PARAMS_A_BATCH = 1000, 100
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -84,7 +69,7 @@ def sync(
     if not sender.behind():
         return SyncReport()
     try:
-        with _alone(runs.folder / "tracking.lock") as alone, _no_mlruns_here():
+        with _alone(runs.folder / "tracking.lock") as alone, mlflow_store.no_mlruns_here():
             if not alone:
                 return SyncReport(0, sender.left(), "another kdlab command is sending to MLflow")
             sender.send()
@@ -135,8 +120,10 @@ class _Sender:
 
     def send(self) -> None:
         """Send what is behind until the time is over. What the server refuses for one run stops no other."""
-        self._client = _client(self._ledger)
-        self._experiment = _experiment(self._client, f"kdlab/{self._plan['recipe']['name']}", self._ledger)
+        self._client = mlflow_store.client(self._ledger)
+        self._experiment = mlflow_store.experiment(
+            self._client, f"kdlab/{self._plan['recipe']['name']}", self._ledger
+        )
         self._open_plan()
         for job in self._jobs_behind():
             if time.monotonic() < self._until:
@@ -256,32 +243,18 @@ class _Sender:
         self, tags: dict[str, str], more: dict[str, str], name: str, start_ms: int, settings: dict[str, Any]
     ) -> Entry:
         """The entry of the run that has all `tags`, or else of a new one that has `more` besides."""
-        from mlflow.entities import Param
-
-        experiments = self._client.search_experiments(filter_string="name LIKE 'kdlab/%'")
         wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
-        found = self._client.search_runs([one.experiment_id for one in experiments], wanted, max_results=1)
+        found = next(mlflow_store.runs_of(self._client, wanted), None)
         new = (self._experiment, start_ms, {**tags, **more}, name)
-        run = found[0] if found else self._client.create_run(*new)
+        run = found or self._client.create_run(*new)
         params = {key(setting): text for setting, text in settings.items()}
-        lacking = [Param(name, text) for name, text in params.items() if name not in run.data.params]
-        for batch in _batches(lacking, _PARAMS_A_BATCH):
-            self._client.log_batch(run.info.run_id, params=batch)
+        lacking = {name: text for name, text in params.items() if name not in run.data.params}
+        mlflow_store.log_params(self._client, run.info.run_id, lacking)
         return Entry(self._ledger.store, run.info.run_id, run.data.tags["kdlab.plan"])
 
     def _log(self, run_id: str, points: Sequence[Point]) -> None:
-        """Send points; the server knows one that it has already."""
-        from mlflow.entities import Metric
-
-        for batch in _batches(points, _POINTS_A_BATCH):
-            metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in batch]
-            self._client.log_batch(run_id, metrics=metrics)
-            self.sent += len(batch)
-
-
-def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+        for sent in mlflow_store.log_points(self._client, run_id, points):
+            self.sent += sent
 
 
 def _last_ms(paths: JobPaths) -> int:
@@ -320,43 +293,3 @@ def _alone(path: Path) -> Iterator[bool]:
         except BlockingIOError:
             alone = False
         yield alone
-
-
-@contextmanager
-def _no_mlruns_here() -> Iterator[None]:
-    """Remove the empty folder that mlflow makes in the working directory, for an experiment of its own."""
-    folder = Path("mlruns")
-    before = folder.exists()
-    try:
-        yield
-    finally:
-        if not before:
-            with suppress(OSError):
-                folder.rmdir()
-
-
-def _client(ledger: Ledger) -> Any:
-    """A client that prints nothing and soon gives up; makes the database in `runs` where it is used first."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    for name in ("alembic", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"mlflow\b")
-    from mlflow import MlflowClient
-
-    if ledger.local and not ledger.database.exists():
-        ledger.forget_all()
-        # Under another name until it is whole: a process that dies in a migration leaves no broken database.
-        draft = ledger.database.with_suffix(".draft")
-        draft.unlink(missing_ok=True)
-        MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
-        draft.rename(ledger.database)
-    return MlflowClient(ledger.uri)
-
-
-def _experiment(client: Any, name: str, ledger: Ledger) -> str:
-    """Id of the experiment called `name`, made where there is none."""
-    known = client.get_experiment_by_name(name)
-    if known is not None:
-        return str(known.experiment_id)
-    return str(client.create_experiment(name, ledger.artifacts.as_uri() if ledger.local else None))

@@ -1,239 +1,64 @@
+"""Tables can be sorted and cut without a cell changing."""
+
 from __future__ import annotations
 
 import pytest
 
-from kdlab.reporting.records import collect
-from kdlab.reporting.tables import table
+from kdlab.errors import UsageError
+from kdlab.reporting.statistics import Interval
+from kdlab.reporting.tables import Cell, Column, Table
+
+ARM, AP = Column("arm", "arm", digits=None), Column("AP", "AP", reading="AP: as COCO has it")
+GAIN, RARE = Column("dAP", "dAP", signed=True), Column("rare", "rare", usual=False)
 
 
-def made(bench, results, **changes):
-    """The table of a plan in which each (arm, seed) ended with an AP; None: it never started."""
-    jobs = {(arm, seed): bench.job(arm, seed) for arm, seed in results}
-    plan = bench.plan(list(jobs.values()), **changes)
-    for (arm, seed), ap in results.items():
-        if ap is not None:
-            bench.finish(jobs[arm, seed], ap)
-    return table(plan, collect(plan, bench.runs))
-
-
-def texts(table, arm):
-    """Texts of the row of an arm by column."""
-    keys = [column.key for column in table.columns]
-    [row] = [row for row in table.rows if row[0].text == arm]
-    return {key: cell.text for key, cell in zip(keys, row, strict=True)}
-
-
-def test_rows_are_the_teacher_then_the_arms_in_the_order_of_the_recipe(bench):
-    results = {("rm", 0): 32.0, ("baseline", 0): 30.0, ("teacher", 0): 35.0}
-    shown = made(bench, results, recipe={"name": "d", "arms": {"baseline": {}, "rm": {"rm": {}}}})
-    assert [row[0].text for row in shown.rows] == ["teacher", "baseline", "rm"]
-
-
-def test_several_seeds_give_mean_and_sample_deviation(bench):
-    shown = made(bench, {("baseline", 0): 30.0, ("baseline", 1): 31.0, ("baseline", 2): 32.0})
-    assert texts(shown, "baseline")["AP"] == "31.0 ± 1.0"
-
-
-def test_one_seed_gives_no_deviation(bench):
-    assert texts(made(bench, {("baseline", 0): 30.04}), "baseline")["AP"] == "30.0"
-
-
-def test_gain_is_paired_over_the_seeds_that_both_arms_have(bench):
-    results = {("baseline", 0): 30.0, ("baseline", 1): 40.0, ("rm", 0): None, ("rm", 1): 42.0}
-    shown = made(bench, results)
-    assert texts(shown, "rm")["dAP"] == "+2.0"
-    assert "rm: gain over seed 1, which baseline has too" in shown.footnotes
-
-
-def test_loss_of_ap_shows_its_minus_and_no_gain_a_plus(bench):
-    shown = made(bench, {("baseline", 0): 30.0, ("rm", 0): 29.0, ("pfi", 0): 29.99})
-    assert texts(shown, "rm")["dAP"] == "-1.0"
-    assert texts(shown, "pfi")["dAP"] == "+0.0"
-
-
-def test_gain_without_a_common_seed_is_unknown(bench):
-    shown = made(bench, {("baseline", 0): 30.0, ("rm", 1): 31.0})
-    assert texts(shown, "rm")["dAP"] == "-"
-
-
-def test_gap_closed_is_the_gain_over_what_the_teacher_is_ahead(bench):
-    shown = made(bench, {("teacher", 0): 38.0, ("baseline", 0): 30.0, ("rm", 0): 36.0})
-    assert texts(shown, "rm")["gap_closed"] == "75 %"
-    assert texts(shown, "baseline")["gap_closed"] == texts(shown, "teacher")["gap_closed"] == ""
-
-
-@pytest.mark.parametrize("teacher", [30.0, 29.0])
-def test_gap_closed_is_a_dash_where_the_teacher_is_not_above_the_baseline(bench, teacher):
-    shown = made(bench, {("teacher", 0): teacher, ("baseline", 0): 30.0, ("rm", 0): 31.0})
-    assert texts(shown, "rm")["gap_closed"] == "-"
-
-
-def test_columns_that_nobody_has_are_hidden(bench):
-    shown = made(bench, {("baseline", 0): 30.0})
-    assert [column.key for column in shown.columns] == ["arm", "AP", "AP50", "AP75", "n", "step_x"]
-
-
-def test_voc_columns_appear_where_results_hold_them_and_are_explained(bench):
-    job = bench.job("baseline")
-    bench.finish(job, metrics={"AP": 31.0, "VOC07": 61.26, "VOC12": 62.0})
-    plan = bench.plan([job])
-    shown = table(plan, collect(plan, bench.runs))
-    assert texts(shown, "baseline")["VOC07"] == "61.3"
-    assert texts(shown, "baseline")["VOC12"] == "62.0"
-    assert any(note.startswith("VOC07: ") for note in shown.footnotes)
-
-
-def test_size_without_objects_is_blank_for_one_arm_and_shown_for_another(bench):
-    jobs = [bench.job("baseline"), bench.job("rm")]
-    plan = bench.plan(jobs)
-    bench.finish(jobs[0])
-    bench.finish(jobs[1], metrics={"AP": 31.0, "APs": 12.0})
-    shown = table(plan, collect(plan, bench.runs))
-    assert (texts(shown, "baseline")["APs"], texts(shown, "rm")["APs"]) == ("", "12.0")
-
-
-def test_step_time_is_the_median_over_seeds_beside_the_student_and_beside_both_models(bench):
-    jobs = [bench.job("baseline", 0), *(bench.job("rm", seed) for seed in range(3))]
-    plan = bench.plan(jobs)
-    bench.finish(jobs[0])
-    for job, distilled in zip(jobs[1:], (0.5, 0.3, 2.0), strict=True):
-        bench.finish(job, timing={
-            "student_step_s": 0.2, "teacher_forward_s": 0.05, "distill_step_s": distilled})  # fmt: skip
-    shown = table(plan, collect(plan, bench.runs))
-    assert (texts(shown, "baseline")["step_x"], texts(shown, "rm")["step_x"]) == ("1.00", "2.50")
-    assert (texts(shown, "baseline")["method_x"], texts(shown, "rm")["method_x"]) == ("", "2.00")
-
-
-def test_best_epoch_is_a_column_that_says_how_it_was_chosen(bench):
-    jobs = [bench.job("baseline"), bench.job("rm")]
-    plan = bench.plan(jobs)
-    bench.finish(jobs[0], 30.0)
-    bench.finish(jobs[1], 31.0, best={"AP": 33.0, "epoch": 1})
-    shown = table(plan, collect(plan, bench.runs))
-    assert (texts(shown, "baseline")["best_AP"], texts(shown, "rm")["best_AP"]) == ("30.0", "33.0")
-    assert texts(shown, "rm")["AP"] == "31.0"
-    assert any("chosen on the evaluation set" in note for note in shown.footnotes)
-
-
-def test_missing_jobs_are_named_with_their_state(bench):
-    results = {("baseline", 0): 30.0, ("rm", 0): 31.0, ("rm", 1): 31.2, ("rm", 2): None, ("teacher", 0): None}
-    shown = made(bench, results)
-    assert texts(shown, "rm")["n"] == "2 of 3"
-    assert "rm: n=2 of 3, seed 2 pending" in shown.footnotes
-    assert "teacher: pending" in shown.footnotes
-
-
-def test_arm_without_results_keeps_its_row(bench):
-    shown = made(bench, {("baseline", 0): 30.0, ("rm", 0): None})
-    assert {key: texts(shown, "rm")[key] for key in ("AP", "n", "step_x")} == {
-        "AP": "-",
-        "n": "0 of 1",
-        "step_x": "",
-    }
-
-
-def test_plan_without_any_result_is_a_table_of_dashes(bench):
-    shown = made(bench, {("teacher", 0): None, ("baseline", 0): None})
-    assert [[cell.text for cell in row] for row in shown.rows] == [
-        ["teacher", "-", "0 of 1"],
-        ["baseline", "-", "0 of 1"],
+def shown() -> Table:
+    rows = [
+        (Cell("b"), AP.cell(20.0), Cell(), RARE.cell(1.0)),
+        (Cell("a"), AP.cell(31.5, 0.2), GAIN.cell(11.5), RARE.cell(2.0)),
+        (Cell("c"), Cell("-"), GAIN.cell(-3.0), RARE.cell(3.0)),
     ]
+    return Table("t", (ARM, AP, GAIN, RARE), tuple(rows), ("AP: as COCO has it", "plan 1"))
 
 
-def test_no_gain_is_bold_without_a_test_that_supports_it(bench):
-    shown = made(bench, {("baseline", 0): 30.0, ("rm", 0): 39.0})
-    assert {cell.mark for row in shown.rows for cell in row} <= {"", "dim"}
+def names(table: Table) -> list[str]:
+    return [row[0].text for row in table.rows]
 
 
-def test_title_names_recipe_and_n(bench):
-    equal = made(bench, {("baseline", 0): 30.0, ("rm", 0): 31.0})
-    assert equal.title == "RetinaNet R18 -> R9, digits, n=1"
-    unequal = made(bench, {("baseline", 0): 30.0, ("rm", 0): 31.0, ("rm", 1): 31.0})
-    assert unequal.title.endswith("n=1 to 2")
+def test_the_highest_comes_first_and_what_has_no_number_last() -> None:
+    assert names(shown().sorted_by("AP")) == ["a", "b", "c"]
+    assert names(shown().sorted_by("dAP")) == ["a", "c", "b"]
 
 
-def test_footnotes_name_data_commit_versions_machine_and_plan(bench):
-    shown = made(bench, {("baseline", 0): 30.0})
-    assert shown.footnotes[-5:] == (
-        "data: digits, fingerprint 0123456789abcdef",
-        "commit: 0a1b2c3",
-        "versions: kdlab 0.1.0, torch 2.14.1, mmdet 3.3.0",
-        "machine: cpu: EPYC, cores 2, threads 1",
-        "plan 7f3a0001 of digits/quickstart",
+def test_words_go_by_the_alphabet() -> None:
+    assert names(shown().sorted_by("arm")) == ["a", "b", "c"]
+
+
+def test_columns_are_chosen_in_the_order_asked_for_after_the_first() -> None:
+    cut = shown().only(["dAP", "AP"])
+    assert [column.key for column in cut.columns] == ["arm", "dAP", "AP"]
+    assert [cell.text for cell in cut.rows[1]] == ["a", "+11.5", "31.5 ± 0.2"]
+
+
+def test_the_reading_of_a_column_goes_with_it() -> None:
+    assert shown().only(["AP"]).footnotes == ("AP: as COCO has it", "plan 1")
+    assert shown().only(["dAP"]).footnotes == ("plan 1",)
+
+
+def test_columns_on_demand_are_not_the_usual_ones() -> None:
+    assert [column.key for column in shown().usual().columns] == ["arm", "AP", "dAP"]
+
+
+@pytest.mark.parametrize("choose", [lambda table: table.sorted_by("ap"), lambda table: table.only(["ap"])])
+def test_an_unknown_column_is_told_with_the_known_ones(choose) -> None:
+    with pytest.raises(UsageError, match="no such column") as error:
+        choose(shown())
+    assert "arm, AP, dAP, rare" in str(error.value)
+
+
+def test_an_interval_is_shown_with_the_signs_of_its_column() -> None:
+    cell = GAIN.span(Interval(-0.04, 1.26))
+    assert (cell.text, cell.value, cell.low, cell.high) == ("[+0.0, +1.3]", None, -0.04, 1.26)
+    assert Column("gap", "gap", digits=0, unit=" %").cell(66.4, interval=Interval(60.2, 72.0)).text == (
+        "66 % [60, 72]"
     )
-
-
-def test_cells_of_different_versions_are_told(bench):
-    jobs = [bench.job("baseline", seed) for seed in range(3)]
-    plan = bench.plan(jobs)
-    for job, version in zip(jobs, ("2.14.1", "2.13.0", "2.14.1"), strict=True):
-        bench.finish(job, environment={"torch": version, "kdlab": "0.1.0", "mmdet": "3.3.0", "commit": ""})
-    notes = table(plan, collect(plan, bench.runs)).footnotes
-    assert (
-        "cells differ in versions: kdlab 0.1.0, torch 2.13.0, mmdet 3.3.0 (baseline seed 1); "
-        "kdlab 0.1.0, torch 2.14.1, mmdet 3.3.0 (all others)"
-    ) in notes
-    assert "commit: unknown" in notes
-
-
-def test_table_prints_as_plain_data(bench):
-    data = made(bench, {("baseline", 0): 30.0, ("baseline", 1): 31.0}).to_dict()
-    assert data["schema"] == 1
-    assert data["rows"][0]["AP"]["text"] == "30.5 ± 0.7"
-    assert data["rows"][0]["AP"]["value"] == 30.5
-
-
-def test_machine_with_a_gpu_names_no_threads(bench):
-    job = bench.job("baseline")
-    plan = bench.plan([job])
-    bench.finish(job, environment={"device": "cuda: H100", "cores": 16, "threads": None})
-    assert "machine: cuda: H100, cores 16" in table(plan, collect(plan, bench.runs)).footnotes
-
-
-INHERITING = {
-    "name": "d",
-    "arms": {"heir": {}, "baseline": {}, "heir+rm": {"rm": {}}},
-    "inherits": ["heir", "heir+rm"],
-}
-
-
-def test_an_arm_that_inherits_is_no_baseline(bench):
-    results = {("heir", 0): 33.0, ("baseline", 0): 30.0, ("heir+rm", 0): 34.0}
-    shown = made(bench, results, recipe=INHERITING)
-    assert texts(shown, "heir")["dAP"] == "+3.0"
-    assert texts(shown, "heir")["step_x"] == "1.00"
-    assert texts(shown, "baseline")["dAP"] == ""
-
-
-def test_what_was_inherited_is_shown_where_any_arm_does(bench):
-    jobs = {arm: bench.job(arm) for arm in ("heir", "baseline", "heir+rm")}
-    bench.finish(jobs["heir"], model={"inherited": {"tensors": 31, "of": 34}})
-    plan = bench.plan(list(jobs.values()), recipe=INHERITING)
-    shown = table(plan, collect(plan, bench.runs))
-    assert [texts(shown, arm)["inherits"] for arm in jobs] == ["31 of 34", "", "yes"]
-    plain = made(bench, {("baseline", 0): 30.0})
-    assert "inherits" not in [column.key for column in plain.columns]
-
-
-def test_a_measured_teacher_is_the_teachers_row(bench):
-    jobs = [bench.job("teacher", kind="evaluate", id="evaluate-1"), bench.job("baseline")]
-    for job in jobs:
-        bench.finish(job, 0.5)
-    plan = bench.plan(jobs, arms={"baseline": {}})
-    shown = table(plan, collect(plan, bench.runs))
-    assert [row[0].text for row in shown.rows] == ["teacher", "baseline"]
-    assert any(note.startswith("warning: the teacher has AP 0.5") for note in shown.footnotes)
-
-
-def test_seeds_in_micro_batches_have_a_row_of_their_own_unless_they_are_pooled(bench):
-    cut = bench.job("rm", 1, settings={"micro_batch": 4})
-    jobs = [bench.job("baseline"), bench.job("rm", 0), cut]
-    plan = bench.plan(jobs)
-    for job, ap in zip(jobs, (30.0, 32.0, 36.0), strict=True):
-        bench.finish(job, ap)
-    split = table(plan, collect(plan, bench.runs))
-    assert [row[0].text for row in split.rows] == ["baseline", "rm", "rm [micro-batch 4]"]
-    assert any("ran out of GPU memory: rm seed 1 (4 images)" in note for note in split.footnotes)
-    pooled = table(plan, collect(plan, bench.runs), pool=True)
-    assert [row[0].text for row in pooled.rows] == ["baseline", "rm"]
-    assert pooled.rows[1][1].value == 34.0

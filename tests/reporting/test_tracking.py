@@ -15,7 +15,7 @@ import pytest
 from kdlab.jobs.events import JobCancelled, JobCheckpointed, JobEvaluated, JobFailed, JobProgress, JobStarted
 from kdlab.jobs.job import Runs
 from kdlab.jobs.lease import Lease
-from kdlab.reporting import tracking
+from kdlab.reporting import mlflow_store
 from kdlab.reporting.follower import Follower
 from kdlab.reporting.ledger import Entry, Ledger
 from kdlab.reporting.tracking import SyncReport, sync
@@ -192,7 +192,7 @@ def test_second_sync_finds_nothing_to_do_and_leaves_mlflow_alone(bench, database
     bench.train(job)
     sync(plan, bench.runs)
     before = curves(database, job)
-    monkeypatch.setattr(tracking, "_client", lambda ledger: pytest.fail("mlflow was asked"))
+    monkeypatch.setattr(mlflow_store, "client", lambda ledger: pytest.fail("mlflow was asked"))
     assert sync(plan, bench.runs) == SyncReport()
     assert curves(database, job) == before
 
@@ -521,7 +521,7 @@ def test_closing_a_follower_of_a_server_that_is_away_says_what_is_left(bench):
 def test_closing_a_follower_does_not_wait_for_a_slow_server(bench, monkeypatch):
     job = bench.job("rm")
     bench.train(job)
-    monkeypatch.setattr(tracking, "_client", lambda ledger: time.sleep(0.5))
+    monkeypatch.setattr(mlflow_store, "client", lambda ledger: time.sleep(0.5))
     begun = time.monotonic()
     report = Follower(bench.plan([job]), bench.runs).close(deadline_s=0.1)
     assert time.monotonic() - begun < 0.4

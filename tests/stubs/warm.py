@@ -168,12 +168,12 @@ def import_all(database: Path) -> None:
     import kdlab.training.trainer  # noqa: F401
     from kdlab.jobs.job import Runs
     from kdlab.reporting.ledger import Ledger
-    from kdlab.reporting.tracking import _client
+    from kdlab.reporting.mlflow_store import client
 
     pid = os.fork()
     if pid == 0:
         database.parent.mkdir(parents=True)
-        _client(Ledger(Runs(database.parent), None))
+        client(Ledger(Runs(database.parent), None))
         os._exit(0)
     os.waitpid(pid, 0)
 

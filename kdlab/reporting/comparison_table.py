@@ -1,0 +1,145 @@
+"""Comparison -> Table: a row an arm, or a row a class, and footnotes on what was compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean
+
+from kdlab.reporting.arms import Arm
+from kdlab.reporting.columns import COLUMNS, NONE, View
+from kdlab.reporting.comparison import Comparison
+from kdlab.reporting.provenance import provenance
+from kdlab.reporting.records import Record
+from kdlab.reporting.statistics import SEEDS_FOR_A_TEST
+from kdlab.reporting.tables import Cell, Column, Mark, Table
+from kdlab.reporting.teachers import teacher_notes
+
+
+def table(comparison: Comparison) -> Table:
+    """The arms after their last epoch: the teacher, then the arms as in the recipe.
+
+    Columns that nobody can fill are left out, and those that say the same of all arms: their number of seeds
+    where it is the title's, the best epoch where it is everywhere the last.
+    """
+    marks = _marks(comparison)
+    rows = [View(comparison, arm, marks.get(arm.name, "")) for arm in _rows(comparison)]
+    filled = [(column, [fill(row, column) for row in rows]) for column, fill in COLUMNS]
+    shown = [
+        (column, cells) for column, cells in filled if any(cells) and not _says_nothing(column, comparison)
+    ]
+    columns = tuple(column for column, _ in shown)
+    return Table(
+        title=_title(comparison),
+        columns=columns,
+        rows=tuple(tuple(cells[place] or Cell() for _, cells in shown) for place in range(len(rows))),
+        footnotes=tuple(_footnotes(comparison, columns)),
+    )
+
+
+def by_class(comparison: Comparison) -> Table:
+    """AP of each class, a column an arm: means over seeds after the last epoch."""
+    arms = [arm for arm in _rows(comparison) if arm.results]
+    columns = (Column("class", "class", digits=None), *(Column(arm.name, arm.name) for arm in arms))
+    classes = dict.fromkeys(name for arm in arms for one in arm.results.values() for name in one.per_class)
+    rows = tuple(
+        (Cell(name), *(_class_cell(arm, name, column) for arm, column in zip(arms, columns[1:], strict=True)))
+        for name in classes
+    )
+    return Table(f"{_title(comparison)}: AP by class", columns, rows, tuple(_footnotes(comparison, columns)))
+
+
+def _class_cell(arm: Arm, name: str, column: Column) -> Cell:
+    values = [result.per_class[name] for result in arm.results.values() if name in result.per_class]
+    return column.cell(fmean(values)) if values else NONE
+
+
+def _rows(comparison: Comparison) -> list[Arm]:
+    return [*([comparison.teacher] if comparison.teacher else []), *comparison.arms]
+
+
+def _marks(comparison: Comparison) -> dict[str, Mark]:
+    """How the AP of the two best arms stands out, where a test is possible and no seed is missing."""
+    whole = [arm for arm in comparison.arms if len(arm.results) == len(arm.records)]
+    ranked = sorted(whole, key=lambda arm: -fmean(arm.over_seeds("metrics", "AP") or [0.0]))
+    if not any(gain.p is not None for gain in comparison.gains.values()):
+        return {}
+    best, *others = ranked
+    gain = comparison.gains.get(best.name)
+    marks: dict[str, Mark] = {best.name: "bold"} if gain and gain.supported and gain.mean > 0 else {}
+    return marks | ({others[0].name: "underline"} if others else {})
+
+
+def _says_nothing(column: Column, comparison: Comparison) -> bool:
+    if column.key == "n":
+        counts = {(len(arm.results), len(arm.records)) for arm in comparison.arms}
+        return len(counts) == 1 and all(done == planned for done, planned in counts)
+    return column.key == "best_AP" and not any(map(_best_differs, comparison.records))
+
+
+def _best_differs(record: Record) -> bool:
+    result = record.result
+    return result is not None and result.best.get("AP") != result.metrics.get("AP")
+
+
+def _title(comparison: Comparison) -> str:
+    recipe = comparison.plan["recipe"]
+    counts = sorted({len(arm.results) for arm in comparison.arms})
+    n = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "0"
+    return f"{recipe.get('title') or recipe['name']}, n={n}"
+
+
+def _footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]:
+    """How to read the columns, what is missing, and where the numbers come from."""
+    plan, records = comparison.plan, comparison.records
+    seeds = {record.job.seed for arm in comparison.arms for record in arm.records}
+    spread = "mean ± sample deviation over " if len(seeds) > 1 else ""
+    yield f"after the last epoch, {spread}{_seeds(seeds)}"
+    yield from (column.reading for column in shown if column.reading)
+    if len(seeds) < SEEDS_FOR_A_TEST and comparison.gains:
+        yield f"no p, no star and no bold: a test over seeds takes {SEEDS_FOR_A_TEST}"
+    yield from _unmatched(comparison)
+    yield from (note for record in records if record.job.is_teacher for note in teacher_notes(record))
+    yield from _in_micro_batches(records)
+    yield from (note for arm in comparison.arms for note in _missing(arm))
+    yield from _paired(comparison)
+    yield from provenance(records)
+    yield f"plan {plan['id']} of {plan['recipe']['name']}"
+
+
+def _unmatched(comparison: Comparison) -> Iterator[str]:
+    """Whose images cannot be resampled: results from before jobs kept what their detections met."""
+    if comparison.unmatched:
+        labels = ", ".join(comparison.unmatched[:4]) + (", ..." if len(comparison.unmatched) > 4 else "")
+        yield f"no interval over images for {len(comparison.unmatched)} jobs without matches.npz: {labels}"
+
+
+def _in_micro_batches(records: Sequence[Record]) -> list[str]:
+    """Which jobs ran out of memory and were trained in parts."""
+    cut = {record.job.label: record.job.settings.get("micro_batch") for record in records}
+    told = ", ".join(f"{label} ({images} images)" for label, images in cut.items() if images)
+    reading = (
+        "gradients of smaller forward passes were summed to the same batch, each with its own normalisers"
+    )
+    return [f"ran out of GPU memory: {told}; {reading}"] if told else []
+
+
+def _missing(arm: Arm) -> list[str]:
+    """ "rm: n=2 of 3, seed 2 failed", where jobs lack a result."""
+    lacking = [f"seed {record.job.seed} {record.state}" for record in arm.records if record.result is None]
+    if not lacking:
+        return []
+    return [f"{arm.name}: n={len(arm.results)} of {len(arm.records)}, {', '.join(lacking)}"]
+
+
+def _paired(comparison: Comparison) -> Iterator[str]:
+    """Which seeds a gain is over, where only one side has some."""
+    for arm in comparison.arms:
+        gain, baseline = comparison.gains.get(arm.name), comparison.baseline
+        if gain and baseline and arm.results.keys() != baseline.results.keys():
+            yield f"{arm.name}: gain over {_seeds(gain.seeds)}, which {baseline.name} has too"
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+    """ "seed 0" or "seeds 0 1 2"."""
+    numbers = [str(seed) for seed in sorted(seeds)]
+    return f"{'seed' if len(numbers) == 1 else 'seeds'} {' '.join(numbers)}"

@@ -1,0 +1,96 @@
+"""Gains over the baseline, with what is known of them and not a bit more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kdlab.reporting.comparison import Comparison, compare
+from kdlab.reporting.index import Resampled
+from kdlab.reporting.records import collect
+
+BASELINE = (20.0, 21.0, 19.5)
+RM = (22.0, 23.5, 21.0)
+TEACHER = (30.0,)
+
+
+def compared(
+    bench, arms: dict[str, tuple[float, ...]], images: dict[str, Resampled] | None = None
+) -> Comparison:
+    """Arms with one AP a seed; `images` by job is made up where None, and empty for none."""
+    jobs = {(arm, seed): bench.job(arm, seed) for arm, values in arms.items() for seed in range(len(values))}
+    for (arm, seed), job in jobs.items():
+        bench.finish(job, arms[arm][seed])
+    plan = bench.plan(list(jobs.values()))
+    made = {job.id: resampled(arms[arm][seed], seed) for (arm, seed), job in jobs.items()}
+    return compare(plan, collect(plan, bench.runs), made if images is None else images)
+
+
+def resampled(ap: float, seed: int, truth: str = "same", spread: float = 0.5) -> Resampled:
+    """All seeds of one number fall with the same images."""
+    rng = np.random.default_rng(seed)
+    return Resampled(ap + rng.normal(0, spread, 400), images=200, truth=truth)
+
+
+def test_p_is_of_the_paired_test_and_corrected_over_all_arms(bench) -> None:
+    pfi = (24.0, 26.0, 25.5)
+    found = compared(bench, {"baseline": BASELINE, "rm": RM, "pfi": pfi})
+    own = [stats.ttest_rel(values, BASELINE).pvalue for values in (RM, pfi)]
+    assert [found.gains[arm].p for arm in ("rm", "pfi")] == pytest.approx(own)
+    assert min(one.p_holm for one in found.gains.values()) == pytest.approx(2 * min(own))
+
+
+def test_two_seeds_have_a_gain_and_an_interval_over_images_alone(bench) -> None:
+    gain = compared(bench, {"baseline": (20.0, 21.0), "rm": (22.0, 23.5)}).gains["rm"]
+    assert gain.mean == 2.25
+    assert gain.other_images is not None
+    assert (gain.p, gain.p_holm, gain.interval, gain.gap_interval) == (None,) * 4
+    assert not gain.supported
+
+
+def test_three_seeds_have_all(bench) -> None:
+    gain = compared(bench, {"teacher": TEACHER, "baseline": BASELINE, "rm": RM}).gains["rm"]
+    assert gain.interval.low < gain.mean < gain.interval.high
+    assert gain.gap_interval.low < gain.gap_closed < gain.gap_interval.high
+    # both seeds and images move it, so it is wider than that of the images
+    assert gain.interval.high - gain.interval.low > gain.other_images.high - gain.other_images.low
+
+
+def test_the_arm_and_its_baseline_are_resampled_together(bench) -> None:
+    """Luck that both share with the images cancels."""
+    gain = compared(bench, {"baseline": BASELINE, "rm": RM}).gains["rm"]
+    assert gain.other_images.high - gain.other_images.low == pytest.approx(0, abs=1e-9)
+
+
+def test_without_matches_there_is_a_p_and_no_interval(bench) -> None:
+    found = compared(bench, {"baseline": BASELINE, "rm": RM}, images={})
+    gain = found.gains["rm"]
+    assert gain.p is not None
+    assert (gain.interval, gain.other_images) == (None, None)
+    assert found.unmatched == tuple(f"{arm} seed {seed}" for arm in ("baseline", "rm") for seed in range(3))
+
+
+def test_models_measured_on_other_images_are_not_paired(bench) -> None:
+    jobs = [f"student-{arm}{seed}" for arm in ("baseline", "rm") for seed in range(3)]
+    images = {job: resampled(20.0, 0, truth=job[:12]) for job in jobs}
+    gain = compared(bench, {"baseline": BASELINE, "rm": RM}, images).gains["rm"]
+    assert (gain.interval, gain.other_images) == (None, None)
+
+
+def test_without_a_baseline_there_are_no_gains(bench) -> None:
+    found = compared(bench, {"rm": RM, "pfi": RM})
+    assert found.baseline is None
+    assert not found.gains
+
+
+def test_a_teacher_below_the_baseline_leaves_no_gap_to_close(bench) -> None:
+    gain = compared(bench, {"teacher": (18.0,), "baseline": BASELINE, "rm": RM}).gains["rm"]
+    assert (gain.gap_closed, gain.gap_interval) == (None, None)
+    assert gain.interval is not None
+
+
+def test_a_loss_that_the_test_supports_is_supported(bench) -> None:
+    gain = compared(bench, {"baseline": BASELINE, "rm": tuple(ap - 3 for ap in RM)}, {}).gains["rm"]
+    assert gain.mean < 0
+    assert gain.supported == (gain.p_holm < 0.05)
