@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
@@ -11,7 +12,16 @@ import pandas
 import pytest
 from rich.console import Console
 
-from kdlab.reporting.renderers import to_csv, to_json, to_markdown, to_terminal, write
+from kdlab.reporting.renderers import (
+    FORMATS,
+    to_csv,
+    to_html,
+    to_json,
+    to_latex,
+    to_markdown,
+    to_terminal,
+    write,
+)
 from kdlab.reporting.tables import COLUMNS, Cell, Table
 
 BY_KEY = {column.key: column for column in COLUMNS}
@@ -34,6 +44,7 @@ TABLE = Table(
     rows=(
         row("baseline", 37.449, 0.1, None),
         row("rm|pfi *_x", 39.55, 0.25, 2.1, mark="bold"),
+        row(r"<b>&amp; 5 % \of{$1}~^`'", 30.0, 0.25, 0.0),
         row("[red]a, b[/red]", 38.0, None, -0.04, mark="underline"),
         row("cwd", 31.0, 1.26, -6.449, mark="dim"),
     ),
@@ -67,9 +78,56 @@ def cells_of_json(table):
     return [[row[column["key"]]["text"] for column in data["columns"]] for row in data["rows"]]
 
 
-@pytest.mark.parametrize("cells_of", [cells_of_terminal, cells_of_markdown, cells_of_json])
-def test_renderer_shows_the_cells_of_the_table(cells_of):
-    assert cells_of(TABLE) == TEXTS
+def cells_of_latex(table):
+    body = to_latex(table).partition("\\midrule\n")[2].partition("\\bottomrule")[0]
+    rows = [line.removesuffix(r" \\").split(" & ") for line in body.splitlines()]
+    return [[plain_of_latex(cell) for cell in row] for row in rows]
+
+
+def plain_of_latex(cell):
+    cell = re.sub(r"\\hphantom\{.*\}$", "", cell)
+    cell = re.sub(r"^\\(?:textbf|underline)\{(.*)\}$", r"\1", cell).replace("--", "-")
+    words = {"$-$": "-", r"$\pm$": "±", r"\textbackslash{}": "\0", r"\textasciitilde{}": "~"}
+    words |= {r"\textasciicircum{}": "^", r"\textasciigrave{}": "`", r"\textquotesingle{}": "'"}
+    words |= {r"\textless{}": "<", r"\textgreater{}": ">", r"\textbar{}": "|"}
+    for latex, plain in words.items():
+        cell = cell.replace(latex, plain)
+    return re.sub(r"\{([\[\]*])\}", r"\1", re.sub(r"\\([{}$&#%_])", r"\1", cell)).replace("\0", "\\")
+
+
+def cells_of_html(table):
+    body = re.search(r"<tbody>(.*?)</tbody>", to_html(table), re.DOTALL)[1]
+    rows = [re.findall(r"<t[hd] .*?>(.*)</t[hd]>", row) for row in body.split("</tr>")[:-1]]
+    return [[html.unescape(re.sub(r"<.*?>", "", cell)) for cell in row] for row in rows]
+
+
+def cells_of_explain(table):
+    _, *paragraphs, _ = FORMATS["explain"](table).split("\n\n")
+    titles = [column.title for column in table.columns[1:]]
+    rows = []
+    for name, *lines in map(str.splitlines, paragraphs):
+        told = dict(re.split(r" {2,}", line.strip(), maxsplit=1) for line in lines if line[2] != " ")
+        rows.append([name, *(told.get(title, "") for title in titles)])
+    return rows
+
+
+CELLS_OF = {
+    "terminal": cells_of_terminal,
+    "md": cells_of_markdown,
+    "json": cells_of_json,
+    "latex": cells_of_latex,
+    "html": cells_of_html,
+    "explain": cells_of_explain,
+}
+
+
+@pytest.mark.parametrize("name", CELLS_OF)
+def test_renderer_shows_the_cells_of_the_table(name):
+    assert CELLS_OF[name](TABLE) == TEXTS
+
+
+def test_every_format_is_under_the_contract():
+    assert {*CELLS_OF, "csv"} == {*FORMATS, "terminal"}
 
 
 def test_csv_holds_the_numbers_of_the_cells_with_the_decimals_of_the_cells():
@@ -85,20 +143,25 @@ def test_csv_holds_the_numbers_of_the_cells_with_the_decimals_of_the_cells():
 
 def test_csv_columns_are_numbers_for_pandas():
     frame = pandas.read_csv(io.StringIO(to_csv(TABLE)), comment="#")
-    assert frame["dAP"].tolist()[1:] == [2.1, 0.0, -6.4]
+    assert frame["dAP"].tolist()[1:] == [2.1, 0.0, 0.0, -6.4]
     assert frame.drop(columns="arm").dtypes.map(lambda kind: kind.kind).isin(["i", "f"]).all()
 
 
-@pytest.mark.parametrize("render", [lambda table: printed(table, 200), to_markdown, to_csv, to_json])
-def test_renderer_keeps_title_and_footnotes(render):
-    text = render(TABLE).replace("\\", "")
-    assert all(line in text for line in (TABLE.title, *TABLE.footnotes))
+@pytest.mark.parametrize("name", ["terminal", *FORMATS])
+def test_renderer_keeps_title_and_footnotes(name):
+    text = printed(TABLE, 200) if name == "terminal" else FORMATS[name](TABLE)
+    for written, meant in [("\\", ""), ("$rightarrow$", "->"), ("$pm$", "±"), ("textbar{}", "|")]:
+        text = text.replace(written, meant)
+    text = re.sub(r"\{([\[\]*])\}", r"\1", html.unescape(text))
+    assert [line for line in (TABLE.title, *TABLE.footnotes) if line not in text] == []
 
 
 def test_marks_stand_out_where_the_format_can_show_them():
-    terminal, markdown = printed(TABLE, 200, color=True), to_markdown(TABLE)
+    terminal, markdown, latex = printed(TABLE, 200, color=True), to_markdown(TABLE), to_latex(TABLE)
     assert ("\x1b[1m" in terminal, "\x1b[4m" in terminal, "\x1b[2m" in terminal) == (True, True, True)
     assert ("**39.5 ± 0.2**" in markdown, "<u>38.0</u>" in markdown) == (True, True)
+    assert (r"\textbf{39.5 $\pm$ 0.2}" in latex, r"\underline{38.0}" in latex) == (True, True)
+    assert all(f'class="{mark}"' in to_html(TABLE) for mark in ("bold", "underline", "dim"))
 
 
 @pytest.mark.parametrize("width", [40, 80, 100, 200])
@@ -118,9 +181,15 @@ def test_columns_left_out_are_named_and_the_least_important_goes_first():
     assert "not shown" not in printed(TABLE, 200)
 
 
-@pytest.mark.parametrize("render", [lambda table: printed(table, 80), to_markdown, to_csv, to_json])
-def test_table_without_rows_still_has_its_headings(render):
-    assert "step" in render(replace(TABLE, rows=()))
+@pytest.mark.parametrize("name", ["terminal", *FORMATS.keys() - {"explain"}])
+def test_table_without_rows_still_has_its_headings(name):
+    empty = replace(TABLE, rows=())
+    assert "step" in (printed(empty, 80) if name == "terminal" else FORMATS[name](empty))
+
+
+def test_account_of_a_table_without_rows_is_its_title_and_footnotes():
+    text = FORMATS["explain"](replace(TABLE, rows=()))
+    assert text.splitlines() == [TABLE.title, "", *(f"- {note}" for note in TABLE.footnotes)]
 
 
 def test_written_files_are_markdown_and_csv_and_replace_older_ones(tmp_path):
@@ -135,3 +204,9 @@ def test_written_files_are_markdown_and_csv_and_replace_older_ones(tmp_path):
         to_csv(replace(TABLE, title="again")),
     ]
     assert sorted(path.name for path in (tmp_path / "coco").iterdir()) == ["retinanet.csv", "retinanet.md"]
+
+
+def test_files_are_written_in_the_formats_asked_for(tmp_path):
+    files = write(TABLE, tmp_path, "retinanet", tuple(FORMATS))
+    assert [path.suffix for path in files] == [".md", ".tex", ".html", ".csv", ".json", ".txt"]
+    assert [path.read_text() for path in files] == [render(TABLE) for render in FORMATS.values()]

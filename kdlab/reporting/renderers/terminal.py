@@ -1,0 +1,60 @@
+"""Table -> terminal: what fits the width at hand."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from kdlab.reporting.tables import Table
+
+_DROPPED_FIRST = (
+    *("best_AP", "APm", "APs", "APl", "VOC12", "VOC07", "AP75", "AP50"),
+    *("step_x", "n", "gap_closed", "dAP"),
+)
+_GAP = 2
+
+
+def to_terminal(table: Table) -> RenderableType:
+    """What rich prints in the width at hand; the least important columns are left out, by name, to fit."""
+    return _Fitted(table)
+
+
+class _Fitted:
+    """A table that takes the width of the console it is printed on."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = self._table
+        hidden = _too_wide(table, options.max_width)
+        grid = RichTable(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+        shown = [index for index, column in enumerate(table.columns) if column.key not in hidden]
+        for column in (table.columns[index] for index in shown):
+            side: Literal["left", "right"] = "left" if column.digits is None else "right"
+            grid.add_column(Text(column.title), justify=side, overflow="fold")
+        for row in table.rows:
+            grid.add_row(*(Text(row[index].text, style=row[index].mark) for index in shown))
+        left_out = [column.title for column in table.columns if column.key in hidden]
+        notes = [f"not shown in this width: {', '.join(left_out)}"] if left_out else []
+        yield Text(table.title)
+        yield grid
+        yield from (Text(note, style="dim") for note in (*notes, *table.footnotes))
+
+
+def _too_wide(table: Table, width: int) -> set[str]:
+    """Keys of the columns to leave out so that the others fit into `width` characters."""
+    wide = {
+        column.key: max(len(text) for text in (column.title, *(row[index].text for row in table.rows)))
+        for index, column in enumerate(table.columns)
+    }
+    hidden: set[str] = set()
+    for key in _DROPPED_FIRST:
+        kept = [size for name, size in wide.items() if name not in hidden]
+        if sum(kept) + _GAP * (len(kept) - 1) <= width:
+            break
+        hidden.add(key)
+    return hidden & set(wide)
