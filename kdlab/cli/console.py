@@ -58,6 +58,11 @@ class Screen:
         """What the verb was asked for, to stdout."""
         _put(self.out, renderable)
 
+    def text(self, text: str) -> None:
+        """What the verb was asked for, to stdout as it is: a file in the making."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
     def emit(self, **value: Any) -> None:
         """One JSON object on a line of stdout, for a program to read."""
         print(json_module.dumps({"schema": SCHEMA, **value}), flush=True)

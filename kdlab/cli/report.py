@@ -1,17 +1,23 @@
-"""kdlab report: the comparison tables of what was run."""
+"""kdlab report: the comparison tables and plots of what was run."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdlab.cli.console import Screen
+from kdlab.cli.options import plan_names
 from kdlab.errors import KdlabError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from kdlab.jobs.job import Runs
+    from kdlab.reporting.comparison import Comparison
     from kdlab.reporting.tables import Table
     from kdlab.reporting.tracking import SyncReport
 
@@ -19,25 +25,56 @@ RESULTS = Path("results")
 QUICKSTART = "kdlab run digits/quickstart"
 
 
+class Format(StrEnum):
+    """What a table can be printed as."""
+
+    terminal = "terminal"
+    md = "md"
+    latex = "latex"
+    csv = "csv"
+    html = "html"
+    json = "json"
+    explain = "explain"
+
+
 def report(
     screen: Screen,
-    plans: Annotated[
+    sources: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RECIPE|PLAN]...", help="Which; by default the newest plan.", show_default=False
+            metavar="[RECIPE|PLAN|mlflow:FILTER]...",
+            help="Which; by default the newest plan. A filter is one of MLflow's over runs of jobs.",
+            show_default=False,
+            autocompletion=plan_names,
         ),
     ] = None,
     table: Annotated[bool, typer.Option("--table", help="The comparison table: the default.")] = False,
+    form: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.terminal,
+    cols: Annotated[
+        str | None,
+        typer.Option("--cols", metavar="A,B", help="Columns; a wrong name tells all. Default: the usual."),
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", metavar="COLUMN", help="Rows by a column, highest first.")
+    ] = None,
+    classes: Annotated[bool, typer.Option("--by-class", help="AP of each class, a column an arm.")] = False,
+    reported: Annotated[
+        bool, typer.Option("--reported", help="Add published numbers of the same pair, from other codebases.")
+    ] = False,
+    plots: Annotated[
+        bool,
+        typer.Option("--plots", help="Write plots to results/: PNG, PDF and CSV; into --format html too."),
+    ] = False,
     pool: Annotated[
         bool, typer.Option("--pool", help="Average seeds in micro-batches with those that ran whole.")
     ] = False,
     write: Annotated[
-        bool, typer.Option("--write", help="Write Markdown and CSV to results/ as well.")
+        bool, typer.Option("--write", help="Write Markdown and CSV, or the format asked for, to results/.")
     ] = False,
 ) -> None:
     """Compare the arms of what was run.
 
-    Means and deviations over seeds, gains over the baseline, and what a reader must know to trust them.
+    Means and deviations over seeds, gains over the baseline, and how sure they are.
 
     \b
     Examples:
@@ -50,29 +87,113 @@ def report(
       {"schema": 1, "tables": [{"schema": 1, "title": ...
     """
     from kdlab import session
-    from kdlab.reporting import records, renderers, tables, tracking
+    from kdlab.reporting import tracking
 
     runs = session.runs_here()
-    chosen = [records.load_plan(runs, name) for name in plans] if plans else [_newest(screen, runs)]
-    made = [tables.table(plan, records.collect(plan, runs), pool=pool) for plan in chosen]
-    if screen.json:
-        screen.emit(tables=[one.to_dict() for one in made])
-    for plan, one in zip(chosen, made, strict=True):
-        if not screen.json:
-            screen.data(renderers.to_terminal(one))
+    compared = list(_compared(screen, sources or [], runs, pool=pool, whole=plots))
+    made = [_shaped(one, classes, reported, cols, sort) for one in compared]
+    _show(screen, made, compared, form, plots)
+    formats = ("md", "csv") if form is Format.terminal else (form.value,)
+    for comparison, one in zip(compared, made, strict=True):
         if write:
-            written(screen, one, plan)
-    for plan in chosen:
+            written(screen, one, comparison.plan, formats)
+        if plots and form is not Format.html:
+            _plot(screen, comparison)
+    plans = [dict(one.plan) for one in compared if "query" not in one.plan]
+    for plan in plans:
         tell_tracking(screen, tracking.sync(plan, runs, deadline_s=session.TRACKING_S))
-    screen.next(f"kdlab run {chosen[0]['recipe']['name']}")
+    screen.next(f"kdlab run {plans[0]['recipe']['name']}" if plans else "kdlab ls runs")
 
 
-def written(screen: Screen, table: Table, plan: dict[str, Any]) -> list[Path]:
+def _compared(
+    screen: Screen, sources: list[str], runs: Runs, *, pool: bool, whole: bool
+) -> Iterator[Comparison]:
+    """What each source names, compared; the newest plan where none is named.
+
+    Args:
+        screen: where it is said what takes time.
+        sources: names of recipes, ids of plans, filters of MLflow.
+        runs: where the jobs are.
+        pool: average jobs that ran in micro-batches with those that ran whole.
+        whole: with the course of training, which plots show.
+    """
+    from kdlab.reporting import comparison, queries, records
+
+    newest = [] if sources else [_newest(screen, runs)]
+    with screen.working("comparing") as progress:
+        for source in sources:
+            if source.startswith(queries.QUERY):
+                newest += queries.plans(source.removeprefix(queries.QUERY), runs, progress)
+            else:
+                newest.append(records.load_plan(runs, source))
+        for plan in newest:
+            yield comparison.of_plan(plan, runs, pool=pool, whole=whole, progress=progress)
+
+
+def _shaped(
+    comparison: Comparison, classes: bool, reported: bool, cols: str | None, sort: str | None
+) -> Table:
+    """The table of a comparison as it was asked for."""
+    from kdlab.reporting import comparison_table, reference
+
+    if classes:
+        made = comparison_table.by_class(comparison)
+    else:
+        made = comparison_table.table(comparison)
+        if reported:
+            made = comparison_table.with_reported(
+                made, reference.published(comparison.plan["recipe"]["name"])
+            )
+    if sort:
+        made = made.sorted_by(sort)
+    return made.only(cols.split(",")) if cols else made.usual()
+
+
+def _show(screen: Screen, tables: list[Table], compared: list[Comparison], form: Format, plots: bool) -> None:
+    """Print the tables; JSON and HTML are one whole."""
+    from kdlab.reporting import renderers
+
+    if screen.json or form is Format.json:
+        screen.emit(tables=[one.to_dict() for one in tables])
+    elif form is Format.html:
+        screen.text(_page(tables, compared, plots))
+    elif form is Format.terminal:
+        for one in tables:
+            screen.data(renderers.to_terminal(one))
+    else:
+        screen.text("\n".join(renderers.FORMATS[form](one) for one in tables))
+
+
+def _page(tables: list[Table], compared: list[Comparison], plots: bool) -> str:
+    from kdlab.reporting.renderers import html
+
+    pictures: list[Any] = [()] * len(tables)
+    if plots:
+        from kdlab.reporting.plots import pictures as drawn
+
+        pictures = [drawn(one) for one in compared]
+    return html.page([html.Section(*pair) for pair in zip(tables, pictures, strict=True)])
+
+
+def _plot(screen: Screen, comparison: Comparison) -> None:
+    """Write the plots of a comparison to `results/` and say so."""
+    from kdlab.reporting.plots import write_plots
+
+    files = write_plots(comparison, RESULTS, results_stem(comparison.plan))
+    pictures = [str(path) for path in files if path.suffix == ".png"]
+    screen.say(
+        f"written, each with .pdf and .csv: {', '.join(pictures)}" if pictures else "nothing to plot yet"
+    )
+
+
+def written(
+    screen: Screen, table: Table, plan: Mapping[str, Any], formats: Sequence[str] = ("md", "csv")
+) -> list[Path]:
     """Write a table to `results/` and say so; a folder that cannot be written is told, not raised."""
     from kdlab.reporting import renderers
 
     try:
-        files = renderers.write(table, RESULTS, results_stem(plan))
+        files = renderers.write(table, RESULTS, results_stem(plan), formats)
     except OSError as error:
         screen.err.print(f"warning: {RESULTS}/ cannot be written: {error}", soft_wrap=True)
         return []
@@ -89,14 +210,16 @@ def tell_tracking(screen: Screen, done: SyncReport) -> None:
         )
 
 
-def results_stem(plan: dict[str, Any]) -> str:
+def results_stem(plan: Mapping[str, Any]) -> str:
     """Where a plan's table belongs below `results/`: under its recipe's name.
 
     A plan of a recipe that `--set` changed, or that was edited since, keeps its id in the name, so that a
-    trial never replaces the numbers of the recipe as it stands.
+    trial never replaces the numbers of the recipe as it stands. A query's is under `query/`.
     """
     from kdlab.orchestration import recipe as recipes
 
+    if "query" in plan:
+        return f"query/{plan['id']}"
     told = plan["recipe"]
     name: str = told["name"]
     try:

@@ -93,7 +93,12 @@ class Comparison:
 
 
 def of_plan(
-    plan: Mapping[str, Any], runs: Runs, *, pool: bool = False, progress: Progress = lambda text: None
+    plan: Mapping[str, Any],
+    runs: Runs,
+    *,
+    pool: bool = False,
+    whole: bool = False,
+    progress: Progress = lambda text: None,
 ) -> Comparison:
     """Compare the arms of a plan by what its jobs left in `runs`.
 
@@ -101,10 +106,11 @@ def of_plan(
         plan: content of the plan's file.
         runs: where the jobs are.
         pool: average jobs that ran in micro-batches with those that ran whole.
+        whole: with the history and the losses of each job, which plots show and take longer to read.
         progress: told what takes time.
     """
     index = Index(runs, progress)
-    records = collect(plan, runs, index)
+    records = collect(plan, runs, None if whole else index)
     done = [record.job.id for record in records if record.result is not None]
     return compare(plan, records, index.resampled(done), pool=pool)
 

@@ -12,6 +12,7 @@ import pandas
 import pytest
 from rich.console import Console
 
+from kdlab.reporting.columns import COLUMNS
 from kdlab.reporting.renderers import (
     FORMATS,
     to_csv,
@@ -22,10 +23,11 @@ from kdlab.reporting.renderers import (
     to_terminal,
     write,
 )
-from kdlab.reporting.tables import COLUMNS, Cell, Table
+from kdlab.reporting.statistics import Interval
+from kdlab.reporting.tables import Cell, Table
 
-BY_KEY = {column.key: column for column in COLUMNS}
-KEYS = ("arm", "AP", "dAP", "AP50", "APs", "gap_closed", "n", "step_x", "best_AP")
+BY_KEY = {column.key: column for column, _ in COLUMNS}
+KEYS = ("arm", "AP", "dAP", "interval", "AP50", "APs", "gap_closed", "n", "step_x", "best_AP")
 
 
 def row(arm, ap, deviation, gain, mark=""):
@@ -34,6 +36,9 @@ def row(arm, ap, deviation, gain, mark=""):
     cells["arm"] = Cell(arm)
     cells["AP"] = replace(BY_KEY["AP"].cell(ap, deviation), mark=mark)
     cells["dAP"] = Cell("-") if gain is None else BY_KEY["dAP"].cell(gain)
+    around = None if gain is None else Interval(gain - 0.44, gain + 0.5)
+    cells["interval"] = Cell("-") if around is None else BY_KEY["interval"].span(around)
+    cells["gap_closed"] = BY_KEY["gap_closed"].cell(146.7, interval=around)
     cells["best_AP"] = BY_KEY["best_AP"].cell(ap + 1, deviation)
     return tuple(cells[key] for key in KEYS)
 
@@ -133,12 +138,13 @@ def test_every_format_is_under_the_contract():
 def test_csv_holds_the_numbers_of_the_cells_with_the_decimals_of_the_cells():
     frame = pandas.read_csv(io.StringIO(to_csv(TABLE)), comment="#", dtype=str, keep_default_na=False)
     for key, column in zip(KEYS, zip(*TEXTS, strict=True), strict=True):
-        spreads = frame.get(f"{key}_sd", [""] * len(frame))
+        empty = [""] * len(frame)
+        parts = (frame.get(f"{key}{suffix}", empty) for suffix in ("", "_sd", "_low", "_high"))
         shown = [
-            value + (f" ± {spread}" if spread else "")
-            for value, spread in zip(frame[key], spreads, strict=True)
+            value + (f" ± {spread}" if spread else "") + (f" [{low}, {high}]" if low else "")
+            for value, spread, low, high in zip(*parts, strict=True)
         ]
-        assert shown == [re.sub(r"^\+| %$|^-$", "", text) for text in column]
+        assert [text.strip() for text in shown] == [re.sub(r"\+|(?<=\d) %(?= \[|$)|^-$", "", text) for text in column]
 
 
 def test_csv_columns_are_numbers_for_pandas():
@@ -176,7 +182,7 @@ def test_terminal_leaves_out_whole_columns_rather_than_break_a_cell(width):
 
 def test_columns_left_out_are_named_and_the_least_important_goes_first():
     text = printed(TABLE, 80)
-    assert "not shown in this width: best epoch*" in text
+    assert "not shown in this width: AP50, APs, step x, best epoch" in text
     assert "gap closed" in text
     assert "not shown" not in printed(TABLE, 200)
 

@@ -10,7 +10,9 @@ from kdlab.reporting.tables import Cell, Column, Table
 
 
 def to_csv(table: Table) -> str:
-    """Plain numbers with the decimals of the other formats; a deviation in a column of its own, `<key>_sd`.
+    """Plain numbers with the decimals of the other formats; what is around one in columns of its own.
+
+    These are `<key>_sd` for a deviation, `<key>_low` and `<key>_high` for the ends of an interval.
 
     Title and footnotes are leading `#` lines: `pandas.read_csv(path, comment="#")` reads the rest.
     """
@@ -22,14 +24,21 @@ def to_csv(table: Table) -> str:
 
 
 def _fields(column: Column, cells: Sequence[Cell]) -> Iterator[list[str]]:
-    """One column of a table as one of CSV, or two where a cell has a deviation; the heading first."""
+    """One column of a table as those of CSV that have a number in some cell, or as one; the heading first."""
     if column.digits is None:
         yield [column.key, *(cell.text for cell in cells)]
         return
-    yield [column.key, *("" if cell.value is None else column.plain(cell.value) for cell in cells)]
-    spreads = [cell.deviation for cell in cells]
-    if any(spread is not None for spread in spreads):
-        yield [f"{column.key}_sd", *("" if spread is None else column.plain(spread) for spread in spreads)]
+    parts = {
+        "": [cell.value for cell in cells],
+        "_sd": [cell.deviation for cell in cells],
+        "_low": [cell.low for cell in cells],
+        "_high": [cell.high for cell in cells],
+    }
+    known = {suffix for suffix, numbers in parts.items() if any(number is not None for number in numbers)}
+    for suffix, numbers in parts.items():
+        if suffix in (known or {""}):
+            texts = ("" if number is None else column.plain(number) for number in numbers)
+            yield [f"{column.key}{suffix}", *texts]
 
 
 def _by_column(table: Table) -> list[tuple[Column, list[Cell]]]:

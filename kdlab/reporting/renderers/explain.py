@@ -12,12 +12,11 @@ _WIDTH = 80
 
 def to_explain(table: Table) -> str:
     """A paragraph a row and a line a cell, what it says and how that came about; then the footnotes."""
-    readings = {column.key: _reading(table, column) for column in table.columns}
     lines = [*textwrap.wrap(table.title, _WIDTH)]
     for name, *row in table.rows:
         lines += ["", *textwrap.wrap(name.text, _WIDTH)]
         for column, cell in zip(table.columns[1:], row, strict=True):
-            lines += _cell(table, column, cell, cell.how or readings[column.key])
+            lines += _cell(table, column, cell, cell.how or column.reading.partition(": ")[2])
     lines += ["", *(line for note in table.footnotes for line in _wrapped(note, "- ", "  "))]
     return "\n".join(lines) + "\n"
 
@@ -31,13 +30,6 @@ def _cell(table: Table, column: Column, cell: Cell, how: str) -> Iterator[str]:
     yield from _wrapped(cell.text, f"  {column.title:<{wide}}  ", indent)
     if how:
         yield from _wrapped(how, indent, indent)
-
-
-def _reading(table: Table, column: Column) -> str:
-    """What the footnotes say of a column, "" where none begins with its title."""
-    starts = (f"{column.title}: ", "* ") if column.title.endswith("*") else (f"{column.title}: ",)
-    notes = (note for note in table.footnotes if note.startswith(starts))
-    return next((note.partition(" ")[2] if note[0] == "*" else note.partition(": ")[2] for note in notes), "")
 
 
 def _wrapped(text: str, first: str, rest: str) -> list[str]:

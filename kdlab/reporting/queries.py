@@ -1,0 +1,133 @@
+"""MLflow's filter -> plans: the runs it lets through, put together as far as they may be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from kdlab.errors import MachineError, UsageError
+from kdlab.jobs.job import SCHEMA, Job, Runs, read_job
+from kdlab.reporting import mlflow_store
+from kdlab.reporting.ledger import Ledger
+
+QUERY = "mlflow:"
+EXAMPLE = f"{QUERY}params.`schedule.epochs` = '12' and tags.`kdlab.arm` = 'rm'"
+
+
+def plans(
+    wanted: str, runs: Runs, progress: Callable[[str], None] = lambda text: None
+) -> list[dict[str, Any]]:
+    """Plans of the finished jobs whose MLflow runs a filter lets through.
+
+    Jobs of different data, schedules, students or teachers are never in one plan; a baseline, which has no
+    teacher, is in all that it can be compared in.
+
+    Args:
+        wanted: a filter of MLflow over runs.
+        runs: where the jobs are.
+        progress: told what takes time.
+
+    Raises:
+        UsageError: MLflow does not take the filter, nothing fits, or a job that fits has no folder here.
+        MachineError: MLflow cannot be asked.
+    """
+    progress("asking MLflow")
+    jobs = [_job(job_id, runs) for job_id in _fitting(wanted, runs)]
+    students = [job for job in jobs if job.kind == "student"]
+    if not students:
+        raise UsageError("no finished student fits the filter", got=wanted, fix="kdlab ls runs")
+    return [_plan(group, wanted, runs) for group in _groups(students)]
+
+
+def _fitting(wanted: str, runs: Runs) -> list[str]:
+    """Ids of the jobs, each once, in the order in which they began."""
+    ledger = Ledger(runs, os.environ.get("MLFLOW_TRACKING_URI") or None)
+    if ledger.local and not ledger.database.exists():
+        raise UsageError("nothing was recorded here yet", where=str(ledger.database), fix="kdlab run RECIPE")
+    of_jobs = " and ".join(
+        filter(None, [wanted.strip(), "tags.`kdlab.kind` != 'plan'", "status = 'FINISHED'"])
+    )
+    try:
+        with mlflow_store.no_mlruns_here():
+            found = list(mlflow_store.runs_of(mlflow_store.client(ledger), of_jobs))
+    except Exception as error:
+        if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
+            raise UsageError(
+                "MLflow does not take this filter", got=wanted, known=str(error), fix=EXAMPLE
+            ) from error
+        raise MachineError("MLflow cannot be asked", where=ledger.uri, got=str(error)) from error
+    found.sort(key=lambda run: run.info.start_time)
+    return list(dict.fromkeys(run.data.tags["kdlab.job"] for run in found))
+
+
+def _job(job_id: str, runs: Runs) -> Job:
+    paths = runs.job(job_id)
+    try:
+        if paths.result.exists():
+            return read_job(paths)
+    except FileNotFoundError:
+        pass
+    raise UsageError(
+        "a run that fits is of a job whose folder is not here, so its seeds cannot be paired",
+        where=str(paths.folder),
+        fix="set KDLAB_RUNS to the runs folder that it was made in, or narrow the filter",
+    )
+
+
+_OF_AN_ARM = ("methods", "prepared", "inherit", "micro_batch", "teacher", "seed")
+"""What settings of students may differ in within one table: all but the last make them other arms."""
+
+
+def _groups(students: Iterable[Job]) -> list[list[Job]]:
+    """Students that one table may hold: the same data, schedule, student and teacher."""
+    alone: dict[str, list[Job]] = {}
+    taught: dict[str, dict[str, list[Job]]] = {}
+    for job in students:
+        shared = {name: value for name, value in job.settings.items() if name not in _OF_AN_ARM}
+        world = json.dumps(shared, sort_keys=True)
+        if job.settings.get("teacher") is None:
+            alone.setdefault(world, []).append(job)
+        else:
+            taught.setdefault(world, {}).setdefault(job.parents[0], []).append(job)
+    groups = [alone.get(world, []) + jobs for world, by in taught.items() for jobs in by.values()]
+    return groups + [jobs for world, jobs in alone.items() if world not in taught]
+
+
+def _plan(group: list[Job], wanted: str, runs: Runs) -> dict[str, Any]:
+    """The plan of a group: its teacher, and its students under names that tell its arms apart."""
+    names: dict[str, str] = {}
+    arms: dict[str, Any] = {}
+    students = []
+    for job in group:
+        about = json.dumps([job.settings.get(name) for name in _OF_AN_ARM[:4]], sort_keys=True)
+        if about not in names:
+            same = sum(name.partition(" #")[0] == job.arm for name in arms)
+            names[about] = f"{job.arm} #{same + 1}" if same else job.arm
+            arms[names[about]] = job.settings["methods"]
+        students.append(replace(job, arm=names[about]))
+    teachers = [_job(parent, runs) for parent in {job.parents[0]: None for job in group if job.parents}]
+    jobs = [*teachers, *students]
+    inheriting = {job.arm for job in students if job.settings.get("inherit")}
+    return {
+        "schema": SCHEMA,
+        "id": hashlib.sha256(" ".join(job.id for job in jobs).encode()).hexdigest()[:8],
+        "query": wanted,
+        "recipe": {
+            "name": f"{QUERY}{wanted}",
+            "title": _title(students[0].settings),
+            "arms": arms,
+            "inherits": [name for name in arms if name in inheriting],
+        },
+        "jobs": [{"job": job.to_dict()} for job in jobs],
+    }
+
+
+def _title(settings: dict[str, Any]) -> str:
+    """ "gfl resnet18 on digits, 6 epochs"."""
+    model, schedule = settings["model"], settings["schedule"]
+    about = f"{model['detector']} {model['backbone']} on {settings['dataset']['name']}"
+    return f"{about}, {schedule['epochs']} epochs"
