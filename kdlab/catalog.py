@@ -189,6 +189,12 @@ def recipe_folder() -> Path:
     return installed if installed.is_dir() else PACKAGE.parent / "recipes"
 
 
+def reference_folder() -> Path:
+    """Where the published numbers are: inside the package when it was installed, else beside it."""
+    installed = PACKAGE / "reference"
+    return installed if installed.is_dir() else PACKAGE.parent / "results" / "reference"
+
+
 def first_comment(text: str) -> str:
     """The first line of `text` that is a comment, without its marks; "" where there is none."""
     lines = (line.strip() for line in text.splitlines())

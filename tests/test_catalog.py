@@ -252,6 +252,17 @@ def test_installed_recipes_go_before_a_folder_beside_the_package(
     assert catalog.recipe_folder() == package / "recipes"
 
 
+def test_installed_numbers_go_before_those_of_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "kdlab"
+    monkeypatch.setattr(catalog, "PACKAGE", package)
+    assert catalog.reference_folder() == tmp_path / "results" / "reference"
+
+    (package / "reference").mkdir(parents=True)
+    assert catalog.reference_folder() == package / "reference"
+
+
 INT, FLOAT = OptionType("int"), OptionType("float")
 
 
