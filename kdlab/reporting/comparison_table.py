@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from kdlab.reporting.arms import Arm
@@ -10,6 +11,7 @@ from kdlab.reporting.columns import COLUMNS, NONE, View
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.provenance import provenance
 from kdlab.reporting.records import Record
+from kdlab.reporting.reference import Published
 from kdlab.reporting.statistics import SEEDS_FOR_A_TEST
 from kdlab.reporting.tables import Cell, Column, Mark, Table
 from kdlab.reporting.teachers import teacher_notes
@@ -46,6 +48,47 @@ def by_class(comparison: Comparison) -> Table:
         for name in classes
     )
     return Table(f"{_title(comparison)}: AP by class", columns, rows, tuple(_footnotes(comparison, columns)))
+
+
+def with_reported(table: Table, rows: Sequence[Published]) -> Table:
+    """The table with published numbers below its own, each with where it stands.
+
+    They are of other codebases, most often with another baseline, so that their AP is no rival of the rows
+    above: it is dim, and only gains are to be compared.
+    """
+    told = [row for row in rows if row.ap is not None or row.gain is not None]
+    if not told:
+        note = "reported: no published number of this pair is on record"
+        return replace(table, footnotes=(*table.footnotes, note))
+    columns = (*table.columns, _SOURCE)
+    own = tuple((*row, Cell()) for row in table.rows)
+    return replace(
+        table,
+        columns=columns,
+        rows=(*own, *(_reported(row, columns) for row in told)),
+        footnotes=(*table.footnotes, _SOURCE.reading),
+    )
+
+
+_SOURCE = Column(
+    "source",
+    "reported in",
+    digits=None,
+    reading="reported in: numbers of another codebase; compare the gain only, not AP",
+)
+
+
+def _reported(row: Published, columns: Sequence[Column]) -> tuple[Cell, ...]:
+    by_key = {column.key: column for column in columns}
+    schedule = f", {row.schedule}" if row.schedule else ""
+    unverified = "" if row.verified else ", unverified"
+    cells = {"arm": Cell(row.arm), "source": Cell(f"{row.source}{schedule}{unverified}")}
+    if row.inherits:
+        cells["inherits"] = Cell("yes")
+    for key, number in (("AP", row.ap), ("dAP", row.gain)):
+        if number is not None and key in by_key:
+            cells[key] = replace(by_key[key].cell(number), mark="dim")
+    return tuple(cells.get(column.key, Cell()) for column in columns)
 
 
 def _class_cell(arm: Arm, name: str, column: Column) -> Cell:

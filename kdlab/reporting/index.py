@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -29,6 +30,7 @@ CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, stamp TEXT, result TEXT
 CREATE TABLE IF NOT EXISTS resampled (id TEXT PRIMARY KEY, stamp TEXT, images INTEGER, truth TEXT, ap BLOB);
 """
 _IDS_A_QUERY = 500
+_TOLD_EVERY_S = 1.0
 _BYTES_FOR_ONE = 1_000_000
 """Up to how many bytes of matches one process resamples alone: some seconds of work."""
 
@@ -61,7 +63,7 @@ class Index:
     """
 
     def __init__(self, runs: Runs, progress: Progress = lambda text: None) -> None:
-        self._runs, self._progress = runs, progress
+        self._runs, self._progress, self._told = runs, progress, -_TOLD_EVERY_S
 
     def results(self, jobs: Iterable[str]) -> dict[str, JobResult]:
         """Results of those of the jobs that have finished, without history and losses."""
@@ -103,9 +105,8 @@ class Index:
 
     def _read(self, jobs: Iterable[str]) -> Iterator[tuple[str, JobResult]]:
         wanted = sorted(jobs)
-        for place, job in enumerate(wanted):
-            if place % 100 == 0:
-                self._progress(f"reading results, once: {place} of {len(wanted)}")
+        for place, job in enumerate(wanted, start=1):
+            self._tell(f"reading results, once: {place} of {len(wanted)}")
             result = JobResult.read(self._runs.job(job))
             if result is not None:
                 yield job, replace(result, history=[], losses=[])
@@ -116,9 +117,15 @@ class Index:
         much = sum(path.stat().st_size for path in paths) > _BYTES_FOR_ONE
         with _mapping(len(paths) if much else 1) as mapped:
             for place, (job, found) in enumerate(zip(jobs, mapped(resample, paths), strict=True), start=1):
-                self._progress(f"resampling the validation images, once: {place} of {len(jobs)} models")
+                self._tell(f"resampling the validation images, once: {place} of {len(jobs)} models")
                 if found is not None:
                     yield job, found
+
+    def _tell(self, text: str) -> None:
+        """Say how far it is, once a second at most."""
+        if time.monotonic() - self._told > _TOLD_EVERY_S:
+            self._progress(text)
+            self._told = time.monotonic()
 
 
 def resample(path: Path) -> Resampled | None:

@@ -154,7 +154,7 @@ class Table:
     def _place(self, key: str) -> int:
         keys = [column.key for column in self.columns]
         if key not in keys:
-            raise UsageError(
-                "the table has no such column", got=key, known=", ".join(keys), fix=suggestion(key, keys)
-            )
+            alike = [known for known in keys if known.lower() == key.lower()]
+            fix = f"did you mean {alike[0]}?" if alike else suggestion(key, keys)
+            raise UsageError("the table has no such column", got=key, known=", ".join(keys), fix=fix)
         return keys.index(key)

@@ -144,7 +144,9 @@ def test_csv_holds_the_numbers_of_the_cells_with_the_decimals_of_the_cells():
             value + (f" ± {spread}" if spread else "") + (f" [{low}, {high}]" if low else "")
             for value, spread, low, high in zip(*parts, strict=True)
         ]
-        assert [text.strip() for text in shown] == [re.sub(r"\+|(?<=\d) %(?= \[|$)|^-$", "", text) for text in column]
+        assert [text.strip() for text in shown] == [
+            re.sub(r"\+|(?<=\d) %(?= \[|$)|^-$", "", text) for text in column
+        ]
 
 
 def test_csv_columns_are_numbers_for_pandas():
