@@ -1,0 +1,185 @@
+"""What the plots have in common: how they look, their frame, their files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kdlab.reporting.arms import Arm
+from kdlab.reporting.comparison import Comparison
+
+INK, SOFT = "#000000", "#767676"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Of Okabe and Ito, which the colour-blind tell apart; marker and dash tell them apart in grey."""
+MARKERS = ("s", "^", "D", "v", "P", "X")
+DASHES = ((4, 1.5), (1, 1), (6, 1.5, 1, 1.5), (3, 1, 1, 1, 1, 1), (8, 2), (2, 2))
+TOGETHER = 1 + len(COLOURS)
+"""Arms that one pair of axes holds, the baseline among them; more get a panel each."""
+_PANELS_A_ROW = 4
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.parse_math": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    # text stays text in papers, and no identifier of an SVG is random
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "kdlab",
+}
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": "kdlab", "Producer": None},
+    "svg": {"Date": None, "Creator": "kdlab"},
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure and the numbers in it.
+
+    Args:
+        name: end of its files' names, "ap_by_epoch".
+        title: what it shows, of which recipe, over how many seeds.
+        caption: how to read it.
+        figure: as matplotlib draws it.
+        columns: names of the numbers.
+        rows: one a mark in the figure.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | float]]
+
+    def csv(self) -> str:
+        """The numbers, "" where one is missing, after title and caption in `#` lines."""
+        text = io.StringIO()
+        text.writelines(f"# {line}\n" for line in (self.title, self.caption))
+        rows = [[_plain(value) for value in row] for row in self.rows]
+        csv.writer(text, lineterminator="\n").writerows([self.columns, *rows])
+        return text.getvalue()
+
+    def save(self, file: IO[bytes], suffix: str) -> None:
+        """Write the figure as "png", "pdf" or "svg", the same bytes every time."""
+        with rc_context(STYLE):
+            self.figure.savefig(file, format=suffix, dpi=200, metadata=_METADATA[suffix])
+
+    def svg(self) -> str:
+        """The figure as the text of an SVG file."""
+        file = io.BytesIO()
+        self.save(file, "svg")
+        return file.getvalue().decode()
+
+
+def framed(
+    name: str,
+    what: str,
+    comparison: Comparison,
+    caption: str,
+    figure: Figure,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str | float]],
+) -> Plot:
+    """A plot with its title above and its caption below the axes that `figure` has."""
+    inches = figure.get_figwidth()
+    told = f"{what}: {_of_what(comparison)}"
+    figure.suptitle(textwrap.fill(told, int(11 * inches)), x=0.01, ha="left", size=10)
+    lines = textwrap.fill(caption, int(16 * inches))
+    figure.supxlabel(lines, x=0.01, ha="left", size=7.5, color="#444444")
+    # arranging the axes takes longer than drawing them, and once is enough for all files
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return Plot(name, told, caption, figure, columns, rows)
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches that arranges its axes itself."""
+    return Figure((width, height), layout="constrained")
+
+
+def panels(titles: Sequence[str], x: str, y: str) -> tuple[Figure, list[Axes]]:
+    """Axes in a grid, one a title, that share both scales; `x` and `y` stand at its edges."""
+    columns = min(_PANELS_A_ROW, len(titles))
+    rows = math.ceil(len(titles) / columns)
+    grid = figure(max(5.0, 0.6 + 2.3 * columns), 1.2 + 1.7 * rows)
+    axes = list(grid.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for spare in axes[len(titles) :]:
+        spare.remove()
+    axes = axes[: len(titles)]
+    for one, title in zip(axes, titles, strict=True):
+        one.set_title(title, loc="left")
+    for one in axes[::columns]:
+        one.set_ylabel(y)
+    for one in axes[-columns:]:
+        one.set_xlabel(x)
+        one.tick_params(labelbottom=True)
+    return grid, axes
+
+
+def look(arms: Iterable[Arm], baseline: Arm | None) -> dict[str, dict[str, Any]]:
+    """Colour, marker and dash of each arm by name; the baseline is black and not dashed."""
+    looks: dict[str, dict[str, Any]] = {}
+    others = [arm.name for arm in arms if baseline is None or arm.name != baseline.name]
+    for place, name in enumerate(others):
+        turn = place % len(COLOURS)
+        looks[name] = {"color": COLOURS[turn], "marker": MARKERS[turn], "dashes": DASHES[turn]}
+    if baseline is not None:
+        looks[baseline.name] = {"color": INK, "marker": "o", "dashes": (None, None)}
+    return looks
+
+
+def legend(grid: Figure, axes: Axes) -> None:
+    """What the marks in `axes` mean, to the right of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    grid.legend(handles, labels, loc="outside right upper")
+
+
+def label(name: str) -> str:
+    """A name for a legend, which would leave out one that begins with an underscore."""
+    return f" {name}"
+
+
+def signed(points: float) -> str:
+    """ "+1.2", with a minus as on the axes and never a minus before 0.0."""
+    return f"{round(points, 1) + 0.0:+.1f}".replace("-", "−")
+
+
+def finished(arms: Iterable[Arm]) -> list[Arm]:
+    """The arms of which a job has finished."""
+    return [arm for arm in arms if arm.results]
+
+
+def _of_what(comparison: Comparison) -> str:
+    """ "RetinaNet R101 -> R50, n=3, after epoch 24"."""
+    recipe = comparison.plan["recipe"]
+    counts = sorted({len(arm.results) for arm in comparison.arms} or {0})
+    n = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    results = [result for arm in comparison.arms for result in arm.results.values()]
+    epochs = [int(result.history[-1]["epoch"]) for result in results if result.history]
+    last = f", after epoch {max(epochs)}" if epochs else ""
+    return f"{recipe.get('title') or recipe['name']}, n={n}{last}"
+
+
+def _plain(value: str | float) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{round(value, 6) + 0.0:g}"
+    return str(value)
