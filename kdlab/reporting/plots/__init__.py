@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -9,19 +10,29 @@ from matplotlib import rc_context
 from kdlab.jobs.files import replacing, write_text
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.plots import classes, epochs, gains, latency, losses, sizes
-from kdlab.reporting.plots.plot import STYLE, Plot
+from kdlab.reporting.plots.plot import STYLE, Plot, finished
 from kdlab.reporting.renderers.html import Picture
 
 __all__ = ["PLOTS", "draw", "pictures", "write_plots"]
 
-PLOTS = (epochs.draw, gains.draw, sizes.draw, latency.draw, losses.draw, classes.draw)
+PLOTS: dict[str, Callable[[Comparison], Plot | None]] = {
+    "ap_by_epoch": epochs.draw,
+    "gains": gains.draw,
+    "ap_by_size": sizes.draw,
+    "ap_by_latency": latency.draw,
+    "losses": losses.draw,
+    "gains_by_class": classes.draw,
+}
+"""All plots by the end of their files' names; each is None where a comparison lacks its numbers."""
 
 
-def draw(comparison: Comparison) -> list[Plot]:
-    """All plots that the results of a plan have numbers for."""
+def draw(comparison: Comparison, names: Iterable[str] = tuple(PLOTS)) -> dict[str, Plot]:
+    """The plots by name that the results have numbers for; none before a student has finished."""
+    if not finished(comparison.arms):
+        return {}
     with rc_context(STYLE):
-        plots = [one(comparison) for one in PLOTS]
-    return [plot for plot in plots if plot is not None]
+        plots = {name: PLOTS[name](comparison) for name in names}
+    return {name: plot for name, plot in plots.items() if plot is not None}
 
 
 def write_plots(comparison: Comparison, folder: Path, stem: str) -> list[Path]:
@@ -37,8 +48,8 @@ def write_plots(comparison: Comparison, folder: Path, stem: str) -> list[Path]:
     """
     (folder / stem).parent.mkdir(parents=True, exist_ok=True)
     files = []
-    for plot in draw(comparison):
-        png, pdf, csv = (folder / f"{stem}-{plot.name}.{suffix}" for suffix in ("png", "pdf", "csv"))
+    for name, plot in draw(comparison).items():
+        png, pdf, csv = (folder / f"{stem}-{name}.{suffix}" for suffix in ("png", "pdf", "csv"))
         for path in (png, pdf):
             with replacing(path) as file:
                 plot.save(file, path.suffix[1:])
@@ -49,4 +60,4 @@ def write_plots(comparison: Comparison, folder: Path, stem: str) -> list[Path]:
 
 def pictures(comparison: Comparison) -> list[Picture]:
     """The same plots for the page of `renderers.html`."""
-    return [Picture(plot.svg(), plot.title, plot.caption) for plot in draw(comparison)]
+    return [Picture(plot.svg(), plot.title, plot.caption) for plot in draw(comparison).values()]

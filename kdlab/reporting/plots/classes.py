@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison
-from kdlab.reporting.plots.plot import Plot, figure, finished, framed, signed
+from kdlab.reporting.plots.plot import WIDTH, Plot, figure, finished, framed, signed
 
 _MOST = 30
 _DARK = 0.65
@@ -30,14 +30,14 @@ def draw(comparison: Comparison) -> Plot | None:
     if not gains:
         return None
     chosen, left = _chosen(gains)
-    grid = figure(max(5.0, 1.8 + 0.42 * len(gains)), 1.9 + 0.24 * len(chosen))
+    grid = figure(max(WIDTH, 1.8 + 0.42 * len(gains)), 1.9 + 0.24 * len(chosen))
     _fields(grid.subplots(), gains, chosen)
-    caption = f"Mean over the seeds that both have of an arm's AP minus {baseline.name}'s, class by class. Blue: a gain. Red: a loss."
+    caption = f"AP minus {baseline.name}'s, mean over the seeds that both have. Blue: a gain. Red: a loss."
     if left:
         caption += f" {left} more classes change less in every arm."
     rows = [(name, arm, *found[name]) for name in chosen for arm, found in gains.items() if name in found]
     what = f"Gains over {baseline.name} by class (AP points)"
-    return framed("gains_by_class", what, comparison, caption, grid, _COLUMNS, rows)
+    return framed(what, comparison, caption, grid, _COLUMNS, rows)
 
 
 def _gains(arm: Arm, baseline: Arm) -> _Gains:

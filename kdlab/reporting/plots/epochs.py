@@ -18,6 +18,7 @@ from kdlab.reporting.plots.plot import (
     INK,
     SOFT,
     TOGETHER,
+    WIDTH,
     Plot,
     figure,
     finished,
@@ -54,7 +55,7 @@ def draw(comparison: Comparison) -> Plot | None:
     if not together:
         caption += " Marks: the arm that the panel names. Thin: baseline. Dashed: the teacher at its end."
     rows = [[name, *vars(moment).values()] for name, curve in curves.items() for moment in curve]
-    return framed("ap_by_epoch", "AP by epoch", comparison, caption, grid, _COLUMNS, rows)
+    return framed("AP by epoch", comparison, caption, grid, _COLUMNS, rows)
 
 
 def _curve(arm: Arm) -> list[_Moment]:
@@ -72,7 +73,7 @@ def _curve(arm: Arm) -> list[_Moment]:
 
 def _together(comparison: Comparison, curves: dict[str, list[_Moment]]) -> Figure:
     looks = look(comparison.arms, comparison.baseline)
-    grid = figure(7.5, 4.2)
+    grid = figure(WIDTH, 4.2)
     axes = grid.subplots()
     axes.set(xlabel="epoch", ylabel="AP (points)")
     for name, curve in curves.items():

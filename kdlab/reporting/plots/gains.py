@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison, Gain, Interval
-from kdlab.reporting.plots.plot import COLOURS, INK, SOFT, Plot, figure, framed, signed
+from kdlab.reporting.plots.plot import COLOURS, INK, SOFT, WIDTH, Plot, figure, framed, signed
 
 _COLUMNS = ("arm", "dAP", "low", "high", "other_images_low", "other_images_high", "n")
 _ASIDE = 0.24
@@ -22,7 +22,7 @@ def draw(comparison: Comparison) -> Plot | None:
     if not arms or baseline is None:
         return None
     gains = [comparison.gains[arm.name] for arm in arms]
-    grid = figure(7.5, 1.5 + 0.36 * len(arms))
+    grid = figure(WIDTH, 1.5 + 0.36 * len(arms))
     axes = grid.subplots()
     axes.axvline(0, color=INK, linewidth=1)
     for place, (arm, gain) in enumerate(zip(arms, gains, strict=True)):
@@ -32,7 +32,7 @@ def draw(comparison: Comparison) -> Plot | None:
     axes.set_xlabel(f"gain over {baseline.name} (AP points)")
     caption = _caption(gains)
     rows = [_row(arm.name, gain) for arm, gain in zip(arms, gains, strict=True)]
-    return framed("gains", "Gains", comparison, caption, grid, _COLUMNS, rows)
+    return framed("Gains", comparison, caption, grid, _COLUMNS, rows)
 
 
 def _mark(axes: Axes, place: int, gain: Gain, by_seed: list[float]) -> None:

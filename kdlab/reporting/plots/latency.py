@@ -6,7 +6,18 @@ from statistics import fmean, median
 
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison
-from kdlab.reporting.plots.plot import SOFT, TOGETHER, Plot, figure, finished, framed, label, legend, look
+from kdlab.reporting.plots.plot import (
+    SOFT,
+    TOGETHER,
+    WIDTH,
+    Plot,
+    figure,
+    finished,
+    framed,
+    label,
+    legend,
+    look,
+)
 
 _COLUMNS = ("arm", "latency_ms", "AP", "n")
 
@@ -20,7 +31,7 @@ def draw(comparison: Comparison) -> Plot | None:
     named, others = _named(comparison, points)
     looks = look([arm for arm in comparison.arms if arm.name in named], comparison.baseline)
     looks |= {arm.name: {"color": SOFT, "marker": "*"} for arm in teachers}
-    grid = figure(7.5, 4.0)
+    grid = figure(WIDTH, 4.0)
     axes = grid.subplots()
     axes.set(xlabel="latency of an image (ms)", ylabel="AP (points)")
     for name in named:
@@ -36,7 +47,7 @@ def draw(comparison: Comparison) -> Plot | None:
     legend(grid, axes)
     caption = "Median time of the model alone, batch of one image, over seeds; mean AP over seeds."
     rows = [(name, *point) for name, point in points.items()]
-    return framed("ap_by_latency", "AP against latency", comparison, caption, grid, _COLUMNS, rows)
+    return framed("AP against latency", comparison, caption, grid, _COLUMNS, rows)
 
 
 def _times(arm: Arm) -> list[float]:

@@ -16,6 +16,10 @@ from kdlab.reporting.plots.plot import COLOURS, DASHES, INK, Plot, finished, fra
 
 _COLUMNS = ("arm", "term", "iteration", "loss", "n")
 _DETECTION = "detection"
+_LEGEND_LINE = 0.1
+"""Of a panel's height."""
+_FEW = 1000
+"""Largest over smallest loss up to which the scale has numbers between the powers of ten."""
 
 _Curve = dict[int, list[float]]
 """Values over seeds by iteration."""
@@ -31,12 +35,12 @@ def draw(comparison: Comparison) -> Plot | None:
     looks = _looks(curves)
     for axes, (arm, terms) in zip(places, curves.items(), strict=True):
         _panel(axes, terms, looks[arm])
-    _scale(places[0])
+    _scale(places[0], max(map(len, curves.values())))
     caption = (
         "Mean over seeds of each term with its weight, as it enters the gradient, averaged between reports. "
         "Detection: the sum of the detector's own terms. What is not above 0 has no place on this scale."
     )
-    return framed("losses", "Loss terms", comparison, caption, grid, _COLUMNS, list(_rows(curves)))
+    return framed("Loss terms", comparison, caption, grid, _COLUMNS, list(_rows(curves)))
 
 
 def _curves(arm: Arm) -> dict[str, _Curve]:
@@ -79,14 +83,16 @@ def _panel(axes: Axes, terms: dict[str, _Curve], looks: dict[str, dict[str, Any]
     axes.legend(loc="upper right", fontsize=7, handlelength=3, borderpad=0, labelspacing=0.2)
 
 
-def _scale(axes: Axes) -> None:
-    """A logarithmic scale with room for the legend above the curves."""
+def _scale(axes: Axes, terms: int) -> None:
+    """A logarithmic scale with room above the curves for a legend of so many terms."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    low, high = axes.get_ylim()
+    taken = min(0.5, _LEGEND_LINE * terms)
+    high *= (high / low) ** (taken / (1 - taken))
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high / low < _FEW else (1.0,)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** 0.4)
 
 
 def _rows(curves: dict[str, dict[str, _Curve]]) -> Iterator[list[str | float]]:

@@ -24,6 +24,8 @@ MARKERS = ("s", "^", "D", "v", "P", "X")
 DASHES = ((4, 1.5), (1, 1), (6, 1.5, 1, 1.5), (3, 1, 1, 1, 1, 1), (8, 2), (2, 2))
 TOGETHER = 1 + len(COLOURS)
 """Arms that one pair of axes holds, the baseline among them; more get a panel each."""
+WIDTH = 7.5
+"""Inches of a plot that needs no more, so that letters are of one size in all."""
 _PANELS_A_ROW = 4
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -55,7 +57,6 @@ class Plot:
     """A figure and the numbers in it.
 
     Args:
-        name: end of its files' names, "ap_by_epoch".
         title: what it shows, of which recipe, over how many seeds.
         caption: how to read it.
         figure: as matplotlib draws it.
@@ -63,7 +64,6 @@ class Plot:
         rows: one a mark in the figure.
     """
 
-    name: str
     title: str
     caption: str
     figure: Figure
@@ -91,7 +91,6 @@ class Plot:
 
 
 def framed(
-    name: str,
     what: str,
     comparison: Comparison,
     caption: str,
@@ -108,7 +107,7 @@ def framed(
     # arranging the axes takes longer than drawing them, and once is enough for all files
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    return Plot(name, told, caption, figure, columns, rows)
+    return Plot(told, caption, figure, columns, rows)
 
 
 def figure(width: float, height: float) -> Figure:
@@ -118,9 +117,9 @@ def figure(width: float, height: float) -> Figure:
 
 def panels(titles: Sequence[str], x: str, y: str) -> tuple[Figure, list[Axes]]:
     """Axes in a grid, one a title, that share both scales; `x` and `y` stand at its edges."""
-    columns = min(_PANELS_A_ROW, len(titles))
-    rows = math.ceil(len(titles) / columns)
-    grid = figure(max(5.0, 0.6 + 2.3 * columns), 1.2 + 1.7 * rows)
+    rows = math.ceil(len(titles) / _PANELS_A_ROW)
+    columns = math.ceil(len(titles) / rows)
+    grid = figure(max(WIDTH, 0.6 + 2.3 * columns), 1.2 + 1.7 * rows)
     axes = list(grid.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     for spare in axes[len(titles) :]:
         spare.remove()

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison
-from kdlab.reporting.plots.plot import COLOURS, INK, SOFT, Plot, figure, finished, framed
+from kdlab.reporting.plots.plot import COLOURS, INK, SOFT, WIDTH, Plot, figure, finished, framed
 
 _SIZES = {"APs": "small, below 32x32 px", "APm": "medium", "APl": "large, from 96x96 px"}
 _COLUMNS = ("arm", "size", "AP", "AP_min", "AP_max", "n")
@@ -22,7 +22,7 @@ def draw(comparison: Comparison) -> Plot | None:
     sizes = [size for size in _SIZES if any(arm.over_seeds("metrics", size) for arm in arms)]
     if not sizes:
         return None
-    grid = figure(1.6 + 2.3 * max(2, len(sizes)), 1.6 + 0.26 * len(arms))
+    grid = figure(max(WIDTH, 1.6 + 2.3 * len(sizes)), 1.6 + 0.26 * len(arms))
     places = list(grid.subplots(1, len(sizes), sharey=True, squeeze=False).flat)
     rows: list[list[str | float]] = []
     for axes, size in zip(places, sizes, strict=True):
@@ -35,7 +35,8 @@ def draw(comparison: Comparison) -> Plot | None:
                 rows.append([arm.name, size, fmean(values), min(values), max(values), len(values)])
     places[0].set_yticks(range(len(arms)), [arm.name for arm in arms])
     places[0].set_ylim(len(arms) - 0.5, -0.5)
-    return framed("ap_by_size", "AP by object size", comparison, _caption(comparison), grid, _COLUMNS, rows)
+    caption = _caption(comparison, several=any(len(arm.results) > 1 for arm in arms))
+    return framed("AP by object size", comparison, caption, grid, _COLUMNS, rows)
 
 
 def _mark(axes: Axes, place: int, values: list[float], arm: Arm, comparison: Comparison) -> None:
@@ -50,6 +51,6 @@ def _mark(axes: Axes, place: int, values: list[float], arm: Arm, comparison: Com
     axes.plot(mean, place, marker, color=colour, markersize=6)
 
 
-def _caption(comparison: Comparison) -> str:
-    line = f" Dashed: {comparison.baseline.name}." if comparison.baseline else ""
-    return f"Mark: mean over seeds. Line: from the lowest to the highest seed.{line}"
+def _caption(comparison: Comparison, several: bool) -> str:
+    marks = "Mark: mean over seeds. Line: from the lowest to the highest seed." if several else "One seed."
+    return f"{marks} Dashed: {comparison.baseline.name}." if comparison.baseline else marks

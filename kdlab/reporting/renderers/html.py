@@ -20,7 +20,7 @@ class Picture:
     Args:
         svg: the whole SVG file as text.
         title: what it shows; read aloud in its place.
-        caption: how to read it.
+        caption: how to read it; shown on narrow screens, where that part of the picture may be out of sight.
     """
 
     svg: str

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+import pandas
+import pytest
+
+from kdlab.jobs.job import Job, JobResult
+from kdlab.reporting.arms import Arm
+from kdlab.reporting.comparison import Comparison, Gain, Interval
+from kdlab.reporting.plots import PLOTS, draw, pictures, write_plots
+from kdlab.reporting.plots.plot import Plot
+from kdlab.reporting.records import Record
+
+METRICS = {"AP": 30.0, "AP50": 50.0, "APs": 20.0, "APl": 40.0}
+ARMS = {"baseline": (30.0, 31.0), "rm": (32.0, 32.0), "rm+pfi": (29.0, 34.0)}
+
+Change = Callable[[JobResult], JobResult]
+
+
+def result(arm: str, seed: int, ap: float) -> JobResult:
+    """Two evaluations and two reports; AP halves an epoch earlier, methods pull by 0.5 each."""
+    methods = [] if arm in ("baseline", "teacher") else arm.split("+")
+    weighted = {f"loss_{name}": 0.5 for name in methods}
+    terms = {"loss_cls": 1.0, **weighted, "loss": 1.0 + sum(weighted.values())}
+    terms |= {f"raw_{name}": 9.0 for name in methods}
+    return JobResult(
+        id=f"student-{arm}{seed}",
+        kind="teacher" if arm == "teacher" else "student",
+        arm=arm,
+        seed=seed,
+        metrics={**METRICS, "AP": ap},
+        best={},
+        per_class={"cat": ap + seed, "dog": 10.0},
+        history=[{"epoch": 1, "iteration": 5, "AP": ap / 2}, {"epoch": 2, "iteration": 10, "AP": ap}],
+        losses=[{"iteration": step, "lr": 0.1, **terms} for step in (5, 10)],
+        timing={"latency_ms": 8.0 + seed},
+        model={},
+        environment={},
+        wall_s=1.0,
+        peak_memory_gb=1.0,
+        attempts=1,
+    )
+
+
+def arm(name: str, aps: tuple[float, ...], change: Change) -> Arm:
+    records = [
+        Record(Job(f"{name}{seed}", "student", name, seed, {}), "done", change(result(name, seed, ap)))
+        for seed, ap in enumerate(aps)
+    ]
+    return Arm(name, name != "baseline", False, tuple(records))
+
+
+def compared(
+    aps: dict[str, tuple[float, ...]] = ARMS, change: Change = lambda one: one, **gain: Any
+) -> Comparison:
+    arms = [arm(name, values, change) for name, values in aps.items()]
+    teacher = arm("teacher", (40.0,), change)
+    means = {name: fmean(values) - fmean(aps["baseline"]) for name, values in aps.items()}
+    gains = {
+        name: Gain(tuple(range(len(aps[name]))), mean, **gain)
+        for name, mean in means.items()
+        if name != "baseline"
+    }
+    plan = {"id": "7f3a", "recipe": {"name": "digits/gfl", "title": "GFL $R18$ -> R9_x"}}
+    return Comparison(plan, [], teacher, arms, arms[0], gains)
+
+
+def many(count: int) -> dict[str, tuple[float, ...]]:
+    return {"baseline": (30.0, 31.0), **{f"_arm{place}": (32.0, 32.5) for place in range(count - 1)}}
+
+
+def plotted(comparison: Comparison, name: str) -> Plot:
+    return draw(comparison, [name])[name]
+
+
+def numbers(comparison: Comparison, name: str) -> pandas.DataFrame:
+    return pandas.read_csv(io.StringIO(plotted(comparison, name).csv()), comment="#")
+
+
+def test_each_plot_is_a_picture_a_vector_drawing_and_its_numbers(tmp_path):
+    files = write_plots(compared(), tmp_path, "digits/gfl")
+    expected = [f"digits/gfl-{name}.{suffix}" for name in PLOTS for suffix in ("png", "pdf", "csv")]
+    assert [path.relative_to(tmp_path).as_posix() for path in files] == expected
+    starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".csv": b"# "}
+    assert all(path.read_bytes().startswith(starts[path.suffix]) for path in files)
+
+
+def test_equal_results_give_equal_files(tmp_path):
+    def written() -> list[bytes]:
+        # a single arm at a single seed is drawn fastest
+        return [path.read_bytes() for path in write_plots(compared({"baseline": (30.0,)}), tmp_path, "gfl")]
+
+    assert written() == written()
+
+
+@pytest.mark.parametrize("count", [2, 5, 22])
+def test_any_number_of_arms_can_be_drawn(count):
+    assert draw(compared(many(count))).keys() == PLOTS.keys()
+
+
+def test_nothing_is_drawn_before_a_student_has_finished():
+    arms = [replace(arm, records=()) for arm in compared().arms]
+    assert draw(replace(compared(), arms=arms, baseline=arms[0], gains={})) == {}
+
+
+def test_title_says_what_was_run_how_often_and_for_how_long():
+    assert plotted(compared(), "gains").title == "Gains: GFL $R18$ -> R9_x, n=2, after epoch 2"
+
+
+def test_ap_by_epoch_is_the_mean_with_the_lowest_and_the_highest_seed():
+    rows = numbers(compared(), "ap_by_epoch").query("arm == 'rm+pfi'").drop(columns="arm")
+    assert rows.to_numpy().tolist() == [[1, 15.75, 14.5, 17.0, 2], [2, 31.5, 29.0, 34.0, 2]]
+
+
+def test_band_is_drawn_for_several_seeds_only():
+    several, single = (
+        plotted(compared(aps), "ap_by_epoch").figure.axes[0].collections
+        for aps in (ARMS, {"baseline": (30.0,), "rm": (31.0,)})
+    )
+    assert (len(several), len(single)) == (3, 0)
+
+
+def test_many_arms_get_a_panel_each_beside_the_baseline():
+    panels = plotted(compared(many(9)), "ap_by_epoch").figure.axes
+    assert len(panels) == 8
+    assert panels[0].get_title(loc="left") == "_arm0  32.2"
+
+
+def test_gains_keep_their_intervals_and_their_order():
+    intervals = {"interval": Interval(-1.0, 3.0), "other_images": Interval(0.5, 2.0)}
+    rows = numbers(compared(**intervals), "gains")
+    assert rows["arm"].tolist() == ["rm", "rm+pfi"]
+    assert rows.loc[0].tolist() == ["rm", 1.5, -1.0, 3.0, 0.5, 2.0, 2]
+
+
+def test_gain_without_an_interval_is_a_dot_alone():
+    rows = numbers(compared(), "gains")
+    assert rows[["low", "high", "other_images_low", "other_images_high"]].isna().all(axis=None)
+
+
+def test_size_without_objects_is_left_out():
+    assert set(numbers(compared(), "ap_by_size")["size"]) == {"APs", "APl"}
+    assert len(plotted(compared(), "ap_by_size").figure.axes) == 2
+
+
+def test_latency_is_the_median_over_seeds_beside_the_mean_ap():
+    rows = numbers(compared(), "ap_by_latency")
+    assert rows.query("arm == 'rm+pfi'").to_numpy().tolist() == [["rm+pfi", 8.5, 31.5, 2]]
+    assert "teacher" in set(rows["arm"])
+
+
+def test_results_without_latency_or_classes_have_no_such_plot():
+    bare = compared(change=lambda one: replace(one, timing={}, per_class={}))
+    assert draw(bare, ["ap_by_latency", "gains_by_class"]) == {}
+
+
+def test_losses_are_the_weighted_terms_beside_the_detectors_own():
+    rows = numbers(compared(), "losses").query("iteration == 5").drop(columns="iteration")
+    assert rows.to_numpy().tolist() == [
+        ["baseline", "detection", 1.0, 2],
+        ["rm", "detection", 1.0, 2],
+        ["rm", "rm", 0.5, 2],
+        ["rm+pfi", "detection", 1.0, 2],
+        ["rm+pfi", "rm", 0.5, 2],
+        ["rm+pfi", "pfi", 0.5, 2],
+    ]
+
+
+def test_gain_of_a_class_is_the_mean_over_the_common_seeds():
+    rows = numbers(compared({"baseline": (30.0, 31.0), "rm": (32.0,)}), "gains_by_class")
+    assert rows.to_numpy().tolist() == [["cat", "rm", 2.0, 1], ["dog", "rm", 0.0, 1]]
+
+
+def test_classes_that_change_least_are_counted_and_not_shown():
+    def classes(one: JobResult) -> JobResult:
+        gain = 0.0 if one.arm == "baseline" else 1.0
+        return replace(one, per_class={f"c{place}": gain * place for place in range(32)})
+
+    plot = plotted(compared(change=classes), "gains_by_class")
+    shown = pandas.read_csv(io.StringIO(plot.csv()), comment="#")["class"].unique().tolist()
+    assert shown == [f"c{place}" for place in range(31, 1, -1)]
+    assert plot.caption.endswith("2 more classes change less in every arm.")
+
+
+def test_pictures_of_the_page_are_the_same_plots_as_svg():
+    comparison = compared({"baseline": (30.0,)})
+    made = pictures(comparison)
+    assert [picture.title for picture in made] == [plot.title for plot in draw(comparison).values()]
+    assert all("<svg" in picture.svg for picture in made)
