@@ -27,6 +27,8 @@ TOGETHER = 1 + len(COLOURS)
 WIDTH = 7.5
 """Inches of a plot that needs no more, so that letters are of one size in all."""
 _PANELS_A_ROW = 4
+_PANEL_TITLE = 30
+"""Characters that fit above a panel."""
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -125,7 +127,7 @@ def panels(titles: Sequence[str], x: str, y: str) -> tuple[Figure, list[Axes]]:
         spare.remove()
     axes = axes[: len(titles)]
     for one, title in zip(axes, titles, strict=True):
-        one.set_title(title, loc="left")
+        one.set_title(textwrap.fill(title, _PANEL_TITLE, break_on_hyphens=False), loc="left")
     for one in axes[::columns]:
         one.set_ylabel(y)
     for one in axes[-columns:]:
@@ -149,7 +151,7 @@ def look(arms: Iterable[Arm], baseline: Arm | None) -> dict[str, dict[str, Any]]
 def legend(grid: Figure, axes: Axes) -> None:
     """What the marks in `axes` mean, to the right of them."""
     handles, labels = axes.get_legend_handles_labels()
-    grid.legend(handles, labels, loc="outside right upper")
+    grid.legend(handles, labels, loc="outside right center")
 
 
 def label(name: str) -> str:
