@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import fmean
 from typing import Any
 
 import pandas
@@ -11,10 +10,11 @@ import pytest
 
 from kdlab.jobs.job import Job, JobResult
 from kdlab.reporting.arms import Arm
-from kdlab.reporting.comparison import Comparison, Gain, Interval
+from kdlab.reporting.comparison import Comparison, Gain
 from kdlab.reporting.plots import PLOTS, draw, pictures, write_plots
 from kdlab.reporting.plots.plot import Plot
 from kdlab.reporting.records import Record
+from kdlab.reporting.statistics import Interval
 
 METRICS = {"AP": 30.0, "AP50": 50.0, "APs": 20.0, "APl": 40.0}
 ARMS = {"baseline": (30.0, 31.0), "rm": (32.0, 32.0), "rm+pfi": (29.0, 34.0)}
@@ -38,7 +38,7 @@ def result(arm: str, seed: int, ap: float) -> JobResult:
         per_class={"cat": ap + seed, "dog": 10.0},
         history=[{"epoch": 1, "iteration": 5, "AP": ap / 2}, {"epoch": 2, "iteration": 10, "AP": ap}],
         losses=[{"iteration": step, "lr": 0.1, **terms} for step in (5, 10)],
-        timing={"latency_ms": 8.0 + seed},
+        timing={"latency_s": 0.008 + seed / 1000},
         model={},
         environment={},
         wall_s=1.0,
@@ -60,10 +60,14 @@ def compared(
 ) -> Comparison:
     arms = [arm(name, values, change) for name, values in aps.items()]
     teacher = arm("teacher", (40.0,), change)
-    means = {name: fmean(values) - fmean(aps["baseline"]) for name, values in aps.items()}
+    baseline = aps["baseline"]
     gains = {
-        name: Gain(tuple(range(len(aps[name]))), mean, **gain)
-        for name, mean in means.items()
+        name: Gain(
+            tuple(range(len(values))),
+            tuple(own - plain for own, plain in zip(values, baseline, strict=False)),
+            **gain,
+        )
+        for name, values in aps.items()
         if name != "baseline"
     }
     plan = {"id": "7f3a", "recipe": {"name": "digits/gfl", "title": "GFL $R18$ -> R9_x"}}

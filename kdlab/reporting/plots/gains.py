@@ -6,9 +6,9 @@ import math
 
 from matplotlib.axes import Axes
 
-from kdlab.reporting.arms import Arm
-from kdlab.reporting.comparison import Comparison, Gain, Interval
+from kdlab.reporting.comparison import Comparison, Gain
 from kdlab.reporting.plots.plot import COLOURS, INK, SOFT, WIDTH, Plot, figure, framed, signed
+from kdlab.reporting.statistics import Interval
 
 _COLUMNS = ("arm", "dAP", "low", "high", "other_images_low", "other_images_high", "n")
 _ASIDE = 0.24
@@ -25,8 +25,8 @@ def draw(comparison: Comparison) -> Plot | None:
     grid = figure(WIDTH, 1.5 + 0.36 * len(arms))
     axes = grid.subplots()
     axes.axvline(0, color=INK, linewidth=1)
-    for place, (arm, gain) in enumerate(zip(arms, gains, strict=True)):
-        _mark(axes, place, gain, _by_seed(arm, baseline, gain))
+    for place, gain in enumerate(gains):
+        _mark(axes, place, gain)
     axes.set_yticks(range(len(arms)), [arm.name for arm in arms])
     axes.set_ylim(len(arms) - 0.4, -0.6)
     axes.set_xlabel(f"gain over {baseline.name} (AP points)")
@@ -35,8 +35,8 @@ def draw(comparison: Comparison) -> Plot | None:
     return framed("Gains", comparison, caption, grid, _COLUMNS, rows)
 
 
-def _mark(axes: Axes, place: int, gain: Gain, by_seed: list[float]) -> None:
-    colour = COLOURS[0]
+def _mark(axes: Axes, place: int, gain: Gain) -> None:
+    colour, by_seed = COLOURS[0], gain.differences
     if gain.interval is not None:
         axes.errorbar(gain.mean, place, xerr=_reach(gain.mean, gain.interval), color=colour, lw=2, capsize=4)
     if gain.other_images is not None:
@@ -47,11 +47,6 @@ def _mark(axes: Axes, place: int, gain: Gain, by_seed: list[float]) -> None:
     axes.plot(gain.mean, place, "o", color=colour, ms=6)
     told = f"{signed(gain.mean)}{_shown(gain.interval)}, n={len(gain.seeds)}"
     axes.text(1.01, place, told, transform=axes.get_yaxis_transform(), va="center", size=8)
-
-
-def _by_seed(arm: Arm, baseline: Arm, gain: Gain) -> list[float]:
-    own, plain = arm.results, baseline.results
-    return [own[seed].metrics["AP"] - plain[seed].metrics["AP"] for seed in gain.seeds]
 
 
 def _caption(gains: list[Gain]) -> str:

@@ -52,7 +52,7 @@ def draw(comparison: Comparison) -> Plot | None:
 
 def _times(arm: Arm) -> list[float]:
     timings = [result.timing for result in arm.results.values()]
-    return [timing["latency_ms"] for timing in timings if "latency_ms" in timing]
+    return [1000 * timing["latency_s"] for timing in timings if "latency_s" in timing]
 
 
 def _point(arm: Arm) -> tuple[float, float, int]:
