@@ -15,6 +15,17 @@ def recipe_names(incomplete: str) -> list[tuple[str, str]]:
     return [(name, info.summary) for name, info in catalog.recipes().items() if name.startswith(incomplete)]
 
 
+def method_names(incomplete: str) -> list[tuple[str, str]]:
+    """Methods that may stand behind the last comma, each with what it is."""
+    before, comma, word = incomplete.rpartition(",")
+    named = before.split(",")
+    return [
+        (f"{before}{comma}{key}", info.summary)
+        for key, info in catalog.methods().items()
+        if key.startswith(word) and key not in named
+    ]
+
+
 def job_names(incomplete: str) -> list[tuple[str, str]]:
     """Ids of the newest plan's jobs, each with its label, and the labels of one word."""
     from kdlab.jobs.job import Job, Runs
@@ -87,6 +98,7 @@ ExecutorName = Annotated[
         help="local: processes; slurm, ray: a cluster; inline: here, for a debugger.",
     ),
 ]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="End all jobs at the first failure.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would run, as `kdlab plan` does.")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask before an expensive plan.")]
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kdlab.orchestration.devices import Machine
     from kdlab.orchestration.executors.base import Executor
     from kdlab.orchestration.plan import Plan, PlannedJob
+    from kdlab.orchestration.settings import Recipe
 
 
 def plan(
@@ -69,18 +70,24 @@ def prepare(
     Raises:
         KdlabError: the recipe, the data or the machine do not allow it.
     """
-    from kdlab import session
-    from kdlab.orchestration import plan as planning
     from kdlab.orchestration import recipe as recipes
     from kdlab.orchestration.executors import base
 
     base.check(executor)
-    loaded = recipes.load(recipe, overrides)
+    return planned(screen, recipes.load(recipe, overrides), executor, gpus)
+
+
+def planned(screen: Screen, recipe: Recipe, executor: str, gpus: str | None) -> Prepared:
+    """As `prepare`, of a recipe that is loaded."""
+    from kdlab import session
+    from kdlab.orchestration import plan as planning
+    from kdlab.orchestration.executors import base
+
     runs = session.runs_here()
-    with screen.working(f"planning {recipe}") as progress:
-        runner = base.load(executor, gpu_numbers(gpus), loaded.resources.executors.get(executor))
+    with screen.working(f"planning {recipe.name}") as progress:
+        runner = base.load(executor, gpu_numbers(gpus), recipe.resources.executors.get(executor))
         machine = runner.machine
-        return Prepared(planning.prepare(loaded, runs, machine, progress), runner, machine, runs)
+        return Prepared(planning.prepare(recipe, runs, machine, progress), runner, machine, runs)
 
 
 def gpu_numbers(text: str | None) -> list[int] | None:
@@ -119,7 +126,7 @@ def preview(made: Prepared, *, jobs: bool = False) -> RenderableType:
         table.add_row(
             *(Text(cell, style=look) for cell, look in zip(cells, (style, "", "", "", "dim"), strict=True))
         )
-    head = Text(f"plan {made.plan.id[:4]}  {made.plan.recipe['name']}  {_total(made)}", style="bold")
+    head = Text(f"plan {made.plan.id[:4]}  {made.plan.recipe['name']}  {total(made)}", style="bold")
     return Group(head, table, *(Text(f"  note: {note}") for note in made.plan.notes))
 
 
@@ -192,7 +199,7 @@ def _reason(jobs: Sequence[PlannedJob], runs: Runs) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _total(made: Prepared) -> str:
+def total(made: Prepared) -> str:
     """ "13 jobs, 1 reused, ~41 GPU-h, ~5h10m on 8 GPUs"."""
     left = [planned for planned in made.plan.jobs if not planned.done]
     reused = len(made.plan.jobs) - len(left)

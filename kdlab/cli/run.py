@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdlab.cli.console import Screen, styled
-from kdlab.cli.options import DryRun, ExecutorName, Gpus, Jobs, Overrides, RecipeName, Yes
+from kdlab.cli.options import DryRun, ExecutorName, FailFast, Gpus, Jobs, Overrides, RecipeName, Yes
 from kdlab.cli.plan import Prepared, gpu_hours, prepare, preview
 from kdlab.cli.report import tell_tracking, written
 from kdlab.errors import UsageError
@@ -37,9 +38,7 @@ def run(
     executor: ExecutorName = "local",
     jobs: Jobs = None,
     gpus: Gpus = None,
-    fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="End all jobs at the first failure.")
-    ] = False,
+    fail_fast: FailFast = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Train all jobs anew; their folders move to runs/old/.")
     ] = False,
@@ -66,7 +65,8 @@ def run(
       pfi       30.1  +11.3  ...
       rm+pfi    30.3  +11.4  ...
     """
-    made = prepare(screen, recipe, overrides or [], executor, gpus)
+    prepared = partial(prepare, screen, recipe, overrides or [], executor, gpus)
+    made = prepared()
     if fresh:
         made = replace(made, plan=_anew(made.plan, made.runs))
     if dry_run:
@@ -74,16 +74,29 @@ def run(
         screen.next(screen.command("--dry-run"))
         return 0
     screen.say(preview(made, jobs=screen.verbose))
-    if not (yes or _may_cost(screen, made.plan)):
+    if not (yes or may_cost(screen, made.plan)):
         screen.say("nothing was run")
         raise typer.Abort
     if fresh:
         screen.say(_set_aside(made.plan, made.runs))
+    live = executor != "inline"
+    return carry_out(screen, made, prepared, jobs_at_once=jobs, fail_fast=fail_fast, live=live)
+
+
+def carry_out(screen: Screen, made: Prepared, prepared: Callable[[], Prepared], **options: Any) -> int:
+    """Run a plan, and again in smaller parts where a job ran out of memory; the exit code.
+
+    Args:
+        screen: where to.
+        made: the plan.
+        prepared: makes the plan anew.
+        options: of `execute`.
+    """
     while True:
-        code = execute(screen, made, jobs_at_once=jobs, fail_fast=fail_fast, live=executor != "inline")
+        code = execute(screen, made, **options)
         if code != FAILED or not _smaller(made):
             return code
-        again = prepare(screen, recipe, overrides or [], executor, gpus)
+        again = prepared()
         if again.plan.id == made.plan.id:
             return code
         made = again
@@ -140,7 +153,7 @@ def _gpus(made: Prepared) -> GpusNow:
     return (lambda: made.executor.machine.gpus) if key_of(made.executor) == "local" else no_gpus
 
 
-def _may_cost(screen: Screen, plan: Plan) -> bool:
+def may_cost(screen: Screen, plan: Plan) -> bool:
     """Whether a plan is cheap, or the person agrees to what it costs."""
     hours, unknown = gpu_hours(plan)
     if hours > FREE_GPU_H:

@@ -39,7 +39,7 @@ class Document:
         file: its path, as messages name it.
         text: what the file holds.
         data: mappings, lists and scalars; all keys are text.
-        places: for each path of keys where it was written, `file:line` or the override.
+        places: for each path of keys where it was written, `file:line` or the option: "--set a.b=1".
         faults: what was wrong so far.
     """
 
@@ -100,12 +100,17 @@ class Document:
         self.fault(path, clause, got=shown(details["input"]), fix=near)
 
     def error(self) -> UsageError:
-        """All faults as one error, in the order of their lines, overrides last."""
+        """All faults as one error, in the order of their lines, those of options last."""
 
         def line(fault: Fault) -> float:
-            return math.inf if fault.where.startswith("--set ") else int(fault.where.rpartition(":")[2])
+            return math.inf if is_option(fault.where) else int(fault.where.rpartition(":")[2])
 
         return UsageError(faults=sorted(dict.fromkeys(self.faults), key=line))
+
+
+def is_option(place: str) -> bool:
+    """Whether a place is an option of the command line, which has no lines, and no file."""
+    return place.startswith("--")
 
 
 def dotted(path: KeyPath) -> str:

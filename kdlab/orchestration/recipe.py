@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from kdlab import catalog
-from kdlab.errors import UsageError, suggestion
-from kdlab.orchestration.document import Document, KeyPath, dotted, shortened, shown
+from kdlab.errors import suggestion
+from kdlab.orchestration.document import Document, KeyPath, shown
+from kdlab.orchestration.recipe_files import find, told
 from kdlab.orchestration.settings import (
     USUAL_WIDTHS,
     DatasetSettings,
@@ -39,7 +39,8 @@ __all__ = [
 
 SECTIONS = ("dataset", "teacher", "student", "schedule", "methods", "arms", "seeds", "resources")
 INHERIT = "inherit"
-NAME = re.compile(r"[\w+@-]+")
+NAME = re.compile(r"[\w+@\[\]=,.-]+")
+LABEL = re.compile(r"[\w+@-]+")
 
 _FIXED: dict[str, type[Settings]] = {
     "teacher": TeacherSettings,
@@ -62,31 +63,27 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         UsageError: there is no such recipe, or it holds faults: all of them, each with its line.
         KdlabError: a plugin's file cannot be read.
     """
-    name, path = _find(name_or_path)
-    here = Path.cwd()
-    document = read(path, str(path.relative_to(here) if path.is_relative_to(here) else path), overrides)
+    name, document = opened(name_or_path, overrides)
+    return resolve(document, name)
+
+
+def opened(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[str, Document]:
+    """The name of a recipe and what stands in it, with overrides; not yet checked. Raises as `load` does."""
+    name, path = find(name_or_path)
+    return name, read(path, told(path), overrides)
+
+
+def resolve(document: Document, name: str) -> Recipe:
+    """The recipe that a document holds.
+
+    Raises:
+        UsageError: all its faults, each with its place.
+    """
     head = {"name": name, "path": document.file, "title": catalog.first_comment(document.text)}
     recipe = document.checked(Recipe, head | _resolved(document))
     if recipe is None or document.faults:
         raise document.error()
     return recipe
-
-
-def _find(name_or_path: str) -> tuple[str, Path]:
-    """Name and file of a recipe."""
-    recipes = catalog.recipes()
-    path = Path(name_or_path)
-    try:
-        if path.is_file():
-            names = (name for name, info in recipes.items() if info.path.samefile(path))
-            return next(names, path.stem), path
-        what = f"{dotted((name_or_path,))} is not a {'file' if path.exists() else 'recipe'}"
-    except OSError as error:
-        what = f"{shown(name_or_path)} is not a recipe: {error.strerror}"
-    if name_or_path in recipes:
-        return name_or_path, recipes[name_or_path].path
-    near = suggestion(name_or_path.removeprefix("recipes/").removesuffix(".yaml"), list(recipes))
-    raise UsageError(what, known=shortened(recipes), fix=_fix(near, "kdlab ls recipes"))
 
 
 def _fix(near: str, command: str) -> str:
@@ -112,7 +109,7 @@ def _resolved(document: Document) -> dict[str, Any]:
         teacher["schedule"] = _teacher_schedule(teacher.get("schedule", {}), schedule, document)
     if "dataset" in data:
         data["dataset"] = _dataset(data["dataset"], document)
-    methods = _methods_for(data.get("student"))
+    methods = methods_for(data.get("student"))
     blocks = _method_blocks(data.pop("methods", {}), methods, document)
     if isinstance(data.get("arms"), dict):
         data["inherits"] = _inheriting(data["arms"], document)
@@ -190,7 +187,7 @@ def _teacher_schedule(own: Any, schedule: Any, document: Document) -> Any:
     return {key: value for key, value in schedule.items() if key not in without} | own
 
 
-def _methods_for(student: Any) -> dict[str, catalog.MethodInfo]:
+def methods_for(student: Any) -> dict[str, catalog.MethodInfo]:
     """All methods, with the defaults that they have for the student's family."""
     detector = student.get("detector") if isinstance(student, dict) else None
     return {key: info.serving(str(detector)) for key, info in catalog.methods().items()}
@@ -203,7 +200,7 @@ def _method_blocks(raw: Any, methods: Methods, document: Document) -> dict[str, 
         return {}
     for instance, block in raw.items():
         path = ("methods", instance)
-        document.checked(MethodSettings, _method(block, methods, path, document), path)
+        document.checked(MethodSettings, method(block, methods, path, document), path)
     return {instance: block for instance, block in raw.items() if isinstance(block, dict)}
 
 
@@ -229,7 +226,7 @@ def _arms(
                 if instance != INHERIT
             }
             arms[name] = {
-                instance: _method(block, methods, ("arms", name, instance), document)
+                instance: method(block, methods, ("arms", name, instance), document)
                 for instance, block in merged.items()
             }
     return arms
@@ -239,7 +236,8 @@ def _check_arms(arms: dict[str, Any], inherits: list[str], teacher: Any, documen
     """Every arm has a sound name, differs from all others, and what learns from a teacher has one."""
     for number, (name, arm) in enumerate(arms.items()):
         if not NAME.fullmatch(name):
-            document.fault(("arms", name), "is not a name for an arm", known=["letters, digits and _ + - @"])
+            known = "letters, digits and _ + - @ . , = [ ]"
+            document.fault(("arms", name), "is not a name for an arm", known=[known])
         twins = [
             earlier
             for earlier in list(arms)[:number]
@@ -254,11 +252,11 @@ def _check_arms(arms: dict[str, Any], inherits: list[str], teacher: Any, documen
         document.fault(("arms", learning), f"{what}, but the recipe has no teacher", fix=fix)
 
 
-def _method(raw: Any, methods: Methods, path: KeyPath, document: Document) -> Any:
+def method(raw: Any, methods: Methods, path: KeyPath, document: Document) -> Any:
     """A method's entry, whose instance ("cwd@neck") ends `path`, with its options apart and complete."""
     key, at, label = str(path[-1]).partition("@")
     info = _look_up(key, methods, path, "is not a method", document)
-    if at and not NAME.fullmatch(label):
+    if at and not LABEL.fullmatch(label):
         document.fault(path, "is not a name for an instance", known=[f"{key}@NAME"])
     if not isinstance(raw, dict):
         return raw
@@ -326,12 +324,12 @@ def _look_up(
     if not isinstance(word, str):
         return None
     if word not in infos:
-        fix = _fix(_nearest(word, infos), f"kdlab ls {clause.rpartition(' ')[2]}s")
+        fix = _fix(nearest(word, infos), f"kdlab ls {clause.rpartition(' ')[2]}s")
         document.fault(path, clause, got=word, known=infos, fix=fix)
     return infos.get(word)
 
 
-def _nearest(word: str, infos: Mapping[str, PluginInfo]) -> str:
+def nearest(word: str, infos: Mapping[str, PluginInfo]) -> str:
     """The nearest plugin by its key, or by the name before the colon of its summary: "rank_mimic" is `rm`."""
     names = {info.summary.partition(":")[0].lower().replace(" ", "_"): key for key, info in infos.items()}
     names |= {key: key for key in infos}

@@ -253,7 +253,8 @@ class Recipe(Settings):
     """A whole recipe, every default filled in.
 
     Args:
-        name: what people type ("digits/quickstart"); the file's stem for one outside the recipe folder.
+        name: what people type ("digits/quickstart"; "ablate/..." for one that a command derived); the file's
+            stem for others.
         path: its file.
         title: the file's first comment.
         dataset: what all models learn from.

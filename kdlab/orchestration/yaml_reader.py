@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from kdlab.errors import UsageError, suggestion
-from kdlab.orchestration.document import Document, KeyPath, dotted, shown
+from kdlab.orchestration.document import Document, KeyPath, dotted, is_option, shown
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
@@ -45,6 +45,23 @@ def read(path: Path, file: str, overrides: Sequence[str] = ()) -> Document:
     return document
 
 
+def values(text: str, said: str) -> list[Any]:
+    """The values of "cls, loc, both", each typed as in a recipe.
+
+    Args:
+        text: YAML values, a comma between two.
+        said: the option that holds them, which messages name: "--vary rm.rank=cls,loc,both".
+
+    Raises:
+        UsageError: that is no YAML.
+    """
+    document = Document(said, text, places={(): said})
+    found: list[Any] = _plain(_compose(f"[{text}]", said), (), document)
+    if document.faults:
+        raise document.error()
+    return found
+
+
 def _text(path: Path, file: str) -> str:
     try:
         with path.open("rb") as stream:
@@ -59,20 +76,24 @@ def _text(path: Path, file: str) -> str:
     raise UsageError("is too large for a recipe", where=file, known="up to 1 MiB")
 
 
+SCALARS = {
+    None: [
+        (f"tag:yaml.org,2002:{kind}", re.compile(rf"(?:{pattern})\Z"))
+        for kind, pattern in (
+            ("null", r"~|null|Null|NULL|"),
+            ("bool", r"true|True|TRUE|false|False|FALSE"),
+            ("int", r"[-+]?[0-9]+"),
+            ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"),
+        )
+    ]
+}
+"""What a plain scalar is, in PyYAML's form."""
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's parser with the scalars of YAML 1.2, without references and tags, and to a bounded depth."""
 
-    yaml_implicit_resolvers = {
-        None: [
-            (f"tag:yaml.org,2002:{kind}", re.compile(rf"(?:{pattern})\Z"))
-            for kind, pattern in (
-                ("null", r"~|null|Null|NULL|"),
-                ("bool", r"true|True|TRUE|false|False|FALSE"),
-                ("int", r"[-+]?[0-9]+"),
-                ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"),
-            )
-        ]
-    }
+    yaml_implicit_resolvers = SCALARS
 
     def __init__(self, text: str, name: str) -> None:
         super().__init__(text)
@@ -107,17 +128,13 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         where = _place(mark) if mark else name
         problem = ", ".join(part for part in (error.context, error.problem) if part)
     except yaml.reader.ReaderError as error:
-        where = name if _is_override(name) else f"{name}:{text.count(chr(10), 0, error.position) + 1}"
+        where = name if is_option(name) else f"{name}:{text.count(chr(10), 0, error.position) + 1}"
         problem = f"character {error.character:#x} is not allowed"
     raise UsageError(f"cannot be read as YAML: {problem}", where=where)
 
 
-def _is_override(name: str) -> bool:
-    return name.startswith("--set ")
-
-
 def _place(mark: yaml.Mark) -> str:
-    return mark.name if _is_override(mark.name) else f"{mark.name}:{mark.line + 1}"
+    return mark.name if is_option(mark.name) else f"{mark.name}:{mark.line + 1}"
 
 
 def _plain(node: yaml.Node | None, path: KeyPath, document: Document) -> Any:
@@ -166,8 +183,7 @@ def _scalar(node: yaml.Node) -> str | int | float | bool | None:
 def _override(override: str, document: Document) -> None:
     """Put one `a.b=value` into the data; a fault where that cannot be."""
     name = f"--set {override if override.isprintable() else ascii(override)}"
-    dotted_path, equals, text = override.partition("=")
-    path = _split(dotted_path)
+    path, equals, text = _split(override, document)
     if not equals or not all(path):
         document.fault((), "is not of the form a.b=value", where=name, fix="write --set schedule.lr=0.01")
         return
@@ -183,10 +199,24 @@ def _override(override: str, document: Document) -> None:
         document.faults.extend(error.faults)
 
 
-def _split(dotted_path: str) -> tuple[str, ...]:
-    """The keys of a path; below `overrides` dots belong to the key, which is mmdet's and dotted itself."""
-    head, dot, tail = dotted_path.partition(".overrides.")
-    return (*head.split("."), "overrides", tail) if dot else tuple(head.split("."))
+def _split(override: str, document: Document) -> tuple[tuple[str, ...], str, str]:
+    """The keys of the path, the equals sign and the value.
+
+    An arm of the recipe is one key, also where its name holds dots or equals signs: "pfi[weight=1.5]". Below
+    `overrides` dots belong to the key, which is mmdet's and dotted itself.
+    """
+    known = document.data.get("arms")
+    arms = known if isinstance(known, dict) else {}
+    arm = max(
+        (name for name in arms if override.startswith((f"arms.{name}.", f"arms.{name}="))),
+        key=len,
+        default="",
+    )
+    begun = len(f"arms.{arm}") if arm else 0
+    rest, equals, text = override[begun:].partition("=")
+    head, dot, tail = rest.partition(".overrides.")
+    keys = (*head.split("."), "overrides", tail) if dot else tuple(head.split("."))
+    return (("arms", arm, *keys[1:]) if arm else keys), equals, text
 
 
 def _holder(path: tuple[str, ...], name: str, document: Document) -> dict[str, Any] | None:
