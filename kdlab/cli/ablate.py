@@ -103,16 +103,21 @@ def ablate(
         + rm[rank=loc]   gfl r18  seed 0  cost unknown  new
         + rm[rank=both]  gfl r18  seed 0  cost unknown  new
     """
-    from kdlab.orchestration import variation
     from kdlab.orchestration.executors import base
+    from kdlab.orchestration.variation import Request, axis, pairs_of
 
     base.check(executor)
-    request = _request(loss, each, vary or [], seeds)
-    models = variation.pairs_of([variation.axis("--pairs", text) for text in pairs or []])
+    request = Request(
+        losses=tuple(word.strip() for word in loss.split(",")),
+        each=each,
+        vary=tuple(axis("--vary", text) for text in vary or []),
+    )
+    models = pairs_of([axis("--pairs", text) for text in pairs or []])
+    changes = [*_seeds(seeds, overrides or []), *(overrides or [])]
     source = recipe or _of_this_folder(screen)
     if not (dry_run or yes or _may_be_many(screen, request, len(models))):
         _nothing(screen)
-    wanted = [replace(request, overrides=(*(overrides or []), *pair)) for pair in models]
+    wanted = [replace(request, overrides=(*changes, *pair)) for pair in models]
     derived = [_derived(source, one) for one in wanted]
     ready = [partial(planned, screen, loaded, executor, gpus) for _, loaded in derived]
     if not dry_run:
@@ -128,23 +133,19 @@ def ablate(
     return _in_turn(screen, made[0], ready, options)
 
 
-def _request(loss: str, each: bool, vary: Sequence[str], seeds: str | None) -> Request:
-    """What the options ask for.
+def _seeds(text: str | None, overrides: Sequence[str]) -> list[str]:
+    """The numbers in "0,1,2" as an override; none where there is one already, which wins.
 
     Raises:
-        UsageError: one has not its form.
+        UsageError: it is no list of unlike numbers.
     """
-    from kdlab.orchestration.variation import Request, axis
-
-    numbers = seeds.split(",") if seeds is not None else []
-    if not all(number.strip().isdecimal() for number in numbers):
-        raise UsageError("--seeds takes numbers", got=str(seeds), fix="--seeds 0,1,2")
-    return Request(
-        losses=tuple(word.strip() for word in loss.split(",")),
-        each=each,
-        vary=tuple(axis("--vary", text) for text in vary),
-        seeds=tuple(map(int, numbers)),
-    )
+    if text is None:
+        return []
+    numbers = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in numbers) or len({*map(int, numbers)}) < len(numbers):
+        raise UsageError("--seeds takes unlike numbers", got=text, fix="--seeds 0,1,2")
+    written = f"seeds=[{','.join(str(int(word)) for word in numbers)}]"
+    return [] if any(one.startswith("seeds=") for one in overrides) else [written]
 
 
 def _of_this_folder(screen: Screen) -> str:
@@ -173,7 +174,7 @@ def _derived(source: str, request: Request) -> tuple[Derived, Recipe]:
     from kdlab.orchestration import recipe as recipes
     from kdlab.orchestration.recipe_files import derived, told
 
-    name, document = recipes.opened(source, request.changes)
+    name, document = recipes.opened(source, request.overrides)
     recipes.resolve(document, name)
     made = ablation.derive(document, name, request)
     return made, recipes.resolve(replace(made.document, file=told(derived(made.name))), made.name)

@@ -13,7 +13,7 @@ from kdlab.errors import Fault, UsageError, suggestion
 from kdlab.orchestration import recipe as recipes
 from kdlab.orchestration.document import Document, KeyPath, shortened, shown
 from kdlab.orchestration.settings import MethodSettings
-from kdlab.orchestration.variation import Axis, Request, check_distinct, name_of, text_of, yaml_of
+from kdlab.orchestration.variation import Axis, Request, check_distinct, name_of, of_seeds, text_of, yaml_of
 from kdlab.orchestration.yaml_writer import dump
 
 BASELINE = "baseline"
@@ -40,7 +40,7 @@ def derive(document: Document, base: str, request: Request) -> Derived:
     """The recipe of an ablation: the base recipe with other arms.
 
     Args:
-        document: the base recipe with `request.changes` in it, free of faults.
+        document: the base recipe with the overrides of the request in it, free of faults.
         base: its name.
         request: what to vary of it.
 
@@ -67,9 +67,10 @@ def derive(document: Document, base: str, request: Request) -> Derived:
 def _head(title: str, name: str, base: str, document: Document, request: Request) -> str:
     """The comment at the top: what it is of, and the commands that run it and made it."""
     varied = [f"{one.key} {', '.join(one.texts)}" for one in request.vary]
+    varied += [one for one in request.overrides if not of_seeds(one)]
     what = f"ablation of {', '.join(request.losses)}{', one at a time' if request.each else ''}"
     command = request.command(base if base in catalog.recipes() else document.file)
-    lines = ["; ".join([title, what, *varied, *request.overrides]), f"kdlab run {name}      from {command}"]
+    lines = ["; ".join([title, what, *varied]), f"kdlab run {name}      from {command}"]
     return "\n".join(f"# {line if line.isprintable() else ascii(line)}" for line in lines)
 
 

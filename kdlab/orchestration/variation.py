@@ -58,21 +58,13 @@ class Request:
         losses: instances of methods, of which all combinations are formed.
         each: one at a time instead.
         vary: options of them, each combination of values an arm.
-        seeds: in place of the recipe's; none keeps those.
-        overrides: other changes, "a.b=value" each; later ones win.
+        overrides: what else changes in the recipe, "a.b=value" each; later ones win.
     """
 
     losses: tuple[str, ...]
     each: bool = False
     vary: tuple[Axis, ...] = ()
-    seeds: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
-
-    @property
-    def changes(self) -> list[str]:
-        """All that changes in the recipe but its arms, as overrides."""
-        seeds = [f"seeds=[{', '.join(map(str, self.seeds))}]"] if self.seeds else []
-        return [*seeds, *self.overrides]
 
     @property
     def said(self) -> str:
@@ -82,7 +74,6 @@ class Request:
     def command(self, base: str) -> str:
         """What a person types for it."""
         options = [("--loss", ",".join(self.losses)), *(axis.said.split(" ", 1) for axis in self.vary)]
-        options += [("--seeds", ",".join(map(str, self.seeds)))] if self.seeds else []
         options += [("--set", override) for override in self.overrides]
         words = [word for option in options for word in option]
         return shlex.join(["kdlab", "ablate", *words, *(["--each"] if self.each else []), base])
@@ -93,12 +84,16 @@ class Request:
         return 1 + sum(variants) if self.each else prod(1 + count for count in variants)
 
 
+def of_seeds(override: str) -> bool:
+    """Whether it says the seeds and nothing else, which needs no brackets in a name."""
+    return override.startswith("seeds=[")
+
+
 def name_of(base: str, request: Request) -> str:
     """The name of an ablation and so its path: short, safe in a shell, the same for the same request."""
     words = ["+".join(request.losses), *(["each"] if request.each else [])]
     words += [f"{one.key}={','.join(one.texts)}" for one in request.vary]
-    words += [f"seeds={','.join(map(str, request.seeds))}"] if request.seeds else []
-    words += request.overrides
+    words += [re.sub(r"[][ ]", "", one) if of_seeds(one) else one for one in request.overrides]
     folders = base.removeprefix(f"{FOLDER}/").split("/")
     return "/".join([FOLDER, *map(_safe, folders[:-1]), f"{_safe(folders[-1])}--{_safe('--'.join(words))}"])
 

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdlab import catalog
+from kdlab.errors import UsageError
+from kdlab.orchestration.recipe_files import derived, find, of_folder
+
+RECIPE = "dataset: {name: digits}\nstudent: {detector: gfl}\n"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KDLAB_RUNS", raising=False)
+    return tmp_path
+
+
+def written(name: str) -> Path:
+    path = derived(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(RECIPE)
+    return path
+
+
+def test_derived_recipe_is_found_by_its_name_and_by_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written("ablate/digits/a--rm")
+    assert path == Path("runs/recipes/ablate/digits/a--rm.yaml")
+    assert find("ablate/digits/a--rm") == find(str(path)) == ("ablate/digits/a--rm", path)
+    monkeypatch.setenv("KDLAB_RUNS", "elsewhere")
+    assert find(str(path))[0] == "a--rm", "of other runs it is a file like any other"
+
+
+def test_recipe_of_the_catalog_goes_before_a_derived_one() -> None:
+    written("digits/quickstart")
+    assert find("digits/quickstart")[1] == catalog.recipes()["digits/quickstart"].path
+
+
+@pytest.mark.parametrize("name", ["../recipes/ablate/a", "../../my", "ablate/../ablate/a"])
+def test_name_does_not_lead_out_of_the_folder(name: str, here: Path) -> None:
+    written("ablate/a")
+    (here / "my.yaml").write_text(RECIPE)
+    with pytest.raises(UsageError, match="is not a recipe"):
+        find(name)
+
+
+@pytest.mark.parametrize("text", [RECIPE, RECIPE + "arms: [", '\ufeff# x\n"dataset" : {}\nstudent:\n'])
+def test_recipe_of_a_folder_is_the_one_file_with_its_sections(text: str, here: Path) -> None:
+    assert of_folder(here) is None
+    (here / "my.yml").write_text(text)
+    (here / "other.yaml").write_text("services: {dataset: {}}\n")
+    (here / "notes.txt").write_text(RECIPE)
+    (here / "folder.yaml").mkdir()
+    assert of_folder(here) == here / "my.yml"
+
+
+def test_several_recipes_of_a_folder_are_named(here: Path) -> None:
+    for name in ("b.yaml", "a.yaml"):
+        (here / name).write_text(RECIPE)
+    with pytest.raises(UsageError, match=r"known  a\.yaml, b\.yaml(.|\n)*fix    name one of them: a\.yaml"):
+        of_folder(here)
