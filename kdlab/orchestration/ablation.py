@@ -11,7 +11,7 @@ from typing import Any
 from kdlab import catalog
 from kdlab.errors import Fault, UsageError, suggestion
 from kdlab.orchestration import recipe as recipes
-from kdlab.orchestration.document import Document, KeyPath, shortened, shown
+from kdlab.orchestration.document import Document, KeyPath, is_option, shortened, shown
 from kdlab.orchestration.settings import MethodSettings
 from kdlab.orchestration.variation import Axis, Request, check_distinct, name_of, of_seeds, text_of, yaml_of
 from kdlab.orchestration.yaml_writer import dump
@@ -149,6 +149,7 @@ def _block(
     }
     if not alone:
         return block, {}
+    _check_overrides(document, instance, block)
     scratch = Document(document.file, "", places=document.places)
     settings = {
         name: recipes.method({**own, **block}, methods, ("methods", instance), scratch)
@@ -167,6 +168,21 @@ def _alone(arms: Mapping[str, Any], instance: str) -> Iterator[tuple[str, Block]
     for name, arm in arms.items():
         if arm.keys() - {recipes.INHERIT} == {instance} and arm.get(recipes.INHERIT) is not True:
             yield name, arm[instance]
+
+
+def _check_overrides(document: Document, instance: str, block: Block) -> None:
+    """No `--set` changes in an arm what `methods:` decides here, for it would change nothing.
+
+    Raises:
+        UsageError: one does.
+    """
+    for name, own in _alone(document.data["arms"], instance):
+        for key in own.keys() & block.keys():
+            place = document.places["arms", name, instance, key]
+            if is_option(place) and own[key] != block[key]:
+                value = shlex.quote(f"methods.{instance}.{key}={yaml_of(own[key])}")
+                what = f"has no effect in an ablation, where methods.{instance}.{key} decides"
+                raise UsageError(what, where=place, got=shown(own[key]), fix=f"--set {value}")
 
 
 def _disagreement(instance: str, arms: Mapping[str, Block], document: Document) -> UsageError:

@@ -202,21 +202,21 @@ def _override(override: str, document: Document) -> None:
 def _split(override: str, document: Document) -> tuple[tuple[str, ...], str, str]:
     """The keys of the path, the equals sign and the value.
 
-    An arm of the recipe is one key, also where its name holds dots or equals signs: "pfi[weight=1.5]". Below
-    `overrides` dots belong to the key, which is mmdet's and dotted itself.
+    Below `overrides` dots belong to the key, which is mmdet's and dotted itself.
     """
-    known = document.data.get("arms")
-    arms = known if isinstance(known, dict) else {}
-    arm = max(
-        (name for name in arms if override.startswith((f"arms.{name}.", f"arms.{name}="))),
-        key=len,
-        default="",
-    )
-    begun = len(f"arms.{arm}") if arm else 0
-    rest, equals, text = override[begun:].partition("=")
+    arm = _arm(override, document.data.get("arms"))
+    rest, equals, text = override[len(f"arms.{arm}") if arm else 0 :].partition("=")
     head, dot, tail = rest.partition(".overrides.")
     keys = (*head.split("."), "overrides", tail) if dot else tuple(head.split("."))
     return (("arms", arm, *keys[1:]) if arm else keys), equals, text
+
+
+def _arm(override: str, known: Any) -> str:
+    """The arm that an override is of, whose name may hold dots and equals signs; "" where it is of none."""
+    arms = known if isinstance(known, dict) else {}
+    names = [name for name in arms if override.startswith((f"arms.{name}.", f"arms.{name}="))]
+    new = re.match(r"arms\.((?:\[[^\]]*\]|[^.=\[])+)[.=]", override)
+    return max(names, key=len, default=new[1] if new else "")
 
 
 def _holder(path: tuple[str, ...], name: str, document: Document) -> dict[str, Any] | None:

@@ -37,6 +37,13 @@ def test_a_job_is_named_by_its_id_a_beginning_or_a_label(word: str, name: str, l
     assert chosen(lab, word) == [name]
 
 
+@pytest.mark.parametrize("word", ["rm[rank=loc,weight=1.5]", "rm[rank=loc,weight=1.5] seed 0"])
+def test_an_arm_named_by_its_options_is_meant_as_a_whole(word: str, lab: Lab) -> None:
+    lab.jobs["loc"] = lab.job("student-cc000000", "rm[rank=loc,weight=1.5]", parents=(TEACHER,))
+    lab.save()
+    assert chosen(lab, word) == ["student-cc000000"]
+
+
 @pytest.mark.parametrize("word", ["baseline", "student-b"])
 def test_what_fits_several_jobs_names_them(word: str, lab: Lab) -> None:
     with pytest.raises(UsageError, match="fits 2 jobs") as error:

@@ -172,6 +172,21 @@ def test_marks_stand_out_where_the_format_can_show_them():
     assert all(f'class="{mark}"' in to_html(TABLE) for mark in ("bold", "underline", "dim"))
 
 
+def test_brackets_are_no_link_in_markdown():
+    named = replace(TABLE, rows=(row("[rank=loc]", 1.0, None, None),), footnotes=("[rank=loc]: n=1 of 3",))
+    text = to_markdown(named)
+    assert "| \\[rank=loc] |" in text
+    assert "- \\[rank=loc]: n=1 of 3" in text
+
+
+@pytest.mark.parametrize("name", ["rm[rank=loc,score=logit]+pfi[weight=1.5]", "a.b", "[1,2]"])
+def test_csv_keeps_any_name_of_an_arm_whole(name):
+    frame = pandas.read_csv(
+        io.StringIO(to_csv(replace(TABLE, rows=(row(name, 1.0, None, None),)))), comment="#"
+    )
+    assert frame["arm"].tolist() == [name]
+
+
 @pytest.mark.parametrize("width", [40, 80, 100, 200])
 def test_terminal_leaves_out_whole_columns_rather_than_break_a_cell(width):
     lines = printed(TABLE, width).splitlines()

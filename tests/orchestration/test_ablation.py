@@ -138,6 +138,16 @@ def test_methods_block_wins_key_by_key(ablate: Bench) -> None:
     assert (made.weight, made.options["score"]) == (5.0, "logit")
 
 
+def test_override_of_an_arm_that_the_methods_block_outranks_is_refused(ablate: Bench) -> None:
+    ablate.text += "    methods: {rm: {weight: 5}}\n"
+    told = ablate.told("rm", overrides=("arms.rm.rm.weight=6",))
+    assert "--set arms.rm.rm.weight=6  has no effect in an ablation" in told
+    assert "fix    --set methods.rm.weight=6" in told
+    assert (
+        ablate("rm", overrides=("arms.rm.rm.score=sigmoid",)).arms["rm"]["rm"].options["score"] == "sigmoid"
+    )
+
+
 def test_override_of_the_methods_block_wins_over_all(ablate: Bench) -> None:
     ablate.text += "    methods: {rm: {weight: 5}}\n"
     made = ablate("rm", overrides=("methods.rm.weight=6", "methods.rm.score=sigmoid"))
@@ -202,8 +212,8 @@ def test_head_says_what_is_varied_and_how_to_run_it(ablate: Bench) -> None:
     title, command, *_ = made.document.text.splitlines()
     assert title == "# A pair.; ablation of rm, pfi, one at a time; rm.rank cls, loc; schedule.epochs=5"
     assert command == (
-        f"# kdlab run {made.name}      from kdlab ablate --loss rm,pfi --vary rm.rank=cls,loc --set 'seeds=[0]' "
-        "--set schedule.epochs=5 --each my.yaml"
+        f"# kdlab run {made.name}      from kdlab ablate --loss rm,pfi --vary rm.rank=cls,loc "
+        "--set 'seeds=[0]' --set schedule.epochs=5 --each my.yaml"
     )
 
 

@@ -76,6 +76,12 @@ FULL = """
     resources: {workers: 4}
 """
 
+ARMS = """arms:
+  baseline: {}
+  rm: {rm: {}}
+  rm+pfi: {rm: {weight: 2}, pfi: {}}
+"""
+
 Load = Callable[..., Recipe]
 Told = Callable[..., str]
 
@@ -209,6 +215,13 @@ def test_arm_takes_the_settings_of_methods_and_overrides_them(load: Load) -> Non
 
 def test_weight_defaults_to_that_of_the_method(load: Load) -> None:
     assert load(FULL).arms["rm+pfi"]["pfi"].weight == 1.5
+
+
+def test_arm_may_say_in_brackets_what_is_varied(load: Load) -> None:
+    name = "rm[rank=both,quality=true]+pfi[weight=2.5]"
+    text = f"{dedent(FULL)}arms:\n  {name}: {{rm: {{rank: both, quality: true}}, pfi: {{}}}}\n"
+    arm = load(text.replace(ARMS, ""), f"arms.{name}.pfi.weight=2.5").arms[name]
+    assert (arm["rm"].options["quality"], arm["pfi"].weight) == (True, 2.5)
 
 
 def test_two_instances_of_one_method_have_settings_of_their_own(load: Load) -> None:
@@ -366,6 +379,8 @@ def test_all_faults_come_at_once_in_the_order_of_their_lines(told: Told) -> None
         ("arms.rm.rm@=3", "arms.rm.rm@ is not a name for an instance"),
         ("arms={}", "arms must not be empty"),
         ("arms={a b: {}}", "arms.a b is not a name for an arm"),
+        ("arms={a/b: {}}", "arms.a/b is not a name for an arm"),
+        ("arms.rm.rm@a[b]=3", "arms.rm.rm@a[b] is not a name for an instance"),
         ("arms.again={rm: {weight: 16.0}}", "arms.again is the same as arms.rm"),
         ("arms.rmm.rm.weight=8", "arms.rmm does not exist"),
         ("arms.rm.pfi.weight=8", "arms.rm.pfi does not exist"),

@@ -119,6 +119,52 @@ def test_override_replaces_a_block_and_all_its_places(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+ARMS = """
+a: {b: 1}
+arms:
+  rm: {}
+  rm[rank=loc]: {rm: {rank: loc}}
+  rm[rank=loc]+pfi[weight=1.5]: {rm: {}, pfi: {}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        ("arms.rm.rm={x: 1}", ("rm", "rm")),
+        ("arms.rm[rank=loc].rm={x: 1}", ("rm[rank=loc]", "rm")),
+        ("arms.rm[rank=loc]={x: 1}", ("rm[rank=loc]",)),
+        ("arms.rm[rank=loc]+pfi[weight=1.5].pfi={x: 1}", ("rm[rank=loc]+pfi[weight=1.5]", "pfi")),
+        ("arms.new={x: 1}", ("new",)),
+        ("arms.rm[rank=both,weight=1.5]={x: 1}", ("rm[rank=both,weight=1.5]",)),
+    ],
+)
+def test_override_takes_the_name_of_an_arm_as_one_key(
+    override: str, path: tuple[str, ...], tmp_path: Path
+) -> None:
+    document = read_text(tmp_path, ARMS, override)
+
+    assert document.faults == []
+    assert document.places["arms", *path] == f"--set {override}"
+    value = document.data["arms"]
+    for key in path:
+        value = value[key]
+    assert value == {"x": 1}
+
+
+def test_override_of_an_unknown_arm_is_told_with_the_known_ones(tmp_path: Path) -> None:
+    (fault,) = read_text(tmp_path, ARMS, "arms.rm[rank=lok].rm.rank=loc").faults
+
+    assert fault.known == "rm, rm[rank=loc], rm[rank=loc]+pfi[weight=1.5]"
+
+
+@pytest.mark.parametrize("arms", ["3", "[1, 2]", "null", "text"])
+def test_override_below_arms_that_are_no_mapping_is_a_fault(arms: str, tmp_path: Path) -> None:
+    document = read_text(tmp_path, f"arms: {arms}\n", "arms.rm.rm.weight=1")
+
+    assert len(document.faults) == 1
+
+
 def test_override_that_is_no_yaml_is_noted_with_its_text(tmp_path: Path) -> None:
     (fault,) = read_text(tmp_path, "a: 1\n", "a=[1").faults
 

@@ -135,6 +135,19 @@ def test_finished_job_becomes_a_run_below_the_run_of_its_plan(bench, database):
     assert experiment == "kdlab/digits/quickstart"
 
 
+def test_arm_named_by_its_options_keeps_its_name_in_tags_and_has_a_sound_one_in_params(bench, database):
+    arm = "rm[rank=loc,score=logit]+pfi[weight=1.5]"
+    job = bench.job(arm)
+    plan = bench.plan([job], arms={"baseline": {}, arm: {"rm": {}}})
+    bench.train(job, start=1000.0)
+    assert sync(plan, bench.runs).error == ""
+    _, tags, _ = run_of(database, "kdlab.job", job.id)
+    assert (tags["kdlab.arm"], tags["mlflow.runName"]) == (arm, f"{arm} seed 0")
+    _, _, parent = run_of(database, "kdlab.recipe", "digits/quickstart")
+    keys = [key for (key,) in select(database, "select key from params where run_uuid = ?", parent)]
+    assert "arms.rm_rank_loc_score_logit__pfi_weight_1.5_" in keys
+
+
 def test_points_carry_the_time_and_iteration_of_their_events(bench, database):
     job = bench.job("rm")
     plan = bench.plan([job])

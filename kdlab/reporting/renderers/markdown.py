@@ -25,7 +25,7 @@ def to_markdown(table: Table) -> str:
 
 def _escaped(text: str) -> str:
     """`text` without what Markdown would take for a mark of its own."""
-    for character in "\\`*_<|":
+    for character in "\\`*_<|[":
         text = text.replace(character, f"\\{character}")
     return text
 

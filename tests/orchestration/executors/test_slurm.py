@@ -100,6 +100,13 @@ def test_job_asks_for_its_resources_and_leaves_restarting_to_the_scheduler(
     assert words[-1] == "--mem=8G"
 
 
+def test_job_name_holds_the_arm_as_it_is_and_the_job_is_found_again(cluster: Cluster, tmp_path: Path) -> None:
+    executor = slurm()
+    ref, _ = start(executor, tmp_path, make_job("rm[rank=loc,score=logit]+pfi[weight=1.5]"))
+    assert "--job-name=kdlab rm[rank=loc,score=logit]+pfi[weight=1.5] seed 0" in cluster.job(ref)["words"]
+    assert end_of(executor, ref) == 0
+
+
 def test_short_limit_is_warned_of_in_its_last_quarter(cluster: Cluster, tmp_path: Path) -> None:
     ref, _ = start(slurm(time_limit_minutes=2), tmp_path, make_job())
     assert "--signal=B:TERM@30" in cluster.job(ref)["words"]
