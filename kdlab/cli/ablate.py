@@ -53,7 +53,7 @@ def ablate(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RECIPE]",
+            metavar="RECIPE",
             help=f"What to vary; by default the recipe in this folder, else {QUICKSTART}.",
             show_default=False,
             autocompletion=recipe_names,
@@ -90,13 +90,13 @@ def ablate(
     \b
     Examples:
       $ kdlab ablate --loss rm,pfi --dry-run
-      plan 1c1f  ablate/digits/quickstart--rm+pfi  5 jobs, cost unknown on 2 cores
+      plan a341  ablate/digits/quickstart--rm+pfi  5 jobs, cost unknown on 2 cores
         + teacher   gfl r18          cost unknown  new
         + baseline  gfl r18  seed 0  cost unknown  new
         + rm        gfl r18  seed 0  cost unknown  new
         ...
       $ kdlab ablate --loss rm --vary rm.rank=cls,loc,both --dry-run
-      plan 93a2  ablate/digits/quickstart--rm--rm.rank=cls,loc,both  5 jobs, cost unknown on 2 cores
+      plan a295  ablate/digits/quickstart--rm--rm.rank=cls,loc,both  5 jobs, cost unknown on 2 cores
         + teacher        gfl r18          cost unknown  new
         + baseline       gfl r18  seed 0  cost unknown  new
         + rm[rank=cls]   gfl r18  seed 0  cost unknown  new

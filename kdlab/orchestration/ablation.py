@@ -67,7 +67,7 @@ def derive(document: Document, base: str, request: Request) -> Derived:
 def _head(title: str, name: str, base: str, document: Document, request: Request) -> str:
     """The comment at the top: what it is of, and the commands that run it and made it."""
     varied = [f"{one.key} {', '.join(one.texts)}" for one in request.vary]
-    varied += [one for one in request.overrides if not of_seeds(one)]
+    varied += [one for one in reversed(request.overrides) if not of_seeds(one)]
     what = f"ablation of {', '.join(request.losses)}{', one at a time' if request.each else ''}"
     command = request.command(base if base in catalog.recipes() else document.file)
     lines = ["; ".join([title, what, *varied]), f"kdlab run {name}      from {command}"]
@@ -111,7 +111,7 @@ def _check_vary(request: Request, methods: recipes.Methods, blocks: Mapping[str,
     for one in request.vary:
         known = [*BESIDES, *methods[one.owner.partition("@")[0]].options] if one.owner in blocks else []
         if one.owner not in blocks:
-            near = suggestion(one.owner, request.losses) or f"{request.said},{one.owner}"
+            near = suggestion(one.owner, request.losses) or f"write {request.said},{one.owner}"
             what = f"{one.owner} is not among the methods of the ablation"
             faults.append(Fault(what, one.said, one.owner, ", ".join(request.losses), near))
         elif one.option not in known:

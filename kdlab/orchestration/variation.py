@@ -93,7 +93,7 @@ def name_of(base: str, request: Request) -> str:
     """The name of an ablation and so its path: short, safe in a shell, the same for the same request."""
     words = ["+".join(request.losses), *(["each"] if request.each else [])]
     words += [f"{one.key}={','.join(one.texts)}" for one in request.vary]
-    words += [re.sub(r"[][ ]", "", one) if of_seeds(one) else one for one in request.overrides]
+    words += [re.sub(r"[][ ]", "", one) if of_seeds(one) else one for one in reversed(request.overrides)]
     folders = base.removeprefix(f"{FOLDER}/").split("/")
     return "/".join([FOLDER, *map(_safe, folders[:-1]), f"{_safe(folders[-1])}--{_safe('--'.join(words))}"])
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdlab.cli.options import method_names
+from kdlab.cli.plan import Prepared
 from kdlab.jobs.job import Job, Runs
 from kdlab.orchestration import plan as planning
 from kdlab.orchestration.devices import Machine
@@ -171,7 +172,7 @@ class TestManyArms:
         assert err.endswith("nothing was run\n")
 
     def test_are_shown_without_a_question(self, kdlab: Bench) -> None:
-        assert f"{33} jobs" in kdlab(f"ablate --loss {MANY} --dry-run")[1]
+        assert "33 jobs" in kdlab(f"ablate --loss {MANY} --dry-run")[1]
 
     def test_sixteen_are_few(self, kdlab: Bench) -> None:
         assert kdlab(f"ablate --loss {MANY.rpartition(',')[0]}")[0] == 0
@@ -210,6 +211,19 @@ class TestPairs:
         code, out, _ = pairs("ablate --loss rm --pairs student.width=8,16 --fail-fast")
         assert code == 1
         assert "student.width=16" not in out
+
+    def test_nothing_follows_one_that_was_stopped(
+        self, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begun: list[str] = []
+
+        def stopped(screen: object, made: Prepared, *_: object, **__: object) -> int:
+            begun.append(made.plan.recipe["name"])
+            return 130
+
+        monkeypatch.setattr("kdlab.cli.ablate.carry_out", stopped)
+        assert pairs("ablate --loss rm --pairs student.width=8,16")[0] == 130
+        assert len(begun) == 1
 
     def test_dry_run_as_json_holds_all_plans(self, pairs: Pairs) -> None:
         _, out, _ = pairs("ablate --loss rm --pairs student.width=8,16 --dry-run --json")

@@ -225,12 +225,16 @@ def test_equal_requests_give_equal_bytes_and_others_other_names(ablate: Bench) -
         (("rm,pfi", "rm.rank=cls"), {}),
         (("rm,pfi",), {"overrides": ("seeds=[0]",)}),
         (("rm,pfi",), {"overrides": ("dataset.image_px=32",)}),
+        (("rm,pfi",), {"overrides": (f"student.overrides={{model.{'x' * 90}: 1}}", "student.width=8")}),
         (("rm,pfi",), {"overrides": ("student.overrides={model.a/b: 1}",)}),
         (("rm,pfi",), {"overrides": ("student.overrides={model.a_b: 1}",)}),
         (("rm,pfi",), {"overrides": (f"student.overrides={{model.{'x' * 200}: 1}}",)}),
     ]
     names = [ablate.derive(*arguments, **more).name for arguments, more in wanted]
     assert len(set(names)) == len(names)
+    assert re.fullmatch(
+        r"ablate/my--rm\+pfi--student\.width=8--student\.overrides=_model\.x+-\w{8}", names[5]
+    )
     assert names[:3] == [f"ablate/my--rm+pfi{end}" for end in ("", "--each", "--rm.rank=cls")]
     assert all(re.fullmatch(r"[\w+@.,=/-]+", name) and len(name) < 120 for name in names)
 
