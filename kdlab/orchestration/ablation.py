@@ -11,7 +11,7 @@ from typing import Any
 from kdlab import catalog
 from kdlab.errors import Fault, UsageError, suggestion
 from kdlab.orchestration import recipe as recipes
-from kdlab.orchestration.document import Document, KeyPath, is_option, shortened, shown
+from kdlab.orchestration.document import Document, KeyPath, dotted, is_option, shortened, shown
 from kdlab.orchestration.settings import MethodSettings
 from kdlab.orchestration.variation import Axis, Request, check_distinct, name_of, of_seeds, text_of, yaml_of
 from kdlab.orchestration.yaml_writer import dump
@@ -99,7 +99,8 @@ def _check_losses(request: Request, methods: recipes.Methods) -> None:
             faults.append(Fault(f"{instance} is named twice", request.said, fix="name it once"))
         if key not in methods:
             fix = "   ".join(filter(None, [recipes.nearest(key, methods), "see: kdlab ls methods"]))
-            faults.append(Fault(f"{key} is not a method", request.said, key, shortened(methods), fix))
+            got = dotted((key,))
+            faults.append(Fault(f"{got} is not a method", request.said, got, shortened(methods), fix))
     if faults:
         raise UsageError(faults=faults)
 
@@ -111,13 +112,15 @@ def _check_vary(request: Request, methods: recipes.Methods, blocks: Mapping[str,
     for one in request.vary:
         known = [*BESIDES, *methods[one.owner.partition("@")[0]].options] if one.owner in blocks else []
         if one.owner not in blocks:
-            near = suggestion(one.owner, request.losses) or f"write {request.said},{one.owner}"
-            what = f"{one.owner} is not among the methods of the ablation"
-            faults.append(Fault(what, one.said, one.owner, ", ".join(request.losses), near))
+            got = dotted((one.owner,))
+            near = suggestion(one.owner, request.losses) or f"write {request.said},{got}"
+            what = f"{got} is not among the methods of the ablation"
+            faults.append(Fault(what, one.said, got, ", ".join(request.losses), near))
         elif one.option not in known:
             fix = suggestion(one.option, known) or f"see: kdlab ls methods {one.owner.partition('@')[0]}"
-            what = f"{one.option} is not an option of {one.owner}"
-            faults.append(Fault(what, one.said, one.option, shortened(known), fix))
+            got = dotted((one.option,))
+            what = f"{got} is not an option of {one.owner}"
+            faults.append(Fault(what, one.said, got, shortened(known), fix))
         else:
             faults += _unfit(one, methods, blocks[one.owner])
     if faults:
