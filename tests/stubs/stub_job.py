@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kdlab.orchestration.plan import Plan
 
 COMMAND = (sys.executable, str(Path(__file__)))
-METRICS = {"AP": 12.5}
+METRICS = {"AP": 12.5, "AP50": 25.0}
 STOP = threading.Event()
 
 
