@@ -226,7 +226,7 @@ def results_stem(plan: Mapping[str, Any]) -> str:
         stands = recipes.load(told["path"] if Path(told["path"]).is_file() else name).to_dict()
     except KdlabError:
         stands = {}
-    same = all(stands.get(key) == value for key, value in told.items() if key != "path")
+    same = all(stands.get(key) == value for key, value in told.items() if key not in ("path", "command"))
     return name if same else f"{name}-{plan['id']}"
 
 

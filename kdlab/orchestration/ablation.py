@@ -65,12 +65,12 @@ def derive(document: Document, base: str, request: Request) -> Derived:
 
 
 def _head(title: str, name: str, base: str, document: Document, request: Request) -> str:
-    """The comment at the top: what it is of, and the commands that run it and made it."""
+    """The comment at the top: what it is of, and the commands that make it and run it."""
     varied = [f"{one.key} {', '.join(one.texts)}" for one in request.vary]
     varied += [one for one in reversed(request.overrides) if not of_seeds(one)]
     what = f"ablation of {', '.join(request.losses)}{', one at a time' if request.each else ''}"
     command = request.command(base if base in catalog.recipes() else document.file)
-    lines = ["; ".join([title, what, *varied]), f"kdlab run {name}      from {command}"]
+    lines = ["; ".join([title, what, *varied]), f"{command}      or kdlab run {name}"]
     return "\n".join(f"# {line if line.isprintable() else ascii(line)}" for line in lines)
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from kdlab import catalog
 from kdlab.errors import suggestion
 from kdlab.orchestration.document import Document, KeyPath, shown
-from kdlab.orchestration.recipe_files import find, told
+from kdlab.orchestration.recipe_files import command_of, find, told
 from kdlab.orchestration.settings import (
     USUAL_WIDTHS,
     DatasetSettings,
@@ -64,7 +64,8 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         KdlabError: a plugin's file cannot be read.
     """
     name, document = opened(name_or_path, overrides)
-    return resolve(document, name)
+    recipe = resolve(document, name)
+    return recipe.model_copy(update={"command": command_of(name, document, overrides)})
 
 
 def opened(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[str, Document]:
@@ -79,7 +80,12 @@ def resolve(document: Document, name: str) -> Recipe:
     Raises:
         UsageError: all its faults, each with its place.
     """
-    head = {"name": name, "path": document.file, "title": catalog.first_comment(document.text)}
+    head = {
+        "name": name,
+        "path": document.file,
+        "title": catalog.first_comment(document.text),
+        "command": command_of(name, document),
+    }
     recipe = document.checked(Recipe, head | _resolved(document))
     if recipe is None or document.faults:
         raise document.error()

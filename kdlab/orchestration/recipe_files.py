@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdlab import catalog
 from kdlab.errors import UsageError, suggestion
 from kdlab.jobs.job import Runs
-from kdlab.orchestration.document import dotted, shortened, shown
+from kdlab.orchestration.document import Document, dotted, shortened, shown
 
 _SECTIONS = [re.compile(rf"^['\"]?{section}['\"]?\s*:", re.MULTILINE) for section in ("dataset", "student")]
 
@@ -46,6 +48,20 @@ def told(path: Path) -> str:
     """A path as messages name it: from the current folder on where it lies below that."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def command_of(name: str, document: Document, overrides: Sequence[str] = ()) -> str:
+    """What a person types for a recipe; for a derived one, which begins with it, the command that made it."""
+    said = name if name in catalog.recipes() else shareable(document.file)
+    lines = [line.removeprefix("# ").partition("   ")[0] for line in document.text.splitlines()[:2]]
+    made = [line for line in lines if line.startswith("kdlab ablate ")] or [f"kdlab run {said}"]
+    return " ".join([made[0], *(f"--set {shlex.quote(shareable(one))}" for one in overrides)])
+
+
+def shareable(text: str) -> str:
+    """An override or a path as others may read it: what lies on this machine alone is `PATH`."""
+    head, equals, value = text.rpartition("=")
+    return f"{head}{equals}PATH" if value.startswith(("/", "~")) else text
 
 
 def of_folder(folder: Path) -> Path | None:

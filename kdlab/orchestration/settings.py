@@ -257,6 +257,7 @@ class Recipe(Settings):
             stem for others.
         path: its file.
         title: the file's first comment.
+        command: what a person types for it; a path of this machine in it is `PATH`.
         dataset: what all models learn from.
         teacher: None where no arm distils.
         student: of all arms.
@@ -272,6 +273,7 @@ class Recipe(Settings):
     name: str
     path: str
     title: str
+    command: str = ""
     dataset: DatasetSettings
     teacher: TeacherSettings | None = None
     student: ModelSettings

@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 from kdlab.errors import UsageError
+from kdlab.orchestration.recipe_files import shareable
 from kdlab.orchestration.yaml_reader import values
 
 FOLDER = "ablate"
@@ -74,7 +75,7 @@ class Request:
     def command(self, base: str) -> str:
         """What a person types for it."""
         options = [("--loss", ",".join(self.losses)), *(axis.said.split(" ", 1) for axis in self.vary)]
-        options += [("--set", override) for override in self.overrides]
+        options += [("--set", shareable(override)) for override in self.overrides]
         words = [word for option in options for word in option]
         return shlex.join(["kdlab", "ablate", *words, *(["--each"] if self.each else []), base])
 

@@ -147,6 +147,8 @@ def _footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]
     yield from _paired(comparison)
     yield from provenance(records)
     yield f"plan {plan['id']} of {plan['recipe']['name']}"
+    if command := plan["recipe"].get("command"):
+        yield f"made again by: {command}"
 
 
 def _unmatched(comparison: Comparison) -> Iterator[str]:

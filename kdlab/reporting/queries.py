@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -119,6 +120,7 @@ def _plan(group: list[Job], wanted: str, runs: Runs) -> dict[str, Any]:
         "recipe": {
             "name": f"{QUERY}{wanted}",
             "title": _title(students[0].settings),
+            "command": f"kdlab report {shlex.quote(QUERY + wanted)}",
             "arms": arms,
             "inherits": [name for name in arms if name in inheriting],
         },

@@ -212,8 +212,8 @@ def test_head_says_what_is_varied_and_how_to_run_it(ablate: Bench) -> None:
     title, command, *_ = made.document.text.splitlines()
     assert title == "# A pair.; ablation of rm, pfi, one at a time; rm.rank cls, loc; schedule.epochs=5"
     assert command == (
-        f"# kdlab run {made.name}      from kdlab ablate --loss rm,pfi --vary rm.rank=cls,loc "
-        "--set 'seeds=[0]' --set schedule.epochs=5 --each my.yaml"
+        "# kdlab ablate --loss rm,pfi --vary rm.rank=cls,loc --set 'seeds=[0]' --set schedule.epochs=5 "
+        f"--each my.yaml      or kdlab run {made.name}"
     )
 
 

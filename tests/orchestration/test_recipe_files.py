@@ -6,7 +6,8 @@ import pytest
 
 from kdlab import catalog
 from kdlab.errors import UsageError
-from kdlab.orchestration.recipe_files import derived, find, of_folder
+from kdlab.orchestration.document import Document
+from kdlab.orchestration.recipe_files import command_of, derived, find, of_folder
 
 RECIPE = "dataset: {name: digits}\nstudent: {detector: gfl}\n"
 
@@ -61,3 +62,16 @@ def test_several_recipes_of_a_folder_are_named(here: Path) -> None:
         (here / name).write_text(RECIPE)
     with pytest.raises(UsageError, match=r"known  a\.yaml, b\.yaml(.|\n)*fix    name one of them: a\.yaml"):
         of_folder(here)
+
+
+def test_command_names_what_was_set_and_no_path_of_this_machine(tmp_path: Path) -> None:
+    overrides = ["seeds=[0, 1]", f"dataset.root={tmp_path}", "init=https://a.b/c.pth"]
+    assert command_of("coco/a", Document("a.yaml", "# A pair.\ndataset:"), overrides) == (
+        "kdlab run a.yaml --set 'seeds=[0, 1]' --set dataset.root=PATH --set init=https://a.b/c.pth"
+    )
+
+
+def test_command_of_a_derived_recipe_is_the_one_that_derived_it() -> None:
+    text = "# A pair; ablation of rm\n# kdlab ablate --loss rm a      or kdlab run ablate/a--rm\n"
+    document = Document("runs/recipes/ablate/a--rm.yaml", text)
+    assert command_of("ablate/a--rm", document) == "kdlab ablate --loss rm a"
