@@ -58,6 +58,11 @@ class Column:
     reading: str = ""
     usual: bool = True
 
+    @property
+    def lines(self) -> list[str]:
+        """The title as a heading: a long one breaks at its comma."""
+        return self.title.replace(", ", ",\n").splitlines()
+
     def plain(self, number: float) -> str:
         """`number` with the decimals of this column and nothing else; never "-0.0"."""
         return f"{round(number, self.digits) + 0.0:.{self.digits}f}"

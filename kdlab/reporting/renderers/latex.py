@@ -80,7 +80,7 @@ def _tabular(table: Table) -> Iterator[str]:
     sides = "".join("l" if column.digits is None else "r" for column in table.columns)
     yield rf"\begin{{tabular}}{{@{{}}{sides}@{{}}}}"
     yield r"\toprule"
-    yield _line([_escaped(column.title) for column in table.columns])
+    yield _line([_heading(column) for column in table.columns])
     yield r"\midrule"
     tails = [
         widest_tail(column, (row[index].text for row in table.rows))
@@ -103,6 +103,12 @@ def _cell(column: Column, cell: Cell, widest: str) -> str:
         shown, tail = _escaped(cell.text), split(column, cell.text)[1]
     room = rf"\hphantom{{{_escaped(widest)}}}" if widest and not tail and cell.text else ""
     return _MARKS[cell.mark].format(shown) + room
+
+
+def _heading(column: Column) -> str:
+    lines = [_escaped(line) for line in column.lines]
+    stacked = r" \\ ".join(lines)
+    return stacked if len(lines) == 1 else rf"\shortstack[r]{{{stacked}}}"
 
 
 def _escaped(text: str) -> str:

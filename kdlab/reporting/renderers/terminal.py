@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from kdlab.reporting.tables import Column, Table
+from kdlab.reporting.tables import Table
 
 _DROPPED_FIRST = (
     *("other_images", "best_AP", "method_x", "APm", "APs", "APl", "VOC12", "VOC07", "step_x", "AP75", "AP50"),
@@ -35,7 +35,7 @@ class _Fitted:
         shown = [index for index, column in enumerate(table.columns) if column.key not in hidden]
         for column in (table.columns[index] for index in shown):
             side: Literal["left", "right"] = "left" if column.digits is None else "right"
-            grid.add_column(Text("\n".join(_heading(column))), justify=side, overflow="fold")
+            grid.add_column(Text("\n".join(column.lines)), justify=side, overflow="fold")
         for row in table.rows:
             grid.add_row(*(Text(row[index].text, style=row[index].mark) for index in shown))
         left_out = [column.title for column in table.columns if column.key in hidden]
@@ -45,15 +45,10 @@ class _Fitted:
         yield from (Text(note, style="dim") for note in (*notes, *table.footnotes))
 
 
-def _heading(column: Column) -> list[str]:
-    """The lines of a column's title; a long one breaks at its comma."""
-    return column.title.replace(", ", ",\n").splitlines()
-
-
 def _too_wide(table: Table, width: int) -> set[str]:
     """Keys of the columns to leave out so that the others fit into `width` characters."""
     wide = {
-        column.key: max(len(text) for text in (*_heading(column), *(row[index].text for row in table.rows)))
+        column.key: max(len(text) for text in (*column.lines, *(row[index].text for row in table.rows)))
         for index, column in enumerate(table.columns)
     }
     hidden: set[str] = set()
