@@ -42,12 +42,16 @@ class JobReused(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class JobStarted(Event):
-    """A process began on `device`, for `iterations` in all, going on after `iteration` (0: from scratch)."""
+    """A process began on `device`, for `iterations` in all, going on after `iteration` (0: from scratch).
+
+    It knows of the evaluations up to iteration `evaluated` and makes later ones again; None does not say.
+    """
 
     device: str
     epochs: int
     iterations: int
     iteration: int = 0
+    evaluated: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,13 +230,16 @@ def settled(events: Iterable[Event]) -> list[Event]:
     for event in events:
         if isinstance(event, JobStarted):
             start = event
-            kept = [old for old in kept if _iteration(old) <= start.iteration]
-        elif start and event.attempt < start.attempt and _iteration(event) > start.iteration:
+            kept = [old for old in kept if not _is_undone(old, start)]
+        elif start and event.attempt < start.attempt and _is_undone(event, start):
             continue
         kept.append(event)
     return kept
 
 
-def _iteration(event: Event) -> int:
+def _is_undone(event: Event, start: JobStarted) -> bool:
+    """Whether an attempt does again what an earlier one tells in `event`."""
     iteration: int = getattr(event, "iteration", 0)
-    return iteration
+    if isinstance(event, JobEvaluated) and start.evaluated is not None:
+        return iteration > start.evaluated
+    return iteration > start.iteration

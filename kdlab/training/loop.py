@@ -128,7 +128,9 @@ class TrainingLoop:
         for name in self.resume():
             print(f"passed over {name}: its content is not what its hash says", flush=True)
         at, iterations = self.progress.iteration, self.iterations
-        self.emit(JobStarted, device=device, epochs=self.epochs, iterations=iterations, iteration=at)
+        evaluated = int(self.progress.history[-1]["iteration"]) if self.progress.history else 0
+        counts = {"epochs": self.epochs, "iterations": iterations, "iteration": at, "evaluated": evaluated}
+        self.emit(JobStarted, device=device, **counts)
         try:
             return self.run()
         except torch.OutOfMemoryError as error:

@@ -261,7 +261,7 @@ def _damage(path: Path, draw: random.Random) -> str:
 FAULTS: list[Callable[[World, random.Random], str]] = [
     kill_both, fill_disk, break_checkpoint, cut_events, kill_job, kill_scheduler,
 ]  # fmt: skip
-REPEATING = (break_checkpoint, fill_disk)
+REPEATING = (break_checkpoint,)
 FORGIVEN = (kill_job, cut_events)
 """Faults that cost no second command, unless they came together with a kill of the scheduler."""
 

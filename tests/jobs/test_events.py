@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,14 @@ def test_later_attempt_undoes_what_came_after_its_checkpoint() -> None:
 def test_evaluation_at_the_checkpoint_itself_stands() -> None:
     evaluated = JobEvaluated(job="a", attempt=1, epoch=1, iteration=5, metrics={"AP": 3.0})
     assert evaluated in settled([started(1, 0), evaluated, saved(1, 5), started(2, 5)])
+
+
+def test_evaluation_that_the_checkpoint_does_not_know_is_made_again() -> None:
+    """It is written between the two checkpoints of one iteration, of which the second was lost."""
+    evaluated = JobEvaluated(job="a", attempt=1, epoch=1, iteration=5, metrics={"AP": 3.0})
+    again = replace(started(2, 5), evaluated=0)
+    assert evaluated not in settled([started(1, 0), saved(1, 5), evaluated, again, saved(2, 5)])
+    assert evaluated in settled([started(1, 0), saved(1, 5), evaluated, replace(again, evaluated=5)])
 
 
 def test_forgotten_attempt_cannot_add_to_what_a_later_one_took_over() -> None:
