@@ -20,20 +20,20 @@ from kdlab.reporting.teachers import teacher_notes
 def table(comparison: Comparison) -> Table:
     """The arms after their last epoch: the teacher, then the arms as in the recipe.
 
-    Columns that nobody can fill are left out, and those that say the same of all arms: their number of seeds
-    where it is the title's, the best epoch where it is everywhere the last.
+    Not among the usual columns are those that nobody can fill, and those that say the same of all arms: their
+    number of seeds where it is the title's, the best epoch where it is everywhere the last.
     """
     marks = _marks(comparison)
     rows = [View(comparison, arm, marks.get(arm.name, "")) for arm in _rows(comparison)]
     filled = [(column, [fill(row, column) for row in rows]) for column, fill in COLUMNS]
-    shown = [
-        (column, cells) for column, cells in filled if any(cells) and not _says_nothing(column, comparison)
-    ]
-    columns = tuple(column for column, _ in shown)
+    columns = tuple(
+        replace(column, usual=column.usual and any(cells) and not _says_nothing(column, comparison))
+        for column, cells in filled
+    )
     return Table(
         title=_title(comparison),
         columns=columns,
-        rows=tuple(tuple(cells[place] or Cell() for _, cells in shown) for place in range(len(rows))),
+        rows=tuple(tuple(cells[place] or Cell() for _, cells in filled) for place in range(len(rows))),
         footnotes=tuple(_footnotes(comparison, columns)),
     )
 
@@ -80,11 +80,13 @@ _SOURCE = Column(
 
 def _reported(row: Published, columns: Sequence[Column]) -> tuple[Cell, ...]:
     by_key = {column.key: column for column in columns}
-    schedule = f", {row.schedule}" if row.schedule else ""
-    unverified = "" if row.verified else ", unverified"
-    cells = {"arm": Cell(row.arm), "source": Cell(f"{row.source}{schedule}{unverified}")}
-    if row.inherits:
-        cells["inherits"] = Cell("yes")
+    told = [
+        row.source,
+        row.schedule,
+        "inheriting" if row.inherits else "",
+        "" if row.verified else "unverified",
+    ]
+    cells = {"arm": Cell(row.arm), "source": Cell(", ".join(filter(None, told)))}
     for key, number in (("AP", row.ap), ("dAP", row.gain)):
         if number is not None and key in by_key:
             cells[key] = replace(by_key[key].cell(number), mark="dim")

@@ -13,7 +13,7 @@ def made(bench, results, **changes):
     for (arm, seed), ap in results.items():
         if ap is not None:
             bench.finish(jobs[arm, seed], ap)
-    return table(of_plan(plan, bench.runs))
+    return table(of_plan(plan, bench.runs)).usual()
 
 
 def texts(table, arm):
@@ -70,14 +70,14 @@ def test_gap_closed_is_a_dash_where_the_teacher_is_not_above_the_baseline(bench,
 
 def test_columns_that_nobody_has_are_hidden(bench):
     shown = made(bench, {("baseline", 0): 30.0})
-    assert [column.key for column in shown.usual().columns] == ["arm", "AP", "AP50", "AP75", "step_x"]
+    assert [column.key for column in shown.columns] == ["arm", "AP", "AP50", "AP75", "step_x"]
 
 
 def test_voc_columns_appear_where_results_hold_them_and_are_explained(bench):
     job = bench.job("baseline")
     bench.finish(job, metrics={"AP": 31.0, "VOC07": 61.26, "VOC12": 62.0})
     plan = bench.plan([job])
-    shown = table(of_plan(plan, bench.runs))
+    shown = table(of_plan(plan, bench.runs)).usual()
     assert texts(shown, "baseline")["VOC07"] == "61.3"
     assert texts(shown, "baseline")["VOC12"] == "62.0"
     assert any(note.startswith("VOC07: ") for note in shown.footnotes)
@@ -88,7 +88,7 @@ def test_size_without_objects_is_blank_for_one_arm_and_shown_for_another(bench):
     plan = bench.plan(jobs)
     bench.finish(jobs[0])
     bench.finish(jobs[1], metrics={"AP": 31.0, "APs": 12.0})
-    shown = table(of_plan(plan, bench.runs))
+    shown = table(of_plan(plan, bench.runs)).usual()
     assert (texts(shown, "baseline")["APs"], texts(shown, "rm")["APs"]) == ("", "12.0")
 
 
@@ -99,7 +99,7 @@ def test_step_time_is_the_median_over_seeds_beside_the_student_and_beside_both_m
     for job, distilled in zip(jobs[1:], (0.5, 0.3, 2.0), strict=True):
         bench.finish(job, timing={
             "student_step_s": 0.2, "teacher_forward_s": 0.05, "distill_step_s": distilled})  # fmt: skip
-    shown = table(of_plan(plan, bench.runs))
+    shown = table(of_plan(plan, bench.runs)).usual()
     assert (texts(shown, "baseline")["step_x"], texts(shown, "rm")["step_x"]) == ("1.00", "2.50")
     assert (texts(shown, "baseline")["method_x"], texts(shown, "rm")["method_x"]) == ("", "2.00")
 
@@ -109,7 +109,7 @@ def test_best_epoch_is_a_column_that_says_how_it_was_chosen(bench):
     plan = bench.plan(jobs)
     bench.finish(jobs[0], 30.0)
     bench.finish(jobs[1], 31.0, best={"AP": 33.0, "epoch": 1})
-    shown = table(of_plan(plan, bench.runs))
+    shown = table(of_plan(plan, bench.runs)).usual()
     assert (texts(shown, "baseline")["best_AP"], texts(shown, "rm")["best_AP"]) == ("30.0", "33.0")
     assert texts(shown, "rm")["AP"] == "31.0"
     assert any("chosen on the evaluation set" in note for note in shown.footnotes)
@@ -168,7 +168,7 @@ def test_cells_of_different_versions_are_told(bench):
     plan = bench.plan(jobs)
     for job, version in zip(jobs, ("2.14.1", "2.13.0", "2.14.1"), strict=True):
         bench.finish(job, environment={"torch": version, "kdlab": "0.1.0", "mmdet": "3.3.0", "commit": ""})
-    notes = table(of_plan(plan, bench.runs)).footnotes
+    notes = table(of_plan(plan, bench.runs)).usual().footnotes
     assert (
         "cells differ in versions: kdlab 0.1.0, torch 2.13.0, mmdet 3.3.0 (baseline seed 1); "
         "kdlab 0.1.0, torch 2.14.1, mmdet 3.3.0 (all others)"
@@ -187,7 +187,7 @@ def test_machine_with_a_gpu_names_no_threads(bench):
     job = bench.job("baseline")
     plan = bench.plan([job])
     bench.finish(job, environment={"device": "cuda: H100", "cores": 16, "threads": None})
-    assert "machine: cuda: H100, cores 16" in table(of_plan(plan, bench.runs)).footnotes
+    assert "machine: cuda: H100, cores 16" in table(of_plan(plan, bench.runs)).usual().footnotes
 
 
 INHERITING = {
@@ -209,7 +209,7 @@ def test_what_was_inherited_is_shown_where_any_arm_does(bench):
     jobs = {arm: bench.job(arm) for arm in ("heir", "baseline", "heir+rm")}
     bench.finish(jobs["heir"], model={"inherited": {"tensors": 31, "of": 34}})
     plan = bench.plan(list(jobs.values()), recipe=INHERITING)
-    shown = table(of_plan(plan, bench.runs))
+    shown = table(of_plan(plan, bench.runs)).usual()
     assert [texts(shown, arm)["inherits"] for arm in jobs] == ["31 of 34", "", "yes"]
     plain = made(bench, {("baseline", 0): 30.0})
     assert "inherits" not in [column.key for column in plain.columns]
@@ -220,7 +220,7 @@ def test_a_measured_teacher_is_the_teachers_row(bench):
     for job in jobs:
         bench.finish(job, 0.5)
     plan = bench.plan(jobs, arms={"baseline": {}})
-    shown = table(of_plan(plan, bench.runs))
+    shown = table(of_plan(plan, bench.runs)).usual()
     assert [row[0].text for row in shown.rows] == ["teacher", "baseline"]
     assert any(note.startswith("warning: the teacher has AP 0.5") for note in shown.footnotes)
 
@@ -231,10 +231,10 @@ def test_seeds_in_micro_batches_have_a_row_of_their_own_unless_they_are_pooled(b
     plan = bench.plan(jobs)
     for job, ap in zip(jobs, (30.0, 32.0, 36.0), strict=True):
         bench.finish(job, ap)
-    split = table(of_plan(plan, bench.runs))
+    split = table(of_plan(plan, bench.runs)).usual()
     assert [row[0].text for row in split.rows] == ["baseline", "rm", "rm [micro-batch 4]"]
     assert any("ran out of GPU memory: rm seed 1 (4 images)" in note for note in split.footnotes)
-    pooled = table(of_plan(plan, bench.runs, pool=True))
+    pooled = table(of_plan(plan, bench.runs, pool=True)).usual()
     assert [row[0].text for row in pooled.rows] == ["baseline", "rm"]
     assert pooled.rows[1][1].value == 34.0
 
@@ -287,6 +287,11 @@ def test_below_three_seeds_there_is_no_p_no_star_and_nothing_bold(bench):
 def test_the_number_of_seeds_is_a_column_only_where_arms_differ_in_it(bench):
     assert "n" not in [column.key for column in made(bench, BASELINE | arm("rm", 1.0, 2.0, 3.0)).columns]
     assert "n" in [column.key for column in made(bench, BASELINE | arm("rm", 1.0)).columns]
+
+
+def test_a_column_that_nobody_fills_can_be_asked_for(bench):
+    whole = table(of_plan(bench.plan([bench.job("baseline")]), bench.runs))
+    assert [cell.text for cell in whole.only(["p", "n"]).rows[0]] == ["baseline", "", "0 of 1"]
 
 
 def test_each_number_can_say_how_it_was_made(bench):
