@@ -66,7 +66,8 @@ def _metric(view: View, column: Column) -> Cell | None:
     if not values:
         return NONE
     spread = _deviation(list(values.values()))
-    return replace(column.cell(fmean(values.values()), spread, how=_listed(column, values)), mark=view.mark)
+    how = _listed(column, values).replace("mean of", "mean ± sample deviation of")
+    return replace(column.cell(fmean(values.values()), spread, how=how), mark=view.mark)
 
 
 def _best(view: View, column: Column) -> Cell | None:

@@ -298,7 +298,7 @@ def test_each_number_can_say_how_it_was_made(bench):
     shown = made(bench, BASELINE | arm("rm", 22.0, 23.1, 21.6))
     [row] = [row for row in shown.rows if row[0].text == "rm"]
     how = {column.key: cell.how for column, cell in zip(shown.columns, row, strict=True)}
-    assert how["AP"] == "mean of seed 0: 22.0, seed 1: 23.1, seed 2: 21.6"
+    assert how["AP"] == "mean ± sample deviation of seed 0: 22.0, seed 1: 23.1, seed 2: 21.6"
     assert how["dAP"] == "paired by seed; mean of seed 0: +2.0, seed 1: +2.1, seed 2: +2.1"
     assert how["p"] == "paired t test over 3 seeds, two-sided: p = 0.00026; Holm over 1 arms"
 
