@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -96,8 +98,8 @@ def report(
     formats = ("md", "csv") if form is Format.terminal else (form.value,)
     for comparison, one in zip(compared, made, strict=True):
         if write:
-            written(screen, one, comparison.plan, formats)
-        if plots and form is not Format.html:
+            written(screen, one, comparison.plan, formats, comparison if plots else None)
+        if plots:
             _plot(screen, comparison)
     plans = [dict(one.plan) for one in compared if "query" not in one.plan]
     for plan in plans:
@@ -136,6 +138,8 @@ def _shaped(
     """The table of a comparison as it was asked for."""
     from kdlab.reporting import comparison_table, reference
 
+    if classes and reported:
+        raise UsageError("--reported has no numbers by class", fix="leave one of the two out")
     if classes:
         made = comparison_table.by_class(comparison)
     else:
@@ -146,7 +150,12 @@ def _shaped(
             )
     if sort:
         made = made.sorted_by(sort)
-    return made.only(cols.split(",")) if cols else made.usual()
+    return made.only(_listed(cols)) if cols else made.usual()
+
+
+def _listed(words: str) -> list[str]:
+    """The words between commas, but for those in the brackets of an arm's name."""
+    return [word.strip() for word in re.split(r",(?![^\[]*\])", words)]
 
 
 def _show(screen: Screen, tables: list[Table], compared: list[Comparison], form: Format, plots: bool) -> None:
@@ -156,7 +165,7 @@ def _show(screen: Screen, tables: list[Table], compared: list[Comparison], form:
     if screen.json or form is Format.json:
         screen.emit(tables=[one.to_dict() for one in tables])
     elif form is Format.html:
-        screen.text(_page(tables, compared, plots))
+        screen.text(_page(tables, compared if plots else ()))
     elif form is Format.terminal:
         for one in tables:
             screen.data(renderers.to_terminal(one))
@@ -164,14 +173,15 @@ def _show(screen: Screen, tables: list[Table], compared: list[Comparison], form:
         screen.text("\n".join(renderers.FORMATS[form](one) for one in tables))
 
 
-def _page(tables: list[Table], compared: list[Comparison], plots: bool) -> str:
+def _page(tables: Sequence[Table], plotted: Sequence[Comparison]) -> str:
+    """Tables as one HTML page, each with the plots of its comparison, or without any."""
     from kdlab.reporting.renderers import html
 
     pictures: list[Any] = [()] * len(tables)
-    if plots:
+    if plotted:
         from kdlab.reporting.plots import pictures as drawn
 
-        pictures = [drawn(one) for one in compared]
+        pictures = [drawn(one) for one in plotted]
     return html.page([html.Section(*pair) for pair in zip(tables, pictures, strict=True)])
 
 
@@ -179,26 +189,51 @@ def _plot(screen: Screen, comparison: Comparison) -> None:
     """Write the plots of a comparison to `results/` and say so."""
     from kdlab.reporting.plots import write_plots
 
-    files = write_plots(comparison, RESULTS, results_stem(comparison.plan))
-    pictures = [str(path) for path in files if path.suffix == ".png"]
-    screen.say(
-        f"written, each with .pdf and .csv: {', '.join(pictures)}" if pictures else "nothing to plot yet"
-    )
+    with _forgiving(screen):
+        files = write_plots(comparison, RESULTS, results_stem(comparison.plan))
+        pictures = [str(path) for path in files if path.suffix == ".png"]
+        told = f"written, each with .pdf and .csv: {', '.join(pictures)}"
+        screen.say(told if pictures else "nothing to plot yet")
 
 
 def written(
-    screen: Screen, table: Table, plan: Mapping[str, Any], formats: Sequence[str] = ("md", "csv")
+    screen: Screen,
+    table: Table,
+    plan: Mapping[str, Any],
+    formats: Sequence[str] = ("md", "csv"),
+    plotted: Comparison | None = None,
 ) -> list[Path]:
-    """Write a table to `results/` and say so; a folder that cannot be written is told, not raised."""
+    """Write a table to `results/` and say so; a folder that cannot be written is told, not raised.
+
+    Args:
+        screen: where to say it.
+        table: what to write.
+        plan: it is of.
+        formats: names of `renderers.FORMATS`.
+        plotted: what to draw on an HTML page.
+
+    Returns:
+        The files.
+    """
+    from kdlab.jobs.files import write_text
     from kdlab.reporting import renderers
 
-    try:
+    files: list[Path] = []
+    with _forgiving(screen):
         files = renderers.write(table, RESULTS, results_stem(plan), formats)
+        if plotted and "html" in formats:
+            write_text(files[formats.index("html")], _page([table], [plotted]))
+        screen.say(f"written: {', '.join(map(str, files))}")
+    return files
+
+
+@contextmanager
+def _forgiving(screen: Screen) -> Iterator[None]:
+    """Tell that `results/` cannot be written where that is so."""
+    try:
+        yield
     except OSError as error:
         screen.err.print(f"warning: {RESULTS}/ cannot be written: {error}", soft_wrap=True)
-        return []
-    screen.say(f"written: {', '.join(map(str, files))}")
-    return files
 
 
 def tell_tracking(screen: Screen, done: SyncReport) -> None:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 FREE_GPU_H = 10.0
 """GPU-hours above which a run asks first."""
-SEEDS_FOR_A_TEST = 3
 FAILED = 1
 
 
@@ -254,6 +253,8 @@ def _tell_losses(screen: Screen, made: Prepared, outcome: Outcome, again: str) -
 
 def _more_seeds(screen: Screen, plan: Plan) -> str:
     """The command that makes a plan of fewer than three seeds one that a test can judge; else ""."""
+    from kdlab.reporting.statistics import SEEDS_FOR_A_TEST
+
     seeds = list(plan.recipe["seeds"])
     if len(seeds) >= SEEDS_FOR_A_TEST:
         return ""

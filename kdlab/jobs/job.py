@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from kdlab.errors import MachineError
 from kdlab.jobs.files import read_json, write_json
 
 SCHEMA = 1
@@ -189,9 +190,18 @@ class JobResult:
 
     @classmethod
     def read(cls, paths: JobPaths) -> Self | None:
-        """The result of a finished job, None where it has not finished."""
-        data = read_json(paths.result)
-        return None if data is None else cls(**{key: value for key, value in data.items() if key != "schema"})
+        """The result of a finished job, None where it has not finished.
+
+        Raises:
+            MachineError: the file is damaged.
+        """
+        try:
+            data = read_json(paths.result)
+            known = None if data is None else {key: data[key] for key in data if key != "schema"}
+            return None if known is None else cls(**known)
+        except (ValueError, TypeError) as error:
+            what, fix = "a result is damaged", "restore the file, or remove it and run again"
+            raise MachineError(what, where=str(paths.result), got=str(error)[:200], fix=fix) from error
 
 
 def read_job(paths: JobPaths) -> Job:

@@ -12,6 +12,7 @@ from kdlab import catalog
 from kdlab.errors import Fault, UsageError, suggestion
 from kdlab.orchestration import recipe as recipes
 from kdlab.orchestration.document import Document, KeyPath, dotted, is_option, shortened, shown
+from kdlab.orchestration.recipe_files import shareable
 from kdlab.orchestration.settings import MethodSettings
 from kdlab.orchestration.variation import Axis, Request, check_distinct, name_of, of_seeds, text_of, yaml_of
 from kdlab.orchestration.yaml_writer import dump
@@ -69,8 +70,8 @@ def _head(title: str, name: str, base: str, document: Document, request: Request
     varied = [f"{one.key} {', '.join(one.texts)}" for one in request.vary]
     varied += [one for one in reversed(request.overrides) if not of_seeds(one)]
     what = f"ablation of {', '.join(request.losses)}{', one at a time' if request.each else ''}"
-    command = request.command(base if base in catalog.recipes() else document.file)
-    lines = ["; ".join([title, what, *varied]), f"{command}      or kdlab run {name}"]
+    command = request.command(base if base in catalog.recipes() else shareable(document.file))
+    lines = ["; ".join([title, what, *varied]), command, f"or kdlab run {name}"]
     return "\n".join(f"# {line if line.isprintable() else ascii(line)}" for line in lines)
 
 

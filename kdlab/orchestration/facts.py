@@ -89,7 +89,7 @@ def past_jobs(runs: Runs) -> dict[str, PastJob]:
         paths = runs.job(path.parent.name)
         try:
             job, result = read_job(paths), JobResult.read(paths)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, MachineError):
             continue
         if result is not None:
             found[job.id] = PastJob(job, result)

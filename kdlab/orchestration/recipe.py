@@ -39,6 +39,7 @@ __all__ = [
 
 SECTIONS = ("dataset", "teacher", "student", "schedule", "methods", "arms", "seeds", "resources")
 INHERIT = "inherit"
+RESERVED = ("teacher", "class")
 NAME = re.compile(r"[\w+@\[\]=,.-]+")
 LABEL = re.compile(r"[\w+@-]+")
 
@@ -244,6 +245,8 @@ def _check_arms(arms: dict[str, Any], inherits: list[str], teacher: Any, documen
         if not NAME.fullmatch(name):
             known = "letters, digits and _ + - @ . , = [ ]"
             document.fault(("arms", name), "is not a name for an arm", known=[known])
+        if name in RESERVED:
+            document.fault(("arms", name), "is a word of tables, no name for an arm", fix="rename it")
         twins = [
             earlier
             for earlier in list(arms)[:number]

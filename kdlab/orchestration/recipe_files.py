@@ -14,6 +14,9 @@ from kdlab.orchestration.document import Document, dotted, shortened, shown
 
 _SECTIONS = [re.compile(rf"^['\"]?{section}['\"]?\s*:", re.MULTILINE) for section in ("dataset", "student")]
 
+_LOCAL = re.compile(r"(^|[\s'\"{\[,])[/~]")
+"""Where a path of this machine begins; one of a URL has a slash before it."""
+
 
 def find(name_or_path: str) -> tuple[str, Path]:
     """Name and file of a recipe.
@@ -53,15 +56,17 @@ def told(path: Path) -> str:
 def command_of(name: str, document: Document, overrides: Sequence[str] = ()) -> str:
     """What a person types for a recipe; for a derived one, which begins with it, the command that made it."""
     said = name if name in catalog.recipes() else shareable(document.file)
-    lines = [line.removeprefix("# ").partition("   ")[0] for line in document.text.splitlines()[:2]]
+    lines = [line.removeprefix("# ") for line in document.text.splitlines()[:2]]
     made = [line for line in lines if line.startswith("kdlab ablate ")] or [f"kdlab run {said}"]
     return " ".join([made[0], *(f"--set {shlex.quote(shareable(one))}" for one in overrides)])
 
 
 def shareable(text: str) -> str:
     """An override or a path as others may read it: what lies on this machine alone is `PATH`."""
-    head, equals, value = text.rpartition("=")
-    return f"{head}{equals}PATH" if value.startswith(("/", "~")) else text
+    key, equals, value = text.partition("=")
+    if not equals:
+        return "PATH" if _LOCAL.search(text) else text
+    return f"{key}=PATH" if _LOCAL.search(value) else text
 
 
 def of_folder(folder: Path) -> Path | None:

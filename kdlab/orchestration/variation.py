@@ -28,12 +28,19 @@ class Axis:
     Args:
         key: "rm.rank" or "student.width".
         values: plain data.
-        said: the option that names them: "--vary rm.rank=cls,loc,both".
+        flag: the option that names them: "--vary".
+        text: what it was given: "rm.rank=cls,loc,both".
     """
 
     key: str
     values: tuple[Any, ...]
-    said: str
+    flag: str
+    text: str
+
+    @property
+    def said(self) -> str:
+        """The option as messages show it."""
+        return _printable(f"{self.flag} {self.text}")
 
     @property
     def owner(self) -> str:
@@ -74,7 +81,7 @@ class Request:
 
     def command(self, base: str) -> str:
         """What a person types for it."""
-        options = [("--loss", ",".join(self.losses)), *(axis.said.split(" ", 1) for axis in self.vary)]
+        options = [("--loss", ",".join(self.losses)), *((axis.flag, axis.text) for axis in self.vary)]
         options += [("--set", shareable(override)) for override in self.overrides]
         words = [word for option in options for word in option]
         return shlex.join(["kdlab", "ablate", *words, *(["--each"] if self.each else []), base])
@@ -119,17 +126,17 @@ def yaml_of(value: Any) -> str:
     return text if plain else json.dumps(value, ensure_ascii=False)
 
 
-def axis(option: str, text: str) -> Axis:
+def axis(flag: str, text: str) -> Axis:
     """The axis that an option gives as "rm.rank=cls,loc,both".
 
     Raises:
         UsageError: it has not that form, or no value, or one twice.
     """
-    said, form = _printable(f"{option} {text}"), f"{option} {_FORMS[option]}"
+    said, form = _printable(f"{flag} {text}"), f"{flag} {_FORMS[flag]}"
     key, equals, listed = text.partition("=")
     if not equals or not all(key.partition(".")):
         raise UsageError("is not of the form KEY=VALUE,...", where=said, fix=f"write {form}")
-    found = Axis(key, tuple(values(listed, said)), said)
+    found = Axis(key, tuple(values(listed, said)), flag, text)
     if not found.values:
         raise UsageError("names no value", where=said, fix=f"write {form}")
     if twice := sorted({word for word in found.texts if found.texts.count(word) > 1}):

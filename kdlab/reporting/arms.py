@@ -19,17 +19,26 @@ class Arm:
         distils: whether it has methods.
         inherits: whether its students start from the teacher's neck and head.
         records: one a seed, in the plan's order.
+        planned: how many seeds the arm has in all; more than `records` where some are another row's.
+        micro_batch: images of a forward pass; 0 where batches ran whole, or all are pooled.
     """
 
     name: str
     distils: bool
     inherits: bool
     records: tuple[Record, ...]
+    planned: int
+    micro_batch: int = 0
 
     @property
     def plain(self) -> bool:
         """Whether the arm trains the student alone, and so is a baseline."""
         return not (self.distils or self.inherits)
+
+    @property
+    def whole(self) -> bool:
+        """Whether no seed is missing."""
+        return len(self.results) == self.planned
 
     @property
     def results(self) -> dict[int, JobResult]:
@@ -48,14 +57,14 @@ def arms_of(plan: Mapping[str, Any], records: Sequence[Record], pool: bool) -> t
     Unless they are to be pooled, the seeds of an arm that ran in micro-batches have a row of their own.
     """
     teachers = tuple(record for record in records if record.job.is_teacher)
-    students = [record for record in records if record.job.kind == "student"]
     inherits = plan["recipe"].get("inherits", ())
     arms = []
     for name, methods in plan["recipe"]["arms"].items():
-        own = [one for one in students if one.job.arm == name]
-        found = {one.job.settings.get("micro_batch") or 0 for one in own}
-        for parts in [0] if pool or not found else sorted(found):
-            label = f"{name} [micro-batch {parts}]" if parts else name
-            rows = tuple(one for one in own if pool or one.job.settings.get("micro_batch", 0) == parts)
-            arms.append(Arm(label, bool(methods), name in inherits, rows))
-    return Arm("teacher", False, False, teachers) if teachers else None, arms
+        rows: dict[int, list[Record]] = {}
+        own = [one for one in records if one.job.kind == "student" and one.job.arm == name]
+        for one in own:
+            rows.setdefault(0 if pool else one.job.settings.get("micro_batch") or 0, []).append(one)
+        for images, part in sorted(rows.items()) or [(0, [])]:
+            label = f"{name} [micro-batch {images}]" if images else name
+            arms.append(Arm(label, bool(methods), name in inherits, tuple(part), len(own), images))
+    return Arm("teacher", False, False, teachers, len(teachers)) if teachers else None, arms

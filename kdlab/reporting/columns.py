@@ -38,8 +38,7 @@ class View:
     @property
     def compared(self) -> bool:
         """Whether the arm can have a gain: it is no baseline, and has results."""
-        special = (self.comparison.teacher, self.comparison.baseline)
-        return bool(self.comparison.baseline and self.arm.results) and self.arm not in special
+        return bool(self.comparison.baseline and self.arm.results and not self.arm.plain)
 
 
 Fill = Callable[[View, Column], Cell | None]
@@ -126,7 +125,7 @@ def _p(view: View, column: Column) -> Cell | None:
 
 
 def _n(view: View, column: Column) -> Cell:
-    done, planned = len(view.arm.results), len(view.arm.records)
+    done, planned = len(view.arm.results), view.arm.planned
     return Cell(f"{done}" if done == planned else f"{done} of {planned}", done)
 
 
@@ -185,9 +184,10 @@ _IMAGES_READING = (
     "these weights, other images: 95 % of the gain over resampled validation images; no word on seeds"
 )
 _GAP_READING = 'gap closed: gain / (teacher - baseline); "-" where the teacher is not above the baseline'
-_P_READING = (
+P_READING = (
     "p: paired t test over seeds, two-sided, corrected with Holm over the arms of this table; "
-    f"* p < {SIGNIFICANT}; bold: the highest AP, where its gain has a star; underlined: the second"
+    f"* p < {SIGNIFICANT}; bold: the highest AP, where its gain has a star; "
+    "underlined: the second, both of arms that lack no seed"
 )
 _VOC_READING = "VOC07: PASCAL VOC's mAP at IoU 0.5, mean precision at 11 recalls; VOC12: area under the curve"
 _LATENCY_READING = "latency: one image, from pixels to boxes, median, on the device of the job"
@@ -210,7 +210,7 @@ COLUMNS: tuple[tuple[Column, Fill], ...] = (
         Column("other_images", "these weights, other images", signed=True, reading=_IMAGES_READING),
         _other_images,
     ),
-    (Column("p", "p", digits=4, reading=_P_READING), _p),
+    (Column("p", "p", digits=4), _p),
     *((Column(metric, metric), _metric) for metric in METRICS[1:6]),
     (Column("VOC07", "VOC07", reading=_VOC_READING), _metric),
     (Column("VOC12", "VOC12"), _metric),

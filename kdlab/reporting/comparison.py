@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from kdlab.jobs.job import JobResult, Runs
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SIGNIFICANT = 0.05
 """Below this p, after Holm's correction, a test supports a gain or a loss."""
+_ENOUGH = 0.99
+"""Share of resamples that must hold an object."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Gain:
     Args:
         seeds: those that both have.
         differences: arm minus baseline, one a seed.
-        p: of the paired t test, two-sided; None below three seeds.
+        like: whether both ran whole, or in the same micro-batches.
+        p: of the paired t test, two-sided; None below three seeds and between unlike batches.
         p_holm: the same after Holm's correction over all comparisons of the table.
         interval: of the mean, for other seeds and other images; None below three seeds or without matches.
         other_images: for these weights on other images; None without matches.
@@ -44,6 +47,7 @@ class Gain:
 
     seeds: tuple[int, ...]
     differences: tuple[float, ...]
+    like: bool = True
     p: float | None = None
     p_holm: float | None = None
     interval: Interval | None = None
@@ -55,11 +59,6 @@ class Gain:
     def mean(self) -> float:
         """Of the differences."""
         return fmean(self.differences)
-
-    @property
-    def deviation(self) -> float | None:
-        """Sample standard deviation of the differences; None for a single seed."""
-        return stdev(self.differences) if len(self.differences) > 1 else None
 
     @property
     def supported(self) -> bool:
@@ -80,6 +79,7 @@ class Comparison:
         gains: by the arm's name, of those that share a finished seed with the baseline.
         images: how many images were resampled; 0 where none were.
         unmatched: labels of finished jobs that left no matches, so that their images cannot be resampled.
+        unlike: whether models were measured on other images or objects, so that some cannot be paired there.
     """
 
     plan: Mapping[str, Any]
@@ -90,6 +90,7 @@ class Comparison:
     gains: Mapping[str, Gain] = field(default_factory=dict)
     images: int = 0
     unmatched: tuple[str, ...] = ()
+    unlike: bool = False
 
 
 def of_plan(
@@ -134,14 +135,21 @@ def compare(
     baseline = next((arm for arm in arms if arm.plain), None)
     if baseline is None:
         return Comparison(plan, records, teacher, arms, None)
-    pairs = [_Pair(arm, baseline, teacher, resampled) for arm in arms if arm is not baseline]
+    plain = [arm for arm in arms if arm.plain]
+    pairs = [_Pair(arm, _rival(arm, plain), teacher, resampled) for arm in arms if not arm.plain]
     gains = {pair.arm.name: pair.gain() for pair in pairs if pair.seeds}
     corrected = holm([gain.p for gain in gains.values()])
     gains = {name: replace(gain, p_holm=p) for (name, gain), p in zip(gains.items(), corrected, strict=True)}
     images = max((one.images for one in resampled.values()), default=0)
     done = [record.job for record in records if record.result is not None and record.job.kind != "prepare"]
     unmatched = tuple(job.label for job in done if job.id not in resampled)
-    return Comparison(plan, records, teacher, arms, baseline, gains, images, unmatched)
+    unlike = len({one.truth for one in resampled.values()}) > 1
+    return Comparison(plan, records, teacher, arms, baseline, gains, images, unmatched, unlike)
+
+
+def _rival(arm: Arm, plain: Sequence[Arm]) -> Arm:
+    """The baseline that ran in batches of the same size where there is one, else the first."""
+    return next((one for one in plain if one.micro_batch == arm.micro_batch), plain[0])
 
 
 class _Pair:
@@ -151,11 +159,12 @@ class _Pair:
         self, arm: Arm, baseline: Arm, teacher: Arm | None, resampled: Mapping[str, Resampled]
     ) -> None:
         self.arm, self._resampled = arm, resampled
-        own, plain = arm.results, baseline.results
+        self._like = arm.micro_batch == baseline.micro_batch
+        own, plain = _with_ap(arm), _with_ap(baseline)
         self.seeds = sorted(own.keys() & plain.keys())
         self._own = [own[seed] for seed in self.seeds]
         self._plain = [plain[seed] for seed in self.seeds]
-        self._teachers = list(teacher.results.values()) if teacher else []
+        self._teachers = list(_with_ap(teacher).values()) if teacher else []
 
     def gain(self) -> Gain:
         """The mean over the common seeds and all that is known of it."""
@@ -163,9 +172,8 @@ class _Pair:
 
         pairs = zip(self._own, self._plain, strict=True)
         differences = tuple(own.metrics["AP"] - plain.metrics["AP"] for own, plain in pairs)
-        gain = Gain(
-            tuple(self.seeds), differences, paired_t(differences), gap_closed=self._closed(differences)
-        )
+        p = paired_t(differences) if self._like else None
+        gain = Gain(tuple(self.seeds), differences, self._like, p, gap_closed=self._closed(differences))
         together = self._on_images(*self._own, *self._plain)
         if together is None:
             return gain
@@ -203,10 +211,20 @@ class _Pair:
         return self._resampled[self._own[0].id].images
 
     def _on_images(self, *results: JobResult) -> Floats | None:
-        """(results, R) AP on resampled images; None where some are missing or were measured on others."""
+        """(results, R) AP on resampled images; None where some are missing or were measured on others.
+
+        A resample without any object has no AP. A few are left out; where they are many, so few images hold
+        objects that resampling says nothing.
+        """
         import numpy as np
 
         found = [self._resampled[result.id] for result in results if result.id in self._resampled]
         if len(found) < len(results) or len({one.truth for one in found}) != 1:
             return None
-        return np.array([one.ap for one in found])
+        together = np.array([one.ap for one in found])
+        known = np.isfinite(together).all(0)
+        return together[:, known] if known.mean() >= _ENOUGH else None
+
+
+def _with_ap(arm: Arm) -> dict[int, JobResult]:
+    return {seed: result for seed, result in arm.results.items() if "AP" in result.metrics}

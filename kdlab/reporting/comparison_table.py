@@ -7,7 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from kdlab.reporting.arms import Arm
-from kdlab.reporting.columns import COLUMNS, NONE, View
+from kdlab.reporting.columns import COLUMNS, NONE, P_READING, View
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.provenance import provenance
 from kdlab.reporting.records import Record
@@ -104,11 +104,10 @@ def _rows(comparison: Comparison) -> list[Arm]:
 
 def _marks(comparison: Comparison) -> dict[str, Mark]:
     """How the AP of the two best arms stands out, where a test is possible and no seed is missing."""
-    whole = [arm for arm in comparison.arms if len(arm.results) == len(arm.records)]
-    ranked = sorted(whole, key=lambda arm: -fmean(arm.over_seeds("metrics", "AP") or [0.0]))
-    if not any(gain.p is not None for gain in comparison.gains.values()):
+    whole = [arm for arm in comparison.arms if arm.whole and arm.over_seeds("metrics", "AP")]
+    if not (whole and any(gain.p is not None for gain in comparison.gains.values())):
         return {}
-    best, *others = ranked
+    best, *others = sorted(whole, key=lambda arm: -fmean(arm.over_seeds("metrics", "AP")))
     gain = comparison.gains.get(best.name)
     marks: dict[str, Mark] = {best.name: "bold"} if gain and gain.supported and gain.mean > 0 else {}
     return marks | ({others[0].name: "underline"} if others else {})
@@ -116,8 +115,9 @@ def _marks(comparison: Comparison) -> dict[str, Mark]:
 
 def _says_nothing(column: Column, comparison: Comparison) -> bool:
     if column.key == "n":
-        counts = {(len(arm.results), len(arm.records)) for arm in comparison.arms}
-        return len(counts) == 1 and all(done == planned for done, planned in counts)
+        return (
+            all(arm.whole for arm in comparison.arms) and len({arm.planned for arm in comparison.arms}) == 1
+        )
     return column.key == "best_AP" and not any(map(_best_differs, comparison.records))
 
 
@@ -138,9 +138,11 @@ def _footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]
     plan, records = comparison.plan, comparison.records
     seeds = {record.job.seed for arm in comparison.arms for record in arm.records}
     spread = "mean ± sample deviation over " if len(seeds) > 1 else ""
-    yield f"after the last epoch, {spread}{_seeds(seeds)}"
+    yield f"after the last epoch, {spread}{_seeds(seeds)}" if seeds else "no student in it"
     yield from (column.reading for column in shown if column.reading)
-    if len(seeds) < SEEDS_FOR_A_TEST and comparison.gains:
+    if any(gain.p is not None for gain in comparison.gains.values()):
+        yield P_READING
+    elif len(seeds) < SEEDS_FOR_A_TEST and comparison.gains:
         yield f"no p, no star and no bold: a test over seeds takes {SEEDS_FOR_A_TEST}"
     yield from _unmatched(comparison)
     yield from (note for record in records if record.job.is_teacher for note in teacher_notes(record))
@@ -154,7 +156,9 @@ def _footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]
 
 
 def _unmatched(comparison: Comparison) -> Iterator[str]:
-    """Whose images cannot be resampled: results from before jobs kept what their detections met."""
+    """Whose images cannot be resampled, or not together."""
+    if comparison.unlike:
+        yield "no interval over images between models that were measured on other images or objects"
     if comparison.unmatched:
         labels = ", ".join(comparison.unmatched[:4]) + (", ..." if len(comparison.unmatched) > 4 else "")
         yield f"no interval over images for {len(comparison.unmatched)} jobs without matches.npz: {labels}"
@@ -175,15 +179,18 @@ def _missing(arm: Arm) -> list[str]:
     lacking = [f"seed {record.job.seed} {record.state}" for record in arm.records if record.result is None]
     if not lacking:
         return []
-    return [f"{arm.name}: n={len(arm.results)} of {len(arm.records)}, {', '.join(lacking)}"]
+    return [f"{arm.name}: n={len(arm.results)} of {arm.planned}, {', '.join(lacking)}"]
 
 
 def _paired(comparison: Comparison) -> Iterator[str]:
-    """Which seeds a gain is over, where only one side has some."""
+    """Which seeds a gain is over, where one side lacks some, and which gains are between unlike batches."""
     for arm in comparison.arms:
-        gain, baseline = comparison.gains.get(arm.name), comparison.baseline
-        if gain and baseline and arm.results.keys() != baseline.results.keys():
-            yield f"{arm.name}: gain over {_seeds(gain.seeds)}, which {baseline.name} has too"
+        if (gain := comparison.gains.get(arm.name)) is None:
+            continue
+        if len(gain.seeds) < arm.planned:
+            yield f"{arm.name}: gain over {_seeds(gain.seeds)}, which the baseline has too"
+        if not gain.like:
+            yield f"{arm.name}: the baseline ran in other batches, so there is no test"
 
 
 def _seeds(seeds: Iterable[int]) -> str:

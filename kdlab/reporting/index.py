@@ -71,7 +71,7 @@ class Index:
         stamps = _stamps({job: self._runs.job(job).result for job in jobs})
         with closing(self._open()) as store:
             rows = _rows(store, "SELECT id, stamp, result FROM results", stamps)
-            found = {job: JobResult(**json.loads(text)) for job, stamp, text in rows if stamps[job] == stamp}
+            found = {job: JobResult(**json.loads(text)) for job, text in rows}
             new = dict(self._read(stamps.keys() - found.keys()))
             kept = [(job, stamps[job], json.dumps(vars(result))) for job, result in new.items()]
             _keep(store, "INSERT OR REPLACE INTO results VALUES (?, ?, ?)", kept)
@@ -84,11 +84,7 @@ class Index:
         stamps = _stamps({job: self._runs.job(job).matches for job in jobs})
         with closing(self._open()) as store:
             rows = _rows(store, "SELECT id, stamp, images, truth, ap FROM resampled", stamps)
-            found = {
-                job: Resampled(np.frombuffer(ap), images, truth)
-                for job, stamp, images, truth, ap in rows
-                if stamps[job] == stamp
-            }
+            found = {job: Resampled(np.frombuffer(ap), images, truth) for job, images, truth, ap in rows}
             for job, one in self._resample(sorted(stamps.keys() - found.keys())):
                 found[job] = one
                 row = (job, stamps[job], one.images, one.truth, one.ap.tobytes())
@@ -170,12 +166,22 @@ def _stamps(paths: Mapping[str, Path]) -> dict[str, str]:
     return found
 
 
-def _rows(store: sqlite3.Connection, query: str, jobs: Iterable[str]) -> Iterator[tuple[Any, ...]]:
-    """The rows of these jobs, asked for in parts that SQLite takes."""
-    ids = list(jobs)
-    for start in range(0, len(ids), _IDS_A_QUERY):
-        part = ids[start : start + _IDS_A_QUERY]
-        yield from store.execute(f"{query} WHERE id IN ({','.join('?' * len(part))})", part)
+def _rows(store: sqlite3.Connection, query: str, stamps: Mapping[str, str]) -> list[tuple[Any, ...]]:
+    """The rows of these jobs as they are now, without their stamps; none of a broken file.
+
+    Args:
+        store: where to ask.
+        query: without its condition; selects id and stamp first.
+        stamps: of the jobs.
+    """
+    ids, rows = list(stamps), []
+    try:
+        for start in range(0, len(ids), _IDS_A_QUERY):
+            part = ids[start : start + _IDS_A_QUERY]
+            rows += store.execute(f"{query} WHERE id IN ({','.join('?' * len(part))})", part).fetchall()
+    except sqlite3.Error:
+        return []
+    return [(job, *others) for job, stamp, *others in rows if stamps[job] == stamp]
 
 
 def _keep(store: sqlite3.Connection, command: str, rows: list[tuple[Any, ...]]) -> None:

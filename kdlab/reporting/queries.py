@@ -73,14 +73,15 @@ def _job(job_id: str, runs: Runs) -> Job:
     except FileNotFoundError:
         pass
     raise UsageError(
-        "a run that fits is of a job whose folder is not here, so its seeds cannot be paired",
+        "a run that fits is of a job whose result is not here, so its seeds cannot be paired",
         where=str(paths.folder),
         fix="set KDLAB_RUNS to the runs folder that it was made in, or narrow the filter",
     )
 
 
-_OF_AN_ARM = ("methods", "prepared", "inherit", "micro_batch", "teacher", "seed")
-"""What settings of students may differ in within one table: all but the last make them other arms."""
+_TELLS_ARMS = ("methods", "prepared", "inherit")
+_MAY_DIFFER = (*_TELLS_ARMS, "micro_batch", "teacher", "seed")
+"""What settings of students may differ in within one table."""
 
 
 def _groups(students: Iterable[Job]) -> list[list[Job]]:
@@ -88,7 +89,7 @@ def _groups(students: Iterable[Job]) -> list[list[Job]]:
     alone: dict[str, list[Job]] = {}
     taught: dict[str, dict[str, list[Job]]] = {}
     for job in students:
-        shared = {name: value for name, value in job.settings.items() if name not in _OF_AN_ARM}
+        shared = {name: value for name, value in job.settings.items() if name not in _MAY_DIFFER}
         world = json.dumps(shared, sort_keys=True)
         if job.settings.get("teacher") is None:
             alone.setdefault(world, []).append(job)
@@ -104,10 +105,10 @@ def _plan(group: list[Job], wanted: str, runs: Runs) -> dict[str, Any]:
     arms: dict[str, Any] = {}
     students = []
     for job in group:
-        about = json.dumps([job.settings.get(name) for name in _OF_AN_ARM[:4]], sort_keys=True)
+        about = json.dumps([job.settings.get(name) for name in _TELLS_ARMS], sort_keys=True)
         if about not in names:
-            same = sum(name.partition(" #")[0] == job.arm for name in arms)
-            names[about] = f"{job.arm} #{same + 1}" if same else job.arm
+            same = sum(name.partition(" (")[0] == job.arm for name in arms)
+            names[about] = f"{job.arm} ({same + 1})" if same else job.arm
             arms[names[about]] = job.settings["methods"]
         students.append(replace(job, arm=names[about]))
     teachers = [_job(parent, runs) for parent in {job.parents[0]: None for job in group if job.parents}]

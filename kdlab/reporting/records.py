@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kdlab.errors import UsageError, suggestion
+from kdlab.errors import MachineError, UsageError, suggestion
 from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobQueued, JobSkipped, last_in
 from kdlab.jobs.job import Job, JobPaths, JobResult, Runs
 from kdlab.jobs.lease import holder
@@ -112,7 +112,11 @@ def load_plan(runs: Runs, name: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    plan: dict[str, Any] = json.loads(path.read_text())
+    try:
+        plan: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        fix = "remove it, and run its recipe again: what is trained is reused"
+        raise MachineError("a plan's file is damaged", where=str(path), got=str(error), fix=fix) from error
     return plan
 
 

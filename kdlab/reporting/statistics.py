@@ -65,39 +65,36 @@ def percentile_interval(resampled: Floats) -> Interval:
 class Crossed:
     """Quantities whose seeds are all measured on the same images, and what is known of their scatter.
 
-    The variance of a mean over S seeds has two parts: that between seeds over S, which holds the noise that
-    images add to each seed alone, and that which images add to all seeds at once. The first comes from the
-    seeds' values, the second from resampled images. A bootstrap over seeds knows too little where there are
-    three of them, so both parts enter a t interval with the degrees of freedom of Satterthwaite.
+    The variance of a mean over S seeds has two parts: that between seeds over S, and that of the mean over
+    resampled images. What images do to one seed alone is in both, so the sum is rather too large than too
+    small. A bootstrap over seeds knows too little where there are three of them, so both parts enter a t
+    interval with the degrees of freedom of Satterthwaite.
 
     Args:
         means: (Q,) of each quantity over the seeds.
         of_seeds: (Q, Q) covariance of the means between seeds.
-        together: (Q, Q) covariance of the means over resampled images.
-        single: (Q, Q) the same of one seed, on average.
+        of_images: (Q, Q) covariance of the means over resampled images.
         seeds: S, at least 2.
         images: how many images there are.
 
-    Source: variance components of a crossed design; Satterthwaite, Biometrics Bulletin 2 (1946).
+    Source: two-way resampling, Owen, Annals of Applied Statistics 1 (2007); Satterthwaite, Biometrics
+    Bulletin 2 (1946).
     """
 
     means: Floats
     of_seeds: Floats
-    together: Floats
-    single: Floats
+    of_images: Floats
     seeds: int
     images: int
 
     @classmethod
     def of(cls, values: Floats, resampled: Floats, images: int) -> Self:
         """From (Q, S) values and (Q, S, R) the same on R resamples of the images."""
-        quantities, seeds, _ = resampled.shape
-        by_seed = [_covariance(resampled[:, seed]) for seed in range(seeds)]
+        seeds = values.shape[1]
         return cls(
             means=values.mean(1),
             of_seeds=_covariance(values) / seeds,
-            together=_covariance(resampled.mean(1)),
-            single=np.mean(by_seed, axis=0).reshape(quantities, quantities),
+            of_images=_covariance(resampled.mean(1)),
             seeds=seeds,
             images=images,
         )
@@ -131,12 +128,9 @@ class Crossed:
         return float(self.means @ factors)
 
     def _half_width(self, factors: Sequence[float]) -> float:
-        seeds, together, single = (
-            float(factors @ covariance @ factors)
-            for covariance in (self.of_seeds, self.together, self.single)
+        seeds, images = (
+            float(factors @ covariance @ factors) for covariance in (self.of_seeds, self.of_images)
         )
-        # what images do to one seed alone is in the seeds' own scatter already
-        images = max(0.0, together - max(0.0, single - together) / (self.seeds - 1))
         variance = seeds + images
         if variance <= 0:
             return 0.0

@@ -60,7 +60,7 @@ class CocoMetric(BaseMetric):
         for box in dataset["annotations"]:
             self._objects[numbers[box["image_id"]]].append(box)
         self._require_objects(self._sizes)
-        self._compared: tuple[Comparison, list[int]] | None = None
+        self._compared: tuple[COCO, COCO, list[int]] | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keep each image's number and its detections as rows of x, y, w, h, score, label."""
@@ -98,8 +98,7 @@ class CocoMetric(BaseMetric):
         """
         if self._compared is None:
             raise RuntimeError("matches() before compute_metrics()")
-        comparison, numbers = self._compared
-        return matches_of(comparison, sorted(numbers), self._category_ids)
+        return matches_of(*self._compared, self._category_ids)
 
     def _require_objects(self, numbers: Iterable[int]) -> None:
         if not any(not box["iscrowd"] for number in numbers for box in self._objects[number]):
@@ -118,10 +117,10 @@ class CocoMetric(BaseMetric):
             )
             for number, found in results
         ]
-        evaluation = Comparison(truth, truth.load_res(np.concatenate(rows)), "bbox")
+        self._compared = truth, truth.load_res(np.concatenate(rows)), sorted(number for number, _ in results)
+        evaluation = Comparison(*self._compared[:2], "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
-        self._compared = evaluation, [number for number, _ in results]
         # (IoU thresholds from 0.50 by 0.05, recalls, classes, areas, detection limits up to 100)
         precision = np.asarray(evaluation.eval["precision"])[..., -1]
         every, small, medium, large = np.moveaxis(precision, 3, 0)
@@ -201,7 +200,7 @@ def evaluate(
     model: nn.Module,
     loader: DataLoader,
     metric: CocoMetric,
-    keep: Callable[[Matches], None] = lambda matches: None,
+    keep: Callable[[Matches], None] | None = None,
 ) -> dict[str, float]:
     """The metrics of a model in eval mode over the loaders of all processes; its mode is put back.
 
@@ -209,7 +208,7 @@ def evaluate(
         model: any detector.
         loader: this process's share of the images.
         metric: of these images.
-        keep: called on rank 0 with what each detection met.
+        keep: called on rank 0 with what each detection met, which takes longer than the metrics.
 
     Raises:
         JobError: an image cannot be read, or none that holds an object can.
@@ -223,6 +222,6 @@ def evaluate(
     shares = ranks.gathered(metric.results)
     metric.results = []
     found = metric.of_all(shares) if shares else None
-    if shares:
+    if shares and keep:
         keep(metric.matches())
     return ranks.told(found)

@@ -2,54 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from hotcoco import COCO
 from hotcoco import COCOeval as Comparison
 
 from kdlab.jobs.matches import IOU_THRESHOLDS, Matches
 
+_IMAGES_AT_ONCE = 200
 
-def matches_of(comparison: Comparison, images: Sequence[int], categories: Sequence[int]) -> Matches:
-    """The matching of an evaluated comparison to objects of all sizes.
+
+def matches_of(truth: COCO, found: COCO, images: Sequence[int], categories: Sequence[int]) -> Matches:
+    """The matching of detections to objects of all sizes.
 
     Args:
-        comparison: after `evaluate()`.
-        images: the numbers of its images, rising.
+        truth: the labels.
+        found: detections in the same images.
+        images: the numbers of the images, rising.
         categories: the categories' ids in the order of the model's labels; others are left out.
     """
-    every = tuple(comparison.params.area_rng[0])
-    image_of = {number: place for place, number in enumerate(images)}
     class_of = {int(category): place for place, category in enumerate(categories)}
-    records = [
-        record
-        for record in comparison.eval_imgs
-        if record is not None and tuple(record["aRng"]) == every and record["category_id"] in class_of
-    ]
     objects = np.zeros((len(images), len(class_of)), np.uint16)
-    for record in records:
-        place = image_of[record["image_id"]], class_of[record["category_id"]]
-        objects[place] = len(record["gtIgnore"]) - sum(record["gtIgnore"])
-    counts = [len(record["dtScores"]) for record in records]
-    image = np.repeat([image_of[record["image_id"]] for record in records], counts).astype(np.int32)
-    label = np.repeat([class_of[record["category_id"]] for record in records], counts).astype(np.int16)
-    score = np.array([score for record in records for score in record["dtScores"]], np.float32)
-    matched = _bits([record["dtMatched"] for record in records])
-    ignored = _bits([record["dtIgnore"] for record in records])
+    parts = [_of_none()]
+    # hotcoco tells of each image and class in Python objects, which take gigabytes for a large set
+    for start in range(0, len(images), _IMAGES_AT_ONCE):
+        block = images[start : start + _IMAGES_AT_ONCE]
+        image_of = {number: start + place for place, number in enumerate(block)}
+        for record in _records(truth, found, block):
+            image, label = image_of[record["image_id"]], class_of.get(record["category_id"])
+            if label is not None:
+                objects[image, label] = len(record["gtIgnore"]) - sum(record["gtIgnore"])
+                parts.append(_detections(record, image, label))
+    image, label, score, matched, ignored = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     order = np.lexsort((image, -score, label))
-    return Matches(
-        images=np.array(images, np.int64),
-        image=image[order],
-        label=label[order],
-        score=score[order],
-        right=(matched & ~ignored)[order],
-        ignored=ignored[order],
-        objects=objects,
+    right = matched & ~ignored
+    numbers = np.array(images, np.int64)
+    return Matches(numbers, *(array[order] for array in (image, label, score, right, ignored)), objects)
+
+
+def _records(truth: COCO, found: COCO, images: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """What hotcoco has to say of each of some images and each class in it."""
+    comparison = Comparison(truth, found, "bbox")
+    comparison.params.img_ids = list(images)
+    comparison.params.area_rng = comparison.params.area_rng[:1]
+    comparison.evaluate()
+    return (record for record in comparison.eval_imgs if record is not None)
+
+
+def _of_none() -> tuple[np.ndarray, ...]:
+    return tuple(np.empty(0, kind) for kind in (np.int32, np.int16, np.float32, np.uint16, np.uint16))
+
+
+def _detections(record: dict[str, Any], image: int, label: int) -> tuple[np.ndarray, ...]:
+    """Image, class, score, and the thresholds matched and ignored at, of each of d detections."""
+    score = np.array(record["dtScores"], np.float32)
+    return (
+        np.full(len(score), image, np.int32),
+        np.full(len(score), label, np.int16),
+        score,
+        _bits(record["dtMatched"]),
+        _bits(record["dtIgnore"]),
     )
 
 
-def _bits(flags: Sequence[Sequence[Sequence[bool]]]) -> np.ndarray:
-    """(D,) uint16 whose bit t is the flag at IoU threshold t, from a (T, d) block an image and class."""
-    blocks = [np.asarray(block, bool).reshape(IOU_THRESHOLDS, -1) for block in flags]
-    wide = np.concatenate([np.empty((IOU_THRESHOLDS, 0), bool), *blocks], axis=1)
-    return (wide.T @ (1 << np.arange(IOU_THRESHOLDS))).astype(np.uint16)
+def _bits(flags: Sequence[Sequence[bool]]) -> np.ndarray:
+    """(d,) uint16 whose bit t is the flag at IoU threshold t, from (T, d) flags."""
+    block = np.asarray(flags, bool).reshape(IOU_THRESHOLDS, -1)
+    return (block.T @ (1 << np.arange(IOU_THRESHOLDS))).astype(np.uint16)

@@ -64,7 +64,7 @@ class Trainer:
             loader,
             schedule,
             checkpoints.TrainingCheckpoints(paths.checkpoints),
-            evaluate=lambda: evaluate(self.distiller, self._val_loader, metric, self._keep),
+            evaluate=lambda: evaluate(self.distiller, self._val_loader, metric, self._last_keeps()),
             emit=emit,
             may_write=may_write,
             should_stop=should_stop,
@@ -96,13 +96,14 @@ class Trainer:
 
         All processes take these steps, for the losses of some detectors wait for one another.
         """
-        digest = ""
+        digest, latency_s = "", 0.0
+        # of few images other processes may have none
         if ranks.rank() == 0:
+            latency_s = bench.latency_s(self.distiller.student, next(batches_of(self._val_loader)))
             self.loop.may_write()
             student, classes = self.distiller.student, self.reading.classes
             digest = checkpoints.save_model(self.paths.weights, student, classes)
         step_s, data_s = self.loop.clock.medians()
-        latency_s = bench.latency_s(self.distiller.student, next(batches_of(self._val_loader)))
         self.loop.loader.batch_sampler.start_at(0, 0)
         data = self.loop.step.first_part(next(batches_of(self.loop.loader)))
         times = bench.step_times(self.distiller, self.loop.optim, data)
@@ -119,8 +120,11 @@ class Trainer:
             "data": self.reading.report(),
         }
 
+    def _last_keeps(self) -> Callable[[Matches], None] | None:
+        """What becomes of what detections met: after the last epoch it is left beside the result."""
+        return self._keep if self.loop.progress.epoch == self.loop.epochs else None
+
     def _keep(self, matches: Matches) -> None:
-        """Leave what the newest evaluation met: the last one's stays."""
         self.loop.may_write()
         matches.write(self.paths.matches)
 

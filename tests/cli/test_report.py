@@ -148,10 +148,49 @@ def test_plots_are_written_and_named(kdlab: Verb, tmp_path: Path) -> None:
     assert all(name in err for name in made)
 
 
-def test_the_page_has_its_plots_inside(kdlab: Verb, tmp_path: Path) -> None:
-    out = kdlab("report --plots --format html")[1]
+def test_the_page_has_its_plots_inside_also_where_it_is_written(kdlab: Verb, tmp_path: Path) -> None:
+    out = kdlab("report --plots --format html --write")[1]
     assert "data:image/svg+xml;base64," in out
-    assert not (tmp_path / "results").exists()
+    [page] = (tmp_path / "results").rglob("*.html")
+    assert page.read_text() == out
+    assert list((tmp_path / "results").rglob("*.pdf"))
+
+
+@pytest.mark.parametrize("option", ["--write", "--plots"])
+def test_results_that_cannot_be_written_are_told_and_lose_no_table(
+    kdlab: Verb, tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "results").touch()
+    code, out, err = kdlab(f"report {option}")
+    assert code == 0
+    assert "baseline" in out
+    assert "warning: results/ cannot be written" in err
+
+
+def test_a_damaged_result_is_named(kdlab: Verb, bench: Workbench) -> None:
+    bench.runs.job("student-rm1").result.write_text("{")
+    code, out, err = kdlab("report")
+    assert (code, out) == (3, "")
+    assert "student-rm1/result.json" in err
+
+
+def test_a_damaged_plan_is_named(kdlab: Verb, bench: Workbench) -> None:
+    path = next(bench.runs.plans.glob("*.json"))
+    path.write_text(path.read_text()[:100])
+    code, _, err = kdlab("report")
+    assert code == 3
+    assert path.name in err
+
+
+def test_commas_inside_the_name_of_an_arm_do_not_part_columns(kdlab: Verb, bench: Workbench) -> None:
+    path = next(bench.runs.plans.glob("*.json"))
+    path.write_text(path.read_text().replace('"rm"', '"rm[rank=loc,weight=2]"'))
+    out = kdlab('report --by-class --format csv --cols "rm[rank=loc,weight=2], pfi"')[1]
+    assert 'class,"rm[rank=loc,weight=2]",pfi' in out.splitlines()
+
+
+def test_published_numbers_have_no_classes(kdlab: Verb) -> None:
+    assert kdlab("report --by-class --reported")[0] == 2
 
 
 class TestQuery:
@@ -211,7 +250,7 @@ class TestQuery:
         job = read(bench, "student-rm2")
         write(bench, job | {"settings": job["settings"] | {"methods": {"rm": {"weight": 9}}}})
         [table] = json.loads(kdlab("report mlflow: --json")[1])["tables"]
-        assert [row["arm"]["text"] for row in table["rows"]] == ["teacher", "baseline", "pfi", "rm", "rm #2"]
+        assert [row["arm"]["text"] for row in table["rows"]] == ["teacher", "baseline", "pfi", "rm", "rm (2)"]
 
     def test_a_job_whose_folder_is_not_here_is_refused(
         self, kdlab: Verb, asked: list[str], bench: Workbench

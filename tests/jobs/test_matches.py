@@ -36,6 +36,16 @@ def test_no_file_is_none(tmp_path: Path) -> None:
     assert Matches.read(tmp_path / "matches.npz") is None
 
 
+def test_a_damaged_file_is_none_or_what_it_was(tmp_path: Path, matches: Matches) -> None:
+    path = tmp_path / "matches.npz"
+    matches.write(path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        read = Matches.read(path)
+        assert read is None or len(read.image) == len(read.score)
+
+
 @pytest.mark.parametrize("part", [0, 10, 500, -1])
 def test_a_file_cut_short_is_none(tmp_path: Path, matches: Matches, part: int) -> None:
     path = tmp_path / "matches.npz"

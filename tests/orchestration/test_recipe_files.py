@@ -7,7 +7,7 @@ import pytest
 from kdlab import catalog
 from kdlab.errors import UsageError
 from kdlab.orchestration.document import Document
-from kdlab.orchestration.recipe_files import command_of, derived, find, of_folder
+from kdlab.orchestration.recipe_files import command_of, derived, find, of_folder, shareable
 
 RECIPE = "dataset: {name: digits}\nstudent: {detector: gfl}\n"
 
@@ -72,6 +72,22 @@ def test_command_names_what_was_set_and_no_path_of_this_machine(tmp_path: Path) 
 
 
 def test_command_of_a_derived_recipe_is_the_one_that_derived_it() -> None:
-    text = "# A pair; ablation of rm\n# kdlab ablate --loss rm a      or kdlab run ablate/a--rm\n"
+    text = "# A pair; ablation of rm\n# kdlab ablate --loss rm a\n# or kdlab run ablate/a--rm\n"
     document = Document("runs/recipes/ablate/a--rm.yaml", text)
     assert command_of("ablate/a--rm", document) == "kdlab ablate --loss rm a"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("dataset.root=/data/x=y", "dataset.root=PATH"),
+        ("a='/home/me'", "a=PATH"),
+        ("dataset={root: /home/me}", "dataset=PATH"),
+        ("init=https://a.b/c.pth", "init=https://a.b/c.pth"),
+        ("schedule.lr=1e-3", "schedule.lr=1e-3"),
+        ("/home/me/a.yaml", "PATH"),
+        ("recipes/a.yaml", "recipes/a.yaml"),
+    ],
+)
+def test_paths_of_this_machine_are_not_shown(text: str, shown: str) -> None:
+    assert shareable(text) == shown

@@ -42,7 +42,7 @@ def test_gain_is_paired_over_the_seeds_that_both_arms_have(bench):
     results = {("baseline", 0): 30.0, ("baseline", 1): 40.0, ("rm", 0): None, ("rm", 1): 42.0}
     shown = made(bench, results)
     assert texts(shown, "rm")["dAP"] == "+2.0"
-    assert "rm: gain over seed 1, which baseline has too" in shown.footnotes
+    assert "rm: gain over seed 1, which the baseline has too" in shown.footnotes
 
 
 def test_loss_of_ap_shows_its_minus_and_no_gain_a_plus(bench):
@@ -274,6 +274,35 @@ def test_an_arm_that_lacks_a_seed_stands_out_in_nothing_but_its_n(bench):
     assert marks(shown) == {"baseline": "underline", "rm": "", "pfi": "bold"}
     assert texts(shown, "rm")["n"] == "2 of 3"
     assert texts(shown, "rm")["p"] == ""
+
+
+def test_where_every_arm_lacks_a_seed_nothing_stands_out(bench):
+    shown = made(bench, BASELINE | {("baseline", 3): None} | arm("rm", 22.0, 23.1, 21.6, None))
+    assert marks(shown) == {"baseline": "", "rm": ""}
+    assert texts(shown, "rm")["p"] == "0.0003"
+
+
+def test_seeds_in_micro_batches_take_no_bold_from_an_arm_that_is_whole(bench):
+    aps = BASELINE | arm("rm", 22.0, 23.1, 21.6) | arm("pfi", 30.0, 31.0, 30.5)
+    jobs = {
+        (name, seed): bench.job(name, seed, settings={"micro_batch": 2} if (name, seed) == ("pfi", 2) else {})
+        for name, seed in aps
+    }
+    for key, job in jobs.items():
+        bench.finish(job, aps[key])
+    shown = table(of_plan(bench.plan(list(jobs.values())), bench.runs)).usual()
+    assert marks(shown) == {"baseline": "underline", "rm": "bold", "pfi": "", "pfi [micro-batch 2]": ""}
+    assert [texts(shown, name)["n"] for name in ("pfi", "pfi [micro-batch 2]")] == ["2 of 3", "1 of 3"]
+
+
+def test_between_unlike_batches_there_is_a_gain_and_no_test(bench):
+    jobs = [bench.job("baseline", seed) for seed in range(3)]
+    jobs += [bench.job("rm", seed, settings={"micro_batch": 2}) for seed in range(3)]
+    for job, ap in zip(jobs, (20.0, 21.0, 19.5, 30.0, 31.0, 29.5001), strict=True):
+        bench.finish(job, ap)
+    shown = table(of_plan(bench.plan(jobs), bench.runs)).usual()
+    assert texts(shown, "rm [micro-batch 2]")["dAP"] == "+10.0"
+    assert "rm [micro-batch 2]: the baseline ran in other batches, so there is no test" in shown.footnotes
 
 
 def test_below_three_seeds_there_is_no_p_no_star_and_nothing_bold(bench):

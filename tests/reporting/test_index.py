@@ -64,6 +64,16 @@ def test_a_broken_index_costs_time_alone(bench, content: bytes) -> None:
     assert Index(bench.runs).results([result.id]).keys() == {result.id}
 
 
+def test_an_index_that_is_broken_inside_costs_time_alone(bench) -> None:
+    results = [bench.finish(bench.job("rm", seed), losses=[{"a": 0.5}] * 50) for seed in range(40)]
+    Index(bench.runs).results(one.id for one in results)
+    path = bench.runs.folder / "index-1.db"
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    path.write_bytes(content)
+    assert Index(bench.runs).results(one.id for one in results).keys() == {one.id for one in results}
+
+
 def test_a_folder_that_cannot_be_written_costs_time_alone(bench, monkeypatch) -> None:
     result = bench.finish(bench.job("rm"))
     monkeypatch.setattr(module.sqlite3, "connect", _only_in_memory(module.sqlite3.connect))

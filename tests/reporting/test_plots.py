@@ -52,7 +52,7 @@ def arm(name: str, aps: tuple[float, ...], change: Change) -> Arm:
         Record(Job(f"{name}{seed}", "student", name, seed, {}), "done", change(result(name, seed, ap)))
         for seed, ap in enumerate(aps)
     ]
-    return Arm(name, name != "baseline", False, tuple(records))
+    return Arm(name, name != "baseline", False, tuple(records), len(aps))
 
 
 def compared(

@@ -71,7 +71,7 @@ def experiment(rng: np.random.Generator, skill: float, method: str):
             records.append(
                 Record(job, "done", type(result)(**{**vars(result), "metrics": {"AP": float(ap)}}))
             )
-        arms.append(Arm(arm, arm != "baseline", False, tuple(records)))
+        arms.append(Arm(arm, arm != "baseline", False, tuple(records), SEEDS))
     plan = {"recipe": {"arms": {"baseline": {}, "rm": {"rm": {}}}}}
     return compare(plan, [record for arm in arms for record in arm.records], resampled).gains["rm"]
 

@@ -45,8 +45,8 @@ class Scenes:
                 [list(row) for row in np.column_stack([np.vstack([near, false]), score, label])]
             )
 
-    def compared(self, times: Any) -> Comparison:
-        """hotcoco's comparison where image i is there `times[i]` times."""
+    def labelled(self, times: Any) -> tuple[COCO, COCO]:
+        """Labels and detections where image i is there `times[i]` times."""
         images, annotations, rows = [], [], []
         for place in np.repeat(np.arange(self.images), times):
             number = len(images) + 1
@@ -56,17 +56,17 @@ class Scenes:
             rows += [[number, *row] for row in self.found[place]]
         names = [{"id": number, "name": str(number)} for number in CATEGORIES]
         truth = COCO({"images": images, "categories": names, "annotations": annotations})
-        comparison = Comparison(truth, truth.load_res(np.array(rows)), "bbox")
-        comparison.evaluate()
-        comparison.accumulate()
-        return comparison
+        return truth, truth.load_res(np.array(rows))
 
     def matches(self) -> Matches:
-        comparison = self.compared(np.ones(self.images, int))
-        return matches_of(comparison, range(1, self.images + 1), CATEGORIES)
+        return matches_of(*self.labelled(np.ones(self.images, int)), range(1, self.images + 1), CATEGORIES)
 
 
-def ap_of(comparison: Comparison) -> float:
+def ap_of(labelled: tuple[COCO, COCO]) -> float:
+    """hotcoco's own."""
+    comparison = Comparison(*labelled, "bbox")
+    comparison.evaluate()
+    comparison.accumulate()
     precision = np.asarray(comparison.eval["precision"])[..., 0, -1]
     return float(100 * precision[precision > -1].mean())
 
@@ -74,7 +74,7 @@ def ap_of(comparison: Comparison) -> float:
 def test_resampled_ap_equals_hotcocos_on_200_images() -> None:
     scenes = Scenes(200)
     times = np.vstack([np.ones((1, 200), np.int32), draw(200, 12)])
-    expected = [ap_of(scenes.compared(row)) for row in times]
+    expected = [ap_of(scenes.labelled(row)) for row in times]
     assert average_precision(scenes.matches(), times) == pytest.approx(expected, abs=1e-6)
 
 
@@ -82,7 +82,7 @@ def test_a_class_that_no_drawn_image_holds_is_left_out_of_the_mean() -> None:
     scenes = Scenes(40, seed=3)
     times = np.array([[1] * 10 + [0] * 30, [0] * 39 + [1]], np.int32)
     assert any(scenes.matches().objects[:10].sum(0) == 0)
-    expected = [ap_of(scenes.compared(row)) for row in times]
+    expected = [ap_of(scenes.labelled(row)) for row in times]
     assert average_precision(scenes.matches(), times) == pytest.approx(expected, abs=1e-6)
 
 
@@ -118,6 +118,14 @@ def test_a_resample_is_as_many_images_as_there_are_and_the_same_each_time() -> N
     assert (times.sum(1) == 50).all()
     assert (times == draw(50, 200)).all()
     assert times.mean(0) == pytest.approx(np.ones(50), abs=0.4)
+
+
+def test_images_are_matched_in_parts_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = Scenes(30)
+    whole = scenes.matches()
+    monkeypatch.setattr("kdlab.training.matching._IMAGES_AT_ONCE", 7)
+    parts = scenes.matches()
+    assert all((getattr(parts, name) == array).all() for name, array in vars(whole).items())
 
 
 def test_a_bit_a_threshold() -> None:

@@ -75,7 +75,7 @@ def trial(rng: np.random.Generator, gain: float, noise: tuple[float, float, floa
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
-@pytest.mark.parametrize("noise", [(1.0, 0.01, 0.01), (1.0, 0.5, 0.5), (0.3, 1.0, 0.1), (0.3, 1.0, 1.0)])
+@pytest.mark.parametrize("noise", [(1.0, 0.01, 0.01), (1.0, 0.5, 0.5), (0.3, 1.0, 0.1), (0.5, 1.0, 0.5)])
 def test_the_interval_covers_the_gain_in_93_to_97_of_100_experiments(
     noise: tuple[float, float, float], seeds: int
 ) -> None:

@@ -14,7 +14,8 @@ def to_csv(table: Table) -> str:
 
     These are `<key>_sd` for a deviation, `<key>_low` and `<key>_high` for the ends of an interval.
 
-    Title and footnotes are leading `#` lines: `pandas.read_csv(path, comment="#")` reads the rest.
+    Title and footnotes are leading `#` lines: `pandas.read_csv(path, comment="#")` reads the rest, unless
+    names of classes hold a `#`.
     """
     text = io.StringIO()
     text.writelines(f"# {note}\n" for note in (table.title, *table.footnotes))
