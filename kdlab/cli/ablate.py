@@ -63,7 +63,9 @@ def ablate(
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            "--vary", metavar="KEY=VALUES", help="Values of an option: rm.rank=cls,loc,both. Repeatable."
+            "--vary",
+            metavar="METHOD.KEY=VALUES",
+            help="Values of an option: rm.rank=cls,loc,both. Repeatable.",
         ),
     ] = None,
     seeds: Annotated[
@@ -143,7 +145,7 @@ def _seeds(text: str | None, overrides: Sequence[str]) -> list[str]:
         return []
     numbers = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() for word in numbers) or len({*map(int, numbers)}) < len(numbers):
-        raise UsageError("--seeds takes unlike numbers", got=text, fix="--seeds 0,1,2")
+        raise UsageError("--seeds takes whole numbers, each once", got=text, fix="--seeds 0,1,2")
     written = f"seeds=[{','.join(str(int(word)) for word in numbers)}]"
     return [] if any(one.startswith("seeds=") for one in overrides) else [written]
 

@@ -170,7 +170,7 @@ def _usage_fault(error: Any) -> Fault:
         near = suggestion(option, [name for name in known if name.startswith("--")])
         what = f"there is no option {option}"
     else:
-        near, what = "", error.format_message().rstrip(".")
+        near, what = "", error.format_message().rstrip(".").replace("Value error, ", "")
     return Fault(
         what[:1].lower() + what[1:], where=verb, fix="   ".join(filter(None, [near, f"see: {verb} --help"]))
     )

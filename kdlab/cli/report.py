@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -54,10 +56,15 @@ def report(
     form: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.terminal,
     cols: Annotated[
         str | None,
-        typer.Option("--cols", metavar="A,B", help="Columns; a wrong name tells all. Default: the usual."),
+        typer.Option(
+            "--cols",
+            metavar="A,B",
+            help="Columns: AP, dAP, interval, other_images, p, gap_closed, n, latency_ms, ...; of --by-class "
+            "arms. A wrong one tells all.",
+        ),
     ] = None,
     sort: Annotated[
-        str | None, typer.Option("--sort", metavar="COLUMN", help="Rows by a column, highest first.")
+        str | None, typer.Option("--sort", metavar="COLUMN", help="Rows by a column: numbers highest first.")
     ] = None,
     classes: Annotated[bool, typer.Option("--by-class", help="AP of each class, a column an arm.")] = False,
     reported: Annotated[
@@ -104,7 +111,16 @@ def report(
     plans = [dict(one.plan) for one in compared if "query" not in one.plan]
     for plan in plans:
         tell_tracking(screen, tracking.sync(plan, runs, deadline_s=session.TRACKING_S))
-    screen.next(f"kdlab run {plans[0]['recipe']['name']}" if plans else "kdlab ls runs")
+    screen.next(_next(compared[0], plots))
+
+
+def _next(comparison: Comparison, plots: bool) -> str:
+    """What one does after looking: train what is missing, else look closer."""
+    recipe = comparison.plan["recipe"]
+    name = shlex.quote(recipe["name"])
+    if not all(arm.whole for arm in comparison.arms):
+        return str(recipe.get("command") or f"kdlab run {name}")
+    return f"kdlab report {name} {'--format explain' if plots else '--plots'}"
 
 
 def _compared(
@@ -125,11 +141,22 @@ def _compared(
     with screen.working("comparing") as progress:
         for source in sources:
             if source.startswith(queries.QUERY):
+                _send_all(screen, runs)
                 newest += queries.plans(source.removeprefix(queries.QUERY), runs, progress)
             else:
                 newest.append(records.load_plan(runs, source))
         for plan in newest:
             yield comparison.of_plan(plan, runs, pool=pool, whole=whole, progress=progress)
+
+
+def _send_all(screen: Screen, runs: Runs) -> None:
+    """Bring MLflow up to date before it is asked, and say what it still lacks."""
+    from kdlab import session
+    from kdlab.reporting import records, tracking
+
+    until = time.monotonic() + session.TRACKING_S
+    for plan in records.all_plans(runs):
+        tell_tracking(screen, tracking.sync(plan, runs, deadline_s=max(0.0, until - time.monotonic())))
 
 
 def _shaped(

@@ -99,7 +99,8 @@ def _check_losses(request: Request, methods: recipes.Methods) -> None:
         if instance in request.losses[:place]:
             faults.append(Fault(f"{instance} is named twice", request.said, fix="name it once"))
         if key not in methods:
-            fix = "   ".join(filter(None, [recipes.nearest(key, methods), "see: kdlab ls methods"]))
+            near = f"write {instance.replace('+', ',')}" if "+" in instance else recipes.nearest(key, methods)
+            fix = "   ".join(filter(None, [near, "see: kdlab ls methods"]))
             got = dotted((key,))
             faults.append(Fault(f"{got} is not a method", request.said, got, shortened(methods), fix))
     if faults:

@@ -72,7 +72,7 @@ def shareable(text: str) -> str:
 def of_folder(folder: Path) -> Path | None:
     """The recipe that lies in a folder; None where there is none.
 
-    A YAML file counts that has the sections `dataset:` and `student:`, whatever else in it is wrong.
+    A YAML file counts that has a section `dataset:` or `student:`, whatever else in it is wrong.
 
     Raises:
         UsageError: there are several.
@@ -89,7 +89,7 @@ def of_folder(folder: Path) -> Path | None:
 def _looks_like_one(path: Path) -> bool:
     with path.open(encoding="utf-8-sig", errors="replace") as stream:
         text = stream.read(2**20)
-    return all(section.search(text) for section in _SECTIONS)
+    return any(section.search(text) for section in _SECTIONS)
 
 
 def _derived_folder() -> Path:

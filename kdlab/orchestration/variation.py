@@ -18,6 +18,7 @@ from kdlab.orchestration.yaml_reader import values
 
 FOLDER = "ablate"
 _NAME_CHARACTERS = 80
+_OWNERS = {"--vary": "METHOD", "--pairs": "student|teacher"}
 _FORMS = {"--vary": "rm.rank=cls,loc,both", "--pairs": "student.width=8,16"}
 
 
@@ -135,7 +136,8 @@ def axis(flag: str, text: str) -> Axis:
     said, form = _printable(f"{flag} {text}"), f"{flag} {_FORMS[flag]}"
     key, equals, listed = text.partition("=")
     if not equals or not all(key.partition(".")):
-        raise UsageError("is not of the form KEY=VALUE,...", where=said, fix=f"write {form}")
+        what = f"is not of the form {_OWNERS[flag]}.KEY=VALUE,..."
+        raise UsageError(what, where=said, fix=f"write {form}")
     found = Axis(key, tuple(values(listed, said)), flag, text)
     if not found.values:
         raise UsageError("names no value", where=said, fix=f"write {form}")

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from statistics import fmean, median, stdev
 
 from kdlab.reporting.arms import Arm
-from kdlab.reporting.comparison import SIGNIFICANT, Comparison, Gain
+from kdlab.reporting.comparison import SIGNIFICANT, Comparison, Gain, latencies_ms
 from kdlab.reporting.index import RESAMPLES
 from kdlab.reporting.tables import Cell, Column, Mark
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "VOC07", "VOC12")
 NONE = Cell("-", mark="dim")
-_LEAST_P = 0.0001
+_LEAST_P = 0.001
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class View:
 
 
 Fill = Callable[[View, Column], Cell | None]
+Timing = dict[str, float]
 
 
 def _name(view: View, column: Column) -> Cell:
@@ -129,22 +130,38 @@ def _n(view: View, column: Column) -> Cell:
     return Cell(f"{done}" if done == planned else f"{done} of {planned}", done)
 
 
-def _step(other: Callable[[dict[str, float]], float]) -> Fill:
-    """Median over seeds of the time of a training step over another time."""
+def _step_x(view: View, column: Column) -> Cell | None:
+    if view.arm is view.comparison.teacher or not view.arm.results:
+        return None
+    return _step(view, column, _alone) if view.arm.distils else column.cell(1.0)
 
-    def fill(view: View, column: Column) -> Cell | None:
-        if view.arm is view.comparison.teacher or not view.arm.results:
-            return None
-        if not view.arm.distils:
-            return column.cell(1.0) if column.key == "step_x" else None
-        timings = [result.timing for result in view.arm.results.values()]
-        ratios = [
-            timing["distill_step_s"] / other(timing) for timing in timings if "distill_step_s" in timing
-        ]
-        how = "median over seeds of medians of steps that took turns in the job"
-        return column.cell(median(ratios), how=how) if ratios else None
 
-    return fill
+def _method_x(view: View, column: Column) -> Cell | None:
+    return _step(view, column, _watched)
+
+
+def _step(view: View, column: Column, other: Callable[[Timing], float]) -> Cell | None:
+    ratios = _ratios(view.arm, other)
+    how = "median over seeds of medians of steps that took turns in the job"
+    return column.cell(median(ratios), how=how) if ratios else None
+
+
+def method_ratios(arm: Arm) -> list[float]:
+    """Of each seed, a training step over one of the student and a forward pass of the teacher."""
+    return _ratios(arm, _watched)
+
+
+def _ratios(arm: Arm, other: Callable[[Timing], float]) -> list[float]:
+    timings = [result.timing for result in arm.results.values()]
+    return [timing["distill_step_s"] / other(timing) for timing in timings if "distill_step_s" in timing]
+
+
+def _alone(timing: Timing) -> float:
+    return timing["student_step_s"]
+
+
+def _watched(timing: Timing) -> float:
+    return timing["student_step_s"] + timing["teacher_forward_s"]
 
 
 def _result(number: Callable[[View], list[float]], how: str) -> Fill:
@@ -156,8 +173,7 @@ def _result(number: Callable[[View], list[float]], how: str) -> Fill:
 
 
 def _latencies(view: View) -> list[float]:
-    timings = [result.timing for result in view.arm.results.values()]
-    return [1000 * timing["latency_s"] for timing in timings if "latency_s" in timing]
+    return latencies_ms(view.comparison, view.arm)
 
 
 def _params(view: View) -> list[float]:
@@ -179,7 +195,9 @@ def _listed(column: Column, values: dict[int, float]) -> str:
     return f"mean of {listed}" if len(values) > 1 else listed
 
 
-_INTERVAL_READING = "dAP 95 %: of the gain, for other seeds and other validation images"
+_INTERVAL_READING = (
+    "dAP 95 %: of the gain, for other seeds and other validation images; not corrected for the number of arms"
+)
 _IMAGES_READING = (
     "these weights, other images: 95 % of the gain over resampled validation images; no word on seeds"
 )
@@ -187,7 +205,7 @@ _GAP_READING = 'gap closed: gain / (teacher - baseline); "-" where the teacher i
 P_READING = (
     "p: paired t test over seeds, two-sided, corrected with Holm over the arms of this table; "
     f"* p < {SIGNIFICANT}; bold: the highest AP, where its gain has a star; "
-    "underlined: the second, both of arms that lack no seed"
+    "underlined: then the second, both of arms that lack no seed"
 )
 _VOC_READING = "VOC07: PASCAL VOC's mAP at IoU 0.5, mean precision at 11 recalls; VOC12: area under the curve"
 _LATENCY_READING = "latency: one image, from pixels to boxes, median, on the device of the job"
@@ -210,7 +228,7 @@ COLUMNS: tuple[tuple[Column, Fill], ...] = (
         Column("other_images", "these weights, other images", signed=True, reading=_IMAGES_READING),
         _other_images,
     ),
-    (Column("p", "p", digits=4), _p),
+    (Column("p", "p", digits=3), _p),
     *((Column(metric, metric), _metric) for metric in METRICS[1:6]),
     (Column("VOC07", "VOC07", reading=_VOC_READING), _metric),
     (Column("VOC12", "VOC12"), _metric),
@@ -220,7 +238,7 @@ COLUMNS: tuple[tuple[Column, Fill], ...] = (
         Column(
             "step_x", "step x", digits=2, reading="step x: time of a training step, the student alone = 1"
         ),
-        _step(lambda timing: timing["student_step_s"]),
+        _step_x,
     ),
     (
         Column(
@@ -229,7 +247,7 @@ COLUMNS: tuple[tuple[Column, Fill], ...] = (
             digits=2,
             reading="method x: the same, the student alone and a teacher's forward pass = 1",
         ),
-        _step(lambda timing: timing["student_step_s"] + timing["teacher_forward_s"]),
+        _method_x,
     ),
     (
         Column("best_AP", "best epoch", reading="best epoch: chosen on the evaluation set, enters no test"),
@@ -237,7 +255,7 @@ COLUMNS: tuple[tuple[Column, Fill], ...] = (
     ),
     (
         Column("latency_ms", "latency", digits=2, unit=" ms", reading=_LATENCY_READING, usual=False),
-        _result(_latencies, "median over seeds"),
+        _result(_latencies, "median over the jobs of this network"),
     ),
     (Column("params_m", "params", digits=2, unit=" M", usual=False), _result(_params, "")),
     (

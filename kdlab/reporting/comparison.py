@@ -147,6 +147,16 @@ def compare(
     return Comparison(plan, records, teacher, arms, baseline, gains, images, unmatched, unlike)
 
 
+def latencies_ms(comparison: Comparison, arm: Arm) -> list[float]:
+    """Milliseconds that jobs took for one image: of the teacher its own, of an arm those of all students.
+
+    These are one network, so what differs between them is the noise of the machine.
+    """
+    alike = [arm] if arm is comparison.teacher else comparison.arms
+    timings = [result.timing for one in alike for result in one.results.values()]
+    return [1000 * timing["latency_s"] for timing in timings if "latency_s" in timing]
+
+
 def _rival(arm: Arm, plain: Sequence[Arm]) -> Arm:
     """The baseline that ran in batches of the same size where there is one, else the first."""
     return next((one for one in plain if one.micro_batch == arm.micro_batch), plain[0])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 from kdlab.reporting.arms import Arm
-from kdlab.reporting.columns import COLUMNS, NONE, P_READING, View
+from kdlab.reporting.columns import COLUMNS, NONE, P_READING, View, method_ratios
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.provenance import provenance
 from kdlab.reporting.records import Record
@@ -109,8 +110,9 @@ def _marks(comparison: Comparison) -> dict[str, Mark]:
         return {}
     best, *others = sorted(whole, key=lambda arm: -fmean(arm.over_seeds("metrics", "AP")))
     gain = comparison.gains.get(best.name)
-    marks: dict[str, Mark] = {best.name: "bold"} if gain and gain.supported and gain.mean > 0 else {}
-    return marks | ({others[0].name: "underline"} if others else {})
+    if not (gain and gain.supported and gain.mean > 0):
+        return {}
+    return {best.name: "bold", others[0].name: "underline"} if others else {best.name: "bold"}
 
 
 def _says_nothing(column: Column, comparison: Comparison) -> bool:
@@ -144,15 +146,31 @@ def _footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]
         yield P_READING
     elif len(seeds) < SEEDS_FOR_A_TEST and comparison.gains:
         yield f"no p, no star and no bold: a test over seeds takes {SEEDS_FOR_A_TEST}"
+    yield from _unlikely(comparison)
     yield from _unmatched(comparison)
     yield from (note for record in records if record.job.is_teacher for note in teacher_notes(record))
     yield from _in_micro_batches(records)
     yield from (note for arm in comparison.arms for note in _missing(arm))
     yield from _paired(comparison)
     yield from provenance(records)
+    if comparison.baseline is None and comparison.arms:
+        yield "no gains: no arm is without methods"
+    yield from _query(plan)
     yield f"plan {plan['id']} of {plan['recipe']['name']}"
     if command := plan["recipe"].get("command"):
         yield f"made again by: {command}"
+
+
+def _query(plan: Mapping[str, Any]) -> Iterator[str]:
+    if "metrics" in plan.get("query", ""):
+        yield "warning: these runs were chosen by their results, so what they have in common can be luck"
+
+
+def _unlikely(comparison: Comparison) -> Iterator[str]:
+    """Times that cannot be, and what they come from."""
+    quick = [arm.name for arm in comparison.arms if any(ratio < 1 for ratio in method_ratios(arm))]
+    if quick:
+        yield f"method x below 1 cannot be; the machine was busy with other work: {', '.join(quick)}"
 
 
 def _unmatched(comparison: Comparison) -> Iterator[str]:
@@ -161,7 +179,8 @@ def _unmatched(comparison: Comparison) -> Iterator[str]:
         yield "no interval over images between models that were measured on other images or objects"
     if comparison.unmatched:
         labels = ", ".join(comparison.unmatched[:4]) + (", ..." if len(comparison.unmatched) > 4 else "")
-        yield f"no interval over images for {len(comparison.unmatched)} jobs without matches.npz: {labels}"
+        jobs = f"{len(comparison.unmatched)} job{'s' * (len(comparison.unmatched) > 1)}"
+        yield f"no interval over images for {jobs} without a whole matches.npz: {labels}"
 
 
 def _in_micro_batches(records: Sequence[Record]) -> list[str]:
@@ -186,6 +205,8 @@ def _paired(comparison: Comparison) -> Iterator[str]:
     """Which seeds a gain is over, where one side lacks some, and which gains are between unlike batches."""
     for arm in comparison.arms:
         if (gain := comparison.gains.get(arm.name)) is None:
+            if arm.results and comparison.baseline and not arm.plain:
+                yield f"{arm.name}: no gain, for it shares no finished seed with the baseline"
             continue
         if len(gain.seeds) < arm.planned:
             yield f"{arm.name}: gain over {_seeds(gain.seeds)}, which the baseline has too"

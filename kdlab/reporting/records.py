@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from kdlab import catalog
 from kdlab.errors import MachineError, UsageError, suggestion
 from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobQueued, JobSkipped, last_in
 from kdlab.jobs.job import Job, JobPaths, JobResult, Runs
@@ -84,6 +85,11 @@ def newest_plan(runs: Runs) -> dict[str, Any] | None:
     return None if newest is None else _read(newest)
 
 
+def all_plans(runs: Runs) -> list[dict[str, Any]]:
+    """All plans, the newest first."""
+    return [_read(path) for path in _plan_files(runs)]
+
+
 def load_plan(runs: Runs, name: str) -> dict[str, Any]:
     """The plan whose id begins with `name`, else the newest plan of the recipe called `name`.
 
@@ -107,8 +113,12 @@ def load_plan(runs: Runs, name: str) -> dict[str, Any]:
         f"no plan in {runs.plans} is called {name!r}",
         got=name,
         known=", ".join(known) or "none yet",
-        fix=suggestion(name, known) or (f"kdlab run {name}" if known else _QUICKSTART),
+        fix=_run_it(name) or suggestion(name, known) or ("kdlab ls runs" if known else _QUICKSTART),
     )
+
+
+def _run_it(name: str) -> str:
+    return f"kdlab run {name}" if name in catalog.recipes() else ""
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -91,3 +91,8 @@ def test_command_of_a_derived_recipe_is_the_one_that_derived_it() -> None:
 )
 def test_paths_of_this_machine_are_not_shown(text: str, shown: str) -> None:
     assert shareable(text) == shown
+
+
+def test_a_recipe_with_a_slip_in_a_section_is_still_the_one_of_its_folder(here: Path) -> None:
+    (here / "mine.yaml").write_text("dataset: {name: digits}\nstudnet: {detector: gfl}\n")
+    assert of_folder(here) == here / "mine.yaml"

@@ -32,7 +32,8 @@ def draw(comparison: Comparison) -> Plot | None:
     chosen, left = _chosen(gains)
     grid = figure(max(WIDTH, 1.8 + 0.42 * len(gains)), 1.9 + 0.24 * len(chosen))
     _fields(grid.subplots(), gains, chosen)
-    caption = f"AP minus {baseline.name}'s, mean over the seeds that both have. Blue: a gain. Red: a loss."
+    caption = f"AP minus {baseline.name}'s, mean over the seeds that both have; the largest changes first."
+    caption += " Blue: a gain. Red: a loss."
     if left:
         caption += f" {left} more classes change less in every arm."
     rows = [(name, arm, *found[name]) for name in chosen for arm, found in gains.items() if name in found]

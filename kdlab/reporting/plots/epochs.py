@@ -29,6 +29,7 @@ from kdlab.reporting.plots.plot import (
     panels,
 )
 
+_BANDS = 3
 _COLUMNS = ("arm", "epoch", "AP", "AP_min", "AP_max", "n")
 
 
@@ -48,9 +49,10 @@ def draw(comparison: Comparison) -> Plot | None:
     curves = {arm.name: curve for arm in finished(comparison.arms) if (curve := _curve(arm))}
     if not curves:
         return None
-    together = len(curves) <= TOGETHER
-    grid = (_together if together else _apart)(comparison, curves)
     several = any(moment.n > 1 for curve in curves.values() for moment in curve)
+    # bands of more would hide one another
+    together = len(curves) <= (_BANDS if several else TOGETHER)
+    grid = (_together if together else _apart)(comparison, curves)
     caption = "Line: mean over seeds. Band: from the lowest to the highest seed." if several else "One seed."
     if not together:
         caption += " Marks: the arm that the panel names. Thin: baseline. Dashed: the teacher at its end."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean, median
 
 from kdlab.reporting.arms import Arm
-from kdlab.reporting.comparison import Comparison
+from kdlab.reporting.comparison import Comparison, latencies_ms
 from kdlab.reporting.plots.plot import (
     SOFT,
     TOGETHER,
@@ -25,7 +25,8 @@ _COLUMNS = ("arm", "latency_ms", "AP", "n")
 def draw(comparison: Comparison) -> Plot | None:
     """A mark an arm and the teacher's, of many arms with names for the best alone; None without times."""
     teachers = [comparison.teacher] if comparison.teacher else []
-    points = {arm.name: _point(arm) for arm in finished([*teachers, *comparison.arms]) if _times(arm)}
+    arms = finished([*teachers, *comparison.arms])
+    points = {arm.name: point for arm in arms if (point := _point(comparison, arm))}
     if not points:
         return None
     named, others = _named(comparison, points)
@@ -45,19 +46,18 @@ def draw(comparison: Comparison) -> Plot | None:
     axes.set_xlim(0, 1.1 * max(point[0] for point in points.values()))
     axes.margins(y=0.15)
     legend(grid, axes)
-    caption = "Median time of the model alone, batch of one image, over seeds; mean AP over seeds."
+    caption = (
+        "Median time of one image where the jobs ran. The students are one network and share it."
+        " Mean AP over seeds."
+    )
     rows = [(name, *point) for name, point in points.items()]
     return framed("AP against latency", comparison, caption, grid, _COLUMNS, rows)
 
 
-def _times(arm: Arm) -> list[float]:
-    timings = [result.timing for result in arm.results.values()]
-    return [1000 * timing["latency_s"] for timing in timings if "latency_s" in timing]
-
-
-def _point(arm: Arm) -> tuple[float, float, int]:
-    """Latency in ms, AP in points, seeds."""
-    return median(_times(arm)), fmean(arm.over_seeds("metrics", "AP")), len(_times(arm))
+def _point(comparison: Comparison, arm: Arm) -> tuple[float, float, int] | None:
+    """Latency in ms, AP in points, seeds; None where one is not known."""
+    times, aps = latencies_ms(comparison, arm), arm.over_seeds("metrics", "AP")
+    return (median(times), fmean(aps), len(aps)) if times and aps else None
 
 
 def _named(

@@ -29,16 +29,15 @@ class _Fitted:
         self._table = table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = self._table
-        hidden = _too_wide(table, options.max_width)
+        hidden = _too_wide(self._table, options.max_width)
+        left_out = [column.title for column in self._table.columns if column.key in hidden]
+        table = self._table.only([one.key for one in self._table.columns if one.key not in hidden])
         grid = RichTable(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
-        shown = [index for index, column in enumerate(table.columns) if column.key not in hidden]
-        for column in (table.columns[index] for index in shown):
+        for column in table.columns:
             side: Literal["left", "right"] = "left" if column.digits is None else "right"
             grid.add_column(Text("\n".join(column.lines)), justify=side, overflow="fold")
         for row in table.rows:
-            grid.add_row(*(Text(row[index].text, style=row[index].mark) for index in shown))
-        left_out = [column.title for column in table.columns if column.key in hidden]
+            grid.add_row(*(Text(cell.text, style=cell.mark) for cell in row))
         notes = [f"not shown in this width: {', '.join(left_out)}"] if left_out else []
         yield Text(table.title)
         yield grid
