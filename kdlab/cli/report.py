@@ -137,15 +137,15 @@ def _compared(
     """
     from kdlab.reporting import comparison, queries, records
 
-    newest = [] if sources else [_newest(screen, runs)]
+    plans = [] if sources else [_newest(screen, runs)]
     with screen.working("comparing") as progress:
         for source in sources:
             if source.startswith(queries.QUERY):
                 _send_all(screen, runs)
-                newest += queries.plans(source.removeprefix(queries.QUERY), runs, progress)
+                plans += queries.plans(source.removeprefix(queries.QUERY), runs, progress)
             else:
-                newest.append(records.load_plan(runs, source))
-        for plan in newest:
+                plans.append(records.load_plan(runs, source))
+        for plan in plans:
             yield comparison.of_plan(plan, runs, pool=pool, whole=whole, progress=progress)
 
 
