@@ -328,8 +328,8 @@ class TestReport:
     def test_several_plans_give_several_tables(self, kdlab: Bench) -> None:
         kdlab(f"run {NAME}")
         _, out, _ = kdlab(f"report 7f3a {NAME} --json")
-        assert [table["footnotes"][-1] for table in json.loads(out)["tables"]] == 2 * [
-            "plan 7f3a0001 of digits/quickstart"
+        assert [table["footnotes"][-2:] for table in json.loads(out)["tables"]] == 2 * [
+            ["plan 7f3a0001 of digits/quickstart", "made again by: kdlab run digits/quickstart"]
         ]
 
     def test_writes_on_request_also_what_is_incomplete(self, kdlab: Bench) -> None:
