@@ -142,7 +142,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a finished job found, complete: tables and plots read nothing else.
+    """What a finished job found, complete: tables and plots read nothing else but `matches.npz`.
 
     Args:
         metrics: AP AP50 AP75 APs APm APl in points 0 to 100 after the last epoch; a size without objects
