@@ -17,7 +17,8 @@ from kdlab.orchestration import scheduler
 from kdlab.orchestration.driver import driving
 from kdlab.orchestration.executors.base import Executor
 from kdlab.orchestration.executors.inline import Inline
-from kdlab.orchestration.plan import Plan
+from kdlab.orchestration.plan import Plan, PlannedJob
+from kdlab.orchestration.scheduler import Feed
 from kdlab.reporting.follower import Follower
 from kdlab.reporting.tracking import SyncReport
 
@@ -63,6 +64,7 @@ def drive(
     on_stop: Callable[[], None] = lambda: None,
     publish: Callable[[Outcome], Sequence[Path]] = lambda outcome: (),
     command: str = "",
+    feed: Feed | None = None,
 ) -> Outcome:
     """Bring a plan to its end, with MLflow following from a thread of its own.
 
@@ -79,12 +81,25 @@ def drive(
         publish: called once the jobs have ended, before MLflow gets its last seconds; returns files to attach
             to the plan's MLflow run.
         command: what a person types to go on, for `kdlab status` and `kdlab stop` in another shell.
+        feed: gives the plan more jobs while it runs.
 
     Raises:
         MachineError: a job never fits on this machine, or the runs folder cannot be written.
     """
     _save(plan, runs)
     follower = Follower(plan.to_dict(), runs)
+
+    def grow(active: int) -> Sequence[PlannedJob]:
+        nonlocal plan
+        more = feed(active) if feed else ()
+        if more:
+            known = {planned.job.id for planned in plan.jobs}
+            new = [planned for planned in more if planned.job.id not in known]
+            plan = replace(plan, jobs=(*plan.jobs, *new))
+            _save(plan, runs)
+            follower.plan = plan.to_dict()
+        return more
+
     files: Sequence[Path] = ()
     try:
         with _signals(on_stop) as wish, driving(plan.id, runs, command):
@@ -96,6 +111,7 @@ def drive(
                 jobs_at_once=jobs_at_once,
                 stop=wish.stop,
                 kill=wish.kill,
+                feed=grow,
             )
             ends = _watched(events, observers, wish, isinstance(executor, Inline))
         done = [event for event in ends.values() if isinstance(event, JobReused | JobFinished)]

@@ -21,6 +21,7 @@ from kdlab.orchestration.settings import (
     Schedule,
     Settings,
     TeacherSettings,
+    TuneSettings,
 )
 from kdlab.orchestration.yaml_reader import read
 from kdlab.plugin_files import PluginInfo
@@ -37,7 +38,7 @@ __all__ = [
     "load",
 ]
 
-SECTIONS = ("dataset", "teacher", "student", "schedule", "methods", "arms", "seeds", "resources")
+SECTIONS = ("dataset", "teacher", "student", "schedule", "methods", "arms", "seeds", "resources", "tune")
 INHERIT = "inherit"
 RESERVED = ("teacher", "class")
 NAME = re.compile(r"[\w+@\[\]=,.-]+")
@@ -47,6 +48,7 @@ _FIXED: dict[str, type[Settings]] = {
     "teacher": TeacherSettings,
     "student": ModelSettings,
     "schedule": Schedule,
+    "tune": TuneSettings,
 }
 
 Info = TypeVar("Info", bound=PluginInfo)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from kdlab.jobs.lease import holder
 from kdlab.orchestration import packing
 from kdlab.orchestration.executors.base import Executor, Keepers
 from kdlab.orchestration.packing import Held, Piece
-from kdlab.orchestration.plan import Plan
+from kdlab.orchestration.plan import Plan, PlannedJob
 from kdlab.orchestration.task import Task
 
 GRACE_S = 120.0
@@ -33,6 +34,9 @@ LOOK_S = 1.0
 """Between two looks for free devices while nothing ends."""
 UNKNOWN_S = 3600.0
 """What a job is taken to last where nothing is known of any."""
+
+Feed = Callable[[int], Sequence[PlannedJob]]
+"""Gives more jobs, or none for now, when told how many wait and run; what they need is done or comes with them."""
 
 
 def run(
@@ -47,6 +51,7 @@ def run(
     grace_s: float = GRACE_S,
     stop: threading.Event | None = None,
     kill: threading.Event | None = None,
+    feed: Feed | None = None,
 ) -> Generator[Event, None, None]:
     """Bring every job of a plan to its result; ends when all are done, failed, cancelled or skipped.
 
@@ -67,22 +72,24 @@ def run(
         grace_s: seconds a job has to write its checkpoint when it is stopped.
         stop: set it to stop the running jobs and end.
         kill: set it to kill the running jobs and end.
+        feed: asked for more jobs at first and whenever one has ended, until it gives none and nothing runs.
 
     Raises:
         MachineError: a job never fits on this machine, or the runs folder cannot be written.
     """
     limits = _Limits(
         fail_fast,
-        jobs_at_once or len(plan.jobs),
+        jobs_at_once or sys.maxsize,
         retries,
         grace_s,
         stop or threading.Event(),
         kill or threading.Event(),
     )
-    schedule = _Schedule(plan, executor, runs, limits)
+    schedule = _Schedule(plan, executor, runs, limits, feed or (lambda active: ()))
     try:
         with _usable(runs.folder):
-            yield from schedule.queue()
+            yield from schedule.admit(plan.jobs)
+            yield from schedule.ask_for_more()
             while not schedule.over:
                 yield from schedule.step()
                 # Not stop.wait(): it can deadlock with a signal handler that sets the event in this thread.
@@ -106,13 +113,12 @@ class _Limits:
 class _Schedule:
     """The jobs of one `run`: those that wait, those that run and those that are done."""
 
-    def __init__(self, plan: Plan, executor: Executor, runs: Runs, limits: _Limits) -> None:
-        self._executor, self._limits = executor, limits
+    def __init__(self, plan: Plan, executor: Executor, runs: Runs, limits: _Limits, feed: Feed) -> None:
+        self._executor, self._limits, self._runs, self._feed = executor, limits, runs, feed
         self._keepers = Keepers(executor)
-        self._tasks = {each.job.id: Task(each.job, runs.job(each.job.id)) for each in plan.jobs}
-        costs = _costs_s(plan)
-        pieces = [Piece(job, 1.0, costs[job], task.job.parents) for job, task in self._tasks.items()]
-        self._costs, self._urgency = costs, packing.urgency(pieces)
+        self._tasks: dict[str, Task] = {}
+        self._costs: dict[str, float] = {}
+        self._urgency: dict[str, float] = {}
         self._look_at = 0.0
         self._waiting: dict[str, Task] = {}
         self._running: dict[str, Task] = {}
@@ -130,12 +136,16 @@ class _Schedule:
         """Whether there is nothing left to wait for."""
         return not self._running and (self.ending or not self._waiting)
 
-    def queue(self) -> Iterator[Event]:
-        """Take stock: what is done, what others run already, what is left to start."""
-        stock = [self._enter(task) for task in self._tasks.values()]
-        histories = [task.adopt(self._keepers) or [] for task in self._waiting.values()]
-        self._check_fit()
-        for task in list(self._waiting.values()):
+    def admit(self, jobs: Sequence[PlannedJob]) -> Iterator[Event]:
+        """Take stock of new jobs: which are done, which others run already, which are left to start."""
+        new = {each.job.id: Task(each.job, self._runs.job(each.job.id)) for each in jobs}
+        self._tasks |= new
+        self._value(jobs)
+        stock = [self._enter(task) for task in new.values()]
+        waiting = [task for job, task in new.items() if job in self._waiting]
+        histories = [task.adopt(self._keepers) or [] for task in waiting]
+        self._check_fit(waiting)
+        for task in waiting:
             if task.handle:
                 self._running[task.job.id] = self._waiting.pop(task.job.id)
             else:
@@ -143,9 +153,14 @@ class _Schedule:
         yield from stock
         for history in histories:
             yield from history
-        for task, event in [(task, task.missed()) for task in self._waiting.values()]:
+        for task, event in [(task, task.missed()) for task in waiting if task.job.id in self._waiting]:
             if event:
                 yield from self._settle(task, event)
+
+    def ask_for_more(self) -> Iterator[Event]:
+        """Admit what the feed gives, as long as it gives any; what is done already makes room at once."""
+        while not self.ending and (more := self._feed(len(self._waiting) + len(self._running))):
+            yield from self.admit(more)
 
     def step(self) -> Iterator[Event]:
         """One look at everything."""
@@ -160,6 +175,8 @@ class _Schedule:
             self._look_at = 0.0
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_S
+            yield from self._give_up_unwanted()
+            yield from self.ask_for_more()
             yield from self._start()
 
     def abandon(self, poll_s: float) -> None:
@@ -177,7 +194,14 @@ class _Schedule:
         self._waiting[task.job.id] = task
         return task.says(JobQueued)
 
-    def _check_fit(self) -> None:
+    def _value(self, jobs: Sequence[PlannedJob]) -> None:
+        """What new jobs cost, and how urgent that makes them."""
+        costs = _costs_s(jobs, self._tasks)
+        pieces = [Piece(each.job.id, 1.0, costs[each.job.id], each.job.parents) for each in jobs]
+        self._costs |= costs
+        self._urgency |= packing.urgency(pieces)
+
+    def _check_fit(self, tasks: Sequence[Task]) -> None:
         faults = [
             Fault(
                 "the job does not fit on this machine",
@@ -185,7 +209,7 @@ class _Schedule:
                 got=f"gpus: {task.job.resources.gpus}, threads: {task.job.resources.threads}",
                 fix="lower schedule.gpus, or see what is there: kdlab doctor",
             )
-            for task in self._waiting.values()
+            for task in tasks
             if task.handle is None and self._executor.slots(task.job) == 0
         ]
         if faults:
@@ -193,12 +217,7 @@ class _Schedule:
 
     def _start(self) -> Iterator[Event]:
         """Start what is ready and fits, as `packing` orders it."""
-        ready = [task for task in self._waiting.values() if self._done.issuperset(task.job.parents)]
-        for task in self._unwanted(ready):
-            del self._waiting[task.job.id]
-            yield from self._settle(task, task.says(JobCancelled))
-        ready = [task for task in ready if task.job.id in self._waiting]
-        for task in self._chosen(sorted(ready, key=lambda task: -self._urgency[task.job.id])):
+        for task in self._chosen(sorted(self._ready(), key=lambda task: -self._urgency[task.job.id])):
             if self.ending or len(self._running) >= self._limits.jobs_at_once:
                 return
             events = task.begin(self._executor, self._keepers)
@@ -222,9 +241,16 @@ class _Schedule:
         chosen = packing.startable(pieces, held, packing.capacity_of(machine), now)
         return [self._waiting[piece.id] for piece in chosen]
 
-    def _unwanted(self, tasks: Sequence[Task]) -> list[Task]:
-        """Those that somebody asked to stop before they started."""
-        return [task for task in tasks if task.paths.stop_request.exists()]
+    def _ready(self) -> list[Task]:
+        """Those that wait for devices alone."""
+        return [task for task in self._waiting.values() if self._done.issuperset(task.job.parents)]
+
+    def _give_up_unwanted(self) -> Iterator[Event]:
+        """Cancel what somebody asked to stop before it started."""
+        for task in self._ready():
+            if task.paths.stop_request.exists():
+                del self._waiting[task.job.id]
+                yield from self._settle(task, task.says(JobCancelled))
 
     def _settle(self, task: Task, event: Event) -> Iterator[Event]:
         """Tell an event and draw what follows from it for the other jobs."""
@@ -281,16 +307,16 @@ class _Schedule:
                 task.paths.stop_request.touch()
 
 
-def _costs_s(plan: Plan) -> dict[str, float]:
+def _costs_s(jobs: Sequence[PlannedJob], known_jobs: Collection[str]) -> dict[str, float]:
     """Expected seconds of each job; what is not known is like the others.
 
     Raises:
-        ValueError: the plan lacks a job that another one needs.
+        ValueError: a job needs one that is not among the known ones.
     """
-    known = [planned.cost_s for planned in plan.jobs if planned.cost_s]
+    known = [planned.cost_s for planned in jobs if planned.cost_s]
     usual = sum(known) / len(known) if known else UNKNOWN_S
-    costs = {each.job.id: usual if each.cost_s is None else each.cost_s for each in plan.jobs}
-    if unknown := {parent for each in plan.jobs for parent in each.job.parents} - costs.keys():
+    costs = {each.job.id: usual if each.cost_s is None else each.cost_s for each in jobs}
+    if unknown := {parent for each in jobs for parent in each.job.parents} - set(known_jobs):
         raise ValueError(f"the plan lacks jobs that others need: {', '.join(sorted(unknown))}")
     return costs
 

@@ -23,6 +23,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Listed = Strict(False)  # a YAML list is read as a tuple; its entries stay strict
 
+_Choices = Annotated[tuple[Any, ...], Field(min_length=2), Listed]
+Objective = Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "latency"]
+Sampler = Literal["tpe", "random", "gp", "cmaes", "nsgaii", "qmc"]
+Pruner = Literal["hyperband", "halving", "median", "none"]
+
 Backbone = Literal[
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext101_64x4d", "mobilenet_v2",
     "swin_t", "swin_s",
@@ -249,6 +254,46 @@ class Resources(Settings):
     executors: dict[str, dict[str, Any]] = {}
 
 
+class TuneSettings(Settings):
+    """`tune:`, what `kdlab tune` searches and how.
+
+    Args:
+        arm: whose methods a trial trains; None for the smallest arm that has all that `over` names.
+        over: what is searched: "pfi.weight", "rm.rank"; nothing for the weights of the arm's methods.
+        space: of some of it, in place of what its method declares: [lowest, highest] of a number, or the
+            values to choose from.
+        student: settings of the student to choose from, by key: `width: [8, 16]`.
+        objectives: AP, more of which is better, and what it is weighed against: seconds for one image.
+        trials: how many, all runs of the command together.
+        epochs: of a trial, the schedule stretched or shrunk to them; None for those of the recipe.
+        split: part of the training images that a trial is measured on, and does not learn from.
+        seed: of all trials; none of `seeds`.
+        sampler: of Optuna; None takes "tpe" for one objective and "nsgaii" for two.
+        pruner: of Optuna, which ends hopeless trials by their AP after each epoch; "none" lets all end.
+        storage: an Optuna URL, or a path ending in .log for a journal; None for `optuna.db` in the runs folder.
+    """
+
+    arm: str | None = None
+    over: Annotated[tuple[str, ...], Listed] = ()
+    space: dict[str, Annotated[tuple[Any, ...], Field(min_length=2), Listed]] = {}
+    student: dict[Literal["backbone", "width", "neck_channels", "head_convs"], _Choices] = {}
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1), Listed] = ("AP",)
+    trials: PositiveInt = 30
+    epochs: PositiveInt | None = None
+    split: Annotated[float, Field(gt=0, le=0.5)] = 0.2
+    seed: Seed = 1000
+    sampler: Sampler | None = None
+    pruner: Pruner = "hyperband"
+    storage: Annotated[str, Field(min_length=1)] | None = None
+
+    @field_validator("objectives")
+    @classmethod
+    def _of_each_kind(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
+        if objectives[0] == "latency" or objectives[1:] not in ((), ("latency",)):
+            raise ValueError("must be one AP, or that and latency: [AP, latency]")
+        return objectives
+
+
 class Recipe(Settings):
     """A whole recipe, every default filled in.
 
@@ -268,6 +313,7 @@ class Recipe(Settings):
             beside the methods.
         seeds: every arm runs once with each.
         resources: what does not change results.
+        tune: what `kdlab tune` searches.
     """
 
     name: str
@@ -282,6 +328,7 @@ class Recipe(Settings):
     inherits: Annotated[tuple[str, ...], Listed] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Listed] = (0,)
     resources: Resources = Resources()
+    tune: TuneSettings = TuneSettings()
 
     @field_validator("seeds")
     @classmethod

@@ -22,7 +22,7 @@ class Follower:
     """Syncs every few seconds from a thread of its own, while the plan runs.
 
     Args:
-        plan: content of the plan's file.
+        plan: content of the plan's file; may be replaced by that of a plan that has grown.
         runs: where the jobs are.
         store: as for `sync`.
         every_s: seconds between two syncs, at least.
@@ -32,7 +32,8 @@ class Follower:
         self, plan: dict[str, Any], runs: Runs, *, store: str | None = None, every_s: float = 5.0
     ) -> None:
         self.report = SyncReport()
-        self._plan, self._runs, self._store, self._every_s = plan, runs, store, every_s
+        self.plan = plan
+        self._runs, self._store, self._every_s = runs, store, every_s
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="kdlab-tracking", daemon=True)
         self._thread.start()
@@ -40,7 +41,7 @@ class Follower:
     def _follow(self) -> None:
         while not self._closing.is_set():
             began = time.thread_time()
-            self.report = sync(self._plan, self._runs, store=self._store, deadline_s=TURN_S)
+            self.report = sync(self.plan, self._runs, store=self._store, deadline_s=TURN_S)
             rest_s = min(LONGEST_REST_S, REST * (time.thread_time() - began))
             self._closing.wait(max(self._every_s, rest_s))
 
@@ -50,6 +51,6 @@ class Follower:
         self._closing.set()
         self._thread.join(deadline_s)
         if self._thread.is_alive():
-            return SyncReport(0, left(self._plan, self._runs, self._store), "MLflow is slow to answer")
+            return SyncReport(0, left(self.plan, self._runs, self._store), "MLflow is slow to answer")
         left_s = max(0.0, until - time.monotonic())
-        return sync(self._plan, self._runs, store=self._store, deadline_s=left_s, files=files)
+        return sync(self.plan, self._runs, store=self._store, deadline_s=left_s, files=files)
