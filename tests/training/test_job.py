@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 from kdlab.datasets import digits
+from kdlab.datasets._tuning_split import tuning_split
+from kdlab.datasets.base import DatasetFiles
 from kdlab.errors import JobError
 from kdlab.jobs.events import Event, EventLog, JobEvaluated, JobFailed, JobFinished, JobStarted, read_from
 from kdlab.jobs.files import DISK_FULL, write_json
@@ -114,6 +117,29 @@ def test_teacher_then_student_leave_complete_results(tmp_path: Path, teacher: Jo
     kinds = [type(event) for event in read_from(paths.events).events]
     assert kinds[0] is JobStarted
     assert kinds[-1] is JobFinished
+
+
+def test_job_learns_from_a_tuning_split_and_is_measured_on_what_was_cut(
+    tmp_path: Path, teacher: Job, files: dict[str, Any]
+) -> None:
+    split = tuning_split(DatasetFiles.from_dict(files), 0.5, tmp_path)
+    images = shutil.copytree(split.train.images, tmp_path / "images")
+    split = replace(split, train=replace(split.train, images=images), val=replace(split.val, images=images))
+    shown = [json.loads(part.labels.read_text())["images"] for part in (split.train, split.val)]
+    for part in shown:
+        (images / part[0]["file_name"]).write_bytes(b"broken")
+    settings = teacher.settings | {"dataset": {"scale": None, "flip": 0.0, "broken_images": "skip"}}
+    # all of them in one batch, so that the broken ones are among those read
+    settings["schedule"] = SCHEDULE | {"batch_size": 6}
+    paths = lay(tmp_path, replace(teacher, settings=settings, inputs={"dataset": split.to_dict()}))
+    result = run_job(paths)
+    matches = Matches.read(paths.matches)
+    assert result is not None
+    assert matches is not None
+    assert result.data["images"] == 6
+    assert result.data["broken_names"] == sorted(str(images / part[0]["file_name"]) for part in shown)
+    assert list(matches.images) == list(range(2, 7))
+    assert 0 <= result.metrics["AP"] <= 100
 
 
 def test_student_config_builds_with_mmdet_alone(tmp_path: Path, teacher: Job) -> None:
