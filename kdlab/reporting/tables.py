@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from decimal import Decimal
 from typing import Any, Literal
 
 from kdlab.errors import UsageError, suggestion
@@ -11,6 +12,11 @@ from kdlab.jobs.job import SCHEMA
 from kdlab.reporting.statistics import Interval
 
 Mark = Literal["", "bold", "underline", "dim"]
+
+
+def significant(number: float, digits: int) -> str:
+    """`number` with so many significant digits at most and never with an exponent: "0.0123", "1230"."""
+    return f"{Decimal(f'{number:.{digits}g}') + 0:f}"
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Column:
         key: the column's name in CSV and JSON.
         title: its heading for people.
         digits: decimals shown; None for a column of words.
+        significant: whether `digits` counts from the first that is not 0, for numbers of any size.
         signed: whether a gain shows its plus.
         unit: what follows the number.
         reading: how to read it, a footnote of the tables that show it; "" where the title says it all.
@@ -53,6 +60,7 @@ class Column:
     key: str
     title: str
     digits: int | None = 1
+    significant: bool = False
     signed: bool = False
     unit: str = ""
     reading: str = ""
@@ -64,7 +72,9 @@ class Column:
         return self.title.replace(", ", ",\n").splitlines()
 
     def plain(self, number: float) -> str:
-        """`number` with the decimals of this column and nothing else; never "-0.0"."""
+        """`number` with the digits of this column and nothing else; never "-0.0"."""
+        if self.significant and self.digits is not None:
+            return significant(number, self.digits)
         return f"{round(number, self.digits) + 0.0:.{self.digits}f}"
 
     def shown(self, number: float) -> str:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from matplotlib import rc_context
-
-from kdlab.jobs.files import replacing, write_text
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.plots import classes, epochs, gains, latency, losses, sizes
-from kdlab.reporting.plots.plot import STYLE, Plot, finished
+from kdlab.reporting.plots.plot import Plot, drawn, finished, write
 from kdlab.reporting.renderers.html import Picture
 
 __all__ = ["PLOTS", "draw", "pictures", "write_plots"]
@@ -30,32 +27,12 @@ def draw(comparison: Comparison, names: Iterable[str] = tuple(PLOTS)) -> dict[st
     """The plots by name that the results have numbers for; none before a student has finished."""
     if not finished(comparison.arms):
         return {}
-    with rc_context(STYLE):
-        plots = {name: PLOTS[name](comparison) for name in names}
-    return {name: plot for name, plot in plots.items() if plot is not None}
+    return drawn({name: PLOTS[name] for name in names}, comparison)
 
 
 def write_plots(comparison: Comparison, folder: Path, stem: str) -> list[Path]:
-    """Write `<stem>-<plot>.png`, `.pdf` and `.csv` under `folder`; equal results give equal files.
-
-    Args:
-        comparison: what to show.
-        folder: where; made if it is not there.
-        stem: file name without suffix, may name folders ("coco/retinanet_r101_r50").
-
-    Returns:
-        The files, three a plot.
-    """
-    (folder / stem).parent.mkdir(parents=True, exist_ok=True)
-    files = []
-    for name, plot in draw(comparison).items():
-        png, pdf, csv = (folder / f"{stem}-{name}.{suffix}" for suffix in ("png", "pdf", "csv"))
-        for path in (png, pdf):
-            with replacing(path) as file:
-                plot.save(file, path.suffix[1:])
-        write_text(csv, plot.csv())
-        files += [png, pdf, csv]
-    return files
+    """Write the plots as `plot.write` does; equal results give equal files."""
+    return write(draw(comparison), folder, stem)
 
 
 def pictures(comparison: Comparison) -> list[Picture]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison
-from kdlab.reporting.plots.plot import WIDTH, Plot, figure, finished, framed, signed
+from kdlab.reporting.plots.plot import WIDTH, Plot, figure, finished, framed, of_what, signed
 
 _MOST = 30
 _DARK = 0.65
@@ -38,7 +38,7 @@ def draw(comparison: Comparison) -> Plot | None:
         caption += f" {left} more classes change less in every arm."
     rows = [(name, arm, *found[name]) for name in chosen for arm, found in gains.items() if name in found]
     what = f"Gains over {baseline.name} by class (AP points)"
-    return framed(what, comparison, caption, grid, _COLUMNS, rows)
+    return framed(what, of_what(comparison), caption, grid, _COLUMNS, rows)
 
 
 def _gains(arm: Arm, baseline: Arm) -> _Gains:

@@ -26,6 +26,7 @@ from kdlab.reporting.plots.plot import (
     label,
     legend,
     look,
+    of_what,
     panels,
 )
 
@@ -57,7 +58,7 @@ def draw(comparison: Comparison) -> Plot | None:
     if not together:
         caption += " Marks: the arm that the panel names. Thin: baseline. Dashed: the teacher at its end."
     rows = [[name, *vars(moment).values()] for name, curve in curves.items() for moment in curve]
-    return framed("AP by epoch", comparison, caption, grid, _COLUMNS, rows)
+    return framed("AP by epoch", of_what(comparison), caption, grid, _COLUMNS, rows)
 
 
 def _curve(arm: Arm) -> list[_Moment]:

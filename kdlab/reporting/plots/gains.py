@@ -7,7 +7,7 @@ import math
 from matplotlib.axes import Axes
 
 from kdlab.reporting.comparison import Comparison, Gain
-from kdlab.reporting.plots.plot import COLOURS, INK, SOFT, WIDTH, Plot, figure, framed, signed
+from kdlab.reporting.plots.plot import COLOURS, INK, SOFT, WIDTH, Plot, figure, framed, of_what, signed
 from kdlab.reporting.statistics import Interval
 
 _COLUMNS = ("arm", "dAP", "low", "high", "other_images_low", "other_images_high", "n")
@@ -32,7 +32,7 @@ def draw(comparison: Comparison) -> Plot | None:
     axes.set_xlabel(f"gain over {baseline.name} (AP points)")
     caption = _caption(gains)
     rows = [_row(arm.name, gain) for arm, gain in zip(arms, gains, strict=True)]
-    return framed("Gains", comparison, caption, grid, _COLUMNS, rows)
+    return framed("Gains", of_what(comparison), caption, grid, _COLUMNS, rows)
 
 
 def _mark(axes: Axes, place: int, gain: Gain) -> None:

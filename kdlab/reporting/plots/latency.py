@@ -17,6 +17,7 @@ from kdlab.reporting.plots.plot import (
     label,
     legend,
     look,
+    of_what,
 )
 
 _COLUMNS = ("arm", "latency_ms", "AP", "n")
@@ -51,7 +52,7 @@ def draw(comparison: Comparison) -> Plot | None:
         " Mean AP over seeds."
     )
     rows = [(name, *point) for name, point in points.items()]
-    return framed("AP against latency", comparison, caption, grid, _COLUMNS, rows)
+    return framed("AP against latency", of_what(comparison), caption, grid, _COLUMNS, rows)
 
 
 def _point(comparison: Comparison, arm: Arm) -> tuple[float, float, int] | None:

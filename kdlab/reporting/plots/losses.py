@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from kdlab.jobs.job import JobResult
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison
-from kdlab.reporting.plots.plot import COLOURS, DASHES, INK, Plot, finished, framed, label, panels
+from kdlab.reporting.plots.plot import COLOURS, DASHES, INK, Plot, finished, framed, label, of_what, panels
 
 _COLUMNS = ("arm", "term", "iteration", "loss", "n")
 _DETECTION = "detection"
@@ -40,7 +40,7 @@ def draw(comparison: Comparison) -> Plot | None:
         "Mean over seeds of each term with its weight, as it enters the gradient, averaged between reports. "
         "Detection: the sum of the detector's own terms. What is not above 0 has no place on this scale."
     )
-    return framed("Loss terms", comparison, caption, grid, _COLUMNS, list(_rows(curves)))
+    return framed("Loss terms", of_what(comparison), caption, grid, _COLUMNS, list(_rows(curves)))
 
 
 def _curves(arm: Arm) -> dict[str, _Curve]:

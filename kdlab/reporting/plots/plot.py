@@ -6,17 +6,21 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, Any, TypeVar
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kdlab.jobs.files import replacing, write_text
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison
 
+Subject = TypeVar("Subject")
+"""What plots are of: a comparison or a study."""
 INK, SOFT = "#000000", "#767676"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Of Okabe and Ito, which the colour-blind tell apart; marker and dash tell them apart in grey."""
@@ -94,15 +98,15 @@ class Plot:
 
 def framed(
     what: str,
-    comparison: Comparison,
+    of: str,
     caption: str,
     figure: Figure,
     columns: Sequence[str],
     rows: Sequence[Sequence[str | float]],
 ) -> Plot:
-    """A plot with its title above and its caption below the axes that `figure` has."""
+    """A plot with its title, "what: of", above and its caption below the axes that `figure` has."""
     inches = figure.get_figwidth()
-    told = f"{what}: {_of_what(comparison)}"
+    told = f"{what}: {of}"
     figure.suptitle(textwrap.fill(told, int(11 * inches)), x=0.01, ha="left", size=10)
     lines = textwrap.fill(caption, int(16 * inches))
     figure.supxlabel(lines, x=0.01, ha="left", size=7.5, color="#444444")
@@ -117,12 +121,12 @@ def figure(width: float, height: float) -> Figure:
     return Figure((width, height), layout="constrained")
 
 
-def panels(titles: Sequence[str], x: str, y: str) -> tuple[Figure, list[Axes]]:
-    """Axes in a grid, one a title, that share both scales; `x` and `y` stand at its edges."""
+def panels(titles: Sequence[str], x: str, y: str, *, share_x: bool = True) -> tuple[Figure, list[Axes]]:
+    """Axes in a grid, one a title, that share their scales; `x` and `y` stand at its edges."""
     rows = math.ceil(len(titles) / _PANELS_A_ROW)
     columns = math.ceil(len(titles) / rows)
     grid = figure(max(WIDTH, 0.6 + 2.3 * columns), 1.2 + 1.7 * rows)
-    axes = list(grid.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    axes = list(grid.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False).flat)
     for spare in axes[len(titles) :]:
         spare.remove()
     axes = axes[: len(titles)]
@@ -164,12 +168,42 @@ def signed(points: float) -> str:
     return f"{round(points, 1) + 0.0:+.1f}".replace("-", "−")
 
 
+def drawn(makers: Mapping[str, Callable[[Subject], Plot | None]], subject: Subject) -> dict[str, Plot]:
+    """The plots by name that `subject` has numbers for."""
+    with rc_context(STYLE):
+        plots = {name: make(subject) for name, make in makers.items()}
+    return {name: plot for name, plot in plots.items() if plot is not None}
+
+
+def write(plots: Mapping[str, Plot], folder: Path, stem: str) -> list[Path]:
+    """Write `<stem>-<name>.png`, `.pdf` and `.csv` under `folder`; equal plots give equal files.
+
+    Args:
+        plots: by the end of their files' names.
+        folder: where; made if it is not there.
+        stem: file name without suffix, may name folders ("coco/retinanet_r101_r50").
+
+    Returns:
+        The files, three a plot.
+    """
+    (folder / stem).parent.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, plot in plots.items():
+        png, pdf, csv = (folder / f"{stem}-{name}.{suffix}" for suffix in ("png", "pdf", "csv"))
+        for path in (png, pdf):
+            with replacing(path) as file:
+                plot.save(file, path.suffix[1:])
+        write_text(csv, plot.csv())
+        files += [png, pdf, csv]
+    return files
+
+
 def finished(arms: Iterable[Arm]) -> list[Arm]:
     """The arms of which a job has finished."""
     return [arm for arm in arms if arm.results]
 
 
-def _of_what(comparison: Comparison) -> str:
+def of_what(comparison: Comparison) -> str:
     """ "RetinaNet R101 -> R50, n=3, after epoch 24"."""
     recipe = comparison.plan["recipe"]
     counts = sorted({len(arm.results) for arm in comparison.arms} or {0})

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison
-from kdlab.reporting.plots.plot import COLOURS, INK, SOFT, WIDTH, Plot, figure, finished, framed
+from kdlab.reporting.plots.plot import COLOURS, INK, SOFT, WIDTH, Plot, figure, finished, framed, of_what
 
 _SIZES = {"APs": "small, below 32x32 px", "APm": "medium", "APl": "large, from 96x96 px"}
 _COLUMNS = ("arm", "size", "AP", "AP_min", "AP_max", "n")
@@ -36,7 +36,7 @@ def draw(comparison: Comparison) -> Plot | None:
     places[0].set_yticks(range(len(arms)), [arm.name for arm in arms])
     places[0].set_ylim(len(arms) - 0.5, -0.5)
     caption = _caption(comparison, several=any(len(arm.results) > 1 for arm in arms))
-    return framed("AP by object size", comparison, caption, grid, _COLUMNS, rows)
+    return framed("AP by object size", of_what(comparison), caption, grid, _COLUMNS, rows)
 
 
 def _mark(axes: Axes, place: int, values: list[float], arm: Arm, comparison: Comparison) -> None:

@@ -51,7 +51,10 @@ def _too_wide(table: Table, width: int) -> set[str]:
         for index, column in enumerate(table.columns)
     }
     hidden: set[str] = set()
-    for key in _DROPPED_FIRST:
+    keys = [column.key for column in table.columns]
+    for key in (*_DROPPED_FIRST, *reversed(keys[1:])):
+        if key == "AP":
+            continue
         kept = [size for name, size in wide.items() if name not in hidden]
         if sum(kept) + _GAP * (len(kept) - 1) <= width:
             break
