@@ -27,7 +27,19 @@ from kdlab.errors import Fault, KdlabError, MachineError, UsageError, suggestion
 
 BUG, INTERRUPTED, PIPE_CLOSED, TERMINATED = 70, 130, 141, 143
 _PLUMBING = {
-    *("app", "board", "console", "data_report", "failures", "lines", "options", "pick", "places", "progress"),
+    *(
+        "app",
+        "board",
+        "console",
+        "data_report",
+        "failures",
+        "found",
+        "lines",
+        "options",
+        "pick",
+        "places",
+        "progress",
+    ),
     *("rows", "snapshot"),
 }
 _ENVIRONMENT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)

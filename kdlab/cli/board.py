@@ -70,7 +70,7 @@ class Board:
         self._places: dict[str, Place] = {}
         self._others: dict[str, str] = {}
         self._stopping, self._resized = False, Resized()
-        self._widths = reserved_widths(view) | {"slot": self._widest_slot()}
+        self._widths = self._reserved()
         self._live = Live(self, console=console, refresh_per_second=4)
 
     def see(self, event: Event) -> None:
@@ -158,7 +158,11 @@ class Board:
         if now - self._asked >= _ASK_EVERY_S or self._others.keys() != self._numbers.keys() - ours:
             self._asked = now
             self._others = without_jobs(gpus, ours)
+        self._widths = self._reserved()
         self._rest_s = max(_LOOK_EVERY_S, _REST * (time.thread_time() - began_s))
+
+    def _reserved(self) -> dict[str, int]:
+        return reserved_widths(self._view) | {"slot": self._widest_slot()}
 
     def _header(self, width: int, starting: int) -> Text:
         plan, counts = self._view.plan, self._view.counts
@@ -166,11 +170,11 @@ class Board:
         counts["queued"] -= starting
         parts = {"id": f"plan {plan.id[:4]}", "name": plan.recipe["name"]}
         parts |= {state: f"{state} {counts[state]}" for state in ("done", "running", "queued", "failed")}
-        lost = ("cancelled",) if self._stopping else ("cancelled", "skipped")
+        lost = ("cancelled", "pruned") if self._stopping else ("cancelled", "skipped", "pruned")
         parts |= {state: f"{state} {counts[state]}" for state in lost if counts[state]}
         clock = f"{duration(time.monotonic() - self._began)}{'' if self._over else f', ETA {self._eta}'}"
         parts["clock"] = f"{STOPPING if self._stopping and not self._over else clock:<{_CLOCK_MIN}}"
-        for name in ("id", "name", "queued", "skipped", "cancelled"):
+        for name in ("id", "name", "queued", "skipped", "cancelled", "pruned"):
             if len(GAP.join(parts.values())) > width:
                 parts.pop(name, None)
         marked = [("failed" if name == "failed" and counts["failed"] else "", parts[name]) for name in parts]
@@ -197,4 +201,4 @@ def _ended(views: Sequence[JobView], width: int) -> Iterator[Text]:
     """A line a job that ended, with what came of it."""
     label = max((len(view.job.label) for view in views), default=0)
     for view in views:
-        yield line([(view.state, f"{view.state:<9}  {view.job.label:<{label}}  {ending(view.end)}")], width)
+        yield line([(view.state, f"{view.state:<9}  {view.job.label:<{label}}  {ending(view)}")], width)

@@ -76,10 +76,11 @@ class Lines:
                 return f"checkpoint at iteration {event.iteration}"
             case JobRetried():
                 return f"{event.why}; another process goes on from the last checkpoint"
-        return f"{view.state}: {ending(event)}{self._so_far()}" if view.end is event else ""
+        return f"{view.state}: {ending(view)}{self._so_far()}" if view.end is event else ""
 
     def _so_far(self) -> str:
         counts, left = self._view.counts, self._view.left_s(time.time())
         eta = "?" if left is None else duration(left)
         over = not counts["running"] and not counts["queued"]
-        return f"  ({counts['done']} of {len(self._view.jobs)} done{'' if over else f', ETA {eta}'})"
+        every = len(self._view.jobs) + self._view.to_come
+        return f"  ({counts['done']} of {every} done{'' if over else f', ETA {eta}'})"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from kdlab.jobs.events import (
@@ -26,7 +26,7 @@ from kdlab.jobs.events import (
 from kdlab.jobs.job import Job
 from kdlab.orchestration import packing
 from kdlab.orchestration.devices import Machine
-from kdlab.orchestration.plan import Plan
+from kdlab.orchestration.plan import Plan, PlannedJob
 
 _STATES: dict[type[Event], str] = {
     JobQueued: "queued",
@@ -47,11 +47,12 @@ class JobView:
     Args:
         job: what it is.
         cost_s: what the plan expects it to take, None where it does not know.
-        state: queued, running, done, failed, cancelled or skipped.
+        state: queued, running, done, failed, cancelled, skipped, or pruned by a search.
         started: how its newest process began.
         last: its last report on training.
         ap: of its last evaluation, 0 to 100.
         end: the event that ended it.
+        hopeless: whether a search has ended it.
     """
 
     job: Job
@@ -61,11 +62,12 @@ class JobView:
     last: JobProgress | None = None
     ap: float | None = None
     end: Event | None = None
+    hopeless: bool = False
 
     def see(self, event: Event) -> None:
         """Take an event of this job in."""
         if state := _STATES.get(type(event)):
-            self.state = state
+            self.state = "pruned" if self.hopeless and state == "cancelled" else state
         match event:
             case JobStarted():
                 self.started, self.last, self.end = event, None, None
@@ -128,11 +130,13 @@ class PlanView:
         plan: what runs.
         machine: what it runs on.
         jobs_at_once: a limit beside the machine's.
+        to_come: jobs like its last one that it does not hold yet.
     """
 
     plan: Plan
     machine: Machine
     jobs_at_once: int | None = None
+    to_come: int = 0
     jobs: dict[str, JobView] = field(init=False)
     ended: list[JobView] = field(init=False, default_factory=list)
 
@@ -141,6 +145,12 @@ class PlanView:
         self.jobs = {
             planned.job.id: JobView(planned.job, costs[planned.job.id]) for planned in self.plan.jobs
         }
+
+    def grow(self, more: Sequence[PlannedJob], to_come: int) -> None:
+        """Take in that the plan holds more jobs now, and how many are still to come."""
+        new = {planned.job.id: JobView(planned.job, planned.cost_s) for planned in more}
+        # another thread may be going through the old ones
+        self.jobs, self.to_come = {**self.jobs, **new}, to_come
 
     def see(self, event: Event) -> JobView:
         """Take an event in; the job that it is about."""
@@ -159,17 +169,34 @@ class PlanView:
     @property
     def counts(self) -> Counter[str]:
         """How many jobs there are in each state."""
-        return Counter(view.state for view in self.jobs.values())
+        return Counter(view.state for view in self.jobs.values()) + Counter(queued=self.to_come)
 
     def left_s(self, now: float) -> float | None:
         """Seconds until the last job ends, None where one of them is unknown."""
         active = [view for view in self.jobs.values() if view.state in ("running", "queued")]
         left = {view.job.id: view.left_s(now) for view in active}
         known = {job: seconds for job, seconds in left.items() if seconds is not None}
-        if len(known) < len(left):
+        coming = self._coming()
+        if len(known) < len(left) or coming is None:
             return None
         running = [view.job.id for view in active if view.state == "running"]
-        return makespan_s(known, [view.job for view in active], self.machine, self.jobs_at_once, running)
+        jobs = [*(view.job for view in active), *(job for job, _ in coming)]
+        known |= {job.id: cost_s for job, cost_s in coming}
+        return makespan_s(known, jobs, self.machine, self.jobs_at_once, running)
+
+    def _coming(self) -> list[tuple[Job, float]] | None:
+        """Stand-ins for the jobs to come, with what such jobs took so far; None where none has ended."""
+        if not self.to_come:
+            return []
+        last = [*self.jobs.values()][-1].job
+        ended = [view for view in self.ended if view.job.kind == last.kind]
+        times = [view.end.time - view.started.time for view in ended if view.end and view.started]
+        if not times:
+            return None
+        return [
+            (replace(last, id=f"to come {number}", parents=()), fmean(times))
+            for number in range(self.to_come)
+        ]
 
     def _learn(self, done: Job) -> None:
         """A job that ended tells what other seeds of its arm take, where the plan did not know."""

@@ -216,7 +216,7 @@ def _plot(screen: Screen, comparison: Comparison) -> None:
     """Write the plots of a comparison to `results/` and say so."""
     from kdlab.reporting.plots import write_plots
 
-    with _forgiving(screen):
+    with forgiving(screen):
         files = write_plots(comparison, RESULTS, results_stem(comparison.plan))
         pictures = [str(path) for path in files if path.suffix == ".png"]
         told = f"written, each with .pdf and .csv: {', '.join(pictures)}"
@@ -246,7 +246,7 @@ def written(
     from kdlab.reporting import renderers
 
     files: list[Path] = []
-    with _forgiving(screen):
+    with forgiving(screen):
         files = renderers.write(table, RESULTS, results_stem(plan), formats)
         if plotted and "html" in formats:
             write_text(files[formats.index("html")], _page([table], [plotted]))
@@ -255,7 +255,7 @@ def written(
 
 
 @contextmanager
-def _forgiving(screen: Screen) -> Iterator[None]:
+def forgiving(screen: Screen) -> Iterator[None]:
     """Tell that `results/` cannot be written where that is so."""
     try:
         yield

@@ -10,7 +10,7 @@ from rich.text import Text
 from kdlab.cli.console import duration
 from kdlab.cli.places import Place
 from kdlab.cli.progress import JobView, PlanView
-from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobReused, JobSkipped
+from kdlab.jobs.events import JobCancelled, JobFailed, JobFinished, JobReused, JobSkipped
 
 GAP = "  "
 _BAR_MIN, _BAR_MAX = 6, 24
@@ -20,7 +20,7 @@ DROPPED_FIRST_WITH_GPUS = ("id", "bar", "det", "terms", "epoch", "AP", "ETA")
 _OF_RUNNING = {"bar", "ETA"}
 STYLES = {
     **{"slot": "dim", "id": "dim", "bar": "cyan", "AP": "bold", "terms": "magenta", "note": "dim"},
-    **{"done": "green", "failed": "bold red", "cancelled": "yellow", "skipped": "dim"},
+    **{"done": "green", "failed": "bold red", "cancelled": "yellow", "skipped": "dim", "pruned": "dim"},
     **{"running": "cyan", "interrupted": "yellow"},
 }
 
@@ -59,15 +59,15 @@ def _stage(view: JobView, place: Place | None) -> str:
 
 def reserved_widths(view: PlanView) -> dict[str, int]:
     """Characters that each column will need, so that the columns stay where they are while the plan runs."""
-    jobs = [planned.job for planned in view.plan.jobs]
+    jobs = [known.job for known in view.jobs.values()]
     terms = [[f"{name} 0.05" for name in job.settings.get("methods", ())] for job in jobs]
     return {
-        "label": max(len(job.label) for job in jobs),
+        "label": max((len(job.label) for job in jobs), default=0),
         "epoch": len("starts"),
         "bar": _BAR_MIN,
         "AP": len("AP 31.8"),
         "det": len("det 0.81"),
-        "terms": max(len(GAP.join(names)) for names in terms),
+        "terms": max((len(GAP.join(names)) for names in terms), default=0),
         "ETA": len("ETA 1h05m"),
     }
 
@@ -168,9 +168,11 @@ def _measured(metrics: Mapping[str, float]) -> str:
     return f"AP {metrics['AP']:.1f}, " if "AP" in metrics else ""
 
 
-def ending(event: Event | None) -> str:
-    """What an event that ended a job tells, in a clause; "" of none."""
-    match event:
+def ending(view: JobView) -> str:
+    """What came of a job that ended, in a clause; "" of one that goes on."""
+    if view.state == "pruned":
+        return f"AP {view.ap or 0:.1f} after epoch {view.epoch} promised too little"
+    match event := view.end:
         case JobFinished():
             return f"{_measured(event.metrics)}{duration(event.wall_s)}"
         case JobReused():

@@ -124,7 +124,7 @@ def execute(
     from kdlab.cli.progress import PlanView
 
     view = PlanView(made.plan, made.machine, jobs_at_once)
-    with watcher(view, made.runs, screen, live=live, gpus=_gpus(made)) as board:
+    with watcher(view, made.runs, screen, live=live, gpus=gpus_of(made)) as board:
 
         def publish(outcome: Outcome) -> Sequence[Path]:
             board.close()
@@ -144,7 +144,7 @@ def execute(
     return _conclude(screen, made, outcome)
 
 
-def _gpus(made: Prepared) -> GpusNow:
+def gpus_of(made: Prepared) -> GpusNow:
     """The GPUs of this machine, where jobs run on it."""
     from kdlab.cli.board import no_gpus
     from kdlab.orchestration.executors.base import key_of
@@ -225,22 +225,28 @@ def _conclude(screen: Screen, made: Prepared, outcome: Outcome) -> int:
     tell_tracking(screen, outcome.tracking)
     again = screen.command("--fresh", "--dry-run")
     if outcome.stopped_by:
-        screen.say("stopped; the jobs that ran go on from their checkpoints")
-        screen.next(again)
-        return 128 + outcome.stopped_by
+        return stopped(screen, outcome, again)
     if not outcome.complete:
-        _tell_losses(screen, made, outcome, again)
+        tell_losses(screen, made.plan, outcome, again)
         return FAILED
     screen.next(_more_seeds(screen, made.plan) or f"kdlab report --table {made.plan.recipe['name']}")
     return 0
 
 
-def _tell_losses(screen: Screen, made: Prepared, outcome: Outcome, again: str) -> None:
+def stopped(screen: Screen, outcome: Outcome, again: str) -> int:
+    """Say how to go on after a signal; the exit code."""
+    assert outcome.stopped_by
+    screen.say("stopped; the jobs that ran go on from their checkpoints")
+    screen.next(again)
+    return 128 + outcome.stopped_by
+
+
+def tell_losses(screen: Screen, plan: Plan, outcome: Outcome, again: str) -> None:
     """A box for each cause of failure, a line for what was given up for it, and how to try again."""
     from kdlab.cli.failures import boxes
     from kdlab.jobs.events import JobCancelled, JobSkipped
 
-    labels = {planned.job.id: f"{planned.job.label} ({planned.job.id})" for planned in made.plan.jobs}
+    labels = {planned.job.id: f"{planned.job.label} ({planned.job.id})" for planned in plan.jobs}
     lines = list(boxes(outcome.failures, labels))
     ends = outcome.ends.values()
     lines += [f"skipped: {labels[end.job]}: {end.why}" for end in ends if isinstance(end, JobSkipped)]

@@ -72,6 +72,12 @@ def tuning_split(files: DatasetFiles, share: float, cache: Path | None = None) -
     return replace(files, train=train, val=val, fingerprint=key)
 
 
+def images_of(split: DatasetFiles) -> tuple[int, int]:
+    """How many images the two parts of a tuning split hold, without reading its labels."""
+    train, val = json.loads((split.train.labels.parent / "made.json").read_text())["images"]
+    return train, val
+
+
 def _cut(labels: Path, share: float) -> dict[str, dict[str, Any]]:
     """The content of the two labels files."""
     try:
@@ -134,7 +140,9 @@ def _part(data: dict[str, Any], images: set[int]) -> dict[str, Any]:
 def _write(parts: dict[str, dict[str, Any]], folder: Path) -> None:
     for part, content in parts.items():
         (folder / f"{part}.json").write_text(json.dumps(content))
-    (folder / "made.json").write_text(json.dumps({"version": VERSION, "labels": _labels_hash(folder)}))
+    counts = [len(parts[part]["images"]) for part in _PARTS]
+    made = {"version": VERSION, "images": counts, "labels": _labels_hash(folder)}
+    (folder / "made.json").write_text(json.dumps(made))
 
 
 def _labels_hash(folder: Path) -> str:

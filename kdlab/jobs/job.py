@@ -17,7 +17,7 @@ NUMERICS = 1
 TOLERATED_AP = 0.5
 """How far below `teacher.expect_ap` a teacher may be, in points."""
 
-Kind = Literal["teacher", "student", "evaluate", "prepare"]
+Kind = Literal["teacher", "student", "evaluate", "prepare", "scale"]
 
 
 @dataclass(frozen=True)

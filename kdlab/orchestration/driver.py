@@ -11,6 +11,7 @@ from os import getpid
 from pathlib import Path
 from typing import Self
 
+from kdlab.errors import UsageError
 from kdlab.jobs.job import Runs
 from kdlab.jobs.lease import Process, try_lock
 
@@ -53,6 +54,22 @@ def driving(plan_id: str, runs: Runs, command: str) -> Iterator[None]:
         with suppress(OSError):
             file.truncate(0)
             file.write(json.dumps({"process": asdict(Process.of(getpid())), "command": command}).encode())
+        yield
+
+
+@contextmanager
+def alone(plan_id: str, runs: Runs) -> Iterator[None]:
+    """Let one process at a time drive a plan, where two would each go their own way.
+
+    Raises:
+        UsageError: another one does.
+    """
+    path = runs.plans / f"{plan_id}.alone.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        if not try_lock(file.fileno(), fcntl.LOCK_EX):
+            fix = f"kdlab status {plan_id}"
+            raise UsageError("another command is at this search already", where=str(runs.folder), fix=fix)
         yield
 
 

@@ -48,6 +48,7 @@ class Facts:
         gpu_gb: memory of the smallest GPU; None without one.
         versions: of the packages that decide numbers.
         weights: files that the recipe names, by their key in it; `student` and `teacher` say what they hold.
+        learned: what students learn from and are measured on, where that is not `files`.
     """
 
     files: DatasetFiles
@@ -57,6 +58,7 @@ class Facts:
     versions: dict[str, str]
     weights: Mapping[str, WeightFile] = field(default_factory=dict)
     gpu_gb: float | None = None
+    learned: DatasetFiles | None = None
 
 
 def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = lambda text: None) -> Facts:

@@ -128,7 +128,7 @@ def build(
     failed = (out_of_memory or {}) if recipe.resources.on_oom == "micro_batch" else {}
     wanted = memory.fitting(jobs_of(recipe, facts), failed, facts.gpu_gb)
     history = History(past)
-    jobs = tuple(_planned(job, facts, past, history) for job in wanted)
+    jobs = tuple(planned(job, facts, past, history) for job in wanted)
     key = json.dumps([recipe.name, [planned.job.id for planned in jobs]])
     return Plan(
         id=hashlib.sha256(key.encode()).hexdigest()[:8],
@@ -145,7 +145,7 @@ def build(
     )
 
 
-def _planned(job: Job, facts: Facts, past: Mapping[str, PastJob], history: History) -> PlannedJob:
+def planned(job: Job, facts: Facts, past: Mapping[str, PastJob], history: History) -> PlannedJob:
     """Whether the job is done, else the nearest that is and what it would cost."""
     if job.id in past:
         result = past[job.id].result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from kdlab import catalog
@@ -100,6 +101,8 @@ def _student(
 ) -> Job:
     methods = recipe.arms[arm]
     settings = _settings(recipe, facts, recipe.schedule, seed)
+    files = facts.learned or facts.files
+    settings["dataset"]["fingerprint"] = files.fingerprint
     settings["model"] = model_settings(recipe.student, facts.student, facts.weights.get("student.init"))
     settings["methods"] = {name: method.model_dump(mode="json") for name, method in methods.items()}
     settings["teacher"] = teacher.settings["model"] if teacher else None
@@ -108,7 +111,17 @@ def _student(
     if prepared:
         settings["prepared"] = dict(prepared)
     parents = (teacher.id, *dict.fromkeys(prepared.values())) if teacher else ()
-    return _job("student", arm, settings, parents, recipe, facts, _init_path(facts, "student"))
+    inputs = {"dataset": files.to_dict(), **_init_path(facts, "student")}
+    return _job("student", arm, settings, parents, recipe, facts, inputs)
+
+
+def scaling(student: Job, arm: str, iterations: int) -> Job:
+    """The job that trains like this student for so many steps, only to see how large each loss is."""
+    schedule = {key: value for key, value in student.settings["schedule"].items() if key != "epochs"}
+    settings = {**student.settings, "schedule": {**schedule, "iterations": iterations}}
+    return replace(
+        student, id=job_id("scale", settings, student.parents), kind="scale", arm=arm, settings=settings
+    )
 
 
 def _settings(recipe: Recipe, facts: Facts, schedule: Schedule, seed: int) -> dict[str, Any]:

@@ -36,7 +36,7 @@ UNKNOWN_S = 3600.0
 """What a job is taken to last where nothing is known of any."""
 
 Feed = Callable[[int], Sequence[PlannedJob]]
-"""Gives more jobs, or none for now, when told how many wait and run; what they need is done or comes with them."""
+"""Told how many jobs wait and run, gives more or, for now, none; what they need is known already."""
 
 
 def run(

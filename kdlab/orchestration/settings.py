@@ -268,9 +268,9 @@ class TuneSettings(Settings):
         epochs: of a trial, the schedule stretched or shrunk to them; None for those of the recipe.
         split: part of the training images that a trial is measured on, and does not learn from.
         seed: of all trials; none of `seeds`.
-        sampler: of Optuna; None takes "tpe" for one objective and "nsgaii" for two.
+        sampler: of Optuna; None is "tpe", and "nsgaii" for two objectives.
         pruner: of Optuna, which ends hopeless trials by their AP after each epoch; "none" lets all end.
-        storage: an Optuna URL, or a path ending in .log for a journal; None for `optuna.db` in the runs folder.
+        storage: an Optuna URL, or a path ending in .log for a journal; None is `optuna.db` in runs.
     """
 
     arm: str | None = None

@@ -91,7 +91,7 @@ class Task:
         result = JobResult.read(self.paths)
         if result is None or gate.fault(self.job, result.metrics):
             return None
-        _remove_states(self.paths)
+        remove_states(self.paths)
         return self.says(JobReused, metrics=result.metrics)
 
     def missed(self) -> Event | None:
@@ -188,7 +188,7 @@ class Task:
     def _finished(self) -> Event | None:
         if (result := JobResult.read(self.paths)) is None:
             return None
-        _remove_states(self.paths)
+        remove_states(self.paths)
         if isinstance(self.last_word, JobFinished):
             return self.last_word
         return self.says(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
@@ -259,8 +259,8 @@ def _sole_starter(paths: JobPaths) -> Iterator[bool]:
         yield try_lock(file.fileno(), fcntl.LOCK_EX)
 
 
-def _remove_states(paths: JobPaths) -> None:
-    """Remove the training states of a finished job that was killed before it could itself."""
+def remove_states(paths: JobPaths) -> None:
+    """Remove the training states of a job that nobody will go on with."""
     with suppress(OSError):
         for state in paths.checkpoints.glob("[0-9]*-*.pth"):
             state.unlink(missing_ok=True)

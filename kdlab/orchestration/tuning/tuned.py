@@ -1,0 +1,97 @@
+"""What a search has found -> the recipe that measures it, beside the baseline and what papers say."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdlab import catalog
+from kdlab.orchestration.ablation import BASELINE
+from kdlab.orchestration.document import Document
+from kdlab.orchestration.settings import MethodSettings, Recipe
+from kdlab.orchestration.tuning.space import WEIGHT, as_in, methods_with
+from kdlab.orchestration.yaml_writer import dump
+
+FOLDER = "tune"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A recipe that a search has written.
+
+    Args:
+        name: under which it is found: "tune/digits/gfl-3fa2c1".
+        text: its YAML.
+        difference: of the arm, the line as the recipe has it and the line that was found.
+    """
+
+    name: str
+    text: str
+    difference: tuple[str, ...]
+
+
+def tuned(
+    document: Document,
+    recipe: Recipe,
+    arm: str,
+    values: Mapping[str, Any],
+    published: Mapping[str, Any],
+    name: str,
+    command: str,
+) -> Tuned:
+    """The recipe that compares what was found with what papers say, and with what the recipe said before.
+
+    Args:
+        document: the recipe that was tuned, with its overrides.
+        recipe: the same, resolved.
+        arm: whose methods were tuned.
+        values: what was found, by dimension; those of the student change it for all arms.
+        published: what papers say of the same.
+        name: of the study.
+        command: what a person typed.
+    """
+    raw = document.data["arms"][arm]
+    own = {key: value for key, value in values.items() if not key.startswith("student.")}
+    found = _arm(raw, recipe.arms[arm], own)
+    arms: dict[str, Any] = {BASELINE: {}, arm: raw}
+    if dict(published) != as_in(recipe, arm, published):
+        arms[f"{arm}[published]"] = _arm(raw, recipe.arms[arm], published)
+    arms[f"{arm}[tuned]"] = found
+    student = {key.removeprefix("student."): value for key, value in values.items() if key not in own}
+    data = {key: value for key, value in document.data.items() if key != "tune"}
+    data |= {"arms": arms, "student": {**data["student"], **student}}
+    full = f"{FOLDER}/{name}"
+    head = [
+        f"{catalog.first_comment(document.text) or recipe.name}; tuned",
+        f"{command}",
+        f"kdlab run {full}",
+    ]
+    text = "".join(f"# {line}\n" for line in head) + dump(data, lines=("methods", "arms"))
+    return Tuned(full, text, _difference(arm, raw, found, document.data["student"], data["student"]))
+
+
+def _arm(
+    raw: Mapping[str, Any], methods: Mapping[str, MethodSettings], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arm as a recipe writes it with other values; what these make idle is put back to its default."""
+    changed = methods_with(methods, values)
+    found = dict(raw)
+    for instance, method in changed.items():
+        options = {
+            key: value for key, value in method.options.items() if value != methods[instance].options[key]
+        }
+        weight = {WEIGHT: method.weight} if method.weight != methods[instance].weight else {}
+        found[instance] = {**raw[instance], **weight, **options}
+    return found
+
+
+def _difference(arm: str, raw: Any, found: Any, student: Any, changed: Any) -> tuple[str, ...]:
+    """The lines of YAML that differ, those of the recipe marked by a minus."""
+
+    def lines(of_student: Any, of_arm: Any) -> list[str]:
+        return dump({"student": of_student, "arms": {arm: of_arm}}, lines=("arms",)).splitlines()
+
+    differing = difflib.unified_diff(lines(student, raw), lines(changed, found), n=0, lineterm="")
+    return tuple(line for line in differing if not line.startswith(("---", "+++", "@@")))
