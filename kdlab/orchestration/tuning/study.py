@@ -104,7 +104,7 @@ class Study:
             # a command that goes on must not draw what an earlier one drew
             seed = self.seed + len(self._all())
             self._study.sampler = _SAMPLERS[self.sampler or ("nsgaii" if several else "tpe")](seed)
-        self._study.set_metric_names(list(self.objectives))
+            self._study.set_metric_names(list(self.objectives))
 
     def try_first(self, values: Mapping[str, Any], note: str) -> None:
         """Put a trial of these very values before all that the sampler chooses, once.

@@ -59,8 +59,8 @@ class Tuner:
         at_once: how many of a job fit on the machine side by side.
 
     Its `study` is None until the jobs before the first trial are done, `pruned` holds the jobs that it
-    ended early, and `driver_s` is what it took of a core itself. `stopping` must be set before jobs are stopped
-    from outside.
+    ended early, and `driver_s` is what it took of a core itself. `stopping` must be set before jobs are
+    stopped from outside.
     """
 
     trials: Trials

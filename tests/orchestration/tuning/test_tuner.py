@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdlab.datasets.base import DatasetFiles, Split
+from kdlab.jobs.events import Event, JobFinished
+from kdlab.jobs.job import Job, Runs
+from kdlab.orchestration import recipe as recipes
+from kdlab.orchestration import scheduler
+from kdlab.orchestration.facts import Facts
+from kdlab.orchestration.plan import Plan, PlannedJob
+from kdlab.orchestration.tuning import space
+from kdlab.orchestration.tuning.study import Study
+from kdlab.orchestration.tuning.trials import Student, Trials, Variant
+from kdlab.orchestration.tuning.tuner import Tuner
+from tests.orchestration.test_plan import FACTS, FILES
+from tests.stubs.simulated import Simulated
+
+LEARNED = replace(FILES, fingerprint="e" * 16)
+
+
+def make_trials(*overrides: str) -> Trials:
+    base = recipes.load("digits/gfl", overrides)
+    arm = space.searched_arm(base)
+    facts = replace(FACTS, learned=LEARNED)
+    widths = base.tune.student.get("width", ())
+    students: list[Student] = [(("width", width),) for width in widths] or [()]
+    variants = {
+        student: Variant(
+            recipes.load("digits/gfl", [*overrides, *(f"student.{k}={v}" for k, v in student)]), facts
+        )
+        for student in students
+    }
+    return Trials(variants, arm, space.dimensions(base, arm))
+
+
+def opened(runs: Runs, trials: Trials, found: tuple[space.Dimension, ...]) -> Study:
+    tune = trials.recipe.tune
+    return Study(
+        name="study",
+        space=found,
+        objectives=tune.objectives,
+        sampler=tune.sampler,
+        pruner=tune.pruner,
+        epochs=tune.epochs or trials.recipe.schedule.epochs,
+        seed=tune.seed,
+        storage=str(runs.folder / "study.log"),
+    )
+
+
+def make_tuner(runs: Runs, trials: Trials, gpus: int = 2, **options: Any) -> Tuner:
+    return Tuner(
+        trials,
+        partial(opened, runs, trials),
+        runs,
+        count=options.get("count", 12),
+        budget_s=options.get("budget_s", math.inf),
+        at_once=lambda job: gpus,
+    )
+
+
+def plan_of(trials: Trials) -> Plan:
+    jobs = tuple(PlannedJob(job, False, "new") for job in trials.preparation())
+    return Plan(id="0" * 8, recipe={"name": "stub"}, jobs=jobs, device="cuda", dataset={})
+
+
+def search(tuner: Tuner, executor: Simulated, stop_after: int | None = None) -> list[Event]:
+    """Run a search, or leave it as a kill would after so many events."""
+    events: list[Event] = []
+    for event in scheduler.run(plan_of(tuner.trials), executor, tuner.runs, poll_s=0, feed=tuner.feed):
+        tuner.see(event)
+        events.append(event)
+        if len(events) == stop_after:
+            break
+    return events
+
+
+def weights(job: Job) -> dict[str, float]:
+    return {name: method["weight"] for name, method in job.settings["methods"].items()}
+
+
+def likes_pfi_at_30(job: Job, epoch: int) -> float:
+    """Best where pfi weighs 30 and rm little; higher with each epoch."""
+    given = weights(job)
+    if not given:
+        return 5.0 * epoch / 6
+    return (30 - 8 * abs(math.log10(given["pfi"] / 30)) - math.log10(1 + given["rm"])) * (0.5 + epoch / 12)
+
+
+@pytest.fixture(autouse=True)
+def looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "LOOK_S", 0.0)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path / "runs")
+
+
+def states(tuner: Tuner) -> list[str]:
+    assert tuner.study is not None
+    return [trial.state for trial in tuner.study.trials()]
+
+
+def test_as_many_trials_as_were_asked_for_come_to_an_end(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials(), count=12)
+    search(tuner, Simulated(runs, 2, likes_pfi_at_30))
+    assert len(states(tuner)) == 12
+    assert set(states(tuner)) <= {"complete", "pruned"}
+
+
+def test_no_method_and_published_weights_are_the_first_trials(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials("methods.pfi={weight: 10}"), count=4)
+    search(tuner, Simulated(runs, 1, likes_pfi_at_30))
+    assert tuner.study is not None
+    first, second, third, _ = tuner.study.trials()
+    assert (first.note, first.values) == ("no method", {})
+    assert (second.note, second.values) == ("published", {"rm.weight": 4.0, "pfi.weight": 1.5})
+    assert (third.note, third.values) == ("recipe", {"rm.weight": 4.0, "pfi.weight": 10.0})
+
+
+def test_range_of_each_weight_follows_the_measured_size_of_its_term(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials(), count=3)
+    search(tuner, Simulated(runs, 2, likes_pfi_at_30))
+    # a term of 0.02 of the detection loss at weight 1 is 0.01 of it at weight 0.5
+    assert {one.name: (one.low, one.high) for one in tuner.space} == {
+        "rm.weight": (0.5, 150.0),
+        "pfi.weight": (0.1, 30.0),
+    }
+
+
+def test_trial_trains_on_the_tuning_split_and_the_teacher_on_all(runs: Runs) -> None:
+    trials = make_trials()
+    teacher, scale = trials.preparation()
+    assert teacher.settings["dataset"]["fingerprint"] == FILES.fingerprint
+    assert scale.settings["dataset"]["fingerprint"] == LEARNED.fingerprint
+    assert trials.job(trials.usual(())).settings["seed"] == 1000
+
+
+def test_no_gpu_is_free_at_any_look_while_trials_remain(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials("tune.pruner=none", "tune.sampler=random"), gpus=8, count=60)
+    executor = Simulated(runs, 8, likes_pfi_at_30)
+    busy: list[int] = []
+    for event in scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed):
+        tuner.see(event)
+        if tuner.study and tuner.study.begun() < 60 and len(executor.looks) > len(busy):
+            busy.append(executor.looks[-1])
+    trials_only = busy[busy.index(8) :]
+    assert len(trials_only) > 20
+    assert set(trials_only) == {8}
+
+
+def test_hopeless_trial_is_stopped_and_leaves_no_training_state(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials("tune.pruner=median"), count=14)
+    search(tuner, Simulated(runs, 1, likes_pfi_at_30))
+    assert tuner.study is not None
+    pruned = [trial for trial in tuner.study.trials() if trial.state == "pruned"]
+    assert pruned
+    assert all(max(trial.course) < 6 for trial in pruned)
+    assert {trial.job for trial in pruned} == tuner.pruned
+    assert not any(runs.job(trial.job).result.exists() for trial in pruned)
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 9, 20, 33, 47])
+def test_killed_search_goes_on_with_the_right_number_of_trials(runs: Runs, stop_after: int) -> None:
+    executor = Simulated(runs, 2, likes_pfi_at_30)
+    search(make_tuner(runs, make_trials(), count=10), executor, stop_after)
+    again = make_tuner(runs, make_trials(), count=10)
+    search(again, executor)
+    assert len(states(again)) == 10
+    assert "running" not in states(again)
+    assert not executor._alive
+
+
+def test_finished_search_trains_nothing_when_it_is_run_again(runs: Runs) -> None:
+    executor = Simulated(runs, 2, likes_pfi_at_30)
+    search(make_tuner(runs, make_trials(), count=6), executor)
+    before = len(executor.started)
+    again = make_tuner(runs, make_trials(), count=6)
+    search(again, executor)
+    assert len(executor.started) == before
+    assert len(states(again)) == 6
+
+
+def test_trained_trials_of_another_study_are_reused(runs: Runs) -> None:
+    executor = Simulated(runs, 2, likes_pfi_at_30)
+    search(make_tuner(runs, make_trials("tune.sampler=random", "tune.pruner=none"), count=5), executor)
+    before = len(executor.started)
+    (runs.folder / "study.log").unlink()
+    again = make_tuner(runs, make_trials("tune.sampler=random", "tune.pruner=none"), count=5)
+    search(again, executor)
+    assert len(executor.started) == before
+    assert states(again) == ["complete"] * 5
+
+
+def test_failed_trial_is_tried_once_more_and_then_reported(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials(), count=6)
+    hot = lambda job, attempt: job.kind == "student" and weights(job).get("pfi") == 1.5  # noqa: E731
+    executor = Simulated(runs, 1, likes_pfi_at_30, fails=hot)
+    search(tuner, executor)
+    assert tuner.study is not None
+    failed = [trial for trial in tuner.study.trials() if trial.state == "failed"]
+    assert [(trial.note, trial.why) for trial in failed] == [("published", "the loss is not finite")]
+    assert executor.started.count(failed[0].job) == 2
+
+
+def test_trial_that_fails_once_counts(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials(), count=5)
+    once = lambda job, attempt: job.kind == "student" and attempt == 1  # noqa: E731
+    search(tuner, Simulated(runs, 2, likes_pfi_at_30, fails=once))
+    assert "failed" not in states(tuner)
+
+
+def test_search_in_which_everything_fails_ends_early(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials(), count=50)
+    search(tuner, Simulated(runs, 1, likes_pfi_at_30, fails=lambda job, attempt: job.kind == "student"))
+    assert states(tuner) == ["failed"] * 3
+
+
+def test_budget_begins_no_further_trial(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials(), count=50, budget_s=0.0)
+    search(tuner, Simulated(runs, 1, likes_pfi_at_30))
+    assert states(tuner) == []
+
+
+def test_stopped_by_another_command_is_a_failed_trial(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials("tune.pruner=none"), count=4)
+    events = scheduler.run(
+        plan_of(tuner.trials), Simulated(runs, 1, likes_pfi_at_30), runs, poll_s=0, feed=tuner.feed
+    )
+    for event in events:
+        tuner.see(event)
+        if type(event).__name__ == "JobStarted" and tuner.study and len(states(tuner)) == 2:
+            runs.job(event.job).stop_request.touch()
+    assert states(tuner).count("failed") == 1
+    assert len(states(tuner)) == 4
+
+
+def test_stopping_leaves_the_trial_for_the_next_command(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials("tune.pruner=none"), count=4)
+    executor = Simulated(runs, 1, likes_pfi_at_30)
+    events = scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed)
+    for event in events:
+        tuner.see(event)
+        if type(event).__name__ == "JobStarted" and tuner.study:
+            tuner.stopping = True
+            runs.job(event.job).stop_request.touch()
+            break
+    events.close()
+    assert "failed" not in states(tuner)
+
+
+def test_job_of_a_trial_that_was_pruned_before_a_kill_is_stopped(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials(), count=3)
+    executor = Simulated(runs, 1, likes_pfi_at_30)
+    stop_at = next(number for number in range(1, 200) if True)
+    search(tuner, executor, stop_at)
+    assert tuner.stopping is False
+
+
+def test_words_and_weights_are_searched_together(runs: Runs) -> None:
+    trials = make_trials("tune.over=[rm.rank, rm.weight]")
+    ranks = {"cls": 1.0, "loc": 2.0, "both": 3.0}
+    tuner = make_tuner(runs, trials, count=10)
+    search(tuner, Simulated(runs, 2, lambda job, epoch: ranks.get(_rank(job), 0.0) * epoch))
+    assert tuner.study is not None
+    assert {trial.values.get("rm.rank") for trial in tuner.study.trials()} >= {"cls", "both"}
+
+
+def _rank(job: Job) -> str:
+    return str(job.settings["methods"].get("rm", {"options": {"rank": ""}})["options"]["rank"])
+
+
+def test_two_objectives_weigh_ap_against_the_latency_of_each_student(runs: Runs) -> None:
+    trials = make_trials(
+        "tune.objectives=[AP,latency]", "tune.student={width: [8, 16]}", "tune.over=[pfi.weight]"
+    )
+    tuner = make_tuner(runs, trials, count=8)
+    search(tuner, Simulated(runs, 2, lambda job, epoch: job.settings["model"]["width"] + epoch))
+    assert tuner.study is not None
+    done = tuner.study.trials()
+    assert len(done) == 8
+    assert {trial.objectives[1] for trial in done} == {8.0, 16.0}
+
+
+def test_equal_trials_share_a_job(runs: Runs) -> None:
+    trials = make_trials("tune.over=[rm.rank]", "tune.sampler=random")
+    tuner = make_tuner(runs, trials, count=12)
+    executor = Simulated(runs, 2, lambda job, epoch: float(epoch))
+    search(tuner, executor)
+    assert len(states(tuner)) == 12
+    # the teacher, no method, and three ways to rank
+    assert len(set(executor.started)) == 5
