@@ -49,12 +49,13 @@ def row(view: JobView, place: Place | None, now: float) -> dict[str, str]:
 
 
 def _stage(view: JobView, place: Place | None) -> str:
-    """How far a job is: "ep 5/12", "images 80/200" where it measures, "starts" before its process spoke."""
+    """How far a job is: "ep 5/12", "step 7/30" or "images 80/200"; "starts" before its process spoke."""
     if not view.started:
         return place.waits if place and place.waits else "starts"
-    if not view.measures:
+    if not (view.measures or view.job.kind == "scale"):
         return f"ep {view.epoch}"
-    return f"images {view.last.iteration if view.last else 0}/{view.started.iterations}"
+    at = view.last or view.started
+    return f"{'images' if view.measures else 'step'} {at.iteration}/{at.iterations}"
 
 
 def reserved_widths(view: PlanView) -> dict[str, int]:

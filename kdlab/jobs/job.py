@@ -55,8 +55,10 @@ class Job:
     Args:
         id: `<kind>-<8 hex>`, a hash of `settings`.
         kind: what the job makes; "evaluate" measures a teacher whose weights came from outside, "prepare"
-            learns what a method needs of a teacher.
-        arm: the recipe's name of the combination of methods; "teacher" for a teacher, "prepare <method>".
+            learns what a method needs of a teacher, "scale" takes a few steps of a student to tell how large
+            its losses are.
+        arm: the recipe's name of the combination of methods; "teacher" for a teacher, "prepare <method>",
+            "scale <arm>".
         seed: draws the first weights, the order of the data and the augmentation.
         settings: everything that can change the result, resolved, as plain data.
         parents: ids of the jobs whose weights this one needs.

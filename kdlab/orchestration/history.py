@@ -116,11 +116,14 @@ def _place(job: Job) -> str:
 
 
 def _work(job: Job) -> float:
-    """FLOPs of one image over all epochs: a training step is about three forwards, a teacher's is one."""
+    """FLOPs of one image over all epochs, or of all images that the iterations see.
+
+    A training step is about three forwards, a teacher's is one.
+    """
     flops = job.inputs["flops"]
     schedule = job.settings["schedule"]
-    # jobs of a kind are compared, and those without epochs count iterations
-    length = schedule.get("epochs") or schedule.get("iterations") or 1
+    # jobs of a kind are compared, so both ways of counting never meet
+    length = schedule.get("epochs") or schedule.get("iterations", 0) * schedule.get("batch_size", 1) or 1
     return float((3 * flops["student"] + flops["teacher"]) * length)
 
 

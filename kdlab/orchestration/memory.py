@@ -61,7 +61,7 @@ def smaller(job: Job, failure: Failure) -> Job | None:
     BatchNorm in training mode looks at all images of a forward pass, so fewer of them change what is learned.
     """
     images = int(failure.get("micro_batch") or 0)
-    if images < 2 or failure.get("batchnorm") or "epochs" not in job.settings["schedule"]:
+    if images < 2 or failure.get("batchnorm") or job.kind in ("evaluate", "prepare"):
         return None
     return _identified(job, {**job.settings, "micro_batch": images // 2}, job.parents)
 

@@ -141,7 +141,8 @@ def compare(
     corrected = holm([gain.p for gain in gains.values()])
     gains = {name: replace(gain, p_holm=p) for (name, gain), p in zip(gains.items(), corrected, strict=True)}
     images = max((one.images for one in resampled.values()), default=0)
-    done = [record.job for record in records if record.result is not None and record.job.kind != "prepare"]
+    # some kinds of job measure no detector
+    done = [record.job for record in records if record.result is not None and record.result.metrics]
     unmatched = tuple(job.label for job in done if job.id not in resampled)
     unlike = len({one.truth for one in resampled.values()}) > 1
     return Comparison(plan, records, teacher, arms, baseline, gains, images, unmatched, unlike)

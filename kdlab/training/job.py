@@ -107,12 +107,13 @@ def _work(job: Job, paths: JobPaths, attempt: Attempt) -> JobResult | None:
     from kdlab.training.loop import Stopped
     from kdlab.training.measuring import Measurement
     from kdlab.training.preparing import Preparer
+    from kdlab.training.scaling import Scale
     from kdlab.training.trainer import Trainer
 
     def should_stop() -> bool:
         return bool(attempt.asked) or paths.stop_request.exists()
 
-    kinds = {"evaluate": Measurement, "prepare": Preparer}
+    kinds = {"evaluate": Measurement, "prepare": Preparer, "scale": Scale}
     work = kinds.get(job.kind, Trainer)(
         job, paths, emit=attempt.emit, may_write=attempt.may_write, should_stop=should_stop
     )

@@ -57,14 +57,14 @@ class Trainer:
         if schedule["channels_last"]:
             self.distiller.to(memory_format=torch.channels_last)
         loader, self._val_loader = self.reading.training(), self.reading.validation()
-        metric = self.reading.metric()
+        measured = self._evaluation()
         own_numbers(job.seed)
         self.loop = TrainingLoop(
             self.distiller,
             loader,
             schedule,
             checkpoints.TrainingCheckpoints(paths.checkpoints),
-            evaluate=lambda: evaluate(self.distiller, self._val_loader, metric, self._last_keeps()),
+            evaluate=measured,
             emit=emit,
             may_write=may_write,
             should_stop=should_stop,
@@ -96,28 +96,43 @@ class Trainer:
 
         All processes take these steps, for the losses of some detectors wait for one another.
         """
-        digest, latency_s = "", 0.0
-        # of few images other processes may have none
+        timing, digest = self._timing(), ""
         if ranks.rank() == 0:
-            latency_s = bench.latency_s(self.distiller.student, next(batches_of(self._val_loader)))
             self.loop.may_write()
             student, classes = self.distiller.student, self.reading.classes
             digest = checkpoints.save_model(self.paths.weights, student, classes)
-        step_s, data_s = self.loop.clock.medians()
         self.loop.loader.batch_sampler.start_at(0, 0)
         data = self.loop.step.first_part(next(batches_of(self.loop.loader)))
         times = bench.step_times(self.distiller, self.loop.optim, data)
         return {
             **summary(progress.history),
             "losses": progress.losses[:: max(1, len(progress.losses) // 500)],
-            "timing": {"step_s": step_s, "data_s": data_s, "latency_s": latency_s, **times},
-            "model": {
-                "params": sum(p.numel() for p in self.distiller.student.parameters()),
-                "trained_parts": self.distiller.trained_parts,
-                "weights_sha256": digest,
-                **({"inherited": self.inherited} if self.inherited else {}),
-            },
+            "timing": timing | times,
+            "model": self._model(digest),
             "data": self.reading.report(),
+        }
+
+    def _evaluation(self) -> Callable[[], dict[str, float]] | None:
+        """What measures the student as it is; None where the job measures nothing."""
+        metric = self.reading.metric()
+        return lambda: evaluate(self.distiller, self._val_loader, metric, self._last_keeps())
+
+    def _timing(self) -> dict[str, float]:
+        """Seconds of steps in training, and of an image in use."""
+        step_s, data_s = self.loop.clock.medians()
+        latency_s = 0.0
+        # of few images other processes may have none
+        if ranks.rank() == 0:
+            latency_s = bench.latency_s(self.distiller.student, next(batches_of(self._val_loader)))
+        return {"step_s": step_s, "data_s": data_s, "latency_s": latency_s}
+
+    def _model(self, digest: str) -> dict[str, Any]:
+        """What the result says of the student, whose weights have this SHA-256; "" where none are kept."""
+        return {
+            "params": sum(p.numel() for p in self.distiller.student.parameters()),
+            "trained_parts": self.distiller.trained_parts,
+            "weights_sha256": digest,
+            **({"inherited": self.inherited} if self.inherited else {}),
         }
 
     def _last_keeps(self) -> Callable[[Matches], None] | None:

@@ -461,3 +461,27 @@ def test_a_measured_teacher_counts_its_images(capfd: pytest.CaptureFixture[str])
     assert told[0] == "measures on cpu: 200 images"
     assert told[1].startswith("images 80/200")
     assert told[2] == "AP 38.9 on 200 images"
+
+
+def test_a_job_that_scales_losses_counts_its_steps(capfd: pytest.CaptureFixture[str]) -> None:
+    job = Job("scale-9c1e22ab", "scale", "scale rm", 0, {"methods": {"rm": {}}})
+    plan = Plan("7f3a0002", {"name": "tiny"}, (PlannedJob(job, False, "new"),), "cpu", {})
+    view = PlanView(plan, CORES)
+    begun = JobStarted(job=job.id, device="cpu", epochs=1, iterations=30)
+    at = JobProgress(
+        job=job.id, epoch=0, epochs=1, iteration=12, iterations=30, lr=0.0, step_s=0.1, data_s=0.0, eta_s=2.0,
+        losses={"loss": 1.0, "loss_rm": 0.25, "raw_rm": 0.5},
+    )  # fmt: skip
+    end = JobFinished(job=job.id, metrics={}, wall_s=3.0)
+    assert row(teach(view, begun).jobs[job.id], None, 0.0)["epoch"] == "step 0/30"
+    cells = row(teach(view, at).jobs[job.id], None, 0.0)
+    assert [cells[name] for name in ("label", "epoch", "det", "terms")] == [
+        "scale rm", "step 12/30", "det 0.75", "rm 0.25"
+    ]  # fmt: skip
+    lines = Lines(PlanView(plan, CORES), Screen())
+    for event in (begun, at, end):
+        lines.see(event)
+    told = [line.partition("scale rm  ")[2] for line in capfd.readouterr().err.splitlines()]
+    assert told[0] == "started on cpu: 30 iterations"
+    assert told[1].startswith("step 12/30  det 0.75  rm 0.25")
+    assert told[2].startswith("done: 3s")

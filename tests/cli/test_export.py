@@ -102,12 +102,23 @@ def test_an_unfinished_job_names_the_command_that_finishes_it(
     assert not asked
 
 
+@pytest.mark.parametrize(
+    ("kind", "arm", "told"),
+    [
+        ("prepare", "prepare maskd", "prepare maskd trains no detector, so there is nothing to export"),
+        (
+            "scale",
+            "scale rm",
+            "the losses are and keeps no weights, so there is nothing to export",
+        ),
+    ],
+)
 def test_a_job_that_makes_no_detector_is_refused(
-    runs: Runs, asked: Sequence[Any], capfd: pytest.CaptureFixture[str]
+    runs: Runs, asked: Sequence[Any], capfd: pytest.CaptureFixture[str], kind: Any, arm: str, told: str
 ) -> None:
-    add(runs, Job("prepare-ad44", "prepare", "prepare maskd", 0, {}))
-    assert app.main(["export", "prepare-ad"]) == 2
-    assert "prepare maskd trains no detector" in capfd.readouterr().err
+    add(runs, Job(f"{kind}-ad44", kind, arm, 0, {}))
+    assert app.main(["export", f"{kind}-ad"]) == 2
+    assert told in capfd.readouterr().err
     assert not asked
 
 

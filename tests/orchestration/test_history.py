@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,3 +61,14 @@ def test_other_seeds_tell_the_cost_and_other_settings_give_an_estimate() -> None
     history = History(past(job(1, {"seed": 0}), job(2, {"seed": 1})))
     assert history.cost(job(3, {"seed": 2})) == (60.5, "measured, n=2")
     assert history.cost(job(4, {"seed": 2, "a": 1})) == (pytest.approx(60.5), "estimated")
+
+
+def test_jobs_that_count_iterations_cost_by_the_images_that_they_see() -> None:
+    def scale(number: int, seed: int, **schedule: int) -> Job:
+        made = job(number, {"seed": seed}, "scale")
+        return replace(made, settings=made.settings | {"schedule": schedule})
+
+    history = History(past(scale(0, 0, iterations=20, batch_size=4)))
+    assert history.cost(scale(1, 1, iterations=20, batch_size=4)) == (60.0, "measured, n=1")
+    assert history.cost(scale(2, 0, iterations=10, batch_size=16)) == (pytest.approx(120.0), "estimated")
+    assert history.cost(job(3, {"seed": 0})) == (None, "unknown")

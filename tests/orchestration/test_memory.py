@@ -64,6 +64,16 @@ def test_job_that_cannot_be_cut_stays_failed(why: dict[str, Any]) -> None:
     assert fitting(job(), a=FULL | why) == [job()]
 
 
+def test_few_steps_of_a_student_fit_like_the_student_and_those_of_a_teacher_stay_whole() -> None:
+    steps = {"schedule": {"iterations": 30, "batch_size": 16}}
+    scale, prepare = (replace(job(), kind=kind, settings=steps) for kind in ("scale", "prepare"))
+    less = memory.smaller(scale, FULL)
+    assert less is not None
+    assert less.id.startswith("scale-")
+    assert less.settings == steps | {"micro_batch": 4}
+    assert memory.smaller(prepare, FULL) is None
+
+
 def test_job_with_batchnorm_is_told_the_two_settings_that_fit() -> None:
     told = memory.advice(job(), {**FULL, "batchnorm": True, "peak_gb": 24.0})
     assert told == "--set schedule.batch_size=14   or --set schedule.gpus=4, which keeps the batch"

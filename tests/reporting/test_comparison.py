@@ -71,6 +71,15 @@ def test_without_matches_there_is_a_p_and_no_interval(bench) -> None:
     assert found.unmatched == tuple(f"{arm} seed {seed}" for arm in ("baseline", "rm") for seed in range(3))
 
 
+@pytest.mark.parametrize("kind", ["prepare", "scale"])
+def test_job_that_measures_no_detector_lacks_no_matches(bench, kind) -> None:
+    jobs = [bench.job("baseline"), bench.job(f"{kind} rm", kind=kind, id=f"{kind}-1")]
+    bench.finish(jobs[0], 20.0)
+    bench.finish(jobs[1], metrics={}, best={}, history=[])
+    plan = bench.plan(jobs)
+    assert compare(plan, collect(plan, bench.runs), {}).unmatched == ("baseline seed 0",)
+
+
 def test_models_measured_on_other_images_are_not_paired(bench) -> None:
     jobs = [f"student-{arm}{seed}" for arm in ("baseline", "rm") for seed in range(3)]
     images = {job: resampled(20.0, 0, truth=job[:12]) for job in jobs}

@@ -135,6 +135,16 @@ def test_finished_job_becomes_a_run_below_the_run_of_its_plan(bench, database):
     assert experiment == "kdlab/digits/quickstart"
 
 
+def test_job_that_measures_no_detector_has_its_losses_alone(bench, database):
+    job = bench.job("scale rm", kind="scale", id="scale-1")
+    report = [progress(job, 1000.0 + i, i) for i in (2, 8)]
+    bench.log(job, started(job, 1000.0), *report, checkpointed(job, 1009.0, 8))
+    bench.finish(job, metrics={}, best={}, history=[], per_class={})
+    assert not sync(bench.plan([job]), bench.runs).error
+    assert {key for key, *_ in curves(database, job)} == {"train/cls", "lr", "step_s", "data_s"}
+    assert run_of(database, "kdlab.job", job.id)[1]["kdlab.kind"] == "scale"
+
+
 def test_arm_named_by_its_options_keeps_its_name_in_tags_and_has_a_sound_one_in_params(bench, database):
     arm = "rm[rank=loc,score=logit]+pfi[weight=1.5]"
     job = bench.job(arm)

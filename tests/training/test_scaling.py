@@ -1,0 +1,141 @@
+"""A few steps of a student that tell how large the terms of its methods are."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdlab.jobs.events import JobEvaluated, JobFinished, JobStarted, read_from
+from kdlab.jobs.files import write_json
+from kdlab.jobs.job import Job, JobPaths, JobResult
+from kdlab.training import checkpoints, detectors
+from kdlab.training.job import run_job
+from kdlab.training.loop import Stopped
+from kdlab.training.scaling import Scale
+
+# 24 images in batches of 4 are 6 steps an epoch
+ITERATIONS = 8
+SCHEDULE = {
+    "batch_size": 4, "gpus": 1, "precision": "fp32", "channels_last": False, "optimizer": "adamw", "lr": 1e-3,
+    "weight_decay": 0.05, "decay": "cosine", "warmup_iters": 4, "warmup_factor": 0.1, "clip_grad": 35.0,
+    "eval_every": 1, "keep_best": True,
+}  # fmt: skip
+FGD = ("fgd.foreground", "fgd.background", "fgd.attention", "fgd.relation")
+
+
+@pytest.fixture
+def job(tmp_path: Path, model_settings: Any, term: Callable[..., Any], digits: Any) -> Job:
+    """A scale job of two methods, one of several terms, and beside it a finished teacher."""
+    torch.manual_seed(3)
+    teacher = JobPaths(tmp_path / "teacher-1")
+    teacher.folder.mkdir()
+    model = detectors.build(model_settings("gfl"), len(digits.classes))
+    teacher.checkpoints.mkdir()
+    digest = checkpoints.save_model(teacher.weights, model, digits.classes)
+    write_json(teacher.result, {"model": {"weights_sha256": digest}})
+    settings = {
+        "model": model_settings("gfl", width=4),
+        "teacher": model_settings("gfl"),
+        "methods": {"mgd": term("mgd", weight=1e-3), "fgd": term("fgd", weight=2.0, warmup_iters=5)},
+        "schedule": SCHEDULE | {"iterations": ITERATIONS},
+        "dataset": {"scale": None, "flip": 0.5, "broken_images": "stop"},
+        "threads": 1,
+    }
+    inputs = {"dataset": digits.to_dict()}
+    return Job("scale-1", "scale", "scale mgd+fgd", 0, settings, ("teacher-1",), inputs)
+
+
+def lay(folder: Path, job: Job) -> JobPaths:
+    paths = JobPaths(folder / job.id)
+    paths.folder.mkdir()
+    write_json(paths.job, job.to_dict())
+    return paths
+
+
+def ran(folder: Path, job: Job) -> JobResult:
+    result = run_job(lay(folder, job))
+    assert result is not None
+    return result
+
+
+def detection(losses: dict[str, float]) -> float:
+    terms = [name.removeprefix("raw_") for name in losses if name.startswith("raw_")]
+    return losses["loss"] - sum(losses[f"loss_{name}"] for name in terms)
+
+
+def test_it_tells_each_term_of_each_step_beside_the_loss_of_detection(tmp_path: Path, job: Job) -> None:
+    losses = ran(tmp_path, job).losses
+    assert [entry["iteration"] for entry in losses] == list(range(1, ITERATIONS + 1))
+    for entry in losses:
+        own = sum(entry[name] for name in ("loss_cls", "loss_bbox", "loss_dfl"))
+        assert detection(entry) == pytest.approx(own, rel=1e-4)
+        for name in ("mgd", *FGD):
+            assert math.isfinite(entry[f"raw_{name}"] / own)
+        assert entry["loss_mgd"] == pytest.approx(1e-3 * entry["raw_mgd"], rel=1e-4)
+
+
+def test_raw_terms_know_no_warm_up(tmp_path: Path, job: Job) -> None:
+    first, *_, last = ran(tmp_path, job).losses
+    assert first["loss_fgd.foreground"] == pytest.approx(2.0 * first["raw_fgd.foreground"] / 6, rel=1e-4)
+    assert last["loss_fgd.foreground"] == pytest.approx(2.0 * last["raw_fgd.foreground"], rel=1e-4)
+
+
+def test_first_step_is_that_of_the_student_itself(tmp_path: Path, job: Job) -> None:
+    schedule = SCHEDULE | {"epochs": 1, "eval_every": 0, "keep_best": False}
+    whole = replace(job, id="student-1", kind="student", settings=job.settings | {"schedule": schedule})
+    assert ran(tmp_path, job).losses[0] == ran(tmp_path, whole).losses[0]
+
+
+def test_it_measures_nothing_and_keeps_no_weights(tmp_path: Path, job: Job) -> None:
+    paths = lay(tmp_path, job)
+    result = run_job(paths)
+    assert result is not None
+    assert (result.metrics, result.best, result.per_class, result.history) == ({}, {}, {}, [])
+    assert not list(paths.checkpoints.iterdir())
+    assert not paths.matches.exists()
+    assert result.model["weights_sha256"] == ""
+    kinds = [type(event) for event in read_from(paths.events).events]
+    assert (kinds[0], kinds[-1]) == (JobStarted, JobFinished)
+    assert JobEvaluated not in kinds
+
+
+def test_it_tells_what_the_student_costs(tmp_path: Path, job: Job) -> None:
+    paths = lay(tmp_path, job)
+    result = run_job(paths)
+    assert result == JobResult.read(paths)
+    assert result is not None
+    assert set(result.timing) == {"step_s", "data_s", "latency_s"}
+    assert all(seconds > 0 for seconds in result.timing.values())
+    assert result.model["params"] > 0
+    assert result.model["trained_parts"].keys() == {"mgd", "fgd"}
+    assert result.data["images"] == 24
+    assert paths.config.exists()
+
+
+def test_a_stopped_one_goes_on_to_the_same_losses(tmp_path: Path, job: Job) -> None:
+    whole = ran(tmp_path, job)
+    parts = lay(tmp_path, replace(job, id="scale-2"))
+    asked = iter([False] * 4 + [True])
+    work = Scale(job, parts, lambda *a, **k: None, lambda: None, should_stop=lambda: next(asked))
+    with pytest.raises(Stopped):
+        work.run()
+    assert work.iteration == 5
+    result = run_job(parts)
+    assert result is not None
+    assert result.losses == whole.losses
+    assert not list(parts.checkpoints.iterdir())
+
+
+def test_images_without_objects_suffice_for_the_latency(tmp_path: Path, job: Job) -> None:
+    val = job.inputs["dataset"]["val"]
+    labels = json.loads(Path(val["labels"]).read_text()) | {"annotations": []}
+    (tmp_path / "val.json").write_text(json.dumps(labels))
+    dataset = job.inputs["dataset"] | {"val": val | {"labels": str(tmp_path / "val.json")}}
+    assert ran(tmp_path, replace(job, inputs={"dataset": dataset})).timing["latency_s"] > 0
