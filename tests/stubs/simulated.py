@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -11,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from kdlab.jobs.events import EventLog, JobCancelled, JobEvaluated, JobFailed, JobFinished, JobStarted
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, JobPaths, Runs, read_job
-from kdlab.jobs.lease import Process
 from kdlab.orchestration.devices import Gpu, Machine
 from kdlab.orchestration.executors.base import Handle
 from tests.stubs.stub_job import make_result
@@ -57,17 +55,18 @@ class Simulated:
         self.started.append(job.id)
         self._alive[job.id] = (time.monotonic(), 0)
         self._say(job, JobStarted, device="gpu", epochs=self._epochs(job), iterations=self._epochs(job))
-        handle = Handle("simulated", Process.of(os.getpid()))
+        handle = Handle("simulated", ref=job.id)
         handle.write(paths)
         return handle
 
     def poll(self, handles: Mapping[str, Handle]) -> dict[str, int | None]:
-        self.looks.append(len(handles))
-        codes = {name: self._go_on(read_job(self.runs.job(name))) for name in handles}
-        return {name: code for name, code in codes.items() if code is not None}
+        self.looks.append(len(self._alive))
+        gone: dict[str, int | None] = dict.fromkeys(handles.keys() - self._alive.keys())
+        codes = {name: self._go_on(read_job(self.runs.job(name))) for name in handles.keys() - gone.keys()}
+        return gone | {name: code for name, code in codes.items() if code is not None}
 
     def cancel(self, handle: Handle, grace_s: float) -> None:
-        raise AssertionError("a search stops jobs by their files")
+        self.runs.job(handle.ref).stop_request.touch()
 
     def _go_on(self, job: Job) -> int | None:
         began, epoch = self._alive[job.id]

@@ -215,7 +215,7 @@ def _told(trial: FrozenTrial) -> Told:
     return Told(
         number=trial.number,
         state=STATES[trial.state],
-        values=json.loads(attributes.get(VALUES, "null")) or dict(trial.params),
+        values=json.loads(attributes[VALUES]) if VALUES in attributes else dict(trial.params),
         objectives=tuple(trial.values) if trial.state == TrialState.COMPLETE else (),
         course=dict(trial.intermediate_values),
         note=attributes.get(NOTE, ""),

@@ -137,7 +137,11 @@ class Tuner:
 
     def _fed(self, active: int) -> Sequence[PlannedJob]:
         if self.study is None:
-            return self._open() if all(paths.result.exists() for paths in self._needed) else ()
+            if not all(paths.result.exists() for paths in self._needed):
+                return ()
+            if left := self._open():
+                return left
+        assert self.study is not None
         if self._again:
             return [self._planned(self._again.pop())]
         while self._may_begin() and active < self.at_once(self._usual):

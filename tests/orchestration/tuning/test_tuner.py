@@ -30,7 +30,7 @@ LEARNED = replace(FILES, fingerprint="e" * 16)
 def make_trials(*overrides: str) -> Trials:
     base = recipes.load("digits/gfl", overrides)
     arm = space.searched_arm(base)
-    facts = replace(FACTS, learned=LEARNED)
+    facts = replace(FACTS, learned=LEARNED, device="cuda", gpu_gb=80.0)
     widths = base.tune.student.get("width", ())
     students: list[Student] = [(("width", width),) for width in widths] or [()]
     variants = {
@@ -256,14 +256,6 @@ def test_stopping_leaves_the_trial_for_the_next_command(runs: Runs) -> None:
             break
     events.close()
     assert "failed" not in states(tuner)
-
-
-def test_job_of_a_trial_that_was_pruned_before_a_kill_is_stopped(runs: Runs) -> None:
-    tuner = make_tuner(runs, make_trials(), count=3)
-    executor = Simulated(runs, 1, likes_pfi_at_30)
-    stop_at = next(number for number in range(1, 200) if True)
-    search(tuner, executor, stop_at)
-    assert tuner.stopping is False
 
 
 def test_words_and_weights_are_searched_together(runs: Runs) -> None:
