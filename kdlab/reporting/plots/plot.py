@@ -152,10 +152,13 @@ def look(arms: Iterable[Arm], baseline: Arm | None) -> dict[str, dict[str, Any]]
     return looks
 
 
-def legend(grid: Figure, axes: Axes) -> None:
-    """What the marks in `axes` mean, to the right of them."""
-    handles, labels = axes.get_legend_handles_labels()
-    grid.legend(handles, labels, loc="outside right center")
+def legend(grid: Figure, *axes: Axes) -> None:
+    """What the marks in the axes mean, each once, to the right of them."""
+    handles: dict[str, Any] = {}
+    for one in axes:
+        for handle, name in zip(*one.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    grid.legend(handles.values(), handles, loc="outside right center")
 
 
 def label(name: str) -> str:
