@@ -63,12 +63,16 @@ def draw(study: Study) -> Plot | None:
     _frame(axes, [*scales, last], off=any(_is_off(trial, study) for trial in trials))
     extend = "min" if min(aps) < palest else "neither"
     grid.colorbar(colours, ax=axes, label=AP, extend=extend, pad=0.02, aspect=28).outline.set_visible(False)
-    pale = " Palest: the lower half." if len(aps) >= _MANY else ""
-    dashed = " Dashed: references." if any(trial.note for trial in trials) else ""
-    caption = f"A line a complete trial: dark is high.{pale} Thick: the best.{dashed} {WORTH}"
     columns = ("trial", "reference", *(one.name for one in study.dimensions), "AP")
     rows = [_row(study, trial) for trial in reversed(trials)]
-    return framed("Values that go together", of_study(study), caption, grid, columns, rows)
+    return framed("Values that go together", of_study(study), _caption(trials), grid, columns, rows)
+
+
+def _caption(trials: Sequence[Trial]) -> str:
+    """What the lines that are there mean."""
+    pale = " Palest: the lower half." if len(trials) >= _MANY else ""
+    dashed = " Dashed: references." if any(trial.note for trial in trials) else ""
+    return f"A line a complete trial: dark is high.{pale} Thick: the best.{dashed} {WORTH}"
 
 
 def _colours() -> Colormap:
