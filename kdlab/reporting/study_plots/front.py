@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 
 from kdlab.reporting.plots.plot import COLOURS, INK, WIDTH, Plot, figure, framed, label, legend
@@ -43,7 +45,8 @@ def _front(axes: Axes, study: Study, points: dict[int, tuple[float, float]]) -> 
     axes.plot(xs, ys, "o", color=COLOURS[1], markersize=6.5, markeredgecolor=INK, label=label("Pareto front"))
     if len(xs) <= _NUMBERED:
         for trial, x, y in zip(study.front, xs, ys, strict=True):
-            axes.annotate(str(trial.number), (x, y), (5, 5), textcoords="offset points", size=8)
+            place: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "size": 8}
+            axes.annotate(str(trial.number), (x, y), (-3, 5), **place)
 
 
 def _others(axes: Axes, study: Study, points: dict[int, tuple[float, float]], low: float) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
 
-from kdlab.reporting.plots.plot import COLOURS, INK, MARKERS, label
+from kdlab.reporting.plots.plot import COLOURS, INK, label
 from kdlab.reporting.study import NO_METHOD, Dimension, Study, Trial, word
 
 AP = "AP on the tuning split (points)"
@@ -17,8 +18,10 @@ OTHER = {"marker": "o", "color": COLOURS[0], "markersize": 4, "markeredgewidth":
 """A complete trial like any other."""
 BEST = {"marker": "*", "color": COLOURS[1], "markersize": 12, "markeredgecolor": INK, "zorder": 5}
 _COLOURS = [COLOURS[place] for place in (2, 3, 5, 4)]
-_MARKERS = [MARKERS[place] for place in (2, 1, 4, 5)]
-"""Of references: what is neither the best's nor other trials'."""
+_MARKERS = ("D", "^", "P", "X", "p")
+"""Of references: what is neither the best's nor other trials'; together 20 that differ."""
+_NAME = 28
+"""Characters of a reference's name in a legend."""
 _NEAR = 5.0
 """Points below the median that are never off the scale."""
 
@@ -33,8 +36,8 @@ def looks(study: Study) -> dict[int, dict[str, Any]]:
     looks: dict[int, dict[str, Any]] = {}
     others = [trial for trial in study.trials if trial.note and trial.note != NO_METHOD]
     for place, trial in enumerate(others):
-        turn = place % len(_MARKERS)
-        looks[trial.number] = {"color": _COLOURS[turn], "marker": _MARKERS[turn]}
+        colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+        looks[trial.number] = {"color": colour, "marker": marker}
     if plain := study.without_methods:
         looks[plain.number] = {"color": INK, "marker": "s"}
     return looks
@@ -42,11 +45,11 @@ def looks(study: Study) -> dict[int, dict[str, Any]]:
 
 def called(study: Study, trial: Trial) -> str:
     """A trial for a legend: "best: trial 7 (published)  32.8"."""
-    best = study.best
+    best, note = study.best, textwrap.shorten(trial.note, _NAME, placeholder="...")
     if best is not None and trial.number == best.number:
-        name = f"best: trial {trial.number}{f' ({trial.note})' * bool(trial.note)}"
+        name = f"best: trial {trial.number}{f' ({note})' * bool(note)}"
     else:
-        name = trial.note or f"trial {trial.number}"
+        name = note or f"trial {trial.number}"
     known = trial.number in {one.number for one in study.complete}
     return label(f"{name}  {study.ap(trial):.1f}" if known else name)
 

@@ -55,12 +55,13 @@ def draw(study: Study) -> Plot | None:
     last = _numeric("AP", [max(ap, low) for ap in aps], log=False)
     grid = figure(max(WIDTH, 1.8 + 1.25 * len(scales)), 4.4)
     axes = grid.subplots()
-    palest = median(aps) if len(aps) >= _MANY else low
-    colours = ScalarMappable(Normalize(palest, max(max(aps), palest + 0.1)), _colours())
+    palest = min(median(aps) if len(aps) >= _MANY else low, max(aps) - 0.1)
+    colours = ScalarMappable(Normalize(palest, max(aps)), _colours())
     for trial, colour in zip(trials, colours.to_rgba(numpy.array(aps)), strict=True):
         heights = [*(_height(trial, scale) for scale in scales), last.place(max(study.ap(trial), low))]
         _line(axes, study, trial, heights, colour)
     _frame(axes, [*scales, last], off=any(_is_off(trial, study) for trial in trials))
+    _legend(axes, grid.get_figwidth())
     extend = "min" if min(aps) < palest else "neither"
     grid.colorbar(colours, ax=axes, label=AP, extend=extend, pad=0.02, aspect=28).outline.set_visible(False)
     columns = ("trial", "reference", *(one.name for one in study.dimensions), "AP")
@@ -147,9 +148,13 @@ def _frame(axes: Axes, scales: Sequence[_Scale], *, off: bool) -> None:
     axes.tick_params(bottom=False)
     axes.grid(False)
     axes.spines[["left", "bottom"]].set_visible(False)
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=8, handlelength=4, borderaxespad=0.2
-    )
+
+
+def _legend(axes: Axes, inches: float) -> None:
+    """The lines that have names, above the axes in as many columns as fit."""
+    names = axes.get_legend_handles_labels()[1]
+    columns = int((inches - 1.3) / (0.8 + 0.075 * max(map(len, names))))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=8, handlelength=4)
 
 
 def _row(study: Study, trial: Trial) -> list[str | float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -26,6 +27,10 @@ from kdlab.reporting.study_plots.marks import (
 _COLUMNS = ("dimension", "trial", "reference", "value", "AP")
 _GOLDEN = 0.618034
 """Multiples of it, modulo 1, spread evenly however many there are: jitter without chance."""
+_LEGEND = 2.0
+"""Inches."""
+_LABELS = 75
+"""Characters of labels below a whole row of panels."""
 _ROOM = 0.05
 """Of its width that an axis has beyond its range, on both sides."""
 _DECADES = 100
@@ -39,7 +44,7 @@ def draw(study: Study) -> Plot | None:
         return None
     aps = [study.ap(trial) for trial in study.complete]
     low = floor(aps)
-    grid, places = panels([one.name for one in shown], "", "AP (points)", share_x=False)
+    grid, places = panels([one.name for one in shown], "", "AP (points)", share_x=False, beside=_LEGEND)
     for axes, dimension in zip(places, shown, strict=True):
         _panel(axes, study, dimension, low)
     places[0].margins(y=0.12)
@@ -92,7 +97,10 @@ def _places(axes: Axes, study: Study, dimension: Dimension) -> dict[int, float]:
 
 def _columns(axes: Axes, dimension: Dimension, values: dict[int, Any]) -> dict[int, float]:
     words = list(dict.fromkeys(map(word, (*dimension.choices, *values.values()))))
-    axes.set_xticks(range(len(words)), words)
+    grid = axes.get_gridspec()
+    room = _LABELS // ((grid.ncols if grid else 1) * len(words))
+    broken = [textwrap.fill(one, max(6, room)) for one in words]
+    axes.set_xticks(range(len(words)), broken)
     axes.set_xlim(-0.6, len(words) - 0.4)
     return {
         number: words.index(word(value)) + 0.5 * ((number * _GOLDEN) % 1 - 0.5)
