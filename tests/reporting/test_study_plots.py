@@ -165,6 +165,16 @@ def test_slice_is_logarithmic_where_the_search_was():
     assert [axes(two, "slices", place).get_xscale() for place in range(3)] == ["log", "linear", "linear"]
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.6, 0.9), (0.5, 20.0), (0.01, 10.0), (1e-6, 1e3)])
+def test_axis_of_any_width_has_numbers(low, high):
+    narrow = Dimension("rm.weight", low, high, True)
+    plot = plotted(
+        study(trial(1, 30.0, weight=low), trial(2, 31.0, weight=high), dimensions=(narrow,)), "slices"
+    )
+    shown = [tick for tick in plot.figure.axes[0].get_xticks() if low <= tick <= high]
+    assert 2 <= len(shown) <= 6
+
+
 def test_choices_stand_side_by_side_and_equal_trials_at_equal_places():
     trials = [trial(number, 30.0, rank="cls") for number in range(1, 6)]
     first, again = (axes(study(*trials), "slices", 2).lines for _ in range(2))

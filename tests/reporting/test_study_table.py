@@ -109,7 +109,7 @@ def test_trials_that_tie_are_bold_together_and_the_first_is_on_top():
 def test_footnotes_say_what_the_numbers_are_not():
     told = notes(table(study(PLAIN, ended(1, 31.0), pruned(2))))
     assert "1,600 images of the training set and measured on 400 others of it; one seed (3)" in told
-    assert "no numbers for a paper: the highest (bold) is the best of 2 trials, so it is optimistic" in told
+    assert "no numbers for a paper: the highest (bold) is the best of 3 trials, so it is optimistic" in told
     assert "the tuned recipe measures it on the validation set" in told
 
 
@@ -123,6 +123,12 @@ def test_trials_are_counted_by_state_and_failures_by_reason():
         "failed, 2 x: out of GPU memory",
         "failed, 1 x: loss is not finite",
     ]
+
+
+def test_rare_reasons_of_many_are_counted_alone():
+    made = table(study(ended(0, 30.0), *(failed(number, f"reason {number}") for number in range(1, 9))))
+    told = [note for note in made.footnotes if note.startswith("failed")]
+    assert told[5:] == ["failed for 3 other reasons, which the logs of their jobs tell"]
 
 
 def test_state_is_told_only_where_trials_differ_in_it():

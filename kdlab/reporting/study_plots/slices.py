@@ -33,8 +33,9 @@ _LABELS = 75
 """Characters of labels below a whole row of panels."""
 _ROOM = 0.05
 """Of its width that an axis has beyond its range, on both sides."""
-_DECADES = 100
-"""Highest over lowest value from which on a logarithmic axis has numbers at powers of ten alone."""
+_DECADE, _DECADES = 10, 100
+"""Highest over lowest value from which on a logarithmic axis has its numbers at powers of ten and their
+threefold, and at powers of ten alone."""
 
 
 def draw(study: Study) -> Plot | None:
@@ -112,8 +113,11 @@ def _logarithmic(axes: Axes, low: float, high: float) -> None:
     axes.set_xscale("log")
     room = (high / low) ** _ROOM if high > low else 2.0
     axes.set_xlim(low / room, high * room)
-    wide = high / low >= _DECADES
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 3.0), numticks=5))
+    if high / low >= _DECADE:
+        subs = (1.0,) if high / low >= _DECADES else (1.0, 3.0)
+        axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=5))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.xaxis.set_major_formatter(FuncFormatter(_power))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
