@@ -102,6 +102,12 @@ def test_history_knows_the_best_so_far_by_trial():
     assert rows["AP"].fillna(0).tolist() == [0, 30, 29, 25, 31]
 
 
+def test_axis_of_trials_has_whole_numbers_also_for_a_single_one():
+    shown = axes(study(plain()), "history")
+    low, high = shown.get_xlim()
+    assert [tick for tick in shown.get_xticks() if low <= tick <= high] == [0.0]
+
+
 def test_pruned_trials_are_hollow_and_failed_ones_crosses_at_the_edge():
     shown = axes(study(trial(0, 30.0), trial(1, 25.0, state="pruned"), trial(2, None)), "history")
     lines = {line.get_label().strip(): line for line in shown.lines}

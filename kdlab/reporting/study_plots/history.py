@@ -37,8 +37,10 @@ def draw(study: Study) -> Plot | None:
     grid = figure(WIDTH, 3.9)
     axes = grid.subplots()
     axes.set(xlabel="trial", ylabel=AP)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.margins(y=0.12)
+    last = study.trials[-1].number
+    axes.set_xlim(-0.5 - 0.02 * last, last + 0.5 + 0.02 * last)
     best = _best_so_far(study)
     _line(axes, best, study)
     _trials(axes, study, aps, low)

@@ -153,7 +153,7 @@ def _frame(axes: Axes, scales: Sequence[_Scale], *, off: bool) -> None:
 def _legend(axes: Axes, inches: float) -> None:
     """The lines that have names, above the axes in as many columns as fit."""
     names = axes.get_legend_handles_labels()[1]
-    columns = int((inches - 1.3) / (0.8 + 0.075 * max(map(len, names))))
+    columns = int((inches - 1.0) / (0.75 + 0.05 * max(map(len, names))))
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=8, handlelength=4)
 
 
