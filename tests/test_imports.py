@@ -33,7 +33,7 @@ BELOW = {
 HEAVY = {
     "mlflow": {"reporting/mlflow_store.py"},
     "optuna": {"orchestration/tune.py"},
-    "matplotlib": {"reporting/plots/"},
+    "matplotlib": {"reporting/plots/", "reporting/study_plots/"},
     "jinja2": {"reporting/renderers/"},
     "ray": {"orchestration/executors/_ray.py"},
     **{name: {"training/"} for name in ("torch", "torchvision", "mmengine", "mmdet", "mmcv")},

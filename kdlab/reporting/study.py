@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from kdlab.reporting.tables import significant
@@ -109,7 +110,7 @@ class Study:
     commit: str = ""
     device: str = ""
 
-    @property
+    @cached_property
     def complete(self) -> tuple[Trial, ...]:
         """The trials that came to their end with a number for each objective."""
         return tuple(
@@ -120,12 +121,12 @@ class Study:
             and all(map(math.isfinite, trial.values))
         )
 
-    @property
+    @cached_property
     def best(self) -> Trial | None:
         """The complete trial with the highest AP; of equal ones the cheapest, then the first."""
         return min(self.complete, key=lambda trial: (self.costs(trial), trial.number), default=None)
 
-    @property
+    @cached_property
     def front(self) -> tuple[Trial, ...]:
         """The complete trials that no other one surpasses in all objectives, the cheapest first."""
         costs = {trial.number: self.costs(trial) for trial in self.complete}
@@ -136,7 +137,7 @@ class Study:
         ]
         return tuple(sorted(kept, key=lambda trial: (costs[trial.number][1:], trial.number)))
 
-    @property
+    @cached_property
     def without_methods(self) -> Trial | None:
         """The trial that tells what all methods together are worth; None where the study has none."""
         return next((trial for trial in self.trials if trial.note == NO_METHOD), None)

@@ -14,6 +14,7 @@ Fill = Callable[[Trial], Cell]
 
 _STATES: tuple[State, ...] = ("complete", "pruned", "running", "failed")
 _LATENCY = Column("latency", "latency", digits=2, unit=" ms")
+_REASONS = 5
 _REASON = 100
 """Characters of a failure's cause that a footnote holds."""
 
@@ -172,10 +173,11 @@ def _worth(study: Study) -> Iterator[str]:
         f"AP on the tuning split: trained on {trained:,} images of the training set and measured on "
         f"{measured:,} others of it; one seed ({study.seed})"
     )
-    if ended := len(study.complete):
+    if study.complete:
+        rivals = sum(trial.state in ("complete", "pruned") for trial in study.trials)
         yield (
-            f"no numbers for a paper: the highest (bold) is the best of {_counted(ended, 'trial')}, so it is "
-            "optimistic; the tuned recipe measures it on the validation set, which no trial has seen"
+            f"no numbers for a paper: the highest (bold) is the best of {_counted(rivals, 'trial')}, so it "
+            "is optimistic; the tuned recipe measures it on the validation set, which no trial has seen"
         )
 
 
@@ -183,9 +185,11 @@ def _failures(study: Study) -> Iterator[str]:
     reasons = Counter(
         " ".join(trial.why.split()) or "unknown" for trial in study.trials if trial.state == "failed"
     )
-    for reason, count in reasons.most_common():
+    for reason, count in reasons.most_common(_REASONS):
         told = reason if len(reason) <= _REASON else f"{reason[:_REASON]}..."
         yield f"failed, {count} x: {told}"
+    if (left := len(reasons) - _REASONS) > 0:
+        yield f"failed for {_counted(left, 'other reason')}, which the logs of their jobs tell"
 
 
 def _gains(study: Study) -> Iterator[str]:

@@ -24,7 +24,7 @@ from kdlab.reporting.renderers import (
     write,
 )
 from kdlab.reporting.statistics import Interval
-from kdlab.reporting.tables import Cell, Table
+from kdlab.reporting.tables import Cell, Column, Table
 
 BY_KEY = {column.key: column for column, _ in COLUMNS}
 KEYS = ("arm", "AP", "dAP", "interval", "AP50", "APs", "gap_closed", "n", "step_x", "best_AP")
@@ -202,6 +202,23 @@ def test_columns_left_out_are_named_and_the_least_important_goes_first():
     assert "not shown in this width: AP50, APs, step x, best epoch" in text
     assert "gap closed" in text
     assert "not shown" not in printed(TABLE, 200)
+
+
+def test_of_columns_that_no_list_names_the_last_are_left_out():
+    columns = [
+        Column("trial", "trial"),
+        Column("AP", "AP"),
+        *(Column(f"m.o{i}", f"m.o{i}") for i in range(9)),
+    ]
+    wide = Table("t", tuple(columns), (tuple(column.cell(1.0) for column in columns),))
+    assert printed(wide, 30).splitlines()[1].split() == ["trial", "AP", "m.o0", "m.o1", "m.o2"]
+
+
+def test_significant_digits_are_the_same_in_all_formats():
+    weight = Column("weight", "weight", digits=3, significant=True)
+    sized = Table("t", (Column("arm", "arm", digits=None), weight), ((Cell("a"), weight.cell(0.0000123456)),))
+    assert {cells_of(sized)[0][1] for cells_of in CELLS_OF.values()} == {"0.0000123"}
+    assert to_csv(sized).splitlines()[-1] == "a,0.0000123"
 
 
 @pytest.mark.parametrize("name", ["terminal", *sorted(FORMATS.keys() - {"explain"})])

@@ -121,11 +121,24 @@ def figure(width: float, height: float) -> Figure:
     return Figure((width, height), layout="constrained")
 
 
-def panels(titles: Sequence[str], x: str, y: str, *, share_x: bool = True) -> tuple[Figure, list[Axes]]:
-    """Axes in a grid, one a title, that share their scales; `x` and `y` stand at its edges."""
+def panels(
+    titles: Sequence[str], x: str, y: str, *, share_x: bool = True, beside: float = 0.0
+) -> tuple[Figure, list[Axes]]:
+    """Axes in a grid that share their scales.
+
+    Args:
+        titles: one above each.
+        x: what stands below the grid.
+        y: what stands to its left.
+        share_x: whether they share the horizontal scale too.
+        beside: inches for a legend to the right.
+
+    Returns:
+        The figure and as many axes as titles.
+    """
     rows = math.ceil(len(titles) / _PANELS_A_ROW)
     columns = math.ceil(len(titles) / rows)
-    grid = figure(max(WIDTH, 0.6 + 2.3 * columns), 1.2 + 1.7 * rows)
+    grid = figure(max(WIDTH, 0.6 + 2.3 * columns + beside), 1.2 + 1.7 * rows)
     axes = list(grid.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False).flat)
     for spare in axes[len(titles) :]:
         spare.remove()
@@ -152,10 +165,13 @@ def look(arms: Iterable[Arm], baseline: Arm | None) -> dict[str, dict[str, Any]]
     return looks
 
 
-def legend(grid: Figure, axes: Axes) -> None:
-    """What the marks in `axes` mean, to the right of them."""
-    handles, labels = axes.get_legend_handles_labels()
-    grid.legend(handles, labels, loc="outside right center")
+def legend(grid: Figure, *axes: Axes) -> None:
+    """What the marks in the axes mean, each once, to the right of them."""
+    handles: dict[str, Any] = {}
+    for one in axes:
+        for handle, name in zip(*one.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    grid.legend(handles.values(), handles, loc="outside right center")
 
 
 def label(name: str) -> str:
