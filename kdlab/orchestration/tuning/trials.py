@@ -165,8 +165,8 @@ def text_of(value: Any) -> str:
 
 
 def _schedule(recipe: Recipe) -> Schedule:
-    """That of a trial: of `tune.epochs`, and measured after every epoch where hopeless trials are ended."""
+    """That of a trial: of `tune.epochs`, and measured after every epoch where that can end it."""
     tune, schedule = recipe.tune, recipe.schedule
-    pruned = tune.pruner != "none" and len(tune.objectives) == 1
-    changes = {"epochs": tune.epochs or schedule.epochs, "eval_every": int(pruned), "keep_best": False}
+    by_epoch = len(tune.objectives) == 1
+    changes = {"epochs": tune.epochs or schedule.epochs, "eval_every": int(by_epoch), "keep_best": False}
     return schedule.model_copy(update=changes)
