@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,12 +8,10 @@ from typing import Any
 
 import pytest
 
-from kdlab.datasets.base import DatasetFiles, Split
-from kdlab.jobs.events import Event, JobFinished
+from kdlab.jobs.events import Event
 from kdlab.jobs.job import Job, Runs
 from kdlab.orchestration import recipe as recipes
 from kdlab.orchestration import scheduler
-from kdlab.orchestration.facts import Facts
 from kdlab.orchestration.plan import Plan, PlannedJob
 from kdlab.orchestration.tuning import space
 from kdlab.orchestration.tuning.study import Study
