@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,7 +60,7 @@ def plugin_files(folder: Path) -> Iterator[PluginFile]:
         if path.stem == "base" or path.stem.startswith((".", "_")):
             continue
         try:
-            tree = ast.parse(path.read_bytes())
+            tree = _parsed(path, path.stat().st_mtime_ns)
         except (OSError, SyntaxError, ValueError) as error:
             line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
             raise KdlabError(f"cannot be read as Python: {error}", where=f"{path}{line}") from error
@@ -68,6 +69,12 @@ def plugin_files(folder: Path) -> Iterator[PluginFile]:
         if not summary:
             source.refuse("has no docstring; its first line is the summary that people see")
         yield source
+
+
+@lru_cache(maxsize=None)
+def _parsed(path: Path, changed_ns: int) -> ast.Module:
+    """The file as it was at that time; a search asks for the methods thousands of times."""
+    return ast.parse(path.read_bytes())
 
 
 def function_in(body: list[ast.stmt], name: str) -> ast.FunctionDef | None:

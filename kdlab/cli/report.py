@@ -144,7 +144,7 @@ def _compared(
                 _send_all(screen, runs)
                 plans += queries.plans(source.removeprefix(queries.QUERY), runs, progress)
             else:
-                plans.append(records.load_plan(runs, source))
+                plans.append(records.load_plan(runs, source, searches=False))
         for plan in plans:
             yield comparison.of_plan(plan, runs, pool=pool, whole=whole, progress=progress)
 
@@ -295,7 +295,7 @@ def results_stem(plan: Mapping[str, Any]) -> str:
 def _newest(screen: Screen, runs: Runs) -> dict[str, Any]:
     from kdlab.reporting import records
 
-    plan = records.newest_plan(runs)
+    plan = records.newest_plan(runs, searches=False)
     if plan is None:
         raise UsageError("nothing was run here yet", where=str(runs.folder), fix=QUICKSTART)
     screen.say(f"plan {plan['id']} of {plan['recipe']['name']}, the newest in {runs.folder}")

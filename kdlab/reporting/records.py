@@ -79,10 +79,15 @@ def last_event(paths: JobPaths) -> Event | None:
     return last_in(paths.events)
 
 
-def newest_plan(runs: Runs) -> dict[str, Any] | None:
-    """The plan that was saved last, None where nothing was run yet."""
-    newest = next(iter(_plan_files(runs)), None)
-    return None if newest is None else _read(newest)
+def newest_plan(runs: Runs, *, searches: bool = True) -> dict[str, Any] | None:
+    """The plan that was saved last, None where nothing was run yet.
+
+    Args:
+        runs: where the plans are.
+        searches: False passes over those of `kdlab tune`, which compare nothing.
+    """
+    plans = map(_read, _plan_files(runs))
+    return next((plan for plan in plans if searches or not _is_search(plan)), None)
 
 
 def all_plans(runs: Runs) -> list[dict[str, Any]]:
@@ -90,8 +95,13 @@ def all_plans(runs: Runs) -> list[dict[str, Any]]:
     return [_read(path) for path in _plan_files(runs)]
 
 
-def load_plan(runs: Runs, name: str) -> dict[str, Any]:
+def load_plan(runs: Runs, name: str, *, searches: bool = True) -> dict[str, Any]:
     """The plan whose id begins with `name`, else the newest plan of the recipe called `name`.
+
+    Args:
+        runs: where the plans are.
+        name: of a recipe, or the beginning of an id.
+        searches: as for `newest_plan`.
 
     Raises:
         UsageError: no plan fits, or the beginning of an id fits several.
@@ -103,8 +113,8 @@ def load_plan(runs: Runs, name: str) -> dict[str, Any]:
         what = f"{name} begins the ids of {len(fitting)} plans"
         raise UsageError(what, got=name, known=", ".join(known), fix=f"name one: {known[0]}")
     if fitting:
-        return _read(fitting[0])
-    plans = [_read(path) for path in files]
+        return _compared(_read(fitting[0]), searches)
+    plans = [plan for plan in map(_read, files) if searches or not _is_search(plan)]
     for plan in plans:
         if plan["recipe"]["name"] == name:
             return plan
@@ -115,6 +125,17 @@ def load_plan(runs: Runs, name: str) -> dict[str, Any]:
         known=", ".join(known) or "none yet",
         fix=_run_it(name) or suggestion(name, known) or ("kdlab ls runs" if known else _QUICKSTART),
     )
+
+
+def _is_search(plan: Mapping[str, Any]) -> bool:
+    return "study" in plan["recipe"]
+
+
+def _compared(plan: dict[str, Any], searches: bool) -> dict[str, Any]:
+    if _is_search(plan) and not searches:
+        what = f"plan {plan['id']} is a search: its trials are compared by kdlab tune"
+        raise UsageError(what, got=plan["id"], fix=f"kdlab tune {plan['recipe']['name']}")
+    return plan
 
 
 def _run_it(name: str) -> str:

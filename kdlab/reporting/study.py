@@ -88,7 +88,7 @@ class Study:
     Args:
         name: of the recipe that was tuned.
         title: what it trains, for people.
-        objectives: "AP", which is to be high, and what is to be low beside it ("latency", in ms).
+        objectives: "AP", or one like "AP50", which is to be high; then what is to be low, "latency" in ms.
         dimensions: what was varied.
         trials: by number.
         importance: share of each dimension in the spread of AP (fANOVA), together 1; None where the trials
@@ -144,12 +144,11 @@ class Study:
 
     def ap(self, trial: Trial) -> float:
         """AP of a complete trial on the cut part of the training set, in points."""
-        return trial.values[self.objectives.index("AP")]
+        return trial.values[0]
 
     def costs(self, trial: Trial) -> tuple[float, ...]:
         """The objectives of a complete trial as numbers that are all to be low, AP the first."""
-        others = (value for name, value in zip(self.objectives, trial.values, strict=True) if name != "AP")
-        return (-self.ap(trial), *others)
+        return (-self.ap(trial), *trial.values[1:])
 
     def gain(self, trial: Trial) -> float | None:
         """AP of a complete trial over that without methods; None for that one itself, and without it."""

@@ -88,7 +88,7 @@ def _objectives(study: Study) -> Iterator[tuple[Column, Fill]]:
     """AP, the gain where there is something to gain over, and what else was to be good."""
     known = {trial.number: dict(zip(study.objectives, trial.values, strict=True)) for trial in study.complete}
     best = study.best and study.ap(study.best)
-    ap, gain = Column("AP", "AP"), Column("gain", "gain", signed=True)
+    ap, gain = Column(study.objectives[0], study.objectives[0]), Column("gain", "gain", signed=True)
 
     def measured(column: Column) -> Fill:
         return lambda trial: column.cell(known[trial.number][column.key]) if trial.number in known else NONE
@@ -106,10 +106,9 @@ def _objectives(study: Study) -> Iterator[tuple[Column, Fill]]:
     yield ap, marked
     if any(study.gain(trial) is not None for trial in study.complete):
         yield gain, gained
-    for name in study.objectives:
-        if name != "AP":
-            column = _LATENCY if name == "latency" else Column(name, name, digits=3, significant=True)
-            yield column, measured(column)
+    for name in study.objectives[1:]:
+        column = _LATENCY if name == "latency" else Column(name, name, digits=3, significant=True)
+        yield column, measured(column)
 
 
 def _dimension(dimension: Dimension) -> tuple[Column, Fill]:

@@ -16,12 +16,10 @@ _NUMBERED = 12
 
 def draw(study: Study) -> Plot | None:
     """A mark a complete trial, those of the front joined; None with one objective."""
-    others = [name for name in study.objectives if name != "AP"]
-    if not others or not study.complete:
+    if len(study.objectives) < 2 or not study.complete:
         return None
-    name = others[0]
-    place = study.objectives.index(name)
-    points = {trial.number: (trial.values[place], study.ap(trial)) for trial in study.complete}
+    name = study.objectives[1]
+    points = {trial.number: (trial.values[1], study.ap(trial)) for trial in study.complete}
     aps = [ap for _, ap in points.values()]
     low = floor(aps)
     grid = figure(WIDTH, 4.0)

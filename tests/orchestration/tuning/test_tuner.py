@@ -216,7 +216,7 @@ def test_trial_that_fails_once_counts(runs: Runs) -> None:
 
 
 def test_search_in_which_everything_fails_ends_early(runs: Runs) -> None:
-    tuner = make_tuner(runs, make_trials(), count=50)
+    tuner = make_tuner(runs, make_trials(), gpus=1, count=50)
     search(tuner, Simulated(runs, 1, likes_pfi_at_30, fails=lambda job, attempt: job.kind == "student"))
     assert states(tuner) == ["failed"] * 3
 
