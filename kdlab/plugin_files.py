@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -71,7 +71,7 @@ def plugin_files(folder: Path) -> Iterator[PluginFile]:
         yield source
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parsed(path: Path, changed_ns: int) -> ast.Module:
     """The file as it was at that time; a search asks for the methods thousands of times."""
     return ast.parse(path.read_bytes())

@@ -27,20 +27,8 @@ from kdlab.errors import Fault, KdlabError, MachineError, UsageError, suggestion
 
 BUG, INTERRUPTED, PIPE_CLOSED, TERMINATED = 70, 130, 141, 143
 _PLUMBING = {
-    *(
-        "app",
-        "board",
-        "console",
-        "data_report",
-        "failures",
-        "found",
-        "lines",
-        "options",
-        "pick",
-        "places",
-        "progress",
-    ),
-    *("rows", "snapshot"),
+    *("app", "board", "console", "data_report", "failures", "found", "lines", "options", "pick", "places"),
+    *("progress", "rows", "server", "snapshot"),
 }
 _ENVIRONMENT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _SHARED = {"json": options.Json, "quiet": options.Quiet, "verbose": options.Verbose, "debug": options.Debug}

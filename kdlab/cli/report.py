@@ -141,7 +141,7 @@ def _compared(
     with screen.working("comparing") as progress:
         for source in sources:
             if source.startswith(queries.QUERY):
-                _send_all(screen, runs)
+                send_all(screen, runs)
                 plans += queries.plans(source.removeprefix(queries.QUERY), runs, progress)
             else:
                 plans.append(records.load_plan(runs, source, searches=False))
@@ -149,14 +149,27 @@ def _compared(
             yield comparison.of_plan(plan, runs, pool=pool, whole=whole, progress=progress)
 
 
-def _send_all(screen: Screen, runs: Runs) -> None:
-    """Bring MLflow up to date before it is asked, and say what it still lacks."""
+def send_all(screen: Screen, runs: Runs, limit_s: float | None = None) -> bool:
+    """Bring MLflow up to date before it is asked, and say what it still lacks.
+
+    Args:
+        screen: where to.
+        runs: where the jobs are.
+        limit_s: seconds after which the rest is left for later; None for those that every command takes.
+
+    Returns:
+        Whether MLflow has everything.
+    """
     from kdlab import session
     from kdlab.reporting import records, tracking
 
-    until = time.monotonic() + session.TRACKING_S
+    until = time.monotonic() + (session.TRACKING_S if limit_s is None else limit_s)
+    complete = True
     for plan in records.all_plans(runs):
-        tell_tracking(screen, tracking.sync(plan, runs, deadline_s=max(0.0, until - time.monotonic())))
+        done = tracking.sync(plan, runs, deadline_s=max(0.0, until - time.monotonic()))
+        tell_tracking(screen, done)
+        complete = complete and not (done.left or done.error)
+    return complete
 
 
 def _shaped(
@@ -268,7 +281,7 @@ def tell_tracking(screen: Screen, done: SyncReport) -> None:
     if done.left or done.error:
         why = f" ({done.error})" if done.error else ""
         screen.say(
-            f"MLflow lacks {done.left} points{why}; the next kdlab run or report sends what is missing"
+            f"MLflow lacks {done.left} points{why}; the next kdlab run, report or ui sends what is missing"
         )
 
 

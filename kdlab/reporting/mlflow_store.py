@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kdlab.errors import MachineError
 from kdlab.reporting.ledger import Ledger
 from kdlab.reporting.points import Point
 
@@ -67,6 +69,26 @@ def experiment(client: Any, name: str, ledger: Ledger) -> str:
     if known is not None:
         return str(known.experiment_id)
     return str(client.create_experiment(name, ledger.artifacts.as_uri() if ledger.local else None))
+
+
+def experiment_id(name: str, ledger: Ledger) -> str | None:
+    """Id of the experiment called `name`, None where there is none.
+
+    Raises:
+        MachineError: MLflow cannot be asked.
+    """
+    try:
+        with no_mlruns_here():
+            known = client(ledger).get_experiment_by_name(name)
+    except Exception as error:
+        where, got = without_password(ledger.uri), without_password(str(error))
+        raise MachineError("MLflow cannot be asked", where=where, got=got) from error
+    return None if known is None else str(known.experiment_id)
+
+
+def without_password(text: str) -> str:
+    """`text` without the name and password that an address in it may hold."""
+    return re.sub(r"//[^/@\s]+@", "//", text)
 
 
 def runs_of(client: Any, wanted: str) -> Iterator[Any]:

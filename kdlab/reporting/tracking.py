@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -279,7 +278,7 @@ def _one_line(error: Exception) -> str:
     """What went wrong in one line, without a password that an address may hold."""
     lines = str(error).splitlines() or [type(error).__name__]
     line, _, _ = lines[0].partition(" with exception ")
-    return re.sub(r"//[^/@\s]+@", "//", line)[:200]
+    return mlflow_store.without_password(line)[:200]
 
 
 @contextmanager
