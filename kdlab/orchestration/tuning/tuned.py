@@ -82,7 +82,9 @@ def _arm(
         options = {
             key: value for key, value in method.options.items() if value != methods[instance].options[key]
         }
-        weight = {WEIGHT: method.weight} if method.weight != methods[instance].weight else {}
+        # other options can have another weight of their own
+        differs = method.weight != methods[instance].weight or options
+        weight = {WEIGHT: method.weight} if differs else {}
         found[instance] = {**raw[instance], **weight, **options}
     return found
 
