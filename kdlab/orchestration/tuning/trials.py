@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
-from kdlab.errors import UsageError
+from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.job import Job
 from kdlab.orchestration import pairing, plan
 from kdlab.orchestration.facts import Facts
@@ -66,10 +67,12 @@ class Trials:
         """See that every value can be tried with every student.
 
         Raises:
-            UsageError: a method cannot serve a pair, weights do not fit their model, or the trials would have
-                a seed of the final table.
+            UsageError: a method cannot serve a pair, weights do not fit their model, the trials would have a
+                seed of the final table, or the sampler knows one objective only.
+            MachineError: the sampler needs a package that is not there.
         """
         recipe = self.recipe
+        _check_sampler(recipe)
         if recipe.tune.seed in recipe.seeds:
             what = "tune.seed is among seeds: what one seed has chosen must be measured by others"
             fix = f"--set tune.seed={max(recipe.seeds) + 1000}"
@@ -162,6 +165,19 @@ def text_of(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check_sampler(recipe: Recipe) -> None:
+    """See before anything is trained that Optuna can make the sampler."""
+    tune = recipe.tune
+    if tune.sampler != "cmaes":
+        return
+    if len(tune.objectives) > 1:
+        what, fix = "tune.sampler: cmaes knows one objective only", "--set tune.sampler=nsgaii"
+        raise UsageError(what, where=recipe.path, got=", ".join(tune.objectives), fix=fix)
+    if find_spec("cmaes") is None:
+        what = "tune.sampler: cmaes needs the package cmaes"
+        raise MachineError(what, where=recipe.path, got="not installed", fix="pip install cmaes")
 
 
 def _schedule(recipe: Recipe) -> Schedule:
