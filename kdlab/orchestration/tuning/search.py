@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from kdlab.datasets._tuning_split import images_of, tuning_split
-from kdlab.jobs.job import Runs
+from kdlab.jobs.files import read_json
+from kdlab.jobs.job import Job, Runs
 from kdlab.orchestration import facts as facts_of
 from kdlab.orchestration import plan as plans
 from kdlab.orchestration import recipe as recipes
@@ -33,6 +34,7 @@ class Search:
         images: how many the trials train on, and how many they are measured on.
         plan: the jobs before the first trial; it will grow.
         trial: what one trial is and costs.
+        done: how many trials of the last command have a result.
     """
 
     recipe: Recipe
@@ -42,11 +44,15 @@ class Search:
     images: tuple[int, int]
     plan: Plan
     trial: PlannedJob
+    done: int
 
     def whole(self, count: int) -> Plan:
         """The plan as it would be with so many trials, each to its end."""
         job = self.trial.job
-        trials = [replace(self.trial, job=replace(job, id=f"{job.id}-{number}")) for number in range(count)]
+        trials = [
+            replace(self.trial, job=replace(job, id=f"{job.id}-{number}"), done=number < self.done)
+            for number in range(count)
+        ]
         return replace(self.plan, jobs=(*self.plan.jobs, *trials))
 
 
@@ -92,8 +98,16 @@ def _planned(recipe: Recipe, document: Document, trials: Trials, study: str, run
         dataset={"name": facts.learned.name, "fingerprint": facts.learned.fingerprint},
     )
     usual = trials.job(trials.usual(next(iter(trials.variants))))
-    trial = plans.planned(usual, facts, past, history)
-    return Search(recipe, document, trials, study, images_of(facts.learned), plan, trial)
+    # under an id that nothing has, for a trial that is done costs nothing
+    trial = plans.planned(replace(usual, id="trial"), facts, past, history)
+    done = sum(job.id in past for job in _noted(plan.id, runs) if job.kind == usual.kind)
+    return Search(recipe, document, trials, study, images_of(facts.learned), plan, trial, done)
+
+
+def _noted(plan_id: str, runs: Runs) -> list[Job]:
+    """The jobs of the command that was at this search last."""
+    saved = read_json(runs.plans / f"{plan_id}.json")
+    return [planned.job for planned in Plan.from_dict(saved).jobs] if saved else []
 
 
 def _students(recipe: Recipe) -> Iterator[Student]:
