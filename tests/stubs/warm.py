@@ -1,4 +1,4 @@
-"""Starts `kdlab run`, `kdlab tune` and their jobs as forks of one process that has imported everything, in place of new ones.
+"""Starts `kdlab run` or `tune` and its jobs as forks of one process that has imported everything.
 
 A start then costs milliseconds and not the seconds that torch, mmdet and mlflow take to import. All code
 that runs is the real one; the start of a job alone is another: a fork in a session of its own stands for
