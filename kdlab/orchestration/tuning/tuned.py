@@ -11,7 +11,7 @@ from kdlab import catalog
 from kdlab.orchestration.ablation import BASELINE
 from kdlab.orchestration.document import Document
 from kdlab.orchestration.settings import MethodSettings, Recipe
-from kdlab.orchestration.tuning.space import WEIGHT, as_in, methods_with
+from kdlab.orchestration.tuning.space import WEIGHT, methods_with
 from kdlab.orchestration.yaml_writer import dump
 
 FOLDER = "tune"
@@ -43,6 +43,8 @@ def tuned(
 ) -> Tuned:
     """The recipe that compares what was found with what papers say, and with what the recipe said before.
 
+    Of arms that are the same it holds the first only: what was found can be what papers say.
+
     Args:
         document: the recipe that was tuned, with its overrides.
         recipe: the same, resolved.
@@ -56,9 +58,11 @@ def tuned(
     own = {key: value for key, value in values.items() if not key.startswith("student.")}
     found = _arm(raw, recipe.arms[arm], own)
     arms: dict[str, Any] = {BASELINE: {}, arm: raw}
-    if dict(published) != as_in(recipe, arm, published):
-        arms[f"{arm}[published]"] = _arm(raw, recipe.arms[arm], published)
-    arms[f"{arm}[tuned]"] = found
+    known = [dict(recipe.arms[arm])]
+    for word, chosen in (("published", published), ("tuned", own)):
+        if (methods := methods_with(recipe.arms[arm], chosen)) not in known:
+            known.append(methods)
+            arms[f"{arm}[{word}]"] = _arm(raw, recipe.arms[arm], chosen)
     student = {key.removeprefix("student."): value for key, value in values.items() if key not in own}
     data = {key: value for key, value in document.data.items() if key != "tune"}
     data |= {"arms": arms, "student": {**data["student"], **student}}
