@@ -11,6 +11,7 @@ from kdlab.datasets._tuning_split import images_of, tuning_split
 from kdlab.jobs.files import read_json
 from kdlab.jobs.job import Job, Runs
 from kdlab.orchestration import facts as facts_of
+from kdlab.orchestration import memory
 from kdlab.orchestration import plan as plans
 from kdlab.orchestration import recipe as recipes
 from kdlab.orchestration.devices import Machine
@@ -89,7 +90,8 @@ def _planned(recipe: Recipe, document: Document, trials: Trials, study: str, run
     assert facts.learned is not None
     past = facts_of.past_jobs(runs)
     history = History(past)
-    jobs = [plans.planned(job, facts, past, history) for job in trials.preparation()]
+    failed = memory.failures(runs)
+    jobs = [plans.planned(job, facts, past, history) for job in trials.preparation(failed)]
     plan = Plan(
         id=hashlib.sha256(study.encode()).hexdigest()[:8],
         recipe={**recipe.to_dict(), "study": study},
@@ -97,7 +99,7 @@ def _planned(recipe: Recipe, document: Document, trials: Trials, study: str, run
         device=facts.device,
         dataset={"name": facts.learned.name, "fingerprint": facts.learned.fingerprint},
     )
-    usual = trials.job(trials.usual(next(iter(trials.variants))))
+    usual = trials.job(trials.usual(next(iter(trials.variants))), failed)
     # under an id that nothing has, for a trial that is done costs nothing
     trial = plans.planned(replace(usual, id="trial"), facts, past, history)
     done = sum(job.id in past for job in _noted(plan.id, runs) if job.kind == usual.kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -93,15 +93,15 @@ class Trials:
         """
         return self._jobs(values, failed)[-1]
 
-    def preparation(self) -> list[Job]:
+    def preparation(self, failed: Mapping[str, Failure] | None = None) -> list[Job]:
         """What comes before the first trial: the teacher, what methods prepare of it, a measured pass."""
         found: dict[str, Job] = {}
         for student in self.variants:
-            *parents, _ = self._jobs(self.usual(student))
+            *parents, _ = self._jobs(self.usual(student), failed)
             found |= {job.id: job for job in parents}
-        return [*found.values(), *self.scales().values()]
+        return [*found.values(), *self.scales(failed).values()]
 
-    def scales(self) -> dict[Student, Job]:
+    def scales(self, failed: Mapping[str, Failure] | None = None) -> dict[Student, Job]:
         """The job that measures each student: how large its losses are, how long an image takes.
 
         None where that would decide nothing.
@@ -111,7 +111,7 @@ class Trials:
             one.key == WEIGHT and not one.given for one in self.space
         ):
             return {}
-        return {student: self._scale(student) for student in self.variants}
+        return {student: self._scale(student, failed) for student in self.variants}
 
     def usual(self, student: Student) -> dict[str, Any]:
         """What the recipe itself says, with one of the students."""
@@ -123,14 +123,24 @@ class Trials:
         """Which of the students a trial trains."""
         return tuple((key, values[f"student.{key}"]) for key in self.recipe.tune.student)
 
-    def _scale(self, student: Student) -> Job:
+    def _scale(self, student: Student, failed: Mapping[str, Failure] | None) -> Job:
         of_which = "".join(f" {key} {value}" for key, value in student)
-        return scaling(self.job(self.usual(student)), f"scale of {self.arm}{of_which}", scale.ITERATIONS)
+        job = scaling(
+            self.job(self.usual(student), failed), f"scale of {self.arm}{of_which}", scale.ITERATIONS
+        )
+        (small,) = self._fitting([job], student, failed)
+        return small
 
     def _jobs(self, values: Values, failed: Mapping[str, Failure] | None = None) -> list[Job]:
         """The job of a trial behind all that it needs."""
-        facts = self.variants[self.student_of(values)].facts
-        return list(fitting(jobs_of(self._of_trial(values), facts), failed or {}, facts.gpu_gb))
+        student = self.student_of(values)
+        return self._fitting(jobs_of(self._of_trial(values), self.variants[student].facts), student, failed)
+
+    def _fitting(
+        self, jobs: Iterable[Job], student: Student, failed: Mapping[str, Failure] | None
+    ) -> list[Job]:
+        known = (failed or {}) if self.recipe.resources.on_oom == "micro_batch" else {}
+        return list(fitting(jobs, known, self.variants[student].facts.gpu_gb))
 
     def _of_trial(self, values: Values) -> Recipe:
         """The recipe of a single trial."""

@@ -121,9 +121,8 @@ class Tuner:
 
     @cached_property
     def _scales(self) -> dict[Student, JobResult]:
-        read = {
-            student: JobResult.read(self.runs.job(job.id)) for student, job in self.trials.scales().items()
-        }
+        jobs = self.trials.scales(self._failed_before)
+        read = {student: JobResult.read(self.runs.job(job.id)) for student, job in jobs.items()}
         return {student: result for student, result in read.items() if result is not None}
 
     @cached_property
@@ -133,7 +132,12 @@ class Tuner:
 
     @cached_property
     def _needed(self) -> list[JobPaths]:
-        return [self.runs.job(job.id) for job in self.trials.preparation()]
+        return [self.runs.job(job.id) for job in self.trials.preparation(self._failed_before)]
+
+    @cached_property
+    def _failed_before(self) -> Mapping[str, memory.Failure]:
+        """What ran out of memory before this command, by which its plan was made."""
+        return memory.failures(self.runs)
 
     def _fed(self, active: int) -> Sequence[PlannedJob]:
         if self.study is None:
