@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -63,10 +63,17 @@ def tune(
         rm.weight   0.133 to 120, until its term is measured
         pfi.weight  0.05 to 45, until its term is measured
       ...
+      $ kdlab tune digits/gfl --over pfi.weight,pfi.region --trials 30
+      GFL R18 to a slimmer R18 on handwritten digits: ...: 30 trials by AP
+      trial  reference  AP  gain  pfi.weight  pfi.region  epochs
+      ...
     """
     told = {"trials": trials, "over": over and f"[{over}]", "objectives": objectives and f"[{objectives}]"}
     changes = [f"tune.{key}={value}" for key, value in told.items() if value is not None]
     search, made = _prepared(screen, recipe, [*(overrides or []), *changes], executor, gpus)
+    if dry_run and screen.json:
+        screen.emit(**_as_data(search))
+        return 0
     put = screen.data if dry_run else screen.say
     _preview(put, search, made)
     if dry_run:
@@ -93,6 +100,19 @@ def _prepared(
         runner = base.load(executor, gpu_numbers(gpus), told)
         found = search.prepare(recipe, overrides, runs, runner.machine, progress)
     return found, Prepared(found.plan, runner, runner.machine, runs)
+
+
+def _as_data(search: Search) -> dict[str, Any]:
+    """What will be searched, for a program; its plan holds a stand-in for each trial."""
+    count = search.recipe.tune.trials
+    return {
+        "study": search.study,
+        "arm": search.trials.arm,
+        "trials": count,
+        "images": list(search.images),
+        "space": [asdict(one) for one in search.trials.space],
+        "plan": search.whole(count).to_dict(),
+    }
 
 
 def _preview(put: Callable[[str], None], search: Search, made: Prepared) -> None:
