@@ -290,3 +290,20 @@ def test_equal_trials_share_a_job(runs: Runs) -> None:
     assert len(states(tuner)) == 12
     # the teacher, no method, and three ways to rank
     assert len(set(executor.started)) == 5
+
+
+def test_trial_of_a_job_that_still_stops_for_another_trial_trains_it_anew(runs: Runs) -> None:
+    tuner, room = make_tuner(runs, make_trials("tune.pruner=median"), count=10), [1]
+    tuner.at_once = lambda job: room[0]
+    executor = Simulated(runs, 2, likes_pfi_at_30, stop_looks=5)
+    for event in scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed):
+        tuner.see(event)
+        if tuner.pruned and room == [1] and tuner.study:
+            (lost,) = [trial for trial in tuner.study.trials() if trial.state == "pruned"]
+            tuner.study.try_first(lost.values, "again")
+            room[0] = 2
+    assert tuner.study is not None
+    (again,) = [trial for trial in tuner.study.trials() if trial.note == "again"]
+    assert again.job == lost.job
+    assert again.state in ("complete", "pruned")
+    assert again.course
