@@ -22,7 +22,7 @@ from kdlab.jobs.events import (
     JobSkipped,
     JobStarted,
 )
-from kdlab.jobs.job import Job, JobPaths, JobResult, Runs
+from kdlab.jobs.job import Job, JobPaths, JobResult, Runs, read_job
 from kdlab.jobs.lease import holder
 from kdlab.orchestration import memory
 from kdlab.orchestration.plan import PlannedJob
@@ -155,14 +155,20 @@ class Tuner:
         return ()
 
     def _open(self) -> list[PlannedJob]:
-        """Open the study; the jobs of the trials that an earlier command left behind."""
+        """Open the study; the jobs of the trials that earlier commands have trained or left behind."""
         self.space = self._measured_space()
         self.study = study = self.opened(self.space)
         for note, values in self._references():
             study.try_first(values, note)
         self._end_orphans()
         left = [self._begin(asked) for asked in study.running()]
-        return [self._planned(trial) for trial in left if not self._is_told(trial)]
+        return [*self._trained(study), *(self._planned(trial) for trial in left if not self._is_told(trial))]
+
+    def _trained(self, study: Study) -> list[PlannedJob]:
+        """The trials that ended before this command, so that its plan and MLflow's run hold them too."""
+        ended = dict.fromkeys(trial.job for trial in study.trials() if trial.state == "complete")
+        known = [paths for paths in map(self.runs.job, ended) if paths.result.exists()]
+        return [PlannedJob(read_job(paths), True, "reused", 0.0, "done") for paths in known]
 
     def _measured_space(self) -> tuple[Dimension, ...]:
         return scale.following(self.trials.space, [scale.shares(one.losses) for one in self._scales.values()])
