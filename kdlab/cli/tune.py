@@ -165,6 +165,10 @@ def _run(
     tell_tracking(screen, outcome.tracking)
     if outcome.stopped_by:
         return stopped(screen, outcome, again)
+    if tuner.stopping:
+        screen.say("stopped by another command; the trials that ran go on from their checkpoints")
+        screen.next(again)
+        return FAILED
     if tuner.study is None:
         tell_losses(screen, made.plan, outcome, again)
         return FAILED

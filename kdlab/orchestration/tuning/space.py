@@ -218,19 +218,20 @@ def _of(owner: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def published(recipe: Recipe, arm: str, space: tuple[Dimension, ...]) -> dict[str, Any]:
-    """What the methods' papers say of what is searched: their defaults for the student's detector."""
+    """What the papers say of the methods that are tuned: their defaults for the student's detector.
+
+    Holds all that is searched of them, and what the recipe says otherwise besides.
+    """
     found: dict[str, Any] = {}
-    for one in space:
-        if one.owner == "student":
-            continue
-        method = recipe.arms[arm][one.owner]
+    for owner in dict.fromkeys(one.owner for one in space if one.owner != "student"):
+        method = recipe.arms[arm][owner]
         info = catalog.methods()[method.method].serving(recipe.student.detector)
         defaults = {name: option.default for name, option in info.options.items()}
-        searched = {other.key for other in space if other.owner == one.owner}
-        options = {
-            name: defaults[name] if name in searched else value for name, value in method.options.items()
-        }
-        found[one.name] = info.weight_for(options) if one.key == WEIGHT else defaults[one.key]
+        said = {WEIGHT: method.weight, **method.options}
+        searched = {one.key for one in space if one.owner == owner}
+        for key, value in {WEIGHT: info.weight_for(defaults), **defaults}.items():
+            if key in searched or value != said[key]:
+                found[f"{owner}.{key}"] = value
     return found
 
 

@@ -265,7 +265,8 @@ _SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "cmaes": lambda seed: optuna.samplers.CmaEsSampler(seed=seed),
-    "nsgaii": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
+    # Optuna's generation of 50 is more than most searches have trials
+    "nsgaii": lambda seed: optuna.samplers.NSGAIISampler(population_size=12, seed=seed),
     "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed),
 }
 _PRUNERS: dict[str, Callable[[int], BasePruner]] = {

@@ -19,7 +19,6 @@ from kdlab.jobs.events import (
     JobFailed,
     JobFinished,
     JobReused,
-    JobSkipped,
     JobStarted,
 )
 from kdlab.jobs.job import Job, JobPaths, JobResult, Runs
@@ -59,8 +58,8 @@ class Tuner:
         at_once: how many of a job fit on the machine side by side.
 
     Its `study` is None until the jobs before the first trial are done, `pruned` holds the jobs that it
-    ended early, and `driver_s` is what it took of a core itself. `stopping` must be set before jobs are
-    stopped from outside.
+    ended early, and `driver_s` is what it took of a core itself. `stopping` ends the search and leaves its
+    trials to the next command; it must be set before this one stops jobs.
     """
 
     trials: Trials
@@ -73,9 +72,9 @@ class Tuner:
     space: tuple[Dimension, ...] = field(default=(), init=False)
     driver_s: float = field(default=0.0, init=False)
     stopping: bool = field(default=False, init=False)
+    pruned: set[str] = field(default_factory=set, init=False)
     _live: dict[int, _Trial] = field(default_factory=dict, init=False)
     _again: list[_Trial] = field(default_factory=list, init=False)
-    pruned: set[str] = field(default_factory=set, init=False)
 
     def feed(self, active: int) -> Sequence[PlannedJob]:
         """The jobs that a scheduler should take on now, of which `active` wait or run already."""
@@ -136,6 +135,8 @@ class Tuner:
         return [self.runs.job(job.id) for job in self.trials.preparation()]
 
     def _fed(self, active: int) -> Sequence[PlannedJob]:
+        if self.stopping:
+            return ()
         if self.study is None:
             if not all(paths.result.exists() for paths in self._needed):
                 return ()
@@ -190,11 +191,15 @@ class Tuner:
         return self.study.begun() < self.count and self.spent_s < self.budget_s and not self.gives_up
 
     def _begin(self, asked: Asked) -> _Trial:
+        trial = self._live[asked.number] = _Trial(asked, self._job(asked))
+        return trial
+
+    def _job(self, asked: Asked) -> Job:
+        """The job of a trial as it can be run now, which the study notes before it starts."""
         assert self.study is not None
         job = self.trials.job(asked.values, memory.failures(self.runs))
         self.study.note_job(asked.number, job.id, asked.values)
-        trial = self._live[asked.number] = _Trial(asked, job)
-        return trial
+        return job
 
     def _is_told(self, trial: _Trial) -> bool:
         """Whether the trial needs no job: its like was trained before, or is now under another trial."""
@@ -224,12 +229,16 @@ class Tuner:
             case JobFailed() if not trial.failed:
                 # once more: from its checkpoint, or in smaller parts where its GPU was full
                 trial.failed = True
-                trial.job = self.trials.job(trial.asked.values, memory.failures(self.runs))
+                trial.job = self._job(trial.asked)
                 self._again.append(trial)
             case JobFailed():
                 self._lose(trial, event.what)
-            case JobCancelled() | JobSkipped() if not self.stopping:
-                self._lose(trial, "stopped by another command")
+            case JobCancelled():
+                # who stops all that runs wants no other trials in their place
+                live = [self.runs.job(one.job.id) for one in self._live.values()]
+                self.stopping |= all(paths.stop_request.exists() for paths in live)
+                if not self.stopping:
+                    self._lose(trial, "stopped by another command")
 
     def _complete(self, trial: _Trial, *, trained: bool) -> None:
         """Tell the study what the finished job of a trial has found."""

@@ -230,11 +230,11 @@ def test_budget_begins_no_further_trial(runs: Runs) -> None:
 def test_stopped_by_another_command_is_a_failed_trial(runs: Runs) -> None:
     tuner = make_tuner(runs, make_trials("tune.pruner=none"), count=4)
     events = scheduler.run(
-        plan_of(tuner.trials), Simulated(runs, 1, likes_pfi_at_30), runs, poll_s=0, feed=tuner.feed
+        plan_of(tuner.trials), Simulated(runs, 2, likes_pfi_at_30), runs, poll_s=0, feed=tuner.feed
     )
     for event in events:
         tuner.see(event)
-        if type(event).__name__ == "JobStarted" and tuner.study and len(states(tuner)) == 2:
+        if type(event).__name__ == "JobStarted" and tuner.study and event.job == tuner.study.trials()[0].job:
             runs.job(event.job).stop_request.touch()
     assert states(tuner).count("failed") == 1
     assert len(states(tuner)) == 4
@@ -252,6 +252,20 @@ def test_stopping_leaves_the_trial_for_the_next_command(runs: Runs) -> None:
             break
     events.close()
     assert "failed" not in states(tuner)
+
+
+def test_stop_of_all_that_runs_ends_the_search_and_the_next_command_goes_on(runs: Runs) -> None:
+    executor = Simulated(runs, 2, likes_pfi_at_30)
+    tuner = make_tuner(runs, make_trials("tune.pruner=none"), count=6)
+    for event in scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed):
+        tuner.see(event)
+        if tuner.study and len(executor._alive) == 2:
+            for job in executor._alive:
+                runs.job(job).stop_request.touch()
+    assert states(tuner) == ["running"] * 2
+    again = make_tuner(runs, make_trials("tune.pruner=none"), count=6)
+    search(again, executor)
+    assert states(again) == ["complete"] * 6
 
 
 def test_words_and_weights_are_searched_together(runs: Runs) -> None:
