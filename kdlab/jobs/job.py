@@ -101,24 +101,35 @@ class Job:
         return cls(**known)
 
 
+class _Inside:
+    """A path in the folder of a job, made when it is asked for: a table wants two each of ten thousand jobs."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, paths: JobPaths, _owner: type | None = None) -> Path:
+        return paths.folder / self._name
+
+
 class JobPaths:
     """Where the files of one job are; docs/architecture.md says what each holds."""
 
+    job = _Inside("job.json")
+    config = _Inside("config.py")
+    log = _Inside("log.txt")
+    events = _Inside("events.jsonl")
+    lease = _Inside("lease.json")
+    lock = _Inside("lease.lock")
+    handle = _Inside("handle.json")
+    stop_request = _Inside("stop.request")
+    failure = _Inside("failure.json")
+    result = _Inside("result.json")
+    matches = _Inside("matches.npz")
+    checkpoints = _Inside("ckpt")
+    weights = _Inside("ckpt/weights.pth")
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.job = folder / "job.json"
-        self.config = folder / "config.py"
-        self.log = folder / "log.txt"
-        self.events = folder / "events.jsonl"
-        self.lease = folder / "lease.json"
-        self.lock = folder / "lease.lock"
-        self.handle = folder / "handle.json"
-        self.stop_request = folder / "stop.request"
-        self.failure = folder / "failure.json"
-        self.result = folder / "result.json"
-        self.matches = folder / "matches.npz"
-        self.checkpoints = folder / "ckpt"
-        self.weights = folder / "ckpt" / "weights.pth"
 
 
 @dataclass(frozen=True)
