@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -102,7 +103,7 @@ class Job:
 
 
 class _Inside:
-    """A path in the folder of a job, made when it is asked for: a table wants two each of ten thousand jobs."""
+    """A path in the folder of a job, made when it is asked for: of ten thousand jobs that counts."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -145,7 +146,11 @@ class Runs:
 
     def job(self, job_id: str) -> JobPaths:
         """The folder of one job, whether it exists or not."""
-        return JobPaths(self.folder / "jobs" / job_id)
+        return JobPaths(self._jobs / job_id)
+
+    @cached_property
+    def _jobs(self) -> Path:
+        return self.folder / "jobs"
 
     @property
     def plans(self) -> Path:
