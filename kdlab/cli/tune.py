@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,11 +67,10 @@ def tune(
     told = {"trials": trials, "over": over and f"[{over}]", "objectives": objectives and f"[{objectives}]"}
     changes = [f"tune.{key}={value}" for key, value in told.items() if value is not None]
     search, made = _prepared(screen, recipe, [*(overrides or []), *changes], executor, gpus)
-    put = screen.data if dry_run else screen.say
-    _preview(put, search, made)
     if dry_run:
-        screen.next(screen.command("--dry-run"))
+        _tell(screen, search, made)
         return 0
+    _preview(screen.say, search, made)
     if not (yes or may_cost(screen, search.whole(search.recipe.tune.trials))):
         screen.say("nothing was run")
         raise typer.Abort
@@ -93,6 +92,17 @@ def _prepared(
         runner = base.load(executor, gpu_numbers(gpus), told)
         found = search.prepare(recipe, overrides, runs, runner.machine, progress)
     return found, Prepared(found.plan, runner, runner.machine, runs)
+
+
+def _tell(screen: Screen, search: Search, made: Prepared) -> None:
+    """What `--dry-run` is asked for."""
+    if screen.json:
+        space = [asdict(one) for one in search.trials.space]
+        plan = search.whole(search.recipe.tune.trials).to_dict()
+        screen.emit(study=search.study, images=search.images, space=space, plan=plan)
+    else:
+        _preview(screen.data, search, made)
+    screen.next(screen.command("--dry-run"))
 
 
 def _preview(put: Callable[[str], None], search: Search, made: Prepared) -> None:

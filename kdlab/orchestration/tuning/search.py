@@ -32,7 +32,7 @@ class Search:
         study: its name: "digits/gfl-3fa2c1".
         images: how many the trials train on, and how many they are measured on.
         plan: the jobs before the first trial; it will grow.
-        trial: what one trial is and costs.
+        trial: one with what the recipe says, and what it costs.
     """
 
     recipe: Recipe
@@ -92,7 +92,7 @@ def _planned(recipe: Recipe, document: Document, trials: Trials, study: str, run
         dataset={"name": facts.learned.name, "fingerprint": facts.learned.fingerprint},
     )
     usual = trials.job(trials.usual(next(iter(trials.variants))))
-    trial = plans.planned(usual, facts, past, history)
+    trial = PlannedJob(usual, False, "a trial", *history.cost(usual))
     return Search(recipe, document, trials, study, images_of(facts.learned), plan, trial)
 
 
