@@ -24,7 +24,7 @@ from kdlab.jobs.events import (
 from kdlab.jobs.job import Job, JobPaths, JobResult, Runs
 from kdlab.jobs.lease import holder
 from kdlab.orchestration import memory
-from kdlab.orchestration.plan import PlannedJob
+from kdlab.orchestration.plan import PlannedJob, with_memory
 from kdlab.orchestration.task import remove_states
 from kdlab.orchestration.tuning import scale
 from kdlab.orchestration.tuning.space import Dimension, published
@@ -73,6 +73,7 @@ class Tuner:
     driver_s: float = field(default=0.0, init=False)
     stopping: bool = field(default=False, init=False)
     pruned: set[str] = field(default_factory=set, init=False)
+    _peak_gb: float = field(default=0.0, init=False)
     _live: dict[int, _Trial] = field(default_factory=dict, init=False)
     _again: list[_Trial] = field(default_factory=list, init=False)
 
@@ -214,7 +215,8 @@ class Tuner:
         walls = [one.wall_s for one in self.study.trials() if one.state == "complete" and one.wall_s]
         why = ", ".join(filter(None, [f"trial {trial.asked.number}", trial.asked.note]))
         source = f"measured, n={len(walls)}" if walls else "unknown"
-        return PlannedJob(trial.job, False, why, fmean(walls) if walls else None, source)
+        job = with_memory(trial.job, self._peak_gb)
+        return PlannedJob(job, False, why, fmean(walls) if walls else None, source)
 
     def _see(self, trial: _Trial, event: Event) -> None:
         assert self.study is not None
@@ -249,6 +251,7 @@ class Tuner:
         if "latency" in self.study.objectives:
             objectives.append(self.latency_ms(self.trials.student_of(trial.asked.values)))
         del self._live[trial.asked.number]
+        self._peak_gb = max(self._peak_gb, result.peak_memory_gb)
         course = {int(entry["epoch"]): self._ap(entry) for entry in result.history}
         self.study.complete(trial.asked.number, objectives, course, result.wall_s if trained else 0.0)
 
