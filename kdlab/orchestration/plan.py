@@ -159,7 +159,7 @@ def planned(job: Job, facts: Facts, past: Mapping[str, PastJob], history: Histor
 
 
 def with_memory(job: Job, peak_gb: float) -> Job:
-    """The job with the memory of a GPU that it needs if others like it took up to `peak_gb`; 0 is not known."""
+    """The job with the GPU memory that it needs if others like it took `peak_gb`; 0 is not known."""
     if not (peak_gb and job.resources.gpus):
         return job
     need = round(SAFETY * peak_gb + CONTEXT_GB, 2)
