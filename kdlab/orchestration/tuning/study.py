@@ -271,7 +271,7 @@ _SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 }
 _PRUNERS: dict[str, Callable[[int], BasePruner]] = {
     "hyperband": lambda epochs: optuna.pruners.HyperbandPruner(max_resource=epochs),
-    "halving": lambda epochs: optuna.pruners.SuccessiveHalvingPruner(min_resource=1),
+    "halving": lambda epochs: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
     "median": lambda epochs: optuna.pruners.MedianPruner(),
     "none": lambda epochs: optuna.pruners.NopPruner(),
 }
