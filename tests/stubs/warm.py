@@ -1,4 +1,4 @@
-"""Starts `kdlab run` and its jobs as forks of one process that has imported everything, in place of new ones.
+"""Starts `kdlab run` or `tune` and its jobs as forks of one process that has imported everything.
 
 A start then costs milliseconds and not the seconds that torch, mmdet and mlflow take to import. All code
 that runs is the real one; the start of a job alone is another: a fork in a session of its own stands for
@@ -160,9 +160,12 @@ def _below(pid: int) -> list[int]:
 
 def import_all(database: Path) -> None:
     """Import what commands and jobs import, and make an empty MLflow database."""
+    import matplotlib.pyplot  # noqa: F401
     import mlflow  # noqa: F401
 
     import kdlab.cli.run
+    import kdlab.cli.tune
+    import kdlab.orchestration.tuning.study
     import kdlab.session
     import kdlab.training.job
     import kdlab.training.trainer  # noqa: F401

@@ -31,6 +31,8 @@ def shares(losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
     raw = {name.removeprefix("raw_") for name in course[0] if name.startswith("raw_")}
     instances = {term: term.partition(".")[0] for term in sorted(raw)}
     detection = fmean(step["loss"] - sum(step[f"loss_{term}"] for term in instances) for step in course)
+    if detection == 0:
+        return {}
     found: dict[str, float] = {}
     for term, instance in instances.items():
         found[instance] = found.get(instance, 0.0) + fmean(step[f"raw_{term}"] for step in course) / detection

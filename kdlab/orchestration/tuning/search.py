@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from kdlab.datasets._tuning_split import images_of, tuning_split
 from kdlab.jobs.job import Runs
 from kdlab.orchestration import facts as facts_of
+from kdlab.orchestration import memory
 from kdlab.orchestration import plan as plans
 from kdlab.orchestration import recipe as recipes
 from kdlab.orchestration.devices import Machine
@@ -44,7 +46,7 @@ class Search:
     trial: PlannedJob
 
     def whole(self, count: int) -> Plan:
-        """The plan as it would be with so many trials, each to its end."""
+        """The plan as it would be with so many trials more, each to its end."""
         job = self.trial.job
         trials = [replace(self.trial, job=replace(job, id=f"{job.id}-{number}")) for number in range(count)]
         return replace(self.plan, jobs=(*self.plan.jobs, *trials))
@@ -83,17 +85,24 @@ def _planned(recipe: Recipe, document: Document, trials: Trials, study: str, run
     assert facts.learned is not None
     past = facts_of.past_jobs(runs)
     history = History(past)
-    jobs = [plans.planned(job, facts, past, history) for job in trials.preparation()]
+    failed = memory.failures(runs)
+    jobs = [plans.planned(job, facts, past, history) for job in trials.preparation(failed)]
     plan = Plan(
         id=hashlib.sha256(study.encode()).hexdigest()[:8],
-        recipe={**recipe.to_dict(), "study": study},
+        recipe=_told(recipe) | {"study": study},
         jobs=tuple(jobs),
         device=facts.device,
         dataset={"name": facts.learned.name, "fingerprint": facts.learned.fingerprint},
     )
-    usual = trials.job(trials.usual(next(iter(trials.variants))))
+    usual = trials.job(trials.usual(next(iter(trials.variants))), failed)
     trial = PlannedJob(usual, False, "a trial", *history.cost(usual))
     return Search(recipe, document, trials, study, images_of(facts.learned), plan, trial)
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data, without an address that may hold a password."""
+    data = recipe.to_dict()
+    return data | {"tune": {**data["tune"], "storage": None}}
 
 
 def _students(recipe: Recipe) -> Iterator[Student]:

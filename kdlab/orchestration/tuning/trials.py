@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
-from kdlab.errors import UsageError
+from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.job import Job
 from kdlab.orchestration import pairing, plan
 from kdlab.orchestration.facts import Facts
@@ -66,10 +67,13 @@ class Trials:
         """See that every value can be tried with every student.
 
         Raises:
-            UsageError: a method cannot serve a pair, weights do not fit their model, or the trials would have
-                a seed of the final table.
+            UsageError: a method cannot serve a pair, weights do not fit their model, the trials would have a
+                seed of the final table, or the sampler knows one objective only.
+            MachineError: the sampler needs a package that is not there.
         """
         recipe = self.recipe
+        _check_sampler(recipe)
+        _check_objectives(recipe)
         if recipe.tune.seed in recipe.seeds:
             what = "tune.seed is among seeds: what one seed has chosen must be measured by others"
             fix = f"--set tune.seed={max(recipe.seeds) + 1000}"
@@ -88,27 +92,34 @@ class Trials:
             values: what it tries.
             failed: the jobs that ran out of GPU memory, by id.
         """
-        return self._jobs(values, failed)[-1]
+        return self.jobs(values, failed)[-1]
 
-    def preparation(self) -> list[Job]:
+    def jobs(self, values: Values, failed: Mapping[str, Failure] | None = None) -> list[Job]:
+        """The job of a trial behind all that it needs; arguments as for `job`."""
+        student = self.student_of(values)
+        return self._fitting(jobs_of(self._of_trial(values), self.variants[student].facts), student, failed)
+
+    def has_methods(self, values: Values) -> bool:
+        """Whether a trial has any method."""
+        return any(not name.startswith("student.") for name in values)
+
+    def preparation(self, failed: Mapping[str, Failure] | None = None) -> list[Job]:
         """What comes before the first trial: the teacher, what methods prepare of it, a measured pass."""
         found: dict[str, Job] = {}
         for student in self.variants:
-            *parents, _ = self._jobs(self.usual(student))
+            *parents, _ = self.jobs(self.usual(student), failed)
             found |= {job.id: job for job in parents}
-        return [*found.values(), *self.scales().values()]
+        return [*found.values(), *self.scales(failed).values()]
 
-    def scales(self) -> dict[Student, Job]:
+    def scales(self, failed: Mapping[str, Failure] | None = None) -> dict[Student, Job]:
         """The job that measures each student: how large its losses are, how long an image takes.
 
-        None where that would decide nothing.
+        There are none where that would decide nothing.
         """
-        tune = self.recipe.tune
-        if "latency" not in tune.objectives and not any(
-            one.key == WEIGHT and not one.given for one in self.space
-        ):
+        decides = any(one.key == WEIGHT and not one.given for one in self.space)
+        if not decides and "latency" not in self.recipe.tune.objectives:
             return {}
-        return {student: self._scale(student) for student in self.variants}
+        return {student: self._scale(student, failed) for student in self.variants}
 
     def usual(self, student: Student) -> dict[str, Any]:
         """What the recipe itself says, with one of the students."""
@@ -120,19 +131,24 @@ class Trials:
         """Which of the students a trial trains."""
         return tuple((key, values[f"student.{key}"]) for key in self.recipe.tune.student)
 
-    def _scale(self, student: Student) -> Job:
+    def _scale(self, student: Student, failed: Mapping[str, Failure] | None) -> Job:
         of_which = "".join(f" {key} {value}" for key, value in student)
-        return scaling(self.job(self.usual(student)), f"scale of {self.arm}{of_which}", scale.ITERATIONS)
+        job = scaling(
+            self.job(self.usual(student), failed), f"scale of {self.arm}{of_which}", scale.ITERATIONS
+        )
+        (small,) = self._fitting([job], student, failed)
+        return small
 
-    def _jobs(self, values: Values, failed: Mapping[str, Failure] | None = None) -> list[Job]:
-        """The job of a trial behind all that it needs."""
-        facts = self.variants[self.student_of(values)].facts
-        return list(fitting(jobs_of(self._of_trial(values), facts), failed or {}, facts.gpu_gb))
+    def _fitting(
+        self, jobs: Iterable[Job], student: Student, failed: Mapping[str, Failure] | None
+    ) -> list[Job]:
+        known = (failed or {}) if self.recipe.resources.on_oom == "micro_batch" else {}
+        return list(fitting(jobs, known, self.variants[student].facts.gpu_gb))
 
     def _of_trial(self, values: Values) -> Recipe:
         """The recipe of a single trial."""
         recipe = self.variants[self.student_of(values)].recipe
-        has_methods = any(not name.startswith("student.") for name in values)
+        has_methods = self.has_methods(values)
         methods = methods_with(recipe.arms[self.arm], values) if has_methods else {}
         name = label(values)
         inherits = (name,) if has_methods and self.arm in recipe.inherits else ()
@@ -164,8 +180,29 @@ def text_of(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _check_sampler(recipe: Recipe) -> None:
+    """See before anything is trained that Optuna can make the sampler."""
+    tune = recipe.tune
+    if tune.sampler != "cmaes":
+        return
+    if len(tune.objectives) > 1:
+        what, fix = "tune.sampler: cmaes knows one objective only", "--set tune.sampler=nsgaii"
+        raise UsageError(what, where=recipe.path, got=", ".join(tune.objectives), fix=fix)
+    if find_spec("cmaes") is None:
+        what = "tune.sampler: cmaes needs the package cmaes"
+        raise MachineError(what, where=recipe.path, got="not installed", fix="pip install cmaes")
+
+
+def _check_objectives(recipe: Recipe) -> None:
+    """See that there is something to weigh."""
+    if "latency" in recipe.tune.objectives and not recipe.tune.student:
+        what = "tune.objectives: latency is that of the student, and there is only one"
+        fix = "--set 'tune.student={width: [8, 16]}'"
+        raise UsageError(what, where=recipe.path, got=", ".join(recipe.tune.objectives), fix=fix)
+
+
 def _schedule(recipe: Recipe) -> Schedule:
-    """That of a trial: of `tune.epochs`, and measured after every epoch where that can end it."""
+    """That of a trial: of `tune.epochs`; with one objective it is measured after every epoch."""
     tune, schedule = recipe.tune, recipe.schedule
     by_epoch = len(tune.objectives) == 1
     changes = {"epochs": tune.epochs or schedule.epochs, "eval_every": int(by_epoch), "keep_best": False}

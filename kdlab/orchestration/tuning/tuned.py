@@ -11,7 +11,7 @@ from kdlab import catalog
 from kdlab.orchestration.ablation import BASELINE
 from kdlab.orchestration.document import Document
 from kdlab.orchestration.settings import MethodSettings, Recipe
-from kdlab.orchestration.tuning.space import WEIGHT, as_in, methods_with
+from kdlab.orchestration.tuning.space import WEIGHT, methods_with
 from kdlab.orchestration.yaml_writer import dump
 
 FOLDER = "tune"
@@ -40,8 +40,11 @@ def tuned(
     published: Mapping[str, Any],
     name: str,
     command: str,
+    word: str = "published",
 ) -> Tuned:
     """The recipe that compares what was found with what papers say, and with what the recipe said before.
+
+    Of arms that are the same it holds the first only: what was found can be what papers say.
 
     Args:
         document: the recipe that was tuned, with its overrides.
@@ -51,14 +54,17 @@ def tuned(
         published: what papers say of the same.
         name: of the study.
         command: what a person typed.
+        word: what is published is called in the name of its arm.
     """
     raw = document.data["arms"][arm]
     own = {key: value for key, value in values.items() if not key.startswith("student.")}
     found = _arm(raw, recipe.arms[arm], own)
     arms: dict[str, Any] = {BASELINE: {}, arm: raw}
-    if dict(published) != as_in(recipe, arm, published):
-        arms[f"{arm}[published]"] = _arm(raw, recipe.arms[arm], published)
-    arms[f"{arm}[tuned]"] = found
+    known = [dict(recipe.arms[arm])]
+    for called, chosen in ((word, published), ("tuned", own)):
+        if (methods := methods_with(recipe.arms[arm], chosen)) not in known:
+            known.append(methods)
+            arms[f"{arm}[{called}]"] = _arm(raw, recipe.arms[arm], chosen)
     student = {key.removeprefix("student."): value for key, value in values.items() if key not in own}
     data = {key: value for key, value in document.data.items() if key != "tune"}
     data |= {"arms": arms, "student": {**data["student"], **student}}
@@ -82,7 +88,9 @@ def _arm(
         options = {
             key: value for key, value in method.options.items() if value != methods[instance].options[key]
         }
-        weight = {WEIGHT: method.weight} if method.weight != methods[instance].weight else {}
+        # other options can have another weight of their own
+        differs = method.weight != methods[instance].weight or options
+        weight = {WEIGHT: method.weight} if differs else {}
         found[instance] = {**raw[instance], **weight, **options}
     return found
 

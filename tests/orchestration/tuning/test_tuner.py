@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +37,10 @@ def make_trials(*overrides: str) -> Trials:
     return Trials(variants, arm, space.dimensions(base, arm))
 
 
-def opened(runs: Runs, trials: Trials, found: tuple[space.Dimension, ...]) -> Study:
+def make_tuner(runs: Runs, trials: Trials, gpus: int = 2, **options: Any) -> Tuner:
     tune = trials.recipe.tune
-    return Study(
+    study = Study(
         name="study",
-        space=found,
         objectives=tune.objectives,
         sampler=tune.sampler,
         pruner=tune.pruner,
@@ -50,17 +48,8 @@ def opened(runs: Runs, trials: Trials, found: tuple[space.Dimension, ...]) -> St
         seed=tune.seed,
         storage=str(runs.folder / "study.log"),
     )
-
-
-def make_tuner(runs: Runs, trials: Trials, gpus: int = 2, **options: Any) -> Tuner:
-    return Tuner(
-        trials,
-        partial(opened, runs, trials),
-        runs,
-        count=options.get("count", 12),
-        budget_s=options.get("budget_s", math.inf),
-        at_once=lambda job: gpus,
-    )
+    count, budget_s = options.get("count", 12), options.get("budget_s", math.inf)
+    return Tuner(trials, study, runs, count, budget_s, at_once=lambda job: gpus)
 
 
 def plan_of(trials: Trials) -> Plan:
@@ -102,7 +91,6 @@ def runs(tmp_path: Path) -> Runs:
 
 
 def states(tuner: Tuner) -> list[str]:
-    assert tuner.study is not None
     return [trial.state for trial in tuner.study.trials()]
 
 
@@ -116,7 +104,6 @@ def test_as_many_trials_as_were_asked_for_come_to_an_end(runs: Runs) -> None:
 def test_no_method_and_published_weights_are_the_first_trials(runs: Runs) -> None:
     tuner = make_tuner(runs, make_trials("methods.pfi={weight: 10}"), count=4)
     search(tuner, Simulated(runs, 1, likes_pfi_at_30))
-    assert tuner.study is not None
     first, second, third, _ = tuner.study.trials()
     assert (first.note, first.values) == ("no method", {})
     assert (second.note, second.values) == ("published", {"rm.weight": 4.0, "pfi.weight": 1.5})
@@ -147,7 +134,7 @@ def test_no_gpu_is_free_at_any_look_while_trials_remain(runs: Runs) -> None:
     busy: list[int] = []
     for event in scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed):
         tuner.see(event)
-        if tuner.study and tuner.study.begun() < 60 and len(executor.looks) > len(busy):
+        if tuner.space and tuner.study.begun() < 60 and len(executor.looks) > len(busy):
             busy.append(executor.looks[-1])
     trials_only = busy[busy.index(8) :]
     assert len(trials_only) > 20
@@ -157,7 +144,6 @@ def test_no_gpu_is_free_at_any_look_while_trials_remain(runs: Runs) -> None:
 def test_hopeless_trial_is_stopped_and_leaves_no_training_state(runs: Runs) -> None:
     tuner = make_tuner(runs, make_trials("tune.pruner=median"), count=14)
     search(tuner, Simulated(runs, 1, likes_pfi_at_30))
-    assert tuner.study is not None
     pruned = [trial for trial in tuner.study.trials() if trial.state == "pruned"]
     assert pruned
     assert all(max(trial.course) < 6 for trial in pruned)
@@ -202,7 +188,6 @@ def test_failed_trial_is_tried_once_more_and_then_reported(runs: Runs) -> None:
     hot = lambda job, attempt: job.kind == "student" and weights(job).get("pfi") == 1.5  # noqa: E731
     executor = Simulated(runs, 1, likes_pfi_at_30, fails=hot)
     search(tuner, executor)
-    assert tuner.study is not None
     failed = [trial for trial in tuner.study.trials() if trial.state == "failed"]
     assert [(trial.note, trial.why) for trial in failed] == [("published", "the loss is not finite")]
     assert executor.started.count(failed[0].job) == 2
@@ -234,7 +219,7 @@ def test_stopped_by_another_command_is_a_failed_trial(runs: Runs) -> None:
     )
     for event in events:
         tuner.see(event)
-        if type(event).__name__ == "JobStarted" and tuner.study and event.job == tuner.study.trials()[0].job:
+        if type(event).__name__ == "JobStarted" and tuner.space and event.job == tuner.study.trials()[0].job:
             runs.job(event.job).stop_request.touch()
     assert states(tuner).count("failed") == 1
     assert len(states(tuner)) == 4
@@ -246,7 +231,7 @@ def test_stopping_leaves_the_trial_for_the_next_command(runs: Runs) -> None:
     events = scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed)
     for event in events:
         tuner.see(event)
-        if type(event).__name__ == "JobStarted" and tuner.study:
+        if type(event).__name__ == "JobStarted" and tuner.space:
             tuner.stopping = True
             runs.job(event.job).stop_request.touch()
             break
@@ -259,7 +244,7 @@ def test_stop_of_all_that_runs_ends_the_search_and_the_next_command_goes_on(runs
     tuner = make_tuner(runs, make_trials("tune.pruner=none"), count=6)
     for event in scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed):
         tuner.see(event)
-        if tuner.study and len(executor._alive) == 2:
+        if tuner.space and len(executor._alive) == 2:
             for job in executor._alive:
                 runs.job(job).stop_request.touch()
     assert states(tuner) == ["running"] * 2
@@ -268,12 +253,66 @@ def test_stop_of_all_that_runs_ends_the_search_and_the_next_command_goes_on(runs
     assert states(again) == ["complete"] * 6
 
 
+def test_teacher_that_misses_what_is_expected_starts_no_trial(runs: Runs) -> None:
+    trials = make_trials("teacher.expect_ap=99", "tune.over=[rm.rank]")
+    tuner = make_tuner(runs, trials, count=3)
+    executor = Simulated(runs, 2, likes_pfi_at_30)
+    search(tuner, executor)
+    assert tuner.space == ()
+    assert states(tuner) == []
+
+
+def test_reference_is_never_pruned_and_its_job_never_stopped(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials("tune.pruner=halving"), count=12)
+    search(tuner, Simulated(runs, 1, lambda job, epoch: 1.0 if weights(job) else 0.1))
+    assert [trial.state for trial in tuner.study.trials()[:2]] == ["complete"] * 2
+
+
+def test_failures_of_an_earlier_command_do_not_end_the_search(runs: Runs) -> None:
+    def hopeless(job: Job, attempt: int) -> bool:
+        return job.kind == "student"
+
+    search(
+        make_tuner(runs, make_trials(), gpus=1, count=9), Simulated(runs, 1, likes_pfi_at_30, fails=hopeless)
+    )
+    again = make_tuner(runs, make_trials(), gpus=1, count=9)
+    search(again, Simulated(runs, 1, likes_pfi_at_30))
+    assert len(states(again)) == 9
+    assert "complete" in states(again)
+
+
+def test_methods_that_always_fail_end_the_search_though_the_student_alone_trains(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials(), gpus=1, count=30)
+    executor = Simulated(runs, 1, likes_pfi_at_30, fails=lambda job, attempt: bool(job.settings["methods"]))
+    executor.fails = lambda job, attempt: job.kind == "student" and bool(job.settings["methods"])
+    search(tuner, executor)
+    assert states(tuner) == ["complete", "failed", "failed", "failed"]
+    assert "none with a method" in tuner.ended_by
+
+
+def test_trial_with_another_preparation_brings_it_along(runs: Runs) -> None:
+    trials = make_trials(
+        "arms={maskd: {maskd: {}}}", "tune.over=[maskd.tokens]", "tune.space={maskd.tokens: [2, 8]}"
+    )
+    tuner = make_tuner(runs, trials, count=4)
+    executor = Simulated(runs, 1, lambda job, epoch: float(epoch))
+    search(tuner, executor)
+    assert set(states(tuner)) <= {"complete", "pruned"}
+    assert sum(name.startswith("prepare") for name in set(executor.started)) > 1
+
+
+def test_finished_trials_are_in_the_plan_of_the_command_that_goes_on(runs: Runs) -> None:
+    executor = Simulated(runs, 1, likes_pfi_at_30)
+    search(make_tuner(runs, make_trials("tune.pruner=none"), count=3), executor)
+    events = search(make_tuner(runs, make_trials("tune.pruner=none"), count=5), executor)
+    assert sum(type(event).__name__ == "JobReused" for event in events) == 5
+
+
 def test_words_and_weights_are_searched_together(runs: Runs) -> None:
     trials = make_trials("tune.over=[rm.rank, rm.weight]")
     ranks = {"cls": 1.0, "loc": 2.0, "both": 3.0}
     tuner = make_tuner(runs, trials, count=10)
     search(tuner, Simulated(runs, 2, lambda job, epoch: ranks.get(_rank(job), 0.0) * epoch))
-    assert tuner.study is not None
     assert {trial.values.get("rm.rank") for trial in tuner.study.trials()} >= {"cls", "both"}
 
 
@@ -287,7 +326,6 @@ def test_two_objectives_weigh_ap_against_the_latency_of_each_student(runs: Runs)
     )
     tuner = make_tuner(runs, trials, count=8)
     search(tuner, Simulated(runs, 2, lambda job, epoch: job.settings["model"]["width"] + epoch))
-    assert tuner.study is not None
     done = tuner.study.trials()
     assert len(done) == 8
     assert {trial.objectives[1] for trial in done} == {8.0, 16.0}
