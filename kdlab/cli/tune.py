@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from kdlab.session import Outcome
 
 
+MANY_AT_ONCE = 4
+"""Trials side by side of which a search is not warned."""
+
+
 def tune(
     screen: Screen,
     recipe: RecipeName,
@@ -153,7 +157,7 @@ def _preview(put: Callable[[str], None], search: Search, made: Prepared, count: 
     put(f"at most {total(replace(made, plan=search.whole(count)))}")
     if len(tune.objectives) > 1:
         put("note: no trial is ended early, for Optuna prunes by one objective only")
-    if 2 * made.executor.slots(search.trial.job) > count > 1:
+    if made.executor.slots(search.trial.job) > max(MANY_AT_ONCE, count / 4):
         put("note: so many trials fit side by side that few will learn from others; -j N runs fewer at once")
 
 
