@@ -11,11 +11,13 @@ import pytest
 
 from kdlab import session
 from kdlab.errors import MachineError
-from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobProgress, JobReused
+from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobProgress, JobQueued, JobReused
 from kdlab.jobs.job import Runs
 from kdlab.orchestration.driver import Driver
 from kdlab.orchestration.executors.inline import Inline
 from kdlab.orchestration.executors.local import Local
+from kdlab.orchestration.plan import Plan, PlannedJob
+from kdlab.orchestration.scheduler import Feed
 from kdlab.reporting.records import newest_plan
 from kdlab.reporting.tracking import SyncReport
 from tests.stubs import stub_job
@@ -26,11 +28,14 @@ class FakeFollower:
     """Notes when it was closed and with which files."""
 
     log: list[Any]
+    last_plan: dict[str, Any]
 
     def __init__(self, plan: dict[str, Any], runs: Runs) -> None:
         FakeFollower.log = ["opened"]
+        self.plan = plan
 
     def close(self, deadline_s: float, files: Sequence[Path]) -> SyncReport:
+        FakeFollower.last_plan = self.plan
         FakeFollower.log.append(("closed", deadline_s, list(files)))
         return SyncReport(sent=3, left=4)
 
@@ -158,6 +163,61 @@ def test_a_runs_folder_that_cannot_be_made_is_told(executor: Local, tmp_path: Pa
     (tmp_path / "file").touch()
     with pytest.raises(MachineError, match="KDLAB_RUNS"):
         session.drive(make_plan(make_job()), executor, Runs(tmp_path / "file" / "runs"))
+
+
+class TestGrowing:
+    """A plan that gets more jobs while it runs."""
+
+    @staticmethod
+    def feed(*batches: Plan) -> Feed:
+        left = list(batches)
+        return lambda active: left.pop(0).jobs if left else ()
+
+    def test_saved_plan_and_mlflow_s_hold_all_jobs_in_their_order(self, executor: Local, runs: Runs) -> None:
+        plan, more = make_plan(make_job("a")), [make_plan(make_job("b")), make_plan(make_job("c"))]
+        outcome = session.drive(plan, executor, runs, feed=self.feed(*more))
+        assert outcome.complete
+        assert sorted(outcome.ends) == ["student-a", "student-b", "student-c"]
+        saved = newest_plan(runs)
+        assert saved is not None
+        assert [planned["job"]["arm"] for planned in saved["jobs"]] == ["a", "b", "c"]
+        assert FakeFollower.last_plan == saved
+
+    def test_plan_is_saved_before_a_new_job_is_told(self, executor: Local, runs: Runs) -> None:
+        known: list[bool] = []
+
+        def look(event: Event) -> None:
+            saved = newest_plan(runs) or {"jobs": []}
+            known.append(event.job in [planned["job"]["id"] for planned in saved["jobs"]])
+
+        session.drive(
+            make_plan(make_job("a")), executor, runs, [look], feed=self.feed(make_plan(make_job("b")))
+        )
+        assert known and all(known)
+
+    def test_job_that_is_given_again_stands_in_the_plan_once(self, executor: Local, runs: Runs) -> None:
+        plan = make_plan(make_job("a", end="fail"))
+        ended: list[Event] = []
+
+        def feed(active: int) -> Sequence[PlannedJob]:
+            return plan.jobs if len(ended) == 1 else ()
+
+        def see(event: Event) -> None:
+            if isinstance(event, JobFailed | JobQueued) and (ended or isinstance(event, JobFailed)):
+                ended.append(event)
+
+        outcome = session.drive(plan, executor, runs, [see], feed=feed)
+        saved = newest_plan(runs)
+        assert saved is not None
+        assert len(saved["jobs"]) == 1
+        assert [type(event) for event in ended] == [JobFailed, JobQueued, JobFailed]
+        assert not outcome.complete
+
+    def test_plan_is_incomplete_where_a_job_that_joined_it_failed(self, executor: Local, runs: Runs) -> None:
+        feed = self.feed(make_plan(make_job("b", end="fail")))
+        outcome = session.drive(make_plan(make_job("a")), executor, runs, feed=feed)
+        assert not outcome.complete
+        assert [failure.job for failure in outcome.failures] == ["student-b"]
 
 
 def test_the_runs_folder_is_the_environment_s(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,10 @@ def tune(
         rm.weight   0.133 to 120, until its term is measured
         pfi.weight  0.05 to 45, until its term is measured
       ...
+      $ kdlab tune digits/gfl --over pfi.weight,pfi.region --trials 30
+      GFL R18 to a slimmer R18 on handwritten digits: ...: 30 trials by AP
+      trial  reference  AP  gain  pfi.weight  pfi.region  epochs
+      ...
     """
     told = {"trials": trials, "over": over and f"[{over}]", "objectives": objectives and f"[{objectives}]"}
     changes = [f"tune.{key}={value}" for key, value in told.items() if value is not None]
@@ -133,13 +137,24 @@ def _affordable(search: Search, left: int, budget_h: float | None) -> int:
 
 def _tell(screen: Screen, search: Search, made: Prepared) -> None:
     """What `--dry-run` is asked for."""
-    count = search.recipe.tune.trials
     if screen.json:
-        space = [asdict(one) for one in search.trials.space]
-        screen.emit(study=search.study, images=search.images, space=space, plan=search.whole(count).to_dict())
+        screen.emit(**_as_data(search))
     else:
-        _preview(screen.data, search, made, count)
+        _preview(screen.data, search, made, search.recipe.tune.trials)
     screen.next(screen.command("--dry-run"))
+
+
+def _as_data(search: Search) -> dict[str, Any]:
+    """What will be searched, for a program; its plan holds a stand-in for each trial."""
+    count = search.recipe.tune.trials
+    return {
+        "study": search.study,
+        "arm": search.trials.arm,
+        "trials": count,
+        "images": list(search.images),
+        "space": [asdict(one) for one in search.trials.space],
+        "plan": search.whole(count).to_dict(),
+    }
 
 
 def _preview(put: Callable[[str], None], search: Search, made: Prepared, count: int) -> None:

@@ -140,6 +140,70 @@ class TestPlanView:
         assert [ended.job.id for ended in view.ended] == [job]
 
 
+class TestGrowing:
+    """A plan of which jobs are still to come, as of a search."""
+
+    @staticmethod
+    def trial(number: int) -> PlannedJob:
+        job = Job(f"student-1000000{number}", "student", f"pfi {number}", 0, {"methods": {}})
+        return PlannedJob(job, False, "trial")
+
+    @pytest.fixture
+    def view(self) -> PlanView:
+        """A search of 5 trials after its teacher, one at work and one at its end."""
+        plan = make_plan()
+        view = PlanView(replace(plan, jobs=plan.jobs[:1]), CORES, to_come=5)
+        view.grow([self.trial(0), self.trial(1)], to_come=3)
+        first, second = (f"student-1000000{number}" for number in range(2))
+        events = (finished("teacher-9c1e22ab"), started(first), started(second))
+        return teach(view, *events, replace(finished(first), time=100.0))
+
+    def test_what_is_to_come_counts_as_queued(self, view: PlanView) -> None:
+        assert view.counts == {"done": 2, "running": 1, "queued": 3}
+
+    def test_time_left_takes_trials_for_what_such_took(self, view: PlanView) -> None:
+        teach(view, replace(progress("student-10000001", time=100.0), eta_s=50.0))
+        # three of 100 s on two cores, of which one is busy for 50 s more
+        assert view.left_s(100.0) == 250.0 - 50.0
+
+    def test_time_left_is_unknown_before_one_has_ended(self) -> None:
+        view = PlanView(make_plan(dict.fromkeys(["teacher", *ARMS], HOUR)), CORES, to_come=3)
+        assert view.left_s(0.0) is None
+        view.grow([], to_come=0)
+        assert view.left_s(0.0) == 2 * HOUR
+
+    def test_job_that_is_given_again_is_queued_again(self, view: PlanView) -> None:
+        view.grow([self.trial(0)], to_come=3)
+        assert view.jobs["student-10000000"].state == "queued"
+        assert len(view.jobs) == 3
+
+    def test_job_that_a_search_has_ended_is_pruned(self, view: PlanView) -> None:
+        job = "student-10000001"
+        teach(view, progress(job, 400), JobEvaluated(job=job, epoch=4, iteration=400, metrics={"AP": 3.2}))
+        view.jobs[job].hopeless = True
+        teach(view, JobCancelled(job=job, iteration=400))
+        assert view.jobs[job].state == "pruned"
+        assert view.counts["pruned"] == 1
+
+    def test_lines_tell_pruned_trials_and_count_all(
+        self, view: PlanView, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        job, lines = "student-10000001", Lines(view, Screen())
+        lines.see(JobEvaluated(job=job, epoch=4, iteration=400, metrics={"AP": 3.2}))
+        view.jobs[job].hopeless = True
+        lines.see(JobCancelled(job=job, iteration=400))
+        told = capfd.readouterr().err.splitlines()[-1]
+        assert "pruned: AP 3.2 after epoch" in told
+        assert "promised too little  (2 of 6 done" in told
+
+    def test_board_tells_pruned_trials_apart(self, view: PlanView, tmp_path: Path) -> None:
+        view.jobs["student-10000001"].hopeless = True
+        teach(view, JobCancelled(job="student-10000001", iteration=400))
+        lines = frame(view, Runs(tmp_path), 120)
+        assert "done 2  running 0  queued 3  failed 0  pruned 1" in lines[0]
+        assert any(line.startswith("pruned ") for line in lines)
+
+
 class TestMakespan:
     @staticmethod
     def jobs(*chains: int) -> list[Job]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,8 @@ from kdlab.orchestration.devices import Machine
 from kdlab.orchestration.executors.base import Handle
 from kdlab.orchestration.executors.inline import Inline
 from kdlab.orchestration.executors.local import Local
-from kdlab.orchestration.plan import Plan
+from kdlab.orchestration.plan import Plan, PlannedJob
+from kdlab.orchestration.scheduler import Feed
 from tests.stubs.stub_job import COMMAND, METRICS, make_job, make_plan, make_result, prepared
 
 SCHEDULER = """
@@ -616,3 +617,132 @@ def test_a_teacher_near_or_above_expectation_serves(runs: Runs, expected: float)
     assert outcomes(events) == {"student-a": "JobFinished", "student-child": "JobFinished"}
     again = list(events_of(make_plan(teacher), runs))
     assert kinds(again) == ["JobReused"]
+
+
+# --- a plan that grows ---
+
+
+class Feeding:
+    """Gives one batch of jobs a call; notes how many waited and ran at each."""
+
+    def __init__(self, *batches: Plan | None) -> None:
+        self.batches = list(batches)
+        self.active: list[int] = []
+
+    def __call__(self, active: int) -> Sequence[PlannedJob]:
+        self.active.append(active)
+        batch = self.batches.pop(0) if self.batches else None
+        return batch.jobs if batch else ()
+
+
+def fed(plan: Plan, runs: Runs, feed: Feed, room: int = 99, **options: Any) -> tuple[list[Event], list[str]]:
+    """What a run of a growing plan tells, and the arms in the order of their starts."""
+    executor = Instant(runs, room)
+    events = list(scheduler.run(plan, executor, runs, poll_s=0, feed=feed, **options))
+    return events, executor.started
+
+
+@pytest.fixture
+def looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "LOOK_S", 0.0)
+
+
+@pytest.mark.usefixtures("looks_at_once")
+class TestFeed:
+    def test_is_asked_at_first_and_until_it_gives_none(self, runs: Runs) -> None:
+        feed = Feeding(make_plan(make_job("b")), make_plan(make_job("c"), make_job("d")))
+        events, started = fed(make_plan(make_job("a")), runs, feed)
+        assert sorted(started) == ["a", "b", "c", "d"]
+        assert set(outcomes(events).values()) == {"JobFinished"}
+        assert feed.active[:3] == [1, 2, 4]
+
+    def test_plan_of_nothing_lives_by_it(self, runs: Runs) -> None:
+        events, started = fed(make_plan(), runs, Feeding(make_plan(make_job("a"))))
+        assert started == ["a"]
+        assert outcomes(events) == {"student-a": "JobFinished"}
+
+    def test_gives_jobs_while_others_run(self, runs: Runs) -> None:
+        late: list[Plan] = []
+
+        def feed(active: int) -> Sequence[PlannedJob]:
+            return late.pop().jobs if late else ()
+
+        events = scheduler.run(
+            make_plan(make_job(steps=300)), Local(command=COMMAND), runs, poll_s=0.02, feed=feed
+        )
+        until(events, JobStarted)
+        late.append(make_plan(make_job("b", steps=1)))
+        told = list(events)
+        ends = [event.job for event in told if isinstance(event, JobFinished)]
+        assert ends == ["student-b", "student-a"]
+
+    def test_gives_children_of_jobs_that_are_done_and_of_no_others(self, runs: Runs) -> None:
+        child = make_plan(make_job("b", parents=("student-a",)))
+        _, started = fed(make_plan(make_job("a")), runs, Feeding(child))
+        assert started == ["a", "b"]
+        stray = Feeding(make_plan(make_job("c", parents=("student-x",))))
+        with pytest.raises(ValueError, match="student-x"):
+            fed(make_plan(make_job("d")), runs, stray)
+
+    def test_done_jobs_make_room_for_more_at_once(self, runs: Runs) -> None:
+        for name in "bc":
+            make_result(make_job(name)).write(prepared(runs, make_job(name)))
+        feed = Feeding(*(make_plan(make_job(name)) for name in "bcd"))
+        events, started = fed(make_plan(), runs, feed)
+        assert feed.active[:4] == [0, 0, 0, 1]
+        assert [type(event) for event in events[:3]] == [JobReused, JobReused, JobQueued]
+        assert started == ["d"]
+
+    def test_cancelled_job_that_is_given_again_goes_on(self, runs: Runs) -> None:
+        job = make_job(steps=60)
+        again: list[Plan] = []
+
+        def feed(active: int) -> Sequence[PlannedJob]:
+            return again.pop().jobs if again else ()
+
+        events = scheduler.run(make_plan(job), Local(command=COMMAND), runs, poll_s=0.02, feed=feed)
+        until(events, JobCheckpointed)
+        runs.job(job.id).stop_request.touch()
+        until(events, JobCancelled)
+        again.append(make_plan(job))
+        told = list(events)
+        assert only(told, JobStarted).iteration > 0
+        assert outcomes(told) == {"student-a": "JobFinished"}
+
+    def test_failed_job_that_is_given_again_is_tried_again(self, runs: Runs) -> None:
+        plan, again = make_plan(make_job(end="fail")), list[Plan]()
+        events = []
+        for event in events_of(plan, runs, feed=lambda active: again.pop().jobs if again else ()):
+            events.append(event)
+            if isinstance(event, JobFailed) and kinds(events).count("JobFailed") == 1:
+                again.append(plan)
+        assert kinds(events).count("JobFailed") == 2
+
+    def test_is_not_asked_once_the_run_is_to_end(self, runs: Runs) -> None:
+        stop = threading.Event()
+        stop.set()
+        feed = Feeding(make_plan(make_job("b")))
+        events, started = fed(make_plan(make_job("a")), runs, feed, stop=stop)
+        assert (feed.active, started) == ([], [])
+        assert kinds(events) == ["JobQueued"]
+
+    def test_is_not_asked_after_a_failure_that_ends_all(self, runs: Runs) -> None:
+        feed = Feeding(None, None, None, None)
+        plan = make_plan(make_job(end="fail"))
+        events = scheduler.run(plan, Local(command=COMMAND), runs, poll_s=0.02, feed=feed, fail_fast=True)
+        calls = 0
+        for event in events:
+            if isinstance(event, JobFailed):
+                calls = len(feed.active)
+        assert calls == len(feed.active)
+
+    def test_its_jobs_start_by_what_they_cost(self, runs: Runs) -> None:
+        jobs = [make_job(name) for name in ("short", "long", "middle")]
+        feed = Feeding(make_plan(*jobs, short=1, long=9, middle=5))
+        _, started = fed(make_plan(make_job("a"), a=100), runs, feed, room=1)
+        assert started == ["a", "long", "middle", "short"]
+
+    def test_job_that_never_fits_is_told(self, runs: Runs) -> None:
+        wide = make_job("wide", resources=Resources(gpus=1))
+        with pytest.raises(MachineError, match="does not fit"):
+            list(events_of(make_plan(), runs, feed=Feeding(make_plan(wide))))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -130,3 +131,36 @@ def test_unknown_name_in_an_empty_folder_names_a_first_run(bench):
 def save(bench, plan_id, recipe, time):
     bench.plan([], id=plan_id, recipe={"name": recipe, "arms": {}})
     os.utime(bench.runs.plans / f"{plan_id}.json", (time, time))
+
+
+class TestSearches:
+    """Plans of `kdlab tune`, whose trials are no arms."""
+
+    def save(self, bench, plan_id, recipe):
+        plan = bench.plan([bench.job("rm")])
+        (bench.runs.plans / f"{plan['id']}.json").unlink()
+        plan |= {"id": plan_id, "recipe": recipe}
+        path = bench.runs.plans / f"{plan_id}.json"
+        path.write_text(json.dumps(plan))
+        os.utime(path, (int(plan_id, 16), int(plan_id, 16)))
+        return plan
+
+    def test_newest_plan_that_compares_arms_is_found_behind_them(self, bench):
+        compared = self.save(bench, "00000001", {"name": "digits/gfl"})
+        search = self.save(bench, "00000002", {"name": "digits/gfl", "study": "digits/gfl-3fa2c1"})
+        assert newest_plan(bench.runs) == search
+        assert newest_plan(bench.runs, searches=False) == compared
+        assert load_plan(bench.runs, "digits/gfl", searches=False) == compared
+        assert load_plan(bench.runs, "00000002") == search
+
+    def test_id_of_one_is_answered_with_the_verb_that_compares_its_trials(self, bench):
+        self.save(bench, "00000002", {"name": "digits/gfl", "study": "digits/gfl-3fa2c1"})
+        with pytest.raises(UsageError, match="is a search") as caught:
+            load_plan(bench.runs, "00000002", searches=False)
+        assert caught.value.faults[0].fix == "kdlab tune digits/gfl"
+
+    def test_name_of_one_alone_is_no_plan(self, bench):
+        self.save(bench, "00000002", {"name": "digits/gfl", "study": "digits/gfl-3fa2c1"})
+        assert newest_plan(bench.runs, searches=False) is None
+        with pytest.raises(UsageError, match="no plan"):
+            load_plan(bench.runs, "digits/gfl", searches=False)

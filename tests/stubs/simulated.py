@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ class Simulated:
         ap: the AP of a student after an epoch.
         epoch_s: seconds of an epoch.
         fails: whether a start of a job fails; asked with its attempt, from 1.
+        stop_looks: how many looks a job takes to stop.
     """
 
     runs: Runs
@@ -35,10 +37,12 @@ class Simulated:
     ap: Callable[[Job, int], float]
     epoch_s: Callable[[Job], float] = lambda job: 0.0
     fails: Callable[[Job, int], bool] = lambda job, attempt: False
+    stop_looks: int = 1
     started: list[str] = field(default_factory=list)
     ended: dict[str, tuple[float, float]] = field(default_factory=dict)
     looks: list[int] = field(default_factory=list)
     _alive: dict[str, tuple[float, int]] = field(default_factory=dict)
+    _stopping: Counter[str] = field(default_factory=Counter)
 
     @property
     def machine(self) -> Machine:
@@ -72,6 +76,9 @@ class Simulated:
         began, epoch = self._alive[job.id]
         paths = self.runs.job(job.id)
         if paths.stop_request.exists():
+            self._stopping[job.id] += 1
+            if self._stopping[job.id] % self.stop_looks:
+                return None
             self._say(job, JobCancelled, iteration=epoch)
             return self._end(job, 143)
         if self.fails(job, self.started.count(job.id)):

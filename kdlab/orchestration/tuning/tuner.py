@@ -75,6 +75,7 @@ class Tuner:
     stopping: bool = field(default=False, init=False)
     _live: dict[int, _Trial] = field(default_factory=dict, init=False)
     _again: list[_Trial] = field(default_factory=list, init=False)
+    _ending: set[str] = field(default_factory=set, init=False)
     _known: set[str] = field(default_factory=set, init=False)
     _failures: int = field(default=0, init=False)
     _peak_gb: float = field(default=0.0, init=False)
@@ -92,10 +93,14 @@ class Tuner:
         began = time.thread_time()
         if event.job in self._needed and isinstance(event, JobFailed | JobCancelled | JobSkipped):
             self.stopping = True
-        if isinstance(event, JobCancelled) and event.job in self.pruned:
+        trials = [trial for trial in self._live.values() if trial.job.id == event.job]
+        if isinstance(event, JobCancelled) and event.job in self._ending:
+            self._ending.discard(event.job)
             remove_states(self.runs.job(event.job))
-        for trial in list(self._live.values()):
-            if trial.job.id == event.job:
+            # asked for again before it had stopped for an earlier trial
+            self._again += trials
+        else:
+            for trial in trials:
                 self._see(trial, event)
         self.driver_s += time.thread_time() - began
 
@@ -290,6 +295,7 @@ class Tuner:
         self.study.prune(trial.asked.number, _wall_s(trial))
         if all(one.job.id != trial.job.id for one in self._live.values()):
             self.pruned.add(trial.job.id)
+            self._ending.add(trial.job.id)
             self.runs.job(trial.job.id).stop_request.touch()
 
     def _lose(self, trial: _Trial, why: str) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tests.stubs.simulated import Simulated
 LEARNED = replace(FILES, fingerprint="e" * 16)
 
 
+@cache
 def make_trials(*overrides: str) -> Trials:
     base = recipes.load("digits/gfl", overrides)
     arm = space.searched_arm(base)
@@ -81,8 +84,9 @@ def likes_pfi_at_30(job: Job, epoch: int) -> float:
 
 
 @pytest.fixture(autouse=True)
-def looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def neither_looks_nor_disks_take_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "LOOK_S", 0.0)
+    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture
@@ -129,15 +133,15 @@ def test_trial_trains_on_the_tuning_split_and_the_teacher_on_all(runs: Runs) -> 
 
 
 def test_no_gpu_is_free_at_any_look_while_trials_remain(runs: Runs) -> None:
-    tuner = make_tuner(runs, make_trials("tune.pruner=none", "tune.sampler=random"), gpus=8, count=60)
+    tuner = make_tuner(runs, make_trials("tune.pruner=none", "tune.sampler=random"), gpus=8, count=40)
     executor = Simulated(runs, 8, likes_pfi_at_30)
     busy: list[int] = []
     for event in scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed):
         tuner.see(event)
-        if tuner.space and tuner.study.begun() < 60 and len(executor.looks) > len(busy):
+        if tuner.space and tuner.study.begun() < 40 and len(executor.looks) > len(busy):
             busy.append(executor.looks[-1])
     trials_only = busy[busy.index(8) :]
-    assert len(trials_only) > 20
+    assert len(trials_only) > 10
     assert set(trials_only) == {8}
 
 
@@ -339,3 +343,19 @@ def test_equal_trials_share_a_job(runs: Runs) -> None:
     assert len(states(tuner)) == 12
     # the teacher, no method, and three ways to rank
     assert len(set(executor.started)) == 5
+
+
+def test_trial_of_a_job_that_still_stops_for_another_trial_trains_it_anew(runs: Runs) -> None:
+    tuner, room = make_tuner(runs, make_trials("tune.pruner=median"), count=10), [1]
+    tuner.at_once = lambda job: room[0]
+    executor = Simulated(runs, 2, likes_pfi_at_30, stop_looks=5)
+    for event in scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed):
+        tuner.see(event)
+        if tuner.pruned and room == [1]:
+            (lost,) = [trial for trial in tuner.study.trials() if trial.state == "pruned"]
+            tuner.study.try_first(lost.values, "again")
+            room[0] = 2
+    (again,) = [trial for trial in tuner.study.trials() if trial.note == "again"]
+    assert again.job == lost.job
+    assert again.state in ("complete", "pruned")
+    assert again.course
