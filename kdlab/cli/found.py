@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdlab.cli.console import Screen
 from kdlab.cli.report import RESULTS, forgiving
@@ -12,9 +13,11 @@ from kdlab.cli.run import FAILED
 if TYPE_CHECKING:
     from kdlab.jobs.job import Runs
     from kdlab.orchestration.tuning.search import Search
+    from kdlab.orchestration.tuning.space import Dimension as Searched
+    from kdlab.orchestration.tuning.study import Told
     from kdlab.orchestration.tuning.tuned import Tuned
     from kdlab.orchestration.tuning.tuner import Tuner
-    from kdlab.reporting.study import Study, Trial
+    from kdlab.reporting.study import Dimension, Study, Trial
 
 
 def tell(screen: Screen, search: Search, tuner: Tuner, runs: Runs, again: str) -> int:
@@ -29,47 +32,31 @@ def tell(screen: Screen, search: Search, tuner: Tuner, runs: Runs, again: str) -
     else:
         screen.data(renderers.to_terminal(table))
     _write(screen, study, search.study)
-    if study.best is None:
+    if len(study.trials) < tuner.count and tuner.ended_by:
+        screen.say(f"ended after {len(study.trials)} of {tuner.count} trials: {tuner.ended_by}")
+    if all(trial.plain for trial in study.complete):
+        screen.say("no trial with a method has come to its end, so nothing was found")
         screen.say(f"retry: {again}")
         return FAILED
-    chosen = study.front if len(study.objectives) > 1 else (study.best,)
-    recipes = [_tuned(screen, search, tuner, trial) for trial in chosen]
-    _next(screen, search, study, [recipe for recipe in recipes if recipe])
+    chosen = study.front if len(study.objectives) > 1 else [study.best] if study.best else []
+    recipes = {trial.number: _tuned(screen, search, tuner, trial) for trial in chosen if not trial.plain}
+    _next(screen, search, recipes)
     return 0
 
 
 def _study(search: Search, tuner: Tuner, runs: Runs) -> Study:
     """The study as reports know it."""
     from kdlab.jobs.job import JobResult
-    from kdlab.reporting.study import Dimension, Study, Trial
+    from kdlab.reporting.study import Study, Trial
 
-    assert tuner.study is not None
-    trials = tuple(
-        Trial(
-            number=one.number,
-            state=one.state,
-            params=one.values,
-            values=one.objectives,
-            course=one.course,
-            note=one.note,
-            job=one.job,
-            wall_s=one.wall_s,
-            why=one.why,
-        )
-        for one in tuner.study.trials()
-    )
+    trials = tuple(Trial(**_fields(one)) for one in tuner.study.trials())
     done = [JobResult.read(runs.job(one.job)) for one in trials if one.state == "complete" and one.job]
     made_with = [result.environment for result in done if result]
     return Study(
         name=search.study,
         title=search.recipe.title or search.recipe.name,
         objectives=tuple(search.recipe.tune.objectives),
-        dimensions=tuple(
-            Dimension(one.name, choices=one.choices)
-            if one.choices
-            else Dimension(one.name, one.low, one.high, one.log)
-            for one in tuner.space
-        ),
+        dimensions=tuple(map(_dimension, tuner.space)),
         trials=trials,
         importance=tuner.study.importance(),
         seed=search.recipe.tune.seed,
@@ -77,6 +64,20 @@ def _study(search: Search, tuner: Tuner, runs: Runs) -> Study:
         commit=", ".join(dict.fromkeys(one.get("commit", "") for one in made_with)),
         device=", ".join(dict.fromkeys(one.get("device", "") for one in made_with)),
     )
+
+
+def _fields(told: Told) -> dict[str, Any]:
+    """A trial as reports know it: what it was trained with, and what it reached."""
+    fields = {name: value for name, value in vars(told).items() if name != "objectives"}
+    return {**fields, "params": told.values, "values": told.objectives}
+
+
+def _dimension(one: Searched) -> Dimension:
+    from kdlab.reporting.study import Dimension
+
+    if one.choices:
+        return Dimension(one.name, choices=one.choices)
+    return Dimension(one.name, one.low, one.high, one.log)
 
 
 def _write(screen: Screen, study: Study, stem: str) -> None:
@@ -90,39 +91,37 @@ def _write(screen: Screen, study: Study, stem: str) -> None:
         screen.say(f"written: {RESULTS}/tune/{stem}*  ({len(files)} files)")
 
 
-def _tuned(screen: Screen, search: Search, tuner: Tuner, trial: Trial) -> Tuned | None:
-    """Write the recipe of a trial where `kdlab run` finds it; None of one without methods."""
+def _tuned(screen: Screen, search: Search, tuner: Tuner, trial: Trial) -> Tuned:
+    """Write the recipe of a trial where `kdlab run` finds it."""
     from kdlab.jobs.files import write_text
-    from kdlab.orchestration.recipe_files import derived
-    from kdlab.orchestration.tuning.space import published
+    from kdlab.orchestration.recipe_files import derived, shareable
+    from kdlab.orchestration.tuning.space import name_of_published, published
     from kdlab.orchestration.tuning.tuned import tuned
 
-    if not any(not name.startswith("student.") for name in trial.params):
-        return None
     several = len(search.recipe.tune.objectives) > 1
     name = f"{search.study}-trial{trial.number}" if several else search.study
-    of_papers = published(search.recipe, search.trials.arm, tuner.space)
-    made = tuned(
-        search.document, search.recipe, search.trials.arm, trial.params, of_papers, name, screen.command()
-    )
+    arm = search.trials.arm
+    of_papers = published(search.recipe, arm, tuner.space)
+    said = [shareable(word) for word in screen.argv if not word.startswith("tune.storage=")]
+    command = shlex.join(["kdlab", *said])
+    word = name_of_published(search.recipe, arm, tuner.space)
+    made = tuned(search.document, search.recipe, arm, trial.params, of_papers, name, command, word)
     path: Path = derived(made.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, made.text)
     return made
 
 
-def _next(screen: Screen, search: Search, study: Study, recipes: list[Tuned]) -> None:
+def _next(screen: Screen, search: Search, recipes: dict[int, Tuned]) -> None:
     """Say what to change in the recipe, and what to type."""
-    if not recipes:
+    if screen.json:
+        told = {number: {"recipe": one.name, "difference": one.difference} for number, one in recipes.items()}
+        screen.emit(tuned=told)
+    for number, one in recipes.items():
+        lines = one.difference or ("(as it is)",)
+        screen.say("\n".join([f"{search.recipe.path} as trial {number} had it ({one.name}):", *lines]))
+    if recipes:
+        last = [*recipes.values()][-1]
+        screen.next(f"kdlab run {last.name}      # baseline, published and tuned, on the validation images")
+    else:
         screen.say("no method at all did best: nothing is to be changed but the methods or their options")
-        return
-    for recipe in recipes:
-        lines = recipe.difference or ("(as it is)",)
-        screen.say(
-            "\n".join(
-                [f"{search.recipe.path} as trial {study.best.number} had it:" if study.best else "", *lines]
-            )
-        )
-    screen.next(
-        f"kdlab run {recipes[-1].name}      # baseline, published and tuned, on the validation images"
-    )

@@ -51,6 +51,7 @@ class JobView:
         started: how its newest process began.
         last: its last report on training.
         ap: of its last evaluation, 0 to 100.
+        measured: the epoch of that; 0 before the first one.
         end: the event that ended it.
         hopeless: whether a search has ended it.
     """
@@ -61,6 +62,7 @@ class JobView:
     started: JobStarted | None = None
     last: JobProgress | None = None
     ap: float | None = None
+    measured: int = 0
     end: Event | None = None
     hopeless: bool = False
 
@@ -73,8 +75,8 @@ class JobView:
                 self.started, self.last, self.end = event, None, None
             case JobProgress():
                 self.last = event
-            case JobEvaluated(metrics=metrics):
-                self.ap = metrics.get("AP")
+            case JobEvaluated(metrics=metrics, epoch=epoch):
+                self.ap, self.measured = metrics.get("AP"), epoch
             case JobReused(metrics=metrics) | JobFinished(metrics=metrics):
                 self.ap, self.end = metrics.get("AP"), event
             case JobFailed() | JobCancelled() | JobSkipped():

@@ -310,6 +310,6 @@ def _newest(screen: Screen, runs: Runs) -> dict[str, Any]:
 
     plan = records.newest_plan(runs, searches=False)
     if plan is None:
-        raise UsageError("nothing was run here yet", where=str(runs.folder), fix=QUICKSTART)
+        raise UsageError("nothing to compare was run here yet", where=str(runs.folder), fix=QUICKSTART)
     screen.say(f"plan {plan['id']} of {plan['recipe']['name']}, the newest in {runs.folder}")
     return plan

@@ -172,7 +172,7 @@ def _measured(metrics: Mapping[str, float]) -> str:
 def ending(view: JobView) -> str:
     """What came of a job that ended, in a clause; "" of one that goes on."""
     if view.state == "pruned":
-        return f"AP {view.ap or 0:.1f} after epoch {view.epoch} promised too little"
+        return f"AP {view.ap or 0:.1f} after epoch {view.measured} promised too little"
     match event := view.end:
         case JobFinished():
             return f"{_measured(event.metrics)}{duration(event.wall_s)}"

@@ -93,7 +93,7 @@ def carry_out(screen: Screen, made: Prepared, prepared: Callable[[], Prepared], 
     """
     while True:
         code = execute(screen, made, **options)
-        if code != FAILED or not _smaller(made):
+        if code != FAILED or not smaller(made):
             return code
         again = prepared()
         if again.plan.id == made.plan.id:
@@ -162,8 +162,8 @@ def may_cost(screen: Screen, plan: Plan) -> bool:
     return True
 
 
-def _smaller(made: Prepared) -> bool:
-    """Whether a job ran out of memory that another plan can have in smaller parts."""
+def smaller(made: Prepared) -> bool:
+    """Whether a job ran out of memory that a new plan will have in smaller parts."""
     from kdlab.orchestration import memory
 
     jobs = [planned.job for planned in made.plan.jobs]

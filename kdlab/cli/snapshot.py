@@ -171,6 +171,13 @@ class Snapshot:
             return event.what if isinstance(event, JobFailed) else duration(event.wall_s)
         if not view.started and not paths.handle.exists():
             return self._waiting(view)
+        if (
+            "study" in self.plan.recipe
+            and paths.stop_request.exists()
+            and not any(paths.checkpoints.glob("*"))
+        ):
+            view.state = "pruned"
+            return f"AP {view.ap or 0:.1f} after epoch {view.measured} promised too little"
         view.state = "interrupted"
         return f"checkpoint at iteration {task.saved}" if task.saved else "no checkpoint yet"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from math import ceil, inf
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +13,7 @@ from kdlab.cli.console import Screen
 from kdlab.cli.options import DryRun, ExecutorName, Gpus, Jobs, Overrides, RecipeName, Yes
 from kdlab.cli.plan import Prepared, gpu_numbers
 from kdlab.cli.report import tell_tracking
-from kdlab.cli.run import FAILED, gpus_of, may_cost, stopped, tell_losses
+from kdlab.cli.run import FAILED, gpus_of, may_cost, smaller, stopped, tell_losses
 
 if TYPE_CHECKING:
     from kdlab.jobs.events import Event
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from kdlab.orchestration.tuning.space import Dimension
     from kdlab.orchestration.tuning.study import Study
     from kdlab.orchestration.tuning.tuner import Tuner
+    from kdlab.session import Outcome
+
+
+MANY_AT_ONCE = 4
+"""Trials side by side of which a search is not warned."""
 
 
 def tune(
@@ -71,18 +76,23 @@ def tune(
     told = {"trials": trials, "over": over and f"[{over}]", "objectives": objectives and f"[{objectives}]"}
     changes = [f"tune.{key}={value}" for key, value in told.items() if value is not None]
     search, made = _prepared(screen, recipe, [*(overrides or []), *changes], executor, gpus)
-    if dry_run and screen.json:
-        screen.emit(**_as_data(search))
-        return 0
-    put = screen.data if dry_run else screen.say
-    _preview(put, search, made)
     if dry_run:
-        screen.next(screen.command("--dry-run"))
+        _tell(screen, search, made)
         return 0
-    if not (yes or may_cost(screen, search.whole(search.recipe.tune.trials))):
+    study = _study(search, made)
+    wanted = _affordable(search, search.recipe.tune.trials - study.begun(), budget)
+    _preview(screen.say, search, made, wanted)
+    if not (yes or may_cost(screen, search.whole(wanted))):
         screen.say("nothing was run")
         raise typer.Abort
-    return _run(screen, search, made, jobs, budget, live=executor != "inline")
+    limits = {"jobs": jobs, "budget_h": budget}
+    while True:
+        tuner, outcome = _run(screen, search, made, study, limits, live=executor != "inline")
+        halved = search.recipe.resources.on_oom == "micro_batch" and smaller(made)
+        if tuner.space or outcome.stopped_by or not halved:
+            return _conclude(screen, search, made, tuner, outcome)
+        # teacher or measured pass did not fit the GPU: once more, in smaller parts
+        search, made = _prepared(screen, recipe, [*(overrides or []), *changes], executor, gpus)
 
 
 def _prepared(
@@ -102,6 +112,38 @@ def _prepared(
     return found, Prepared(found.plan, runner, runner.machine, runs)
 
 
+def _study(search: Search, made: Prepared) -> Study:
+    from kdlab.orchestration.tuning.study import Study, storage_of
+
+    tune = search.recipe.tune
+    return Study(
+        name=search.study,
+        objectives=tune.objectives,
+        sampler=tune.sampler,
+        pruner=tune.pruner,
+        epochs=search.trial.job.settings["schedule"]["epochs"],
+        seed=tune.seed,
+        storage=storage_of(tune.storage, made.runs),
+    )
+
+
+def _affordable(search: Search, left: int, budget_h: float | None) -> int:
+    """How many trials may still begin; as far as their cost is known, no more than a budget allows."""
+    if budget_h is None or not search.trial.cost_s:
+        return max(0, left)
+    of_each_s = search.trial.cost_s * max(1, search.trial.job.resources.gpus)
+    return max(0, min(left, ceil(3600 * budget_h / of_each_s)))
+
+
+def _tell(screen: Screen, search: Search, made: Prepared) -> None:
+    """What `--dry-run` is asked for."""
+    if screen.json:
+        screen.emit(**_as_data(search))
+    else:
+        _preview(screen.data, search, made, search.recipe.tune.trials)
+    screen.next(screen.command("--dry-run"))
+
+
 def _as_data(search: Search) -> dict[str, Any]:
     """What will be searched, for a program; its plan holds a stand-in for each trial."""
     count = search.recipe.tune.trials
@@ -115,8 +157,8 @@ def _as_data(search: Search) -> dict[str, Any]:
     }
 
 
-def _preview(put: Callable[[str], None], search: Search, made: Prepared) -> None:
-    """What will be searched, and what it costs where no trial is ended early."""
+def _preview(put: Callable[[str], None], search: Search, made: Prepared, count: int) -> None:
+    """What will be searched, and what so many trials cost where none is ended early."""
     from kdlab.cli.plan import total
 
     tune, (learned, measured) = search.recipe.tune, search.images
@@ -127,9 +169,11 @@ def _preview(put: Callable[[str], None], search: Search, made: Prepared) -> None
     width = max(len(one.name) for one in search.trials.space)
     for one in search.trials.space:
         put(f"  {one.name:<{width}}  {_range(one)}")
-    put(f"at most {total(replace(made, plan=search.whole(tune.trials)))}")
+    put(f"at most {total(replace(made, plan=search.whole(count)))}")
     if len(tune.objectives) > 1:
-        put("no trial is ended early: Optuna prunes by one objective only")
+        put("note: no trial is ended early, for Optuna prunes by one objective only")
+    if made.executor.slots(search.trial.job) > max(MANY_AT_ONCE, count / 4):
+        put("note: so many trials fit side by side that few will learn from others; -j N runs fewer at once")
 
 
 def _range(one: Dimension) -> str:
@@ -142,87 +186,74 @@ def _range(one: Dimension) -> str:
 
 
 def _run(
-    screen: Screen, search: Search, made: Prepared, jobs: int | None, budget: float | None, *, live: bool
-) -> int:
-    """Search, and tell what was found; the exit code."""
+    screen: Screen, search: Search, made: Prepared, study: Study, limits: dict[str, Any], *, live: bool
+) -> tuple[Tuner, Outcome]:
+    """Search, with the board on the screen."""
     from kdlab import session
     from kdlab.cli.board import watcher
     from kdlab.cli.progress import PlanView
     from kdlab.orchestration.driver import alone
 
-    again = screen.command("--dry-run")
-    with alone(search.plan.id, made.runs):
-        tuner = _tuner(search, made, jobs, budget)
-        view = PlanView(made.plan, made.machine, jobs, to_come=search.recipe.tune.trials)
+    tuner = _tuner(search, made, study, limits)
+    view = PlanView(made.plan, made.machine, limits["jobs"], to_come=tuner.to_come)
+    with (
+        alone(made.plan.id, made.runs),
+        watcher(view, made.runs, screen, live=live, gpus=gpus_of(made)) as board,
+    ):
 
         def feed(active: int) -> Sequence[PlannedJob]:
             more = tuner.feed(active)
             view.grow(more, tuner.to_come)
             return more
 
-        with watcher(view, made.runs, screen, live=live, gpus=gpus_of(made)) as board:
+        def see(event: Event) -> None:
+            tuner.see(event)
+            view.jobs[event.job].hopeless = event.job in tuner.pruned
+            board.see(event)
 
-            def see(event: Event) -> None:
-                tuner.see(event)
-                view.jobs[event.job].hopeless = event.job in tuner.pruned
-                board.see(event)
+        def stop() -> None:
+            tuner.stopping = True
+            board.stopping()
 
-            def stop() -> None:
-                tuner.stopping = True
-                board.stopping()
-
-            outcome = session.drive(
-                made.plan,
-                made.executor,
-                made.runs,
-                [see, *([lambda event: screen.emit(**event.to_dict())] if screen.json else [])],
-                jobs_at_once=jobs,
-                on_stop=stop,
-                command=again,
-                feed=feed,
-            )
-            board.close()
-    tell_tracking(screen, outcome.tracking)
-    if outcome.stopped_by:
-        return stopped(screen, outcome, again)
-    if tuner.study is None:
-        tell_losses(screen, made.plan, outcome, again)
-        return FAILED
-    from kdlab.cli.found import tell
-
-    return tell(screen, search, tuner, made.runs, again)
+        outcome = session.drive(
+            made.plan,
+            made.executor,
+            made.runs,
+            [see, *([lambda event: screen.emit(**event.to_dict())] if screen.json else [])],
+            jobs_at_once=limits["jobs"],
+            on_stop=stop,
+            command=screen.command("--dry-run"),
+            feed=feed,
+        )
+    return tuner, outcome
 
 
-def _tuner(search: Search, made: Prepared, jobs: int | None, budget: float | None) -> Tuner:
+def _tuner(search: Search, made: Prepared, study: Study, limits: dict[str, Any]) -> Tuner:
     from kdlab.orchestration.tuning.tuner import Tuner
+
+    jobs, budget_h = limits["jobs"], limits["budget_h"]
 
     def at_once(job: Job) -> int:
         slots = made.executor.slots(job)
         return min(slots, jobs) if jobs else slots
 
-    return Tuner(
-        search.trials,
-        partial(_opened, search, made),
-        made.runs,
-        count=search.recipe.tune.trials,
-        budget_s=float("inf") if budget is None else 3600 * budget,
-        at_once=at_once,
-    )
+    budget_s = inf if budget_h is None else 3600 * budget_h
+    return Tuner(search.trials, study, made.runs, search.recipe.tune.trials, budget_s, at_once)
 
 
-def _opened(search: Search, made: Prepared, space: tuple[Dimension, ...]) -> Study:
-    """The study, once it is known what is searched."""
-    # takes a second to import, so nobody waits for it before the first job runs
-    from kdlab.orchestration.tuning.study import Study, storage_of
+def _conclude(screen: Screen, search: Search, made: Prepared, tuner: Tuner, outcome: Outcome) -> int:
+    """Tell what was found, or what kept the search from its end; the exit code."""
+    from kdlab.cli.found import tell
 
-    tune = search.recipe.tune
-    return Study(
-        name=search.study,
-        space=space,
-        objectives=tune.objectives,
-        sampler=tune.sampler,
-        pruner=tune.pruner,
-        epochs=search.trial.job.settings["schedule"]["epochs"],
-        seed=tune.seed,
-        storage=storage_of(tune.storage, made.runs),
-    )
+    again = screen.command("--dry-run")
+    tell_tracking(screen, outcome.tracking)
+    if outcome.stopped_by:
+        return stopped(screen, outcome, again)
+    if not tuner.space:
+        tell_losses(screen, made.plan, outcome, again)
+        return FAILED
+    if tuner.stopping:
+        screen.say("stopped by another command; the trials that ran go on from their checkpoints")
+        screen.next(again)
+        return FAILED
+    return tell(screen, search, tuner, made.runs, again)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -101,24 +102,35 @@ class Job:
         return cls(**known)
 
 
+class _Inside:
+    """A path in the folder of a job, made when it is asked for: of ten thousand jobs that counts."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, paths: JobPaths, _owner: type | None = None) -> Path:
+        return paths.folder / self._name
+
+
 class JobPaths:
     """Where the files of one job are; docs/architecture.md says what each holds."""
 
+    job = _Inside("job.json")
+    config = _Inside("config.py")
+    log = _Inside("log.txt")
+    events = _Inside("events.jsonl")
+    lease = _Inside("lease.json")
+    lock = _Inside("lease.lock")
+    handle = _Inside("handle.json")
+    stop_request = _Inside("stop.request")
+    failure = _Inside("failure.json")
+    result = _Inside("result.json")
+    matches = _Inside("matches.npz")
+    checkpoints = _Inside("ckpt")
+    weights = _Inside("ckpt/weights.pth")
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.job = folder / "job.json"
-        self.config = folder / "config.py"
-        self.log = folder / "log.txt"
-        self.events = folder / "events.jsonl"
-        self.lease = folder / "lease.json"
-        self.lock = folder / "lease.lock"
-        self.handle = folder / "handle.json"
-        self.stop_request = folder / "stop.request"
-        self.failure = folder / "failure.json"
-        self.result = folder / "result.json"
-        self.matches = folder / "matches.npz"
-        self.checkpoints = folder / "ckpt"
-        self.weights = folder / "ckpt" / "weights.pth"
 
 
 @dataclass(frozen=True)
@@ -134,7 +146,11 @@ class Runs:
 
     def job(self, job_id: str) -> JobPaths:
         """The folder of one job, whether it exists or not."""
-        return JobPaths(self.folder / "jobs" / job_id)
+        return JobPaths(self._jobs / job_id)
+
+    @cached_property
+    def _jobs(self) -> Path:
+        return self.folder / "jobs"
 
     @property
     def plans(self) -> Path:

@@ -154,11 +154,16 @@ def planned(job: Job, facts: Facts, past: Mapping[str, PastJob], history: Histor
         return PlannedJob(
             job, True, f"reused, made with {', '.join(other)}" if other else "reused", 0.0, "done"
         )
-    peaks = [old.result.peak_memory_gb for old in history.same(job)]
-    if peaks and job.resources.gpus:
-        need = SAFETY * max(peaks) + CONTEXT_GB
-        job = replace(job, resources=replace(job.resources, memory_gb=round(need, 2)))
-    return PlannedJob(job, False, history.why_new(job), *history.cost(job))
+    peak_gb = max((old.result.peak_memory_gb for old in history.same(job)), default=0.0)
+    return PlannedJob(with_memory(job, peak_gb), False, history.why_new(job), *history.cost(job))
+
+
+def with_memory(job: Job, peak_gb: float) -> Job:
+    """The job with the GPU memory that it needs if others like it took `peak_gb`; 0 is not known."""
+    if not (peak_gb and job.resources.gpus):
+        return job
+    need = round(SAFETY * peak_gb + CONTEXT_GB, 2)
+    return replace(job, resources=replace(job.resources, memory_gb=need))
 
 
 def _untrainable(recipe: Recipe, facts: Facts) -> Iterator[Fault]:

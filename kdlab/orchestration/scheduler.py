@@ -178,6 +178,8 @@ class _Schedule:
             yield from self._give_up_unwanted()
             yield from self.ask_for_more()
             yield from self._start()
+            # what another scheduler has done by now has made room
+            yield from self.ask_for_more()
 
     def abandon(self, poll_s: float) -> None:
         """Stop what still runs and wait for its end."""

@@ -283,7 +283,7 @@ class TuneSettings(Settings):
     split: Annotated[float, Field(gt=0, le=0.5)] = 0.2
     seed: Seed = 1000
     sampler: Sampler | None = None
-    pruner: Pruner = "hyperband"
+    pruner: Pruner = "halving"
     storage: Annotated[str, Field(min_length=1)] | None = None
 
     @field_validator("objectives")

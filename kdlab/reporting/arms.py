@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from kdlab.jobs.job import JobResult
@@ -40,7 +41,7 @@ class Arm:
         """Whether no seed is missing."""
         return len(self.results) == self.planned
 
-    @property
+    @cached_property
     def results(self) -> dict[int, JobResult]:
         """Results by seed."""
         return {record.job.seed: record.result for record in self.records if record.result is not None}

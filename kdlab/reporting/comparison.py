@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,11 @@ class Comparison:
     unmatched: tuple[str, ...] = ()
     unlike: bool = False
 
+    @cached_property
+    def latencies_ms(self) -> list[float]:
+        """What students took for one image: they are one network, so the differences are noise."""
+        return [latency for arm in self.arms for latency in _latencies_ms(arm)]
+
 
 def of_plan(
     plan: Mapping[str, Any],
@@ -149,12 +155,12 @@ def compare(
 
 
 def latencies_ms(comparison: Comparison, arm: Arm) -> list[float]:
-    """Milliseconds that jobs took for one image: of the teacher its own, of an arm those of all students.
+    """Milliseconds that jobs took for one image: of the teacher its own, of an arm those of all students."""
+    return _latencies_ms(arm) if arm is comparison.teacher else comparison.latencies_ms
 
-    These are one network, so what differs between them is the noise of the machine.
-    """
-    alike = [arm] if arm is comparison.teacher else comparison.arms
-    timings = [result.timing for one in alike for result in one.results.values()]
+
+def _latencies_ms(arm: Arm) -> list[float]:
+    timings = [result.timing for result in arm.results.values()]
     return [1000 * timing["latency_s"] for timing in timings if "latency_s" in timing]
 
 

@@ -81,9 +81,16 @@ def experiment_id(name: str, ledger: Ledger) -> str | None:
         with no_mlruns_here():
             known = client(ledger).get_experiment_by_name(name)
     except Exception as error:
-        where, got = without_password(ledger.uri), without_password(str(error))
-        raise MachineError("MLflow cannot be asked", where=where, got=got) from error
+        where, fix = without_password(ledger.uri), "kdlab doctor, or another MLFLOW_TRACKING_URI"
+        raise MachineError("MLflow cannot be asked", where=where, got=one_line(error), fix=fix) from error
     return None if known is None else str(known.experiment_id)
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong in one line, without a password that an address may hold."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    line, _, _ = lines[0].partition(" with exception ")
+    return without_password(line)[:200]
 
 
 def without_password(text: str) -> str:

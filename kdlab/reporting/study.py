@@ -12,7 +12,7 @@ from kdlab.reporting.tables import significant
 
 State = Literal["complete", "pruned", "failed", "running"]
 NO_METHOD = "no method"
-"""The note of the trial that the gains are over."""
+"""How the note of a trial begins that gains are over; with several students it names the student too."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,16 @@ class Trial:
         """Whether the trial has no value there, because the method it belongs to did not take part."""
         weight = f"{dimension.partition('.')[0]}.weight"
         return dimension not in self.params or self.params.get(weight) == 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a reference without any method."""
+        return self.note.startswith(NO_METHOD)
+
+    @property
+    def student(self) -> dict[str, Any]:
+        """Settings of the student, where several are tried."""
+        return {name: value for name, value in self.params.items() if name.startswith("student.")}
 
     @property
     def epochs(self) -> int | None:
@@ -139,8 +149,8 @@ class Study:
 
     @cached_property
     def without_methods(self) -> Trial | None:
-        """The trial that tells what all methods together are worth; None where the study has none."""
-        return next((trial for trial in self.trials if trial.note == NO_METHOD), None)
+        """The first trial that tells what all methods together are worth; None where the study has none."""
+        return next((trial for trial in self.trials if trial.plain), None)
 
     def ap(self, trial: Trial) -> float:
         """AP of a complete trial on the cut part of the training set, in points."""
@@ -151,10 +161,9 @@ class Study:
         return (-self.ap(trial), *trial.values[1:])
 
     def gain(self, trial: Trial) -> float | None:
-        """AP of a complete trial over that without methods; None for that one itself, and without it."""
-        plain = self.without_methods
-        ended = {one.number for one in self.complete}
-        if plain is None or plain is trial or not {plain.number, trial.number} <= ended:
+        """AP of a complete trial over its student without methods; None for that one, and without it."""
+        plain = next((one for one in self.complete if one.plain and one.student == trial.student), None)
+        if plain is None or trial.plain or trial not in self.complete:
             return None
         return self.ap(trial) - self.ap(plain)
 

@@ -98,7 +98,7 @@ def _objectives(study: Study) -> Iterator[tuple[Column, Fill]]:
         return replace(cell, mark="bold") if cell.value is not None and cell.value == best else cell
 
     def gained(trial: Trial) -> Cell:
-        if trial.note == NO_METHOD:
+        if trial.plain:
             return Cell()
         found = study.gain(trial)
         return NONE if found is None else gain.cell(found)
@@ -199,7 +199,10 @@ def _gains(study: Study) -> Iterator[str]:
     elif plain.number not in {trial.number for trial in study.complete}:
         yield f"no gains: trial {plain.number} ({NO_METHOD}) is not complete"
     else:
-        yield f"gain: AP minus that of trial {plain.number} ({NO_METHOD}), same seed and images; no test"
+        which = (
+            f"trial {plain.number} ({NO_METHOD})" if not plain.student else f"the same student, {NO_METHOD}"
+        )
+        yield f"gain: AP minus that of {which}, same seed and images; no test"
         others = [study.gain(trial) for trial in study.complete if trial.number != plain.number]
         if others and not any(gain and gain > 0 for gain in others):
             yield f"warning: no trial is above {NO_METHOD}"

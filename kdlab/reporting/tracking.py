@@ -73,7 +73,7 @@ def sync(
                 return SyncReport(0, sender.left(), "another kdlab command is sending to MLflow")
             sender.send()
     except Exception as error:  # whatever a tracker runs into, training and reports go on
-        sender.error = _one_line(error)
+        sender.error = mlflow_store.one_line(error)
     # counting reads every log again: only where something may be left
     return SyncReport(sender.sent, 0 if sender.complete else sender.left(), sender.error)
 
@@ -139,7 +139,7 @@ class _Sender:
                 raise
             # Its run was deleted by hand, say: the next sync looks for it and else makes another.
             self._ledger.forget(name)
-            self.error = self.error or _one_line(error)
+            self.error = self.error or mlflow_store.one_line(error)
 
     def _send_job(self, job: Job) -> None:
         """Send a job's points, one segment after the other, and its end."""
@@ -272,13 +272,6 @@ def _flat(value: Any, prefix: str = "", depth: int = 99) -> dict[str, str]:
         return {name: text for part in parts for name, text in part.items()}
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return {prefix: text[:_PARAM_CHARACTERS]}
-
-
-def _one_line(error: Exception) -> str:
-    """What went wrong in one line, without a password that an address may hold."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    line, _, _ = lines[0].partition(" with exception ")
-    return mlflow_store.without_password(line)[:200]
 
 
 @contextmanager

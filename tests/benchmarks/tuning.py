@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -48,12 +47,11 @@ def epoch_s(job: Job) -> float:
     return EPOCH_S * random.Random(job.id).uniform(0.5, 1.5)
 
 
-def opened(runs: Runs, trials: Trials, found: tuple[space.Dimension, ...]) -> Study:
+def opened(runs: Runs, trials: Trials) -> Study:
     """The study as `kdlab tune` opens it, in SQLite."""
     tune = trials.recipe.tune
     return Study(
         name="benchmark",
-        space=found,
         objectives=tune.objectives,
         sampler=tune.sampler,
         pruner=tune.pruner,
@@ -79,7 +77,7 @@ def main() -> None:
         executor = Simulated(runs, GPUS, ap, epoch_s)
         tuner = Tuner(
             trials,
-            partial(opened, runs, trials),
+            opened(runs, trials),
             runs,
             count=TRIALS,
             budget_s=math.inf,
@@ -96,7 +94,6 @@ def main() -> None:
 
 def report(tuner: Tuner, executor: Simulated, cpu_s: float) -> None:
     """Say how idle the GPUs were while trials remained, and what driving them took."""
-    assert tuner.study is not None
     states = [trial.state for trial in tuner.study.trials()]
     assert len(states) == TRIALS
     spans = sorted(times for name, times in executor.ended.items() if name.startswith("student"))

@@ -17,10 +17,10 @@ from kdlab.errors import MachineError, UsageError
 from tests.cli.conftest import wait_for
 
 HOST = "127.0.0.1"
-SERVES = (
-    "import sys, http.server as h; h.HTTPServer(('127.0.0.1', int(sys.argv[1])), h.BaseHTTPRequestHandler)"
-)
-WEB = f"{SERVES}.serve_forever()"
+WEB = """
+import sys, http.server as h
+h.HTTPServer(('127.0.0.1', int(sys.argv[1])), h.BaseHTTPRequestHandler).serve_forever()
+"""
 # its child deaf to SIGTERM, which it tells in a file
 WITH_CHILD = f"""
 import os, signal, time

@@ -70,7 +70,7 @@ class Search(World):
         """As the study has them."""
         (plan,) = [json.loads(path.read_text()) for path in (self.runs / "plans").glob("*.json")]
         url = f"sqlite:///{self.runs / 'optuna.db'}"
-        return Study(plan["recipe"]["study"], (), ("AP",), None, "none", 4, 0, url).trials()
+        return Study(plan["recipe"]["study"], ("AP",), None, "none", 4, 0, url).trials()
 
     def saved_trial(self, but: Sequence[JobPaths] = ()) -> tuple[JobPaths, int]:
         """A running trial with a checkpoint and a good part before it, and its process."""

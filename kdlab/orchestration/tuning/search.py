@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from kdlab.datasets._tuning_split import images_of, tuning_split
-from kdlab.jobs.files import read_json
-from kdlab.jobs.job import Job, Runs
+from kdlab.jobs.job import Runs
 from kdlab.orchestration import facts as facts_of
 from kdlab.orchestration import memory
 from kdlab.orchestration import plan as plans
@@ -34,8 +34,7 @@ class Search:
         study: its name: "digits/gfl-3fa2c1".
         images: how many the trials train on, and how many they are measured on.
         plan: the jobs before the first trial; it will grow.
-        trial: what one trial is and costs.
-        done: how many trials of the last command have a result.
+        trial: one with what the recipe says, and what it costs.
     """
 
     recipe: Recipe
@@ -45,15 +44,11 @@ class Search:
     images: tuple[int, int]
     plan: Plan
     trial: PlannedJob
-    done: int
 
     def whole(self, count: int) -> Plan:
-        """The plan as it would be with so many trials, each to its end."""
+        """The plan as it would be with so many trials more, each to its end."""
         job = self.trial.job
-        trials = [
-            replace(self.trial, job=replace(job, id=f"{job.id}-{number}"), done=number < self.done)
-            for number in range(count)
-        ]
+        trials = [replace(self.trial, job=replace(job, id=f"{job.id}-{number}")) for number in range(count)]
         return replace(self.plan, jobs=(*self.plan.jobs, *trials))
 
 
@@ -94,22 +89,20 @@ def _planned(recipe: Recipe, document: Document, trials: Trials, study: str, run
     jobs = [plans.planned(job, facts, past, history) for job in trials.preparation(failed)]
     plan = Plan(
         id=hashlib.sha256(study.encode()).hexdigest()[:8],
-        recipe={**recipe.to_dict(), "study": study},
+        recipe=_told(recipe) | {"study": study},
         jobs=tuple(jobs),
         device=facts.device,
         dataset={"name": facts.learned.name, "fingerprint": facts.learned.fingerprint},
     )
     usual = trials.job(trials.usual(next(iter(trials.variants))), failed)
-    # under an id that nothing has, for a trial that is done costs nothing
-    trial = plans.planned(replace(usual, id="trial"), facts, past, history)
-    done = sum(job.id in past for job in _noted(plan.id, runs) if job.kind == usual.kind)
-    return Search(recipe, document, trials, study, images_of(facts.learned), plan, trial, done)
+    trial = PlannedJob(usual, False, "a trial", *history.cost(usual))
+    return Search(recipe, document, trials, study, images_of(facts.learned), plan, trial)
 
 
-def _noted(plan_id: str, runs: Runs) -> list[Job]:
-    """The jobs of the command that was at this search last."""
-    saved = read_json(runs.plans / f"{plan_id}.json")
-    return [planned.job for planned in Plan.from_dict(saved).jobs] if saved else []
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data, without an address that may hold a password."""
+    data = recipe.to_dict()
+    return data | {"tune": {**data["tune"], "storage": None}}
 
 
 def _students(recipe: Recipe) -> Iterator[Student]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from kdlab import catalog
 from kdlab.errors import Fault, UsageError, suggestion
+from kdlab.orchestration.document import shortened
 from kdlab.orchestration.settings import MethodSettings, Recipe
 from kdlab.plugin_options import Option
 
@@ -75,6 +76,7 @@ def searched_arm(recipe: Recipe) -> str:
         UsageError: there is none.
     """
     arms, tune = recipe.arms, recipe.tune
+    _check_names(recipe)
     owners = {name.rpartition(".")[0] for name in tune.over}
     candidates = [tune.arm] if tune.arm is not None else [*arms]
     if unknown := [name for name in candidates if name not in arms]:
@@ -83,12 +85,30 @@ def searched_arm(recipe: Recipe) -> str:
         raise UsageError(what, where=recipe.path, got=unknown[0], known=", ".join(arms), fix=near)
     fitting = [name for name in candidates if arms[name] and owners <= arms[name].keys()]
     if not fitting:
-        known = ", ".join(f"{name} ({', '.join(methods)})" for name, methods in arms.items() if methods)
+        known = shortened(f"{name} ({', '.join(methods)})" for name, methods in arms.items() if methods)
         got, fix = ", ".join(tune.over) or "arms without methods", "add an arm that has them"
-        raise UsageError(
-            "no arm has all that is to be tuned", where=recipe.path, got=got, known=known, fix=fix
-        )
+        what = f"tune.arm {tune.arm} has not" if tune.arm else "no arm has"
+        raise UsageError(f"{what} all that is to be tuned", where=recipe.path, got=got, known=known, fix=fix)
     return (min if tune.over else max)(fitting, key=lambda name: len(arms[name]))
+
+
+def _check_names(recipe: Recipe) -> None:
+    """See that each name of `tune.over` is one of a method's option.
+
+    Raises:
+        UsageError: all that are not.
+    """
+    faults = []
+    for name in recipe.tune.over:
+        owner, _, key = name.rpartition(".")
+        if not owner:
+            fix = f"write {name}.{WEIGHT}"
+            faults.append(Fault(f"{name} names no option of a method", recipe.path, name, fix=fix))
+        elif owner == "student":
+            fix = f"--set 'tune.student={{{key}: [...]}}'"
+            faults.append(Fault(f"{name} is no option of a method", recipe.path, name, fix=fix))
+    if faults:
+        raise UsageError(faults=faults)
 
 
 def dimensions(recipe: Recipe, arm: str) -> tuple[Dimension, ...]:
@@ -102,16 +122,8 @@ def dimensions(recipe: Recipe, arm: str) -> tuple[Dimension, ...]:
     made = [_dimension(name, methods, recipe) for name in dict.fromkeys(names)]
     faults = [one for one in made if isinstance(one, Fault)]
     strays = [name for name in recipe.tune.space if name not in names]
-    faults += [
-        Fault(
-            f"tune.space.{name} is not searched",
-            recipe.path,
-            name,
-            ", ".join(names),
-            "name it with --over too",
-        )
-        for name in strays
-    ]
+    known, fix = ", ".join(names), "name it with --over too"
+    faults += [Fault(f"tune.space.{name} is not searched", recipe.path, name, known, fix) for name in strays]
     if faults:
         raise UsageError(faults=faults)
     students = [
@@ -168,10 +180,11 @@ def _told(
         return Fault(f"tune.space.{own.name} {what}", recipe.path, str(list(values)), fix=fix)
 
     try:
-        for value in values if option else ():
-            option.check(value) if option else None
+        values = tuple(option.check(value) for value in values) if option else values
     except ValueError as error:
         return fault(str(error))
+    if len(values) < 2:
+        return fault("must hold two values or more")
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if option is None and not (numbers and min(values) >= 0):
         return fault("must hold numbers from 0 on")
@@ -218,20 +231,32 @@ def _of(owner: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def published(recipe: Recipe, arm: str, space: tuple[Dimension, ...]) -> dict[str, Any]:
-    """What the methods' papers say of what is searched: their defaults for the student's detector."""
+    """What the papers say of what is searched: defaults for the student's detector.
+
+    What else the recipe says of a method stays, and a weight is the one that these options have.
+    """
     found: dict[str, Any] = {}
-    for one in space:
-        if one.owner == "student":
-            continue
-        method = recipe.arms[arm][one.owner]
+    for owner in dict.fromkeys(one.owner for one in space if one.owner != "student"):
+        method = recipe.arms[arm][owner]
         info = catalog.methods()[method.method].serving(recipe.student.detector)
         defaults = {name: option.default for name, option in info.options.items()}
-        searched = {other.key for other in space if other.owner == one.owner}
-        options = {
-            name: defaults[name] if name in searched else value for name, value in method.options.items()
-        }
-        found[one.name] = info.weight_for(options) if one.key == WEIGHT else defaults[one.key]
+        searched = [one.key for one in space if one.owner == owner]
+        options = method.options | {key: defaults[key] for key in searched if key != WEIGHT}
+        found |= {f"{owner}.{key}": {**options, WEIGHT: info.weight_for(options)}[key] for key in searched}
     return found
+
+
+def name_of_published(recipe: Recipe, arm: str, space: tuple[Dimension, ...]) -> str:
+    """ "published", or "defaults" where the recipe has other options besides, so that no paper says that."""
+    changed = methods_with(recipe.arms[arm], published(recipe, arm, space))
+    known = {key: info.serving(recipe.student.detector) for key, info in catalog.methods().items()}
+    usual = all(
+        method.options[name] == option.default
+        for owner, method in changed.items()
+        if any(one.owner == owner for one in space)
+        for name, option in known[method.method].options.items()
+    )
+    return "published" if usual else "defaults"
 
 
 def as_in(recipe: Recipe, arm: str, names: Iterable[str]) -> dict[str, Any]:

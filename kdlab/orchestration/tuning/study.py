@@ -6,6 +6,7 @@ No other file imports Optuna.
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,23 +70,27 @@ class Study:
 
     Args:
         name: of the study in its storage.
-        space: what is searched.
         objectives: "AP", and "latency" where that is weighed against it.
         sampler: by the name that a recipe uses; None for the usual one.
         pruner: by name.
         epochs: of a trial.
         seed: of the sampler.
         storage: an Optuna URL, or a path that ends in .log.
+
+    `space`, what is searched, must be set before the first trial is asked for.
+
+    Raises:
+        MachineError: the storage cannot be opened.
     """
 
     name: str
-    space: Sequence[Dimension]
     objectives: Sequence[str]
     sampler: str | None
     pruner: str
     epochs: int
     seed: int
     storage: str
+    space: Sequence[Dimension] = field(default=(), init=False)
     _trials: dict[int, Trial] = field(default_factory=dict, init=False)
     _reported: dict[int, set[int]] = field(default_factory=dict, init=False)
     _known: list[FrozenTrial] | None = field(default=None, init=False)
@@ -267,7 +272,9 @@ def _storage(url: str) -> BaseStorage:
     except Exception as error:  # whatever a database or its driver runs into
         fix = "see tune.storage: an Optuna URL, as sqlite:///tune.db, or a path ending in .log"
         got = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MachineError("the study's storage cannot be opened", where=url, got=got, fix=fix) from error
+        where = re.sub(r"//[^/@\s]+@", "//", url)
+        what = "the study's storage cannot be opened"
+        raise MachineError(what, where=where, got=got.replace(url, where), fix=fix) from error
 
 
 _SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
@@ -276,12 +283,16 @@ _SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "cmaes": lambda seed: optuna.samplers.CmaEsSampler(seed=seed),
-    "nsgaii": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
+    # Optuna's generation of 50 is more than most searches have trials
+    "nsgaii": lambda seed: optuna.samplers.NSGAIISampler(population_size=12, seed=seed),
     "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed),
 }
 _PRUNERS: dict[str, Callable[[int], BasePruner]] = {
     "hyperband": lambda epochs: optuna.pruners.HyperbandPruner(max_resource=epochs),
-    "halving": lambda epochs: optuna.pruners.SuccessiveHalvingPruner(min_resource=1),
+    # earlier than after a third, AP of a detector says little: docs/tuning.md
+    "halving": lambda epochs: optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=max(1, round(epochs / 3)), reduction_factor=5
+    ),
     "median": lambda epochs: optuna.pruners.MedianPruner(),
     "none": lambda epochs: optuna.pruners.NopPruner(),
 }

@@ -73,6 +73,7 @@ class Trials:
         """
         recipe = self.recipe
         _check_sampler(recipe)
+        _check_objectives(recipe)
         if recipe.tune.seed in recipe.seeds:
             what = "tune.seed is among seeds: what one seed has chosen must be measured by others"
             fix = f"--set tune.seed={max(recipe.seeds) + 1000}"
@@ -91,25 +92,32 @@ class Trials:
             values: what it tries.
             failed: the jobs that ran out of GPU memory, by id.
         """
-        return self._jobs(values, failed)[-1]
+        return self.jobs(values, failed)[-1]
+
+    def jobs(self, values: Values, failed: Mapping[str, Failure] | None = None) -> list[Job]:
+        """The job of a trial behind all that it needs; arguments as for `job`."""
+        student = self.student_of(values)
+        return self._fitting(jobs_of(self._of_trial(values), self.variants[student].facts), student, failed)
+
+    def has_methods(self, values: Values) -> bool:
+        """Whether a trial has any method."""
+        return any(not name.startswith("student.") for name in values)
 
     def preparation(self, failed: Mapping[str, Failure] | None = None) -> list[Job]:
         """What comes before the first trial: the teacher, what methods prepare of it, a measured pass."""
         found: dict[str, Job] = {}
         for student in self.variants:
-            *parents, _ = self._jobs(self.usual(student), failed)
+            *parents, _ = self.jobs(self.usual(student), failed)
             found |= {job.id: job for job in parents}
         return [*found.values(), *self.scales(failed).values()]
 
     def scales(self, failed: Mapping[str, Failure] | None = None) -> dict[Student, Job]:
         """The job that measures each student: how large its losses are, how long an image takes.
 
-        None where that would decide nothing.
+        There are none where that would decide nothing.
         """
-        tune = self.recipe.tune
-        if "latency" not in tune.objectives and not any(
-            one.key == WEIGHT and not one.given for one in self.space
-        ):
+        decides = any(one.key == WEIGHT and not one.given for one in self.space)
+        if not decides and "latency" not in self.recipe.tune.objectives:
             return {}
         return {student: self._scale(student, failed) for student in self.variants}
 
@@ -131,11 +139,6 @@ class Trials:
         (small,) = self._fitting([job], student, failed)
         return small
 
-    def _jobs(self, values: Values, failed: Mapping[str, Failure] | None = None) -> list[Job]:
-        """The job of a trial behind all that it needs."""
-        student = self.student_of(values)
-        return self._fitting(jobs_of(self._of_trial(values), self.variants[student].facts), student, failed)
-
     def _fitting(
         self, jobs: Iterable[Job], student: Student, failed: Mapping[str, Failure] | None
     ) -> list[Job]:
@@ -145,7 +148,7 @@ class Trials:
     def _of_trial(self, values: Values) -> Recipe:
         """The recipe of a single trial."""
         recipe = self.variants[self.student_of(values)].recipe
-        has_methods = any(not name.startswith("student.") for name in values)
+        has_methods = self.has_methods(values)
         methods = methods_with(recipe.arms[self.arm], values) if has_methods else {}
         name = label(values)
         inherits = (name,) if has_methods and self.arm in recipe.inherits else ()
@@ -190,8 +193,16 @@ def _check_sampler(recipe: Recipe) -> None:
         raise MachineError(what, where=recipe.path, got="not installed", fix="pip install cmaes")
 
 
+def _check_objectives(recipe: Recipe) -> None:
+    """See that there is something to weigh."""
+    if "latency" in recipe.tune.objectives and not recipe.tune.student:
+        what = "tune.objectives: latency is that of the student, and there is only one"
+        fix = "--set 'tune.student={width: [8, 16]}'"
+        raise UsageError(what, where=recipe.path, got=", ".join(recipe.tune.objectives), fix=fix)
+
+
 def _schedule(recipe: Recipe) -> Schedule:
-    """That of a trial: of `tune.epochs`, and measured after every epoch where that can end it."""
+    """That of a trial: of `tune.epochs`; with one objective it is measured after every epoch."""
     tune, schedule = recipe.tune, recipe.schedule
     by_epoch = len(tune.objectives) == 1
     changes = {"epochs": tune.epochs or schedule.epochs, "eval_every": int(by_epoch), "keep_best": False}

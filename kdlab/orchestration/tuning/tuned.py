@@ -40,6 +40,7 @@ def tuned(
     published: Mapping[str, Any],
     name: str,
     command: str,
+    word: str = "published",
 ) -> Tuned:
     """The recipe that compares what was found with what papers say, and with what the recipe said before.
 
@@ -53,16 +54,17 @@ def tuned(
         published: what papers say of the same.
         name: of the study.
         command: what a person typed.
+        word: what is published is called in the name of its arm.
     """
     raw = document.data["arms"][arm]
     own = {key: value for key, value in values.items() if not key.startswith("student.")}
     found = _arm(raw, recipe.arms[arm], own)
     arms: dict[str, Any] = {BASELINE: {}, arm: raw}
     known = [dict(recipe.arms[arm])]
-    for word, chosen in (("published", published), ("tuned", own)):
+    for called, chosen in ((word, published), ("tuned", own)):
         if (methods := methods_with(recipe.arms[arm], chosen)) not in known:
             known.append(methods)
-            arms[f"{arm}[{word}]"] = _arm(raw, recipe.arms[arm], chosen)
+            arms[f"{arm}[{called}]"] = _arm(raw, recipe.arms[arm], chosen)
     student = {key.removeprefix("student."): value for key, value in values.items() if key not in own}
     data = {key: value for key, value in document.data.items() if key != "tune"}
     data |= {"arms": arms, "student": {**data["student"], **student}}

@@ -22,14 +22,14 @@ from kdlab.jobs.events import (
     JobSkipped,
     JobStarted,
 )
-from kdlab.jobs.job import Job, JobPaths, JobResult, Runs, read_job
+from kdlab.jobs.job import Job, JobResult, Runs
 from kdlab.jobs.lease import holder
 from kdlab.orchestration import memory
-from kdlab.orchestration.plan import PlannedJob
+from kdlab.orchestration.plan import PlannedJob, with_memory
 from kdlab.orchestration.task import remove_states
 from kdlab.orchestration.tuning import scale
-from kdlab.orchestration.tuning.space import Dimension, published
-from kdlab.orchestration.tuning.study import Asked, Study
+from kdlab.orchestration.tuning.space import Dimension, name_of_published, published
+from kdlab.orchestration.tuning.study import Asked, Study, Told
 from kdlab.orchestration.tuning.trials import NO_METHOD, Student, Trials
 
 ALL_FAIL = 3
@@ -52,30 +52,33 @@ class Tuner:
 
     Args:
         trials: makes the jobs.
-        opened: opens the study, once it is known what is searched.
+        study: says what they try.
         runs: where the jobs are.
         count: how many trials there shall be, those of earlier commands among them.
         budget_s: seconds of devices after which no trial begins.
         at_once: how many of a job fit on the machine side by side.
 
-    Its `study` is None until the jobs before the first trial are done, `pruned` holds the jobs that it
-    ended early, and `driver_s` is what it took of a core itself. `stopping` must be set before jobs are
-    stopped from outside.
+    Its `space` is empty until the jobs before the first trial are done; `pruned` holds the jobs that it ended
+    early, and `driver_s` is what it took of a core itself. `stopping` ends the search and leaves its trials
+    to the next command; it must be set before this one stops jobs.
     """
 
     trials: Trials
-    opened: Callable[[tuple[Dimension, ...]], Study]
+    study: Study
     runs: Runs
     count: int
     budget_s: float
     at_once: Callable[[Job], int]
-    study: Study | None = field(default=None, init=False)
     space: tuple[Dimension, ...] = field(default=(), init=False)
+    pruned: set[str] = field(default_factory=set, init=False)
     driver_s: float = field(default=0.0, init=False)
     stopping: bool = field(default=False, init=False)
     _live: dict[int, _Trial] = field(default_factory=dict, init=False)
     _again: list[_Trial] = field(default_factory=list, init=False)
-    pruned: set[str] = field(default_factory=set, init=False)
+    _ending: set[str] = field(default_factory=set, init=False)
+    _known: set[str] = field(default_factory=set, init=False)
+    _failures: int = field(default=0, init=False)
+    _peak_gb: float = field(default=0.0, init=False)
 
     def feed(self, active: int) -> Sequence[PlannedJob]:
         """The jobs that a scheduler should take on now, of which `active` wait or run already."""
@@ -88,32 +91,42 @@ class Tuner:
     def see(self, event: Event) -> None:
         """Take in what happened to a job."""
         began = time.thread_time()
-        if isinstance(event, JobCancelled) and event.job in self.pruned:
+        if event.job in self._needed and isinstance(event, JobFailed | JobCancelled | JobSkipped):
+            self.stopping = True
+        trials = [trial for trial in self._live.values() if trial.job.id == event.job]
+        if isinstance(event, JobCancelled) and event.job in self._ending:
+            self._ending.discard(event.job)
             remove_states(self.runs.job(event.job))
-        for trial in list(self._live.values()):
-            if trial.job.id == event.job:
+            # asked for again before it had stopped for an earlier trial
+            self._again += trials
+        else:
+            for trial in trials:
                 self._see(trial, event)
         self.driver_s += time.thread_time() - began
 
     @property
     def spent_s(self) -> float:
         """Seconds that trials have had devices, those of earlier commands among them."""
-        ended = sum(trial.wall_s for trial in self.study.trials()) if self.study else 0.0
+        ended = sum(trial.wall_s for trial in self.study.trials())
         begun = sum(_wall_s(trial) for trial in self._live.values())
-        return (ended + begun) * max(1, self._usual.resources.gpus)
+        shared = self._usual.resources
+        return (ended + begun) * max(1, shared.gpus) / shared.share
 
     @property
     def to_come(self) -> int:
         """How many trials are still to begin."""
-        if self.study is None:
-            return self.count
-        return max(0, self.count - self.study.begun()) if self._may_begin() else 0
+        return 0 if self.space and self.ended_by else max(0, self.count - self.study.begun())
 
     @property
-    def gives_up(self) -> bool:
-        """Whether trials only fail."""
-        states = [trial.state for trial in self.study.trials()] if self.study else []
-        return states.count("failed") >= ALL_FAIL and set(states) <= {"failed", "running"}
+    def ended_by(self) -> str:
+        """Why no further trial begins, though not all have; "" where nothing keeps them."""
+        if self.stopping:
+            return "it was stopped"
+        if self.spent_s >= self.budget_s:
+            return f"the budget of {self.budget_s / 3600:g} hours is used up"
+        if self._failures >= ALL_FAIL and not any(map(_succeeded, self.study.trials())):
+            return f"{self._failures} trials failed, and none with a method has come to an end"
+        return ""
 
     def latency_ms(self, student: Student) -> float:
         """What one image takes a student, as its own job has measured."""
@@ -121,6 +134,7 @@ class Tuner:
 
     @cached_property
     def _scales(self) -> dict[Student, JobResult]:
+        """What was measured of each student; asked for once that is done."""
         jobs = self.trials.scales(self._failed_before)
         read = {student: JobResult.read(self.runs.job(job.id)) for student, job in jobs.items()}
         return {student: result for student, result in read.items() if result is not None}
@@ -131,8 +145,9 @@ class Tuner:
         return self.trials.job(self.trials.usual(next(iter(self.trials.variants))))
 
     @cached_property
-    def _needed(self) -> list[JobPaths]:
-        return [self.runs.job(job.id) for job in self.trials.preparation(self._failed_before)]
+    def _needed(self) -> set[str]:
+        """The jobs before the first trial."""
+        return {job.id for job in self.trials.preparation(self._failed_before)}
 
     @cached_property
     def _failed_before(self) -> Mapping[str, memory.Failure]:
@@ -140,35 +155,33 @@ class Tuner:
         return memory.failures(self.runs)
 
     def _fed(self, active: int) -> Sequence[PlannedJob]:
-        if self.study is None:
-            if not all(paths.result.exists() for paths in self._needed):
-                return ()
-            if left := self._open():
-                return left
-        assert self.study is not None
+        if self.stopping or not all(self.runs.job(job).result.exists() for job in self._needed):
+            return ()
+        if not self.space and (left := self._open()):
+            return left
         if self._again:
-            return [self._planned(self._again.pop())]
-        while self._may_begin() and active < self.at_once(self._usual):
+            return self._planned(self._again.pop())
+        # one at least, so that the scheduler says why none fits
+        while self._may_begin() and active < max(1, self.at_once(self._usual)):
             trial = self._begin(self.study.ask())
             if not self._is_told(trial):
-                return (self._planned(trial),)
+                return self._planned(trial)
         return ()
 
-    def _open(self) -> list[PlannedJob]:
-        """Open the study; the jobs of the trials that earlier commands have trained or left behind."""
-        self.space = self._measured_space()
-        self.study = study = self.opened(self.space)
-        for note, values in self._references():
-            study.try_first(values, note)
-        self._end_orphans()
-        left = [self._begin(asked) for asked in study.running()]
-        return [*self._trained(study), *(self._planned(trial) for trial in left if not self._is_told(trial))]
+    def _may_begin(self) -> bool:
+        return self.study.begun() < self.count and not self.ended_by
 
-    def _trained(self, study: Study) -> list[PlannedJob]:
-        """The trials that ended before this command, so that its plan and MLflow's run hold them too."""
-        ended = dict.fromkeys(trial.job for trial in study.trials() if trial.state == "complete")
-        known = [paths for paths in map(self.runs.job, ended) if paths.result.exists()]
-        return [PlannedJob(read_job(paths), True, "reused", 0.0, "done") for paths in known]
+    def _open(self) -> list[PlannedJob]:
+        """Say what is searched; the jobs of the trials that earlier commands have finished or left behind."""
+        self.space = self.study.space = self._measured_space()
+        self._known |= self._needed
+        for note, values in self._references():
+            self.study.try_first(values, note)
+        self._end_orphans()
+        before = [self.trials.job(one.values) for one in self.study.trials() if one.state == "complete"]
+        done = [PlannedJob(job, True, "reused") for job in before if self.runs.job(job.id).result.exists()]
+        left = [self._begin(asked) for asked in self.study.running()]
+        return [*done, *(job for trial in left if not self._is_told(trial) for job in self._planned(trial))]
 
     def _measured_space(self) -> tuple[Dimension, ...]:
         return scale.following(self.trials.space, [scale.shares(one.losses) for one in self._scales.values()])
@@ -178,98 +191,128 @@ class Tuner:
         trials, recipe = self.trials, self.trials.recipe
         found: list[tuple[str, dict[str, object]]] = []
         of_papers, own = published(recipe, trials.arm, self.space), trials.usual(())
+        word = name_of_published(recipe, trials.arm, self.space)
         for student in trials.variants:
             settings = {f"student.{key}": value for key, value in student}
             where = "".join(f", {key} {value}" for key, value in student)
             found.append((f"{NO_METHOD}{where}", settings))
-            found.append((f"published{where}", of_papers | settings))
+            found.append((f"{word}{where}", of_papers | settings))
             if own != of_papers:
                 found.append((f"recipe{where}", own | settings))
         return found
 
     def _end_orphans(self) -> None:
         """Stop what still runs for a trial that has ended, because a command was killed in between."""
-        assert self.study is not None
-        wanted = {trial.job for trial in self.study.trials() if trial.state in ("running", "complete")}
         for trial in self.study.trials():
-            if trial.job and trial.job not in wanted and holder(self.runs.job(trial.job)):
+            # references are shared with other studies
+            ended = trial.state in ("pruned", "failed") and trial.job and not trial.note
+            if ended and holder(self.runs.job(trial.job)):
                 self.runs.job(trial.job).stop_request.touch()
 
-    def _may_begin(self) -> bool:
-        assert self.study is not None
-        return self.study.begun() < self.count and self.spent_s < self.budget_s and not self.gives_up
-
     def _begin(self, asked: Asked) -> _Trial:
-        assert self.study is not None
+        trial = self._live[asked.number] = _Trial(asked, self._job(asked))
+        self.pruned.discard(trial.job.id)
+        return trial
+
+    def _job(self, asked: Asked) -> Job:
+        """The job of a trial as it can be run now, which the study notes before it starts."""
         job = self.trials.job(asked.values, memory.failures(self.runs))
         self.study.note_job(asked.number, job.id, asked.values)
-        trial = self._live[asked.number] = _Trial(asked, job)
-        return trial
+        return job
 
     def _is_told(self, trial: _Trial) -> bool:
         """Whether the trial needs no job: its like was trained before, or is now under another trial."""
         if self.runs.job(trial.job.id).result.exists():
-            self._complete(trial, trained=False)
+            # one that was noted before was trained for this very trial, while nobody looked
+            self._complete(trial, trained=trial.asked.job == trial.job.id)
             return True
         others = [one for one in self._live.values() if one is not trial]
         return any(one.job.id == trial.job.id for one in others)
 
-    def _planned(self, trial: _Trial) -> PlannedJob:
-        assert self.study is not None
+    def _planned(self, trial: _Trial) -> list[PlannedJob]:
+        """The job of a trial behind those that it needs and that are new to the plan."""
         walls = [one.wall_s for one in self.study.trials() if one.state == "complete" and one.wall_s]
         why = ", ".join(filter(None, [f"trial {trial.asked.number}", trial.asked.note]))
         source = f"measured, n={len(walls)}" if walls else "unknown"
-        return PlannedJob(trial.job, False, why, fmean(walls) if walls else None, source)
+        job = with_memory(trial.job, self._peak_gb)
+        parents = self.trials.jobs(trial.asked.values, memory.failures(self.runs))[:-1]
+        new = [PlannedJob(parent, False, f"for {why}") for parent in parents if parent.id not in self._known]
+        self._known |= {planned.job.id for planned in new}
+        return [*new, PlannedJob(job, False, why, fmean(walls) if walls else None, source)]
 
     def _see(self, trial: _Trial, event: Event) -> None:
-        assert self.study is not None
         match event:
             case JobStarted():
                 trial.began = trial.began or event.time
-            case JobEvaluated(epoch=epoch, metrics=metrics):
-                if self.study.is_hopeless(trial.asked.number, epoch, self._ap(metrics)):
-                    self._prune(trial)
+            case JobEvaluated():
+                self._judge(trial, event)
             case JobReused() | JobFinished():
                 self._complete(trial, trained=isinstance(event, JobFinished))
-            case JobFailed() if not trial.failed:
-                # once more: from its checkpoint, or in smaller parts where its GPU was full
-                trial.failed = True
-                trial.job = self.trials.job(trial.asked.values, memory.failures(self.runs))
-                self._again.append(trial)
             case JobFailed():
-                self._lose(trial, event.what)
-            case JobCancelled() | JobSkipped() if not self.stopping:
-                self._lose(trial, "stopped by another command")
+                self._try_again(trial, event)
+            case JobSkipped():
+                self._lose(trial, event.why)
+            case JobCancelled():
+                # who stops all that runs wants no other trials in their place
+                live = [self.runs.job(one.job.id) for one in self._live.values()]
+                self.stopping |= all(paths.stop_request.exists() for paths in live)
+                if not self.stopping:
+                    self._lose(trial, "stopped by another command")
+
+    def _judge(self, trial: _Trial, event: JobEvaluated) -> None:
+        """Let the study see AP after an epoch, and end the trial if it says so.
+
+        Never one that others are compared with, nor one that has ended already.
+        """
+        hopeless = self.study.is_hopeless(trial.asked.number, event.epoch, self._ap(event.metrics))
+        if hopeless and not trial.asked.note and not self.runs.job(trial.job.id).result.exists():
+            self._prune(trial)
+
+    def _try_again(self, trial: _Trial, event: JobFailed) -> None:
+        """Let a failed job go on from its checkpoint, once, or in smaller parts where its GPU was full."""
+        before, trial.job = trial.job, self._job(trial.asked)
+        if trial.failed and trial.job.id == before.id:
+            self._lose(trial, event.what)
+            return
+        trial.failed |= trial.job.id == before.id
+        self._again.append(trial)
 
     def _complete(self, trial: _Trial, *, trained: bool) -> None:
         """Tell the study what the finished job of a trial has found."""
-        assert self.study is not None
         result = JobResult.read(self.runs.job(trial.job.id))
         assert result is not None
         objectives = [self._ap(result.metrics)]
         if "latency" in self.study.objectives:
             objectives.append(self.latency_ms(self.trials.student_of(trial.asked.values)))
         del self._live[trial.asked.number]
+        self._peak_gb = max(self._peak_gb, result.peak_memory_gb)
         course = {int(entry["epoch"]): self._ap(entry) for entry in result.history}
         self.study.complete(trial.asked.number, objectives, course, result.wall_s if trained else 0.0)
 
     def _prune(self, trial: _Trial) -> None:
         """End a trial for the study, then its job; `_end_orphans` does that after a kill between the two."""
-        assert self.study is not None
         del self._live[trial.asked.number]
         self.study.prune(trial.asked.number, _wall_s(trial))
         if all(one.job.id != trial.job.id for one in self._live.values()):
             self.pruned.add(trial.job.id)
+            self._ending.add(trial.job.id)
             self.runs.job(trial.job.id).stop_request.touch()
 
     def _lose(self, trial: _Trial, why: str) -> None:
-        assert self.study is not None
         del self._live[trial.asked.number]
         self.study.fail(trial.asked.number, why, _wall_s(trial))
+        self._failures += 1
 
     def _ap(self, metrics: Mapping[str, float]) -> float:
         """AP as the recipe chooses it; 0 where no object of that size is there to be found."""
         return metrics.get(self.trials.recipe.tune.objectives[0], 0.0)
+
+
+def _succeeded(trial: Told) -> bool:
+    """Whether a trial with methods was of use."""
+    return trial.state in ("complete", "pruned") and any(
+        not name.startswith("student.") for name in trial.values
+    )
 
 
 def _wall_s(trial: _Trial) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from kdlab.reporting.plots.plot import COLOURS, INK, label
-from kdlab.reporting.study import NO_METHOD, Dimension, Study, Trial, word
+from kdlab.reporting.study import Dimension, Study, Trial, word
 
 AP = "AP on the tuning split (points)"
 WORTH = "One seed, images of the training set: no numbers for a paper."
@@ -34,7 +34,7 @@ def of_study(study: Study) -> str:
 def looks(study: Study) -> dict[int, dict[str, Any]]:
     """Colour and marker of each reference trial by number; the one without methods is black."""
     looks: dict[int, dict[str, Any]] = {}
-    others = [trial for trial in study.trials if trial.note and trial.note != NO_METHOD]
+    others = [trial for trial in study.trials if trial.note and not trial.plain]
     for place, trial in enumerate(others):
         colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
         looks[trial.number] = {"color": colour, "marker": marker}

@@ -73,15 +73,6 @@ def test_trials_cost_what_the_recipe_s_own_took_and_are_to_be_trained_all_the_sa
     assert [planned.cost_s for planned in whole.jobs[2:]] == [100.0] * 3
 
 
-def test_trials_of_the_last_command_that_are_done_cost_nothing(prepare: Prepare, runs: Runs) -> None:
-    found = prepare()
-    job = found.trials.job({"rm.weight": 1.0, "pfi.weight": 2.0})
-    replace(found.plan, jobs=(*found.plan.jobs, replace(found.trial, job=job))).save(runs)
-    assert prepare().done == 0
-    done(runs, job)
-    assert [planned.done for planned in prepare().whole(2).jobs[2:]] == [True, False]
-
-
 def test_each_combination_of_students_is_one(prepare: Prepare) -> None:
     found = prepare("tune.student={width: [8, 16], head_convs: [1, 2]}")
     assert list(found.trials.variants) == [

@@ -29,7 +29,6 @@ def open_study(tmp_path: Path) -> Open:
     def open_study(**changes: Any) -> Study:
         usual: dict[str, Any] = {
             "name": "study",
-            "space": SPACE,
             "objectives": ("AP",),
             "sampler": None,
             "pruner": "none",
@@ -37,7 +36,10 @@ def open_study(tmp_path: Path) -> Open:
             "seed": 0,
             "storage": str(tmp_path / "study.log"),
         }
-        return Study(**usual | changes)
+        space = changes.pop("space", SPACE)
+        study = Study(**usual | changes)
+        study.space = space
+        return study
 
     return open_study
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,10 @@ def make_trials(*overrides: str) -> Trials:
     return Trials(variants, arm, space.dimensions(base, arm))
 
 
-def opened(runs: Runs, trials: Trials, found: tuple[space.Dimension, ...]) -> Study:
+def make_tuner(runs: Runs, trials: Trials, gpus: int = 2, **options: Any) -> Tuner:
     tune = trials.recipe.tune
-    return Study(
+    study = Study(
         name="study",
-        space=found,
         objectives=tune.objectives,
         sampler=tune.sampler,
         pruner=tune.pruner,
@@ -52,17 +51,8 @@ def opened(runs: Runs, trials: Trials, found: tuple[space.Dimension, ...]) -> St
         seed=tune.seed,
         storage=str(runs.folder / "study.log"),
     )
-
-
-def make_tuner(runs: Runs, trials: Trials, gpus: int = 2, **options: Any) -> Tuner:
-    return Tuner(
-        trials,
-        partial(opened, runs, trials),
-        runs,
-        count=options.get("count", 12),
-        budget_s=options.get("budget_s", math.inf),
-        at_once=lambda job: gpus,
-    )
+    count, budget_s = options.get("count", 12), options.get("budget_s", math.inf)
+    return Tuner(trials, study, runs, count, budget_s, at_once=lambda job: gpus)
 
 
 def plan_of(trials: Trials) -> Plan:
@@ -105,7 +95,6 @@ def runs(tmp_path: Path) -> Runs:
 
 
 def states(tuner: Tuner) -> list[str]:
-    assert tuner.study is not None
     return [trial.state for trial in tuner.study.trials()]
 
 
@@ -119,7 +108,6 @@ def test_as_many_trials_as_were_asked_for_come_to_an_end(runs: Runs) -> None:
 def test_no_method_and_published_weights_are_the_first_trials(runs: Runs) -> None:
     tuner = make_tuner(runs, make_trials("methods.pfi={weight: 10}"), count=4)
     search(tuner, Simulated(runs, 1, likes_pfi_at_30))
-    assert tuner.study is not None
     first, second, third, _ = tuner.study.trials()
     assert (first.note, first.values) == ("no method", {})
     assert (second.note, second.values) == ("published", {"rm.weight": 4.0, "pfi.weight": 1.5})
@@ -150,7 +138,7 @@ def test_no_gpu_is_free_at_any_look_while_trials_remain(runs: Runs) -> None:
     busy: list[int] = []
     for event in scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed):
         tuner.see(event)
-        if tuner.study and tuner.study.begun() < 40 and len(executor.looks) > len(busy):
+        if tuner.space and tuner.study.begun() < 40 and len(executor.looks) > len(busy):
             busy.append(executor.looks[-1])
     trials_only = busy[busy.index(8) :]
     assert len(trials_only) > 10
@@ -160,7 +148,6 @@ def test_no_gpu_is_free_at_any_look_while_trials_remain(runs: Runs) -> None:
 def test_hopeless_trial_is_stopped_and_leaves_no_training_state(runs: Runs) -> None:
     tuner = make_tuner(runs, make_trials("tune.pruner=median"), count=14)
     search(tuner, Simulated(runs, 1, likes_pfi_at_30))
-    assert tuner.study is not None
     pruned = [trial for trial in tuner.study.trials() if trial.state == "pruned"]
     assert pruned
     assert all(max(trial.course) < 6 for trial in pruned)
@@ -205,7 +192,6 @@ def test_failed_trial_is_tried_once_more_and_then_reported(runs: Runs) -> None:
     hot = lambda job, attempt: job.kind == "student" and weights(job).get("pfi") == 1.5  # noqa: E731
     executor = Simulated(runs, 1, likes_pfi_at_30, fails=hot)
     search(tuner, executor)
-    assert tuner.study is not None
     failed = [trial for trial in tuner.study.trials() if trial.state == "failed"]
     assert [(trial.note, trial.why) for trial in failed] == [("published", "the loss is not finite")]
     assert executor.started.count(failed[0].job) == 2
@@ -233,11 +219,11 @@ def test_budget_begins_no_further_trial(runs: Runs) -> None:
 def test_stopped_by_another_command_is_a_failed_trial(runs: Runs) -> None:
     tuner = make_tuner(runs, make_trials("tune.pruner=none"), count=4)
     events = scheduler.run(
-        plan_of(tuner.trials), Simulated(runs, 1, likes_pfi_at_30), runs, poll_s=0, feed=tuner.feed
+        plan_of(tuner.trials), Simulated(runs, 2, likes_pfi_at_30), runs, poll_s=0, feed=tuner.feed
     )
     for event in events:
         tuner.see(event)
-        if type(event).__name__ == "JobStarted" and tuner.study and len(states(tuner)) == 2:
+        if type(event).__name__ == "JobStarted" and tuner.space and event.job == tuner.study.trials()[0].job:
             runs.job(event.job).stop_request.touch()
     assert states(tuner).count("failed") == 1
     assert len(states(tuner)) == 4
@@ -249,7 +235,7 @@ def test_stopping_leaves_the_trial_for_the_next_command(runs: Runs) -> None:
     events = scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed)
     for event in events:
         tuner.see(event)
-        if type(event).__name__ == "JobStarted" and tuner.study:
+        if type(event).__name__ == "JobStarted" and tuner.space:
             tuner.stopping = True
             runs.job(event.job).stop_request.touch()
             break
@@ -257,12 +243,80 @@ def test_stopping_leaves_the_trial_for_the_next_command(runs: Runs) -> None:
     assert "failed" not in states(tuner)
 
 
+def test_stop_of_all_that_runs_ends_the_search_and_the_next_command_goes_on(runs: Runs) -> None:
+    executor = Simulated(runs, 2, likes_pfi_at_30)
+    tuner = make_tuner(runs, make_trials("tune.pruner=none"), count=6)
+    for event in scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed):
+        tuner.see(event)
+        if tuner.space and len(executor._alive) == 2:
+            for job in executor._alive:
+                runs.job(job).stop_request.touch()
+    assert states(tuner) == ["running"] * 2
+    again = make_tuner(runs, make_trials("tune.pruner=none"), count=6)
+    search(again, executor)
+    assert states(again) == ["complete"] * 6
+
+
+def test_teacher_that_misses_what_is_expected_starts_no_trial(runs: Runs) -> None:
+    trials = make_trials("teacher.expect_ap=99", "tune.over=[rm.rank]")
+    tuner = make_tuner(runs, trials, count=3)
+    executor = Simulated(runs, 2, likes_pfi_at_30)
+    search(tuner, executor)
+    assert tuner.space == ()
+    assert states(tuner) == []
+
+
+def test_reference_is_never_pruned_and_its_job_never_stopped(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials("tune.pruner=halving"), count=12)
+    search(tuner, Simulated(runs, 1, lambda job, epoch: 1.0 if weights(job) else 0.1))
+    assert [trial.state for trial in tuner.study.trials()[:2]] == ["complete"] * 2
+
+
+def test_failures_of_an_earlier_command_do_not_end_the_search(runs: Runs) -> None:
+    def hopeless(job: Job, attempt: int) -> bool:
+        return job.kind == "student"
+
+    search(
+        make_tuner(runs, make_trials(), gpus=1, count=9), Simulated(runs, 1, likes_pfi_at_30, fails=hopeless)
+    )
+    again = make_tuner(runs, make_trials(), gpus=1, count=9)
+    search(again, Simulated(runs, 1, likes_pfi_at_30))
+    assert len(states(again)) == 9
+    assert "complete" in states(again)
+
+
+def test_methods_that_always_fail_end_the_search_though_the_student_alone_trains(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials(), gpus=1, count=30)
+    executor = Simulated(runs, 1, likes_pfi_at_30, fails=lambda job, attempt: bool(job.settings["methods"]))
+    executor.fails = lambda job, attempt: job.kind == "student" and bool(job.settings["methods"])
+    search(tuner, executor)
+    assert states(tuner) == ["complete", "failed", "failed", "failed"]
+    assert "none with a method" in tuner.ended_by
+
+
+def test_trial_with_another_preparation_brings_it_along(runs: Runs) -> None:
+    trials = make_trials(
+        "arms={maskd: {maskd: {}}}", "tune.over=[maskd.tokens]", "tune.space={maskd.tokens: [2, 8]}"
+    )
+    tuner = make_tuner(runs, trials, count=4)
+    executor = Simulated(runs, 1, lambda job, epoch: float(epoch))
+    search(tuner, executor)
+    assert set(states(tuner)) <= {"complete", "pruned"}
+    assert sum(name.startswith("prepare") for name in set(executor.started)) > 1
+
+
+def test_finished_trials_are_in_the_plan_of_the_command_that_goes_on(runs: Runs) -> None:
+    executor = Simulated(runs, 1, likes_pfi_at_30)
+    search(make_tuner(runs, make_trials("tune.pruner=none"), count=3), executor)
+    events = search(make_tuner(runs, make_trials("tune.pruner=none"), count=5), executor)
+    assert sum(type(event).__name__ == "JobReused" for event in events) == 5
+
+
 def test_words_and_weights_are_searched_together(runs: Runs) -> None:
     trials = make_trials("tune.over=[rm.rank, rm.weight]")
     ranks = {"cls": 1.0, "loc": 2.0, "both": 3.0}
     tuner = make_tuner(runs, trials, count=10)
     search(tuner, Simulated(runs, 2, lambda job, epoch: ranks.get(_rank(job), 0.0) * epoch))
-    assert tuner.study is not None
     assert {trial.values.get("rm.rank") for trial in tuner.study.trials()} >= {"cls", "both"}
 
 
@@ -276,7 +330,6 @@ def test_two_objectives_weigh_ap_against_the_latency_of_each_student(runs: Runs)
     )
     tuner = make_tuner(runs, trials, count=8)
     search(tuner, Simulated(runs, 2, lambda job, epoch: job.settings["model"]["width"] + epoch))
-    assert tuner.study is not None
     done = tuner.study.trials()
     assert len(done) == 8
     assert {trial.objectives[1] for trial in done} == {8.0, 16.0}
@@ -298,11 +351,10 @@ def test_trial_of_a_job_that_still_stops_for_another_trial_trains_it_anew(runs: 
     executor = Simulated(runs, 2, likes_pfi_at_30, stop_looks=5)
     for event in scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed):
         tuner.see(event)
-        if tuner.pruned and room == [1] and tuner.study:
+        if tuner.pruned and room == [1]:
             (lost,) = [trial for trial in tuner.study.trials() if trial.state == "pruned"]
             tuner.study.try_first(lost.values, "again")
             room[0] = 2
-    assert tuner.study is not None
     (again,) = [trial for trial in tuner.study.trials() if trial.note == "again"]
     assert again.job == lost.job
     assert again.state in ("complete", "pruned")
