@@ -32,7 +32,7 @@ BELOW = {
 }
 HEAVY = {
     "mlflow": {"reporting/mlflow_store.py"},
-    "optuna": {"orchestration/tune.py"},
+    "optuna": {"orchestration/tuning/study.py"},
     "matplotlib": {"reporting/plots/", "reporting/study_plots/"},
     "jinja2": {"reporting/renderers/"},
     "ray": {"orchestration/executors/_ray.py"},

@@ -206,6 +206,19 @@ def test_finished_search_shows_its_table_again_and_trains_nothing(kdlab: Bench) 
     assert len(kdlab.executor.started) == before
 
 
+def test_plan_of_a_search_that_goes_on_holds_its_earlier_trials_too(kdlab: Bench) -> None:
+    line = f"tune {NAME} -y --set tune.pruner=none --trials"
+    kdlab(f"{line} 3")
+    _, _, err = kdlab(f"{line} 5")
+    (path,) = (kdlab.runs.folder / "plans").glob("*.json")
+    jobs = [planned["job"] for planned in json.loads(path.read_text())["jobs"]]
+    assert [job["kind"] for job in jobs] == ["teacher", "scale", *["student"] * 5]
+    assert len({job["id"] for job in jobs}) == 7
+    ends = [line for line in err.splitlines() if " done: " in line]
+    assert len(ends) == 2
+    assert "(7 of 7 done)" in ends[-1]
+
+
 def test_budget_begins_no_further_trial(kdlab: Bench) -> None:
     code, out, err = kdlab(f"tune {NAME} --trials 30 --budget 0 -y")
     assert code == 1

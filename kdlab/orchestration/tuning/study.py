@@ -92,6 +92,8 @@ class Study:
     storage: str
     space: Sequence[Dimension] = field(default=(), init=False)
     _trials: dict[int, Trial] = field(default_factory=dict, init=False)
+    _reported: dict[int, set[int]] = field(default_factory=dict, init=False)
+    _known: list[FrozenTrial] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -122,6 +124,7 @@ class Study:
         told = {NOTE: note, VALUES: json.dumps(dict(values))}
         if all(trial.user_attrs.get(NOTE) != note for trial in self._all()):
             self._study.enqueue_trial(inside, user_attrs=told)
+            self._known = None
 
     def begun(self) -> int:
         """How many trials there are, those that wait to be asked for left out."""
@@ -140,6 +143,7 @@ class Study:
         """Remember which job tries a trial, before that starts."""
         self._trials[number].set_user_attr(JOB, job)
         self._trials[number].set_user_attr(VALUES, json.dumps(dict(values)))
+        self._known = None
 
     def is_hopeless(self, number: int, epoch: int, ap: float) -> bool:
         """Take the AP after an epoch in, and say whether the trial should end here."""
@@ -159,19 +163,16 @@ class Study:
         """
         for epoch, ap in course.items():
             self._report(number, epoch, ap)
-        self._end(number, wall_s)
-        self._study.tell(number, list(objectives))
+        self._end(number, wall_s, values=list(objectives))
 
     def prune(self, number: int, wall_s: float) -> None:
         """The trial ends early."""
-        self._end(number, wall_s)
-        self._study.tell(number, state=TrialState.PRUNED)
+        self._end(number, wall_s, state=TrialState.PRUNED)
 
     def fail(self, number: int, why: str, wall_s: float) -> None:
         """The trial came to nothing."""
-        self._end(number, wall_s)
         self._trials[number].set_user_attr(WHY, why)
-        self._study.tell(number, state=TrialState.FAIL)
+        self._end(number, wall_s, state=TrialState.FAIL)
 
     def trials(self) -> list[Told]:
         """All trials that began."""
@@ -195,7 +196,8 @@ class Study:
             return None
 
     def _asked(self, trial: Trial) -> Asked:
-        self._trials[trial.number] = trial
+        self._trials[trial.number], self._known = trial, None
+        self._reported[trial.number] = set(self._all()[trial.number].intermediate_values)
         suggested = {one.name: _suggested(trial, one) for one in self.space}
         noted = trial.user_attrs.get(VALUES)
         values = (
@@ -205,14 +207,23 @@ class Study:
 
     def _report(self, number: int, epoch: int, ap: float) -> None:
         # Optuna takes no course where there are several objectives, and each epoch once
-        if len(self.objectives) == 1 and epoch not in self._all()[number].intermediate_values:
+        if len(self.objectives) == 1 and epoch not in self._reported[number]:
             self._trials[number].report(ap, epoch)
+            self._reported[number].add(epoch)
 
-    def _end(self, number: int, wall_s: float) -> None:
+    def _end(self, number: int, wall_s: float, **told: Any) -> None:
         self._trials[number].set_user_attr(WALL, round(wall_s, 3))
+        self._study.tell(number, **told)
+        self._known = None
 
     def _all(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False)
+        """All trials, as they were at the last change but for the course of those that run.
+
+        A database takes long to tell them, and one command at a time changes a study.
+        """
+        if self._known is None:
+            self._known = self._study.get_trials(deepcopy=False)
+        return self._known
 
 
 def _told(trial: FrozenTrial) -> Told:

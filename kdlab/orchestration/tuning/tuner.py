@@ -22,7 +22,7 @@ from kdlab.jobs.events import (
     JobSkipped,
     JobStarted,
 )
-from kdlab.jobs.job import Job, JobResult, Runs
+from kdlab.jobs.job import Job, JobResult, Runs, read_job
 from kdlab.jobs.lease import holder
 from kdlab.orchestration import memory
 from kdlab.orchestration.plan import PlannedJob, with_memory
@@ -178,10 +178,15 @@ class Tuner:
         for note, values in self._references():
             self.study.try_first(values, note)
         self._end_orphans()
-        before = [self.trials.job(one.values) for one in self.study.trials() if one.state == "complete"]
-        done = [PlannedJob(job, True, "reused") for job in before if self.runs.job(job.id).result.exists()]
         left = [self._begin(asked) for asked in self.study.running()]
-        return [*done, *(job for trial in left if not self._is_told(trial) for job in self._planned(trial))]
+        planned = [job for trial in left if not self._is_told(trial) for job in self._planned(trial)]
+        return [*self._trained(), *planned]
+
+    def _trained(self) -> list[PlannedJob]:
+        """The trials that ended before this command, so that its plan and MLflow's run hold them too."""
+        ended = dict.fromkeys(trial.job for trial in self.study.trials() if trial.state == "complete")
+        known = [paths for paths in map(self.runs.job, ended) if paths.result.exists()]
+        return [PlannedJob(read_job(paths), True, "reused", 0.0, "done") for paths in known]
 
     def _measured_space(self) -> tuple[Dimension, ...]:
         return scale.following(self.trials.space, [scale.shares(one.losses) for one in self._scales.values()])
