@@ -38,12 +38,16 @@ ALL_FAIL = 3
 
 @dataclass
 class _Trial:
-    """A trial whose job waits or runs."""
+    """A trial whose job waits or runs, the last of `jobs`; those before it are what it needs."""
 
     asked: Asked
-    job: Job
+    jobs: list[Job]
     began: float | None = None
     failed: bool = False
+
+    @property
+    def job(self) -> Job:
+        return self.jobs[-1]
 
 
 @dataclass
@@ -215,15 +219,15 @@ class Tuner:
                 self.runs.job(trial.job).stop_request.touch()
 
     def _begin(self, asked: Asked) -> _Trial:
-        trial = self._live[asked.number] = _Trial(asked, self._job(asked))
+        trial = self._live[asked.number] = _Trial(asked, self._jobs(asked))
         self.pruned.discard(trial.job.id)
         return trial
 
-    def _job(self, asked: Asked) -> Job:
-        """The job of a trial as it can be run now, which the study notes before it starts."""
-        job = self.trials.job(asked.values, memory.failures(self.runs))
-        self.study.note_job(asked.number, job.id, asked.values)
-        return job
+    def _jobs(self, asked: Asked) -> list[Job]:
+        """The jobs of a trial as they can be run now; the study notes its own before that starts."""
+        jobs = self.trials.jobs(asked.values, memory.failures(self.runs))
+        self.study.note_job(asked.number, jobs[-1].id, asked.values)
+        return jobs
 
     def _is_told(self, trial: _Trial) -> bool:
         """Whether the trial needs no job: its like was trained before, or is now under another trial."""
@@ -240,8 +244,8 @@ class Tuner:
         why = ", ".join(filter(None, [f"trial {trial.asked.number}", trial.asked.note]))
         source = f"measured, n={len(walls)}" if walls else "unknown"
         job = with_memory(trial.job, self._peak_gb)
-        parents = self.trials.jobs(trial.asked.values, memory.failures(self.runs))[:-1]
-        new = [PlannedJob(parent, False, f"for {why}") for parent in parents if parent.id not in self._known]
+        lacking = [parent for parent in trial.jobs[:-1] if parent.id not in self._known]
+        new = [PlannedJob(parent, False, f"for {why}") for parent in lacking]
         self._known |= {planned.job.id for planned in new}
         return [*new, PlannedJob(job, False, why, fmean(walls) if walls else None, source)]
 
@@ -275,7 +279,7 @@ class Tuner:
 
     def _try_again(self, trial: _Trial, event: JobFailed) -> None:
         """Let a failed job go on from its checkpoint, once, or in smaller parts where its GPU was full."""
-        before, trial.job = trial.job, self._job(trial.asked)
+        before, trial.jobs = trial.job, self._jobs(trial.asked)
         if trial.failed and trial.job.id == before.id:
             self._lose(trial, event.what)
             return
