@@ -24,7 +24,7 @@ def tests(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Print what docs/speed.md tells: minutes, and nothing fails for being slow."""
     install(session, "test")
-    for name in ("planning", "packing", "watching", "starting", "reporting", "tuning"):
+    for name in ("planning", "packing", "tuning", "watching", "starting", "reporting"):
         session.run("python", "-m", f"tests.benchmarks.{name}")
 
 

@@ -10,6 +10,7 @@ import ast
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,10 @@ def methods(folder: Path | None = None) -> dict[str, MethodInfo]:
         KdlabError: a file has no docstring, not exactly one `Method` class, or what the class says of itself
             cannot be read without running it; names file and line.
     """
-    return {file.info.key: _method(file) for file in plugin_files(folder or PACKAGE / "training" / "methods")}
+    folder = folder or PACKAGE / "training" / "methods"
+    return dict(
+        _methods(folder, tuple((path, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.py"))))
+    )
 
 
 def detectors(folder: Path | None = None) -> dict[str, DetectorInfo]:
@@ -199,6 +203,12 @@ def first_comment(text: str) -> str:
     """The first line of `text` that is a comment, without its marks; "" where there is none."""
     lines = (line.strip() for line in text.splitlines())
     return next((line.lstrip("#").strip() for line in lines if line.startswith("#")), "")
+
+
+@cache
+def _methods(folder: Path, _changed: tuple[tuple[Path, int], ...]) -> dict[str, MethodInfo]:
+    """The methods as the files of the folder were at those times; a search asks thousands of times."""
+    return {file.info.key: _method(file) for file in plugin_files(folder)}
 
 
 def _detector(file: PluginFile) -> DetectorInfo:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,7 +59,7 @@ def plugin_files(folder: Path) -> Iterator[PluginFile]:
         if path.stem == "base" or path.stem.startswith((".", "_")):
             continue
         try:
-            tree = _parsed(path, path.stat().st_mtime_ns)
+            tree = ast.parse(path.read_bytes())
         except (OSError, SyntaxError, ValueError) as error:
             line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
             raise KdlabError(f"cannot be read as Python: {error}", where=f"{path}{line}") from error
@@ -69,12 +68,6 @@ def plugin_files(folder: Path) -> Iterator[PluginFile]:
         if not summary:
             source.refuse("has no docstring; its first line is the summary that people see")
         yield source
-
-
-@cache
-def _parsed(path: Path, changed_ns: int) -> ast.Module:
-    """The file as it was at that time; a search asks for the methods thousands of times."""
-    return ast.parse(path.read_bytes())
 
 
 def function_in(body: list[ast.stmt], name: str) -> ast.FunctionDef | None:

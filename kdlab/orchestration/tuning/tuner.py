@@ -22,7 +22,7 @@ from kdlab.jobs.events import (
     JobSkipped,
     JobStarted,
 )
-from kdlab.jobs.job import Job, JobResult, Runs
+from kdlab.jobs.job import Job, JobResult, Runs, read_job
 from kdlab.jobs.lease import holder
 from kdlab.orchestration import memory
 from kdlab.orchestration.plan import PlannedJob, with_memory
@@ -38,12 +38,16 @@ ALL_FAIL = 3
 
 @dataclass
 class _Trial:
-    """A trial whose job waits or runs."""
+    """A trial whose job waits or runs, the last of `jobs`; those before it are what it needs."""
 
     asked: Asked
-    job: Job
+    jobs: list[Job]
     began: float | None = None
     failed: bool = False
+
+    @property
+    def job(self) -> Job:
+        return self.jobs[-1]
 
 
 @dataclass
@@ -178,10 +182,15 @@ class Tuner:
         for note, values in self._references():
             self.study.try_first(values, note)
         self._end_orphans()
-        before = [self.trials.job(one.values) for one in self.study.trials() if one.state == "complete"]
-        done = [PlannedJob(job, True, "reused") for job in before if self.runs.job(job.id).result.exists()]
         left = [self._begin(asked) for asked in self.study.running()]
-        return [*done, *(job for trial in left if not self._is_told(trial) for job in self._planned(trial))]
+        planned = [job for trial in left if not self._is_told(trial) for job in self._planned(trial)]
+        return [*self._trained(), *planned]
+
+    def _trained(self) -> list[PlannedJob]:
+        """The trials that ended before this command, so that its plan and MLflow's run hold them too."""
+        ended = dict.fromkeys(trial.job for trial in self.study.trials() if trial.state == "complete")
+        known = [paths for paths in map(self.runs.job, ended) if paths.result.exists()]
+        return [PlannedJob(read_job(paths), True, "reused", 0.0, "done") for paths in known]
 
     def _measured_space(self) -> tuple[Dimension, ...]:
         return scale.following(self.trials.space, [scale.shares(one.losses) for one in self._scales.values()])
@@ -210,15 +219,15 @@ class Tuner:
                 self.runs.job(trial.job).stop_request.touch()
 
     def _begin(self, asked: Asked) -> _Trial:
-        trial = self._live[asked.number] = _Trial(asked, self._job(asked))
+        trial = self._live[asked.number] = _Trial(asked, self._jobs(asked))
         self.pruned.discard(trial.job.id)
         return trial
 
-    def _job(self, asked: Asked) -> Job:
-        """The job of a trial as it can be run now, which the study notes before it starts."""
-        job = self.trials.job(asked.values, memory.failures(self.runs))
-        self.study.note_job(asked.number, job.id, asked.values)
-        return job
+    def _jobs(self, asked: Asked) -> list[Job]:
+        """The jobs of a trial as they can be run now; the study notes its own before that starts."""
+        jobs = self.trials.jobs(asked.values, memory.failures(self.runs))
+        self.study.note_job(asked.number, jobs[-1].id, asked.values)
+        return jobs
 
     def _is_told(self, trial: _Trial) -> bool:
         """Whether the trial needs no job: its like was trained before, or is now under another trial."""
@@ -235,8 +244,8 @@ class Tuner:
         why = ", ".join(filter(None, [f"trial {trial.asked.number}", trial.asked.note]))
         source = f"measured, n={len(walls)}" if walls else "unknown"
         job = with_memory(trial.job, self._peak_gb)
-        parents = self.trials.jobs(trial.asked.values, memory.failures(self.runs))[:-1]
-        new = [PlannedJob(parent, False, f"for {why}") for parent in parents if parent.id not in self._known]
+        lacking = [parent for parent in trial.jobs[:-1] if parent.id not in self._known]
+        new = [PlannedJob(parent, False, f"for {why}") for parent in lacking]
         self._known |= {planned.job.id for planned in new}
         return [*new, PlannedJob(job, False, why, fmean(walls) if walls else None, source)]
 
@@ -270,7 +279,7 @@ class Tuner:
 
     def _try_again(self, trial: _Trial, event: JobFailed) -> None:
         """Let a failed job go on from its checkpoint, once, or in smaller parts where its GPU was full."""
-        before, trial.job = trial.job, self._job(trial.asked)
+        before, trial.jobs = trial.job, self._jobs(trial.asked)
         if trial.failed and trial.job.id == before.id:
             self._lose(trial, event.what)
             return
