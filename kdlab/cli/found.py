@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +38,7 @@ def tell(screen: Screen, search: Search, tuner: Tuner, runs: Runs, again: str) -
         screen.say(f"retry: {again}")
         return FAILED
     chosen = study.front if len(study.objectives) > 1 else [study.best] if study.best else []
-    recipes = {trial.number: _tuned(screen, search, tuner, trial) for trial in chosen if not trial.plain}
+    recipes = {trial.number: _tuned(search, tuner, trial) for trial in chosen if not trial.plain}
     _next(screen, search, recipes)
     return 0
 
@@ -91,10 +90,10 @@ def _write(screen: Screen, study: Study, stem: str) -> None:
         screen.say(f"written: {RESULTS}/tune/{stem}*  ({len(files)} files)")
 
 
-def _tuned(screen: Screen, search: Search, tuner: Tuner, trial: Trial) -> Tuned:
+def _tuned(search: Search, tuner: Tuner, trial: Trial) -> Tuned:
     """Write the recipe of a trial where `kdlab run` finds it."""
     from kdlab.jobs.files import write_text
-    from kdlab.orchestration.recipe_files import derived, shareable
+    from kdlab.orchestration.recipe_files import derived
     from kdlab.orchestration.tuning.space import name_of_published, published
     from kdlab.orchestration.tuning.tuned import tuned
 
@@ -102,10 +101,8 @@ def _tuned(screen: Screen, search: Search, tuner: Tuner, trial: Trial) -> Tuned:
     name = f"{search.study}-trial{trial.number}" if several else search.study
     arm = search.trials.arm
     of_papers = published(search.recipe, arm, tuner.space)
-    said = [shareable(word) for word in screen.argv if not word.startswith("tune.storage=")]
-    command = shlex.join(["kdlab", *said])
     word = name_of_published(search.recipe, arm, tuner.space)
-    made = tuned(search.document, search.recipe, arm, trial.params, of_papers, name, command, word)
+    made = tuned(search.document, search.recipe, arm, trial.params, of_papers, name, search.command, word)
     path: Path = derived(made.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, made.text)

@@ -55,10 +55,16 @@ def told(path: Path) -> str:
 
 def command_of(name: str, document: Document, overrides: Sequence[str] = ()) -> str:
     """What a person types for a recipe; for a derived one, which begins with it, the command that made it."""
-    said = name if name in catalog.recipes() else shareable(document.file)
+    said = typed(name, document)
     lines = [line.removeprefix("# ") for line in document.text.splitlines()[:2]]
     made = [line for line in lines if line.startswith("kdlab ablate ")] or [f"kdlab run {said}"]
     return " ".join([made[0], *(f"--set {shlex.quote(shareable(one))}" for one in overrides)])
+
+
+def typed(name: str, document: Document) -> str:
+    """What a person types to name a recipe, as others may read it."""
+    known = name in catalog.recipes() or derived(name).is_file()
+    return name if known else shareable(document.file)
 
 
 def shareable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -18,6 +19,7 @@ from kdlab.orchestration.devices import Machine
 from kdlab.orchestration.document import Document
 from kdlab.orchestration.history import History
 from kdlab.orchestration.plan import Plan, PlannedJob
+from kdlab.orchestration.recipe_files import shareable, typed
 from kdlab.orchestration.settings import Recipe
 from kdlab.orchestration.tuning import space
 from kdlab.orchestration.tuning.trials import Student, Trials, Variant
@@ -30,6 +32,7 @@ class Search:
     Args:
         recipe: what is tuned.
         document: the same as it was written, with overrides.
+        command: what a person types for the search, as others may read it.
         trials: makes the jobs.
         study: its name: "digits/gfl-3fa2c1".
         images: how many the trials train on, and how many they are measured on.
@@ -39,6 +42,7 @@ class Search:
 
     recipe: Recipe
     document: Document
+    command: str
     trials: Trials
     study: str
     images: tuple[int, int]
@@ -77,10 +81,17 @@ def prepare(
         variants[student] = Variant(own, replace(facts, learned=tuning_split(facts.files, recipe.tune.split)))
     trials = Trials(variants, arm, searched)
     trials.check()
-    return _planned(recipe, document, trials, f"{name}-{trials.key}", runs)
+    # the address of a storage may hold a password
+    told = [
+        f"--set {shlex.quote(shareable(one))}" for one in overrides if not one.startswith("tune.storage=")
+    ]
+    command = " ".join([f"kdlab tune {typed(name, document)}", *told])
+    return _planned(recipe, document, command, trials, f"{name}-{trials.key}", runs)
 
 
-def _planned(recipe: Recipe, document: Document, trials: Trials, study: str, runs: Runs) -> Search:
+def _planned(
+    recipe: Recipe, document: Document, command: str, trials: Trials, study: str, runs: Runs
+) -> Search:
     facts = next(iter(trials.variants.values())).facts
     assert facts.learned is not None
     past = facts_of.past_jobs(runs)
@@ -96,7 +107,7 @@ def _planned(recipe: Recipe, document: Document, trials: Trials, study: str, run
     )
     usual = trials.job(trials.usual(next(iter(trials.variants))), failed)
     trial = PlannedJob(usual, False, "a trial", *history.cost(usual))
-    return Search(recipe, document, trials, study, images_of(facts.learned), plan, trial)
+    return Search(recipe, document, command, trials, study, images_of(facts.learned), plan, trial)
 
 
 def _told(recipe: Recipe) -> dict[str, Any]:
