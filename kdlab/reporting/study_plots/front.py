@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from kdlab.reporting.plots.plot import COLOURS, INK, WIDTH, Plot, figure, framed, label, legend
 from kdlab.reporting.study import Study
-from kdlab.reporting.study_plots.marks import AP, WORTH, below, called, floor, looks, mark, of_study
+from kdlab.reporting.study_plots.marks import AP, WORTH, below, called, looks, lowest, mark, of_study
 
 _NUMBERED = 12
 """Trials of a front that have room for their numbers."""
@@ -21,7 +21,7 @@ def draw(study: Study) -> Plot | None:
     name = study.objectives[1]
     points = {trial.number: (trial.values[1], study.ap(trial)) for trial in study.complete}
     aps = [ap for _, ap in points.values()]
-    low = floor(aps)
+    low = lowest(study, aps)
     grid = figure(WIDTH, 4.0)
     axes = grid.subplots()
     axes.set(xlabel="latency of an image (ms)" if name == "latency" else name, ylabel=AP)

@@ -75,6 +75,11 @@ def floor(aps: Sequence[float], far: float = 4.0) -> float:
     return min(ap for ap in aps if ap >= least)
 
 
+def lowest(study: Study, aps: Sequence[float]) -> float:
+    """As `floor`, but no reference is left out."""
+    return min([floor(aps), *(study.ap(trial) for trial in study.complete if trial.note)])
+
+
 def end(study: Study, trial: Trial) -> float | None:
     """AP at the end of a trial or where it stopped; None where it was never measured."""
     ended = trial.number in {one.number for one in study.complete}

@@ -16,8 +16,8 @@ from kdlab.reporting.study_plots.marks import (
     at_edge,
     below,
     called,
-    floor,
     looks,
+    lowest,
     mark,
     mark_special,
     of_study,
@@ -44,7 +44,7 @@ def draw(study: Study) -> Plot | None:
     if not shown:
         return None
     aps = [study.ap(trial) for trial in study.complete]
-    low = floor(aps)
+    low = lowest(study, aps)
     grid, places = panels([one.name for one in shown], "", "AP (points)", share_x=False, beside=_LEGEND)
     for axes, dimension in zip(places, shown, strict=True):
         _panel(axes, study, dimension, low)
