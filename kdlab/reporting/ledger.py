@@ -68,8 +68,9 @@ class Ledger:
     def read(self, name: str) -> Entry:
         """The entry of a plan or job, blank where the server has nothing of it."""
         data = read_json(self._path(name))
-        deleted = self.local and not self.database.exists()
-        return Entry(self.store) if data is None or data["store"] != self.store or deleted else Entry(**data)
+        if data is None or data["store"] != self.store or (self.local and not self.database.exists()):
+            return Entry(self.store)
+        return Entry(**data)
 
     def behind(self, job: str) -> bool:
         """Whether anything happened to a job since its entry was written; cheap, however long the log."""
