@@ -115,6 +115,15 @@ def test_what_it_prints_goes_to_stderr_if_wanted(port: int, capfd: pytest.Captur
     assert sorted(capfd.readouterr().err.split()) == ["said", "wrong"]
 
 
+@pytest.fixture
+def hangups_heeded() -> Iterator[None]:
+    """Whoever started the tests under nohup has them ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups_heeded")
 def test_a_terminal_that_closes_ends_it(port: int) -> None:
     with pytest.raises(SystemExit) as caught, running(WEB, port) as started:
         os.kill(os.getpid(), signal.SIGHUP)
