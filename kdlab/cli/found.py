@@ -111,14 +111,17 @@ def _tuned(search: Search, tuner: Tuner, trial: Trial) -> Tuned:
 
 def _next(screen: Screen, search: Search, recipes: dict[int, Tuned]) -> None:
     """Say what to change in the recipe, and what to type."""
+    from kdlab.reporting.statistics import SEEDS_FOR_A_TEST
+
     if screen.json:
         told = {number: {"recipe": one.name, "difference": one.difference} for number, one in recipes.items()}
         screen.emit(tuned=told)
     for number, one in recipes.items():
-        lines = one.difference or ("(as it is)",)
+        lines = one.difference or ("  nothing to change: its own values did best",)
         screen.say("\n".join([f"{search.recipe.path} as trial {number} had it ({one.name}):", *lines]))
     if recipes:
         last = [*recipes.values()][-1]
-        screen.next(f"kdlab run {last.name}      # baseline, published and tuned, on the validation images")
+        seeds = " --set 'seeds=[0,1,2]'" if len(search.recipe.seeds) < SEEDS_FOR_A_TEST else ""
+        screen.next(f"kdlab run {last.name}{seeds}      # {', '.join(last.arms)}, on the validation images")
     else:
         screen.say("no method at all did best: nothing is to be changed but the methods or their options")

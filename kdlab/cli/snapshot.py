@@ -23,7 +23,7 @@ from kdlab.orchestration.driver import Driver
 from kdlab.orchestration.plan import Plan
 from kdlab.orchestration.task import Task
 
-STATES = ("running", "failed", "interrupted", "queued", "skipped", "done")
+STATES = ("running", "failed", "interrupted", "queued", "skipped", "pruned", "done")
 """In the order in which a person wants to see them."""
 
 
@@ -139,7 +139,13 @@ class Snapshot:
         if self.driver and self.driver.command:
             return self.driver.command
         named = told["name"] in catalog.recipes() or not Path(told.get("path", "")).is_file()
-        return f"kdlab run {told['name'] if named else told['path']}"
+        verb = "tune" if self.searches else "run"
+        return f"kdlab {verb} {told['name'] if named else told['path']}"
+
+    @property
+    def searches(self) -> bool:
+        """Whether the plan is that of a search."""
+        return "study" in self.plan.recipe
 
     def _look_at(self, task: Task) -> Seen:
         view = self.view.jobs[task.job.id]
@@ -171,11 +177,7 @@ class Snapshot:
             return event.what if isinstance(event, JobFailed) else duration(event.wall_s)
         if not view.started and not paths.handle.exists():
             return self._waiting(view)
-        if (
-            "study" in self.plan.recipe
-            and paths.stop_request.exists()
-            and not any(paths.checkpoints.glob("*"))
-        ):
+        if self.searches and paths.stop_request.exists() and not any(paths.checkpoints.glob("*")):
             view.state = "pruned"
             return f"AP {view.ap or 0:.1f} after epoch {view.measured} promised too little"
         view.state = "interrupted"

@@ -148,7 +148,8 @@ def _next(snapshot: Snapshot) -> str:
     if snapshot.driven or snapshot.counts["running"]:
         return "kdlab status -w"
     done = snapshot.counts["done"] == len(snapshot.plan.jobs)
-    return f"kdlab report --table {snapshot.plan.recipe['name']}" if done else snapshot.command
+    report = f"kdlab report --table {snapshot.plan.recipe['name']}"
+    return report if done and not snapshot.searches else snapshot.command
 
 
 class _Frame:

@@ -52,6 +52,9 @@ def stop(
     snapshot = Snapshot(plan, runs)
     active = [seen.view.job.id for seen in snapshot.jobs if _stoppable(snapshot, seen, runs)]
     wanted = names or active
+    if snapshot.searches and not names:
+        # or others would begin in place of the trials that end
+        runs.stop_request(plan.id).touch()
     before = {name: snapshot.of(name).view.state for name in wanted}
     stopping = _Stopping(snapshot, runs, [name for name in wanted if name in active])
     try:

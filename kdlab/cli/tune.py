@@ -238,7 +238,9 @@ def _tuner(search: Search, made: Prepared, study: Study, limits: dict[str, Any])
         return min(slots, jobs) if jobs else slots
 
     budget_s = inf if budget_h is None else 3600 * budget_h
-    return Tuner(search.trials, study, made.runs, search.recipe.tune.trials, budget_s, at_once)
+    stop_request = made.runs.stop_request(made.plan.id)
+    stop_request.unlink(missing_ok=True)
+    return Tuner(search.trials, study, made.runs, search.recipe.tune.trials, budget_s, at_once, stop_request)
 
 
 def _conclude(screen: Screen, search: Search, made: Prepared, tuner: Tuner, outcome: Outcome) -> int:

@@ -152,6 +152,10 @@ class Runs:
     def _jobs(self) -> Path:
         return self.folder / "jobs"
 
+    def stop_request(self, plan_id: str) -> Path:
+        """The file that asks a search to begin no further trial."""
+        return self.plans / f"{plan_id}.stop.request"
+
     @property
     def plans(self) -> Path:
         """One JSON file a plan."""

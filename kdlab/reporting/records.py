@@ -134,7 +134,7 @@ def _is_search(plan: Mapping[str, Any]) -> bool:
 def _compared(plan: dict[str, Any], searches: bool) -> dict[str, Any]:
     if _is_search(plan) and not searches:
         what = f"plan {plan['id']} is a search: its trials are compared by kdlab tune"
-        raise UsageError(what, got=plan["id"], fix=f"kdlab tune {plan['recipe']['name']}")
+        raise UsageError(what, got=plan["id"], fix=plan["recipe"]["command"])
     return plan
 
 

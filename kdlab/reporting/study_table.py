@@ -159,6 +159,7 @@ def _footnotes(study: Study, left: int) -> Iterator[str]:
         yield "pruned: stopped early because its AP by epoch fell behind, so it has none to compare"
     yield from _failures(study)
     yield from _gains(study)
+    yield _searched(study)
     yield from _importance(study)
     made = [f"kdlab {study.commit}" if study.commit else "", f"on {study.device}" if study.device else ""]
     if any(made):
@@ -206,6 +207,17 @@ def _gains(study: Study) -> Iterator[str]:
         others = [study.gain(trial) for trial in study.complete if trial.number != plain.number]
         if others and not any(gain and gain > 0 for gain in others):
             yield f"warning: no trial is above {NO_METHOD}"
+
+
+def _searched(study: Study) -> str:
+    """What was tried of each dimension."""
+    told = [
+        f"{one.name} {word(one.low)} to {word(one.high)}"
+        if one.low is not None and one.high is not None
+        else f"{one.name} {', '.join(map(word, one.choices))}"
+        for one in study.dimensions
+    ]
+    return f"searched: {'; '.join(told)}"
 
 
 def _importance(study: Study) -> Iterator[str]:

@@ -82,6 +82,7 @@ def main() -> None:
             count=TRIALS,
             budget_s=math.inf,
             at_once=executor.slots,
+            stop_request=runs.stop_request("0" * 8),
         )
         jobs = tuple(PlannedJob(job, False, "new") for job in trials.preparation())
         plan = Plan(id="0" * 8, recipe={"name": "benchmark"}, jobs=jobs, device="cuda", dataset={})

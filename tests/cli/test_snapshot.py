@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,6 +56,18 @@ def test_a_job_that_nobody_works_on_any_more_is_interrupted(last: Any, lab: Lab)
 def test_a_process_that_died_without_a_word_leaves_its_job_interrupted(lab: Lab) -> None:
     Handle("local", FAR, ("0",)).write(lab.said("b0"))
     assert state(lab, "b0") == ("interrupted", "no checkpoint yet")
+
+
+def test_a_trial_that_a_search_has_ended_is_pruned(lab: Lab) -> None:
+    evaluated = (JobEvaluated, {"epoch": 2, "iteration": 200, "metrics": {"AP": 3.1}})
+    paths = lab.said("b0", BEGAN, evaluated, (JobCancelled, {"iteration": 200}))
+    paths.stop_request.touch()
+    plan = lab.save()
+    seen = Snapshot(replace(plan, recipe={**plan.recipe, "study": "digits/gfl-3fa2c1"}), lab.runs)
+    assert seen.of(lab.jobs["b0"].id).view.state == "pruned"
+    assert seen.of(lab.jobs["b0"].id).note == "AP 3.1 after epoch 2 promised too little"
+    assert [one.view.state for one in seen.jobs][-1] == "pruned"
+    assert seen.to_dict()["counts"]["pruned"] == 1
 
 
 def test_a_failure_is_told_with_its_cause_and_its_log(lab: Lab) -> None:

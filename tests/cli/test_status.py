@@ -86,7 +86,7 @@ def test_json_is_one_object(lab: Lab) -> None:
     told = json.loads(out)
     assert (code, err, told["schema"], told["plan"], told["driven"]) == (0, "", 1, "7f3a0001", False)
     assert told["counts"] == {
-        **{"running": 1, "failed": 1, "interrupted": 1, "queued": 0, "skipped": 0, "done": 1}
+        **{"running": 1, "failed": 1, "interrupted": 1, "queued": 0, "skipped": 0, "pruned": 0, "done": 1}
     }
     first = told["jobs"][0]
     assert {key: first[key] for key in ("id", "state", "where", "epoch", "iteration", "attempt")} == {

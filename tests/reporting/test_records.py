@@ -153,11 +153,13 @@ class TestSearches:
         assert load_plan(bench.runs, "digits/gfl", searches=False) == compared
         assert load_plan(bench.runs, "00000002") == search
 
-    def test_id_of_one_is_answered_with_the_verb_that_compares_its_trials(self, bench):
-        self.save(bench, "00000002", {"name": "digits/gfl", "study": "digits/gfl-3fa2c1"})
+    def test_id_of_one_is_answered_with_the_command_that_compares_its_trials(self, bench):
+        command = "kdlab tune digits/gfl --set tune.trials=40"
+        recipe = {"name": "digits/gfl", "study": "digits/gfl-3fa2c1", "command": command}
+        self.save(bench, "00000002", recipe)
         with pytest.raises(UsageError, match="is a search") as caught:
             load_plan(bench.runs, "00000002", searches=False)
-        assert caught.value.faults[0].fix == "kdlab tune digits/gfl"
+        assert caught.value.faults[0].fix == command
 
     def test_name_of_one_alone_is_no_plan(self, bench):
         self.save(bench, "00000002", {"name": "digits/gfl", "study": "digits/gfl-3fa2c1"})

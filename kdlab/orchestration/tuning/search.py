@@ -100,7 +100,7 @@ def _planned(
     jobs = [plans.planned(job, facts, past, history) for job in trials.preparation(failed)]
     plan = Plan(
         id=hashlib.sha256(study.encode()).hexdigest()[:8],
-        recipe=_told(recipe) | {"study": study},
+        recipe=_told(recipe) | {"study": study, "command": command},
         jobs=tuple(jobs),
         device=facts.device,
         dataset={"name": facts.learned.name, "fingerprint": facts.learned.fingerprint},

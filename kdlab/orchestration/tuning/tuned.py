@@ -24,11 +24,13 @@ class Tuned:
     Args:
         name: under which it is found: "tune/digits/gfl-3fa2c1".
         text: its YAML.
+        arms: that it trains.
         difference: of the arm, the line as the recipe has it and the line that was found.
     """
 
     name: str
     text: str
+    arms: tuple[str, ...]
     difference: tuple[str, ...]
 
 
@@ -75,7 +77,9 @@ def tuned(
         f"kdlab run {full}",
     ]
     text = "".join(f"# {line}\n" for line in head) + dump(data, lines=("methods", "arms"))
-    return Tuned(full, text, _difference(arm, raw, found, document.data["student"], data["student"]))
+    return Tuned(
+        full, text, tuple(arms), _difference(arm, raw, found, document.data["student"], data["student"])
+    )
 
 
 def _arm(

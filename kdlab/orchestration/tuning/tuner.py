@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean
 
 from kdlab.jobs.events import (
@@ -28,7 +29,7 @@ from kdlab.orchestration import memory
 from kdlab.orchestration.plan import PlannedJob, with_memory
 from kdlab.orchestration.task import remove_states
 from kdlab.orchestration.tuning import scale
-from kdlab.orchestration.tuning.space import Dimension, name_of_published, published
+from kdlab.orchestration.tuning.space import Dimension, name_of_published, published, with_like_terms
 from kdlab.orchestration.tuning.study import Asked, Study, Told
 from kdlab.orchestration.tuning.trials import NO_METHOD, Student, Trials
 
@@ -61,6 +62,7 @@ class Tuner:
         count: how many trials there shall be, those of earlier commands among them.
         budget_s: seconds of devices after which no trial begins.
         at_once: how many of a job fit on the machine side by side.
+        stop_request: the file by which another command ends the search.
 
     Its `space` is empty until the jobs before the first trial are done; `pruned` holds the jobs that it ended
     early, and `driver_s` is what it took of a core itself. `stopping` ends the search and leaves its trials
@@ -73,6 +75,7 @@ class Tuner:
     count: int
     budget_s: float
     at_once: Callable[[Job], int]
+    stop_request: Path
     space: tuple[Dimension, ...] = field(default=(), init=False)
     pruned: set[str] = field(default_factory=set, init=False)
     driver_s: float = field(default=0.0, init=False)
@@ -159,6 +162,7 @@ class Tuner:
         return memory.failures(self.runs)
 
     def _fed(self, active: int) -> Sequence[PlannedJob]:
+        self.stopping |= self.stop_request.exists()
         if self.stopping or not all(self.runs.job(job).result.exists() for job in self._needed):
             return ()
         if not self.space and (left := self._open()):
@@ -167,7 +171,7 @@ class Tuner:
             return self._planned(self._again.pop())
         # one at least, so that the scheduler says why none fits
         while self._may_begin() and active < max(1, self.at_once(self._usual)):
-            trial = self._begin(self.study.ask())
+            trial = self._begin(self._adapted(self.study.ask()))
             if not self._is_told(trial):
                 return self._planned(trial)
         return ()
@@ -223,6 +227,13 @@ class Tuner:
         self.pruned.discard(trial.job.id)
         return trial
 
+    def _adapted(self, asked: Asked) -> Asked:
+        """A trial that the sampler chose, its weights as large as its other options need them."""
+        if asked.note:
+            return asked
+        recipe, arm = self.trials.recipe, self.trials.arm
+        return replace(asked, values=with_like_terms(asked.values, recipe.arms[arm], self.space))
+
     def _jobs(self, asked: Asked) -> list[Job]:
         """The jobs of a trial as they can be run now; the study notes its own before that starts."""
         jobs = self.trials.jobs(asked.values, memory.failures(self.runs))
@@ -262,9 +273,7 @@ class Tuner:
             case JobSkipped():
                 self._lose(trial, event.why)
             case JobCancelled():
-                # who stops all that runs wants no other trials in their place
-                live = [self.runs.job(one.job.id) for one in self._live.values()]
-                self.stopping |= all(paths.stop_request.exists() for paths in live)
+                self.stopping |= self.stop_request.exists()
                 if not self.stopping:
                     self._lose(trial, "stopped by another command")
 

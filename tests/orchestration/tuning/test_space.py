@@ -159,7 +159,7 @@ class TestDimensions:
             ("pfi.weight", "[a, b]", "must hold numbers from 0 on"),
             ("pfi.weight", "[false, true]", "must hold numbers from 0 on"),
             ("pfi.weight", "[3, 1]", "must begin with its lowest number"),
-            ("pfi.weight", "[3, 3]", "must begin with its lowest number"),
+            ("pfi.weight", "[3, 3]", "must hold two numbers that differ"),
             ("rm.temperature", "[0.001, 1]", "must be a number from 0.01 to 100"),
         ],
     )

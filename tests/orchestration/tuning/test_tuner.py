@@ -52,7 +52,9 @@ def make_tuner(runs: Runs, trials: Trials, gpus: int = 2, **options: Any) -> Tun
         storage=str(runs.folder / "study.log"),
     )
     count, budget_s = options.get("count", 12), options.get("budget_s", math.inf)
-    return Tuner(trials, study, runs, count, budget_s, at_once=lambda job: gpus)
+    stop_request = runs.stop_request("0" * 8)
+    stop_request.unlink(missing_ok=True)
+    return Tuner(trials, study, runs, count, budget_s, lambda job: gpus, stop_request)
 
 
 def plan_of(trials: Trials) -> Plan:
@@ -248,7 +250,9 @@ def test_stop_of_all_that_runs_ends_the_search_and_the_next_command_goes_on(runs
     tuner = make_tuner(runs, make_trials("tune.pruner=none"), count=6)
     for event in scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed):
         tuner.see(event)
-        if tuner.space and len(executor._alive) == 2:
+        if tuner.space and len(executor._alive) == 2 and not tuner.stop_request.exists():
+            tuner.stop_request.parent.mkdir(parents=True, exist_ok=True)
+            tuner.stop_request.touch()
             for job in executor._alive:
                 runs.job(job).stop_request.touch()
     assert states(tuner) == ["running"] * 2
@@ -310,6 +314,26 @@ def test_finished_trials_are_in_the_plan_of_the_command_that_goes_on(runs: Runs)
     search(make_tuner(runs, make_trials("tune.pruner=none"), count=3), executor)
     events = search(make_tuner(runs, make_trials("tune.pruner=none"), count=5), executor)
     assert sum(type(event).__name__ == "JobReused" for event in events) == 5
+
+
+def test_stop_of_the_only_trial_fails_it_and_the_search_goes_on(runs: Runs) -> None:
+    tuner = make_tuner(runs, make_trials("tune.pruner=none"), gpus=1, count=4)
+    executor = Simulated(runs, 1, likes_pfi_at_30)
+    for event in scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed):
+        tuner.see(event)
+        if type(event).__name__ == "JobStarted" and tuner.space and len(states(tuner)) == 3:
+            runs.job(event.job).stop_request.touch()
+    assert states(tuner) == ["complete", "complete", "failed", "complete"]
+
+
+def test_weight_follows_the_option_that_is_tried_beside_it(runs: Runs) -> None:
+    trials = make_trials("tune.over=[pfi.weight, pfi.region]", "tune.sampler=random", "tune.pruner=none")
+    tuner = make_tuner(runs, trials, count=14)
+    search(tuner, Simulated(runs, 2, lambda job, epoch: float(epoch)))
+    by_region = {trial.values["pfi.region"]: trial.values["pfi.weight"] for trial in tuner.study.trials()[2:]}
+    # where it stands alone a weight is searched up to 30; inside objects the term is 125 times as large
+    assert by_region["gt_mask"] <= 30 * 0.012 / 1.5
+    assert all(runs.job(trial.job).result.exists() for trial in tuner.study.trials())
 
 
 def test_words_and_weights_are_searched_together(runs: Runs) -> None:
