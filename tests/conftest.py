@@ -34,6 +34,15 @@ IMAGES: list[tuple[tuple[int, int], list[list[float]], list[int]]] = [
 ]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what takes minutes unless `-m slow` asks for it."""
+    if "slow" in config.getoption("markexpr"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="minutes: run with -m slow"))
+
+
 @pytest.fixture(scope="session")
 def model_settings() -> Callable[..., dict[str, Any]]:
     """`model_settings("gfl", width=16)`: a recipe's `student:` as plain data."""

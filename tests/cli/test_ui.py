@@ -9,6 +9,7 @@ import sys
 import webbrowser
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,9 @@ def test_a_browser_opens_where_a_person_looks(
 def shown(folder: Path, *argv: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """`kdlab ui` at work in a process of its own, and what it said to a program."""
     command = [sys.executable, "-m", "kdlab", "ui", *argv, "--json"]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+    # a shell that started the tests in the background has Ctrl-C ignored
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         assert process.stdout
         try:
             yield process, json.loads(process.stdout.readline())
