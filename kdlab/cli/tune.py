@@ -200,6 +200,8 @@ def _run(
         alone(made.plan.id, made.runs),
         watcher(view, made.runs, screen, live=live, gpus=gpus_of(made)) as board,
     ):
+        # of an earlier command; one that is refused must not take it from the command at work
+        tuner.stop_request.unlink(missing_ok=True)
 
         def feed(active: int) -> Sequence[PlannedJob]:
             more = tuner.feed(active)
@@ -239,7 +241,6 @@ def _tuner(search: Search, made: Prepared, study: Study, limits: dict[str, Any])
 
     budget_s = inf if budget_h is None else 3600 * budget_h
     stop_request = made.runs.stop_request(made.plan.id)
-    stop_request.unlink(missing_ok=True)
     return Tuner(search.trials, study, made.runs, search.recipe.tune.trials, budget_s, at_once, stop_request)
 
 

@@ -77,7 +77,7 @@ def prepare(
         settings = [f"student.{key}={value}" for key, value in student]
         own = recipes.load(name_or_path, [*overrides, *settings])
         facts = facts_of.gather(own, machine, progress)
-        progress("cutting the training images, once")
+        progress("tuning split of the training images")
         variants[student] = Variant(own, replace(facts, learned=tuning_split(facts.files, recipe.tune.split)))
     trials = Trials(variants, arm, searched)
     trials.check()

@@ -92,8 +92,6 @@ class Study:
     storage: str
     space: Sequence[Dimension] = field(default=(), init=False)
     _trials: dict[int, Trial] = field(default_factory=dict, init=False)
-    _told: dict[int, Told] = field(default_factory=dict, init=False)
-    _ended: set[int] = field(default_factory=set, init=False)
     _reported: dict[int, set[int]] = field(default_factory=dict, init=False)
     _known: list[FrozenTrial] | None = field(default=None, init=False)
 
@@ -178,12 +176,7 @@ class Study:
 
     def trials(self) -> list[Told]:
         """All trials that began."""
-        for trial in self._all():
-            if trial.state in STATES and trial.number not in self._ended:
-                told = self._told[trial.number] = _told(trial)
-                if told.state != "running":
-                    self._ended.add(trial.number)
-        return [self._told[number] for number in sorted(self._told)]
+        return [_told(trial) for trial in self._all() if trial.state in STATES]
 
     def importance(self) -> dict[str, float] | None:
         """How much of the spread of AP each dimension explains (fANOVA); None where too few trials ended."""

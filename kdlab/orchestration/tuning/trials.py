@@ -99,10 +99,6 @@ class Trials:
         student = self.student_of(values)
         return self._fitting(jobs_of(self._of_trial(values), self.variants[student].facts), student, failed)
 
-    def has_methods(self, values: Values) -> bool:
-        """Whether a trial has any method."""
-        return any(not name.startswith("student.") for name in values)
-
     def preparation(self, failed: Mapping[str, Failure] | None = None) -> list[Job]:
         """What comes before the first trial: the teacher, what methods prepare of it, a measured pass."""
         found: dict[str, Job] = {}
@@ -148,10 +144,9 @@ class Trials:
     def _of_trial(self, values: Values) -> Recipe:
         """The recipe of a single trial."""
         recipe = self.variants[self.student_of(values)].recipe
-        has_methods = self.has_methods(values)
-        methods = methods_with(recipe.arms[self.arm], values) if has_methods else {}
+        methods = methods_with(recipe.arms[self.arm], values) if has_methods(values) else {}
         name = label(values)
-        inherits = (name,) if has_methods and self.arm in recipe.inherits else ()
+        inherits = (name,) if methods and self.arm in recipe.inherits else ()
         changes = {"arms": {name: methods}, "inherits": inherits, "seeds": (recipe.tune.seed,)}
         return recipe.model_copy(update={**changes, "schedule": _schedule(recipe)})
 
@@ -164,11 +159,16 @@ class Trials:
                 yield from (usual | {one.name: choice} for choice in one.choices)
 
 
+def has_methods(values: Values) -> bool:
+    """Whether a trial has any method."""
+    return any(not name.startswith("student.") for name in values)
+
+
 def label(values: Values) -> str:
     """How people see a trial: "rm 3.2 pfi 41", "rm.rank loc width 8"; the name of a method is its weight."""
     short = {name: name.removesuffix(f".{WEIGHT}").removeprefix("student.") for name in values}
     parts = [f"{short[name]} {text_of(value)}" for name, value in values.items()]
-    if all(name.startswith("student.") for name in values):
+    if not has_methods(values):
         parts.insert(0, NO_METHOD)
     return " ".join(parts)
 

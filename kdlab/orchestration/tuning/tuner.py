@@ -31,7 +31,7 @@ from kdlab.orchestration.task import remove_states
 from kdlab.orchestration.tuning import scale
 from kdlab.orchestration.tuning.space import Dimension, name_of_published, published, with_like_terms
 from kdlab.orchestration.tuning.study import Asked, Study, Told
-from kdlab.orchestration.tuning.trials import NO_METHOD, Student, Trials
+from kdlab.orchestration.tuning.trials import NO_METHOD, Student, Trials, has_methods
 
 ALL_FAIL = 3
 """After so many failures and no success nothing more is tried."""
@@ -328,9 +328,7 @@ class Tuner:
 
 def _succeeded(trial: Told) -> bool:
     """Whether a trial with methods was of use."""
-    return trial.state in ("complete", "pruned") and any(
-        not name.startswith("student.") for name in trial.values
-    )
+    return trial.state in ("complete", "pruned") and has_methods(trial.values)
 
 
 def _wall_s(trial: _Trial) -> float:

@@ -92,7 +92,7 @@ def test_split_is_of_the_training_images_and_as_large_as_the_recipe_says(
     said: list[str] = []
     prepare("tune.split=0.3", progress=said.append)
     assert asked == [(FILES, 0.3)]
-    assert said == ["cutting the training images, once"]
+    assert said == ["tuning split of the training images"]
 
 
 def test_search_that_cannot_be_is_refused_before_images_are_cut(
