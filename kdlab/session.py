@@ -13,14 +13,14 @@ from types import FrameType
 from kdlab.errors import MachineError
 from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobReused, JobSkipped
 from kdlab.jobs.job import Runs
-from kdlab.orchestration import scheduler
-from kdlab.orchestration.driver import driving
-from kdlab.orchestration.executors.base import Executor
-from kdlab.orchestration.executors.inline import Inline
-from kdlab.orchestration.plan import Plan, PlannedJob
-from kdlab.orchestration.scheduler import Feed
+from kdlab.planning.plan import Plan, PlannedJob
 from kdlab.reporting.follower import Follower
 from kdlab.reporting.tracking import SyncReport
+from kdlab.running import scheduler
+from kdlab.running.driver import driving
+from kdlab.running.executors.base import Executor
+from kdlab.running.executors.inline import Inline
+from kdlab.running.scheduler import Feed
 
 TRACKING_S = 5.0
 _ENDS = (JobReused, JobFinished, JobFailed, JobCancelled, JobSkipped)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import kdlab.training  # noqa: F401 - without torch, and from here on mmdet finds its compiled operators
+import kdlab.mmcv_ops  # noqa: F401 - from here on mmdet finds its compiled operators
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -67,7 +67,7 @@ def torch_() -> Any:
     """torch on one thread, with every family of mmdet registered."""
     import torch
 
-    import kdlab.training.detectors  # noqa: F401
+    import kdlab.detectors  # noqa: F401
 
     torch.set_num_threads(1)
     return torch
@@ -76,7 +76,7 @@ def torch_() -> Any:
 @pytest.fixture(scope="session")
 def build(torch_: Any, model_settings: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
     """`build("gfl", seed=0, classes=3, width=8)`: a tiny model, its predictions unlike everywhere."""
-    from kdlab.training import detectors
+    from kdlab import detectors
 
     @cache
     def built(settings: str, classes: int, seed: int) -> Any:

@@ -13,13 +13,13 @@ from kdlab import session
 from kdlab.errors import MachineError
 from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobProgress, JobQueued, JobReused
 from kdlab.jobs.job import Runs
-from kdlab.orchestration.driver import Driver
-from kdlab.orchestration.executors.inline import Inline
-from kdlab.orchestration.executors.local import Local
-from kdlab.orchestration.plan import Plan, PlannedJob
-from kdlab.orchestration.scheduler import Feed
+from kdlab.planning.plan import Plan, PlannedJob
 from kdlab.reporting.records import newest_plan
 from kdlab.reporting.tracking import SyncReport
+from kdlab.running.driver import Driver
+from kdlab.running.executors.inline import Inline
+from kdlab.running.executors.local import Local
+from kdlab.running.scheduler import Feed
 from tests.stubs import stub_job
 from tests.stubs.stub_job import COMMAND, make_job, make_plan
 

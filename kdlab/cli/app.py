@@ -20,16 +20,12 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import kdlab
-from kdlab import cli
-from kdlab.cli import options
-from kdlab.cli.console import Screen, show_error
+from kdlab.cli import verbs as package
+from kdlab.cli.screen import options
+from kdlab.cli.screen.console import Screen, show_error
 from kdlab.errors import Fault, KdlabError, MachineError, UsageError, suggestion
 
 BUG, INTERRUPTED, PIPE_CLOSED, TERMINATED = 70, 130, 141, 143
-_PLUMBING = {
-    *("app", "board", "console", "data_report", "failures", "found", "lines", "options", "pick", "places"),
-    *("progress", "rows", "server", "snapshot"),
-}
 _ENVIRONMENT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _SHARED = {"json": options.Json, "quiet": options.Quiet, "verbose": options.Verbose, "debug": options.Debug}
 
@@ -73,14 +69,9 @@ def command(argv: Sequence[str] = ()) -> Any:
 
 
 def verbs() -> dict[str, Callable[..., int | None]]:
-    """The verbs: of each file in this folder the function that is called like it."""
-    found = {}
-    for info in pkgutil.iter_modules(cli.__path__):
-        if info.name not in _PLUMBING:
-            function = getattr(importlib.import_module(f"{cli.__name__}.{info.name}"), info.name, None)
-            if callable(function):
-                found[info.name] = function
-    return found
+    """The verbs: of each file in `cli/verbs/` the function that is called like it."""
+    names = [info.name for info in pkgutil.iter_modules(package.__path__)]
+    return {name: getattr(importlib.import_module(f"{package.__name__}.{name}"), name) for name in names}
 
 
 class _Verbs(TyperGroup):

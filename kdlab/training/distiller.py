@@ -13,12 +13,12 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kdlab.detectors import adapt
+from kdlab.detectors.outputs import Assignment, Batch, DetectorOutputs, Facts
 from kdlab.errors import JobError
+from kdlab.methods import method_class
+from kdlab.methods.base import Method, Pair
 from kdlab.training import ranks
-from kdlab.training.detectors import adapt
-from kdlab.training.methods import method_class
-from kdlab.training.methods.base import Method, Pair
-from kdlab.training.outputs import Assignment, Batch, DetectorOutputs, Facts
 
 
 class Distiller(BaseModel):

@@ -22,10 +22,11 @@ from mmengine.config import Config
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
+from kdlab import detectors
 from kdlab.errors import JobError, KdlabError, MachineError, UsageError
 from kdlab.jobs.files import replacing
 from kdlab.jobs.job import Job, JobPaths, JobResult, read_job
-from kdlab.training import checkpoints, detectors
+from kdlab.training import checkpoints
 
 ENDINGS = ("safetensors", "pth", "py", "onnx")
 

@@ -14,8 +14,8 @@ import torchvision.ops
 from torch import Tensor, nn
 from torch.onnx.operators import shape_as_tensor
 
+from kdlab.detectors.base import Adapter, Recording
 from kdlab.errors import UsageError
-from kdlab.training.detectors.base import Adapter, Recording
 
 
 class DenseGraph(nn.Module):

@@ -19,10 +19,10 @@ import torch
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from torch import Tensor, nn
 
+from kdlab import detectors
+from kdlab.detectors.dense import DenseAdapter
+from kdlab.detectors.faster_rcnn import FasterRCNN
 from kdlab.errors import JobError, UsageError
-from kdlab.training import detectors
-from kdlab.training.detectors.dense import DenseAdapter
-from kdlab.training.detectors.faster_rcnn import FasterRCNN
 from kdlab.training.graphs import DenseGraph, TwoStageGraph
 
 OPSET = 17

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from kdlab import detectors
 from kdlab.jobs.job import Job, JobPaths
-from kdlab.training import checkpoints, detectors, ranks
+from kdlab.methods import method_class
+from kdlab.methods.base import Pair, Preparation
+from kdlab.training import checkpoints, ranks
 from kdlab.training.device import device_of, own_numbers, seed_all
 from kdlab.training.loop import TrainingLoop
-from kdlab.training.methods import method_class
-from kdlab.training.methods.base import Pair, Preparation
 from kdlab.training.reading import Reading
 
 HEADS = ("rpn_head", "bbox_head", "roi_head")

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdlab import detectors
 from kdlab.jobs.job import Job, JobPaths
 from kdlab.jobs.matches import Matches
-from kdlab.training import bench, checkpoints, detectors, ranks
+from kdlab.training import bench, checkpoints, ranks
 from kdlab.training.data import batches_of
 from kdlab.training.device import device_of, own_numbers, seed_all
 from kdlab.training.distiller import Distiller
@@ -18,7 +19,7 @@ from kdlab.training.evaluation import evaluate, summary
 from kdlab.training.loop import Progress, TrainingLoop
 from kdlab.training.reading import Reading
 from kdlab.training.weights import inherit
-from kdlab.training.weights.backbones import first_weights
+from kdlab.training.weights.backbones import first_weights, load_backbone
 
 
 class Trainer:
@@ -46,7 +47,9 @@ class Trainer:
         self.reading = Reading(job, paths)
         seed_all(job.seed)
         first = first_weights(settings["model"], job.inputs.get("init"))
-        student = detectors.build(settings["model"], len(self.reading.classes), first)
+        student = detectors.build(settings["model"], len(self.reading.classes))
+        if first is not None:
+            load_backbone(student.backbone, first)
         teacher = self._teacher()
         # after all draws of the student, so that the rest of it equals that of the other arms
         self.inherited = inherit(student, teacher) if settings.get("inherit") and teacher else None

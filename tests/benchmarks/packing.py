@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from kdlab.jobs.events import JobFinished, JobStarted, read_from
 from kdlab.jobs.job import Job, Resources, Runs
-from kdlab.orchestration import scheduler
-from kdlab.orchestration.executors.local import Local
+from kdlab.running import scheduler
+from kdlab.running.executors.local import Local
 from tests.benchmarks.machine import simulated
 from tests.stubs.stub_job import COMMAND, make_job, make_plan
 

@@ -12,14 +12,14 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from kdlab.jobs.job import Job, Runs
-from kdlab.orchestration import recipe as recipes
-from kdlab.orchestration import scheduler
-from kdlab.orchestration.plan import Plan, PlannedJob
-from kdlab.orchestration.tuning import space
-from kdlab.orchestration.tuning.study import Study, storage_of
-from kdlab.orchestration.tuning.trials import Trials, Variant
-from kdlab.orchestration.tuning.tuner import Tuner
-from tests.orchestration.test_plan import FACTS, FILES
+from kdlab.planning.plan import Plan, PlannedJob
+from kdlab.recipe import loader as recipes
+from kdlab.running import scheduler
+from kdlab.tuning import space
+from kdlab.tuning.study import Study, storage_of
+from kdlab.tuning.trials import Trials, Variant
+from kdlab.tuning.tuner import Tuner
+from tests.planning.test_plan import FACTS, FILES
 from tests.stubs.simulated import Simulated
 
 GPUS, TRIALS, EPOCH_S, POLL_S = 8, 200, 0.1, 0.02

@@ -15,14 +15,14 @@ from pathlib import Path
 from rich.console import Console
 
 from kdlab import session
-from kdlab.cli.board import Board
-from kdlab.cli.progress import PlanView
+from kdlab.cli.screen.board import Board
+from kdlab.cli.screen.progress import PlanView
 from kdlab.jobs.events import Event
 from kdlab.jobs.files import read_json
 from kdlab.jobs.job import Resources, Runs
-from kdlab.orchestration import scheduler
-from kdlab.orchestration.executors.local import Local
-from kdlab.orchestration.plan import Plan
+from kdlab.planning.plan import Plan
+from kdlab.running import scheduler
+from kdlab.running.executors.local import Local
 from tests.benchmarks.machine import simulated
 from tests.stubs.stub_job import COMMAND, make_job, make_plan
 

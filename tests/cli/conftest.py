@@ -15,9 +15,9 @@ from kdlab.cli import app
 from kdlab.jobs.events import Event, EventLog, JobProgress, JobStarted
 from kdlab.jobs.job import Job, JobPaths, Resources, Runs
 from kdlab.jobs.lease import LeaseInfo, Process
-from kdlab.orchestration.executors.base import Handle
-from kdlab.orchestration.executors.local import Local
-from kdlab.orchestration.plan import Plan, PlannedJob
+from kdlab.planning.plan import Plan, PlannedJob
+from kdlab.running.executors.base import Handle
+from kdlab.running.executors.local import Local
 from tests.stubs.stub_job import COMMAND, make_result, prepared
 
 TEACHER = "teacher-9c1e22ab"

@@ -13,7 +13,7 @@ import pytest
 
 from kdlab import __version__
 from kdlab.cli import app
-from kdlab.cli.console import Screen, duration
+from kdlab.cli.screen.console import Screen, duration
 from kdlab.errors import JobError, MachineError, UsageError
 
 Raise = Callable[[BaseException], None]

@@ -16,17 +16,17 @@ import pytest
 
 from kdlab import catalog, session
 from kdlab.cli import app
+from kdlab.devices import Machine
 from kdlab.jobs.events import EventLog, JobStarted
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, Resources, Runs
 from kdlab.jobs.lease import Lease
-from kdlab.orchestration import plan as planning
-from kdlab.orchestration.devices import Machine
-from kdlab.orchestration.executors import local
-from kdlab.orchestration.plan import Plan, PlannedJob
-from kdlab.orchestration.settings import Recipe
+from kdlab.planning import plan as planning
+from kdlab.planning.plan import Plan, PlannedJob
+from kdlab.recipe.settings import Recipe
 from kdlab.reporting import tracking
 from kdlab.reporting.tracking import SyncReport
+from kdlab.running.executors import local
 from tests.stubs.stub_job import COMMAND, make_result
 
 NAME = "digits/quickstart"
@@ -432,8 +432,8 @@ sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 import pytest
 from kdlab import session
 from kdlab.cli import app
-from kdlab.orchestration import plan
-from kdlab.orchestration.executors import local
+from kdlab.planning import plan
+from kdlab.running.executors import local
 from tests.cli.test_verbs import Bench
 from tests.stubs.stub_job import COMMAND
 from pathlib import Path

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from kdlab import catalog
-from kdlab.training.detectors import family
-from kdlab.training.detectors.dense import DenseAdapter
+from kdlab.detectors import family
+from kdlab.detectors.dense import DenseAdapter
+from kdlab.detectors.outputs import Assignment, Batch, DetectorOutputs
 from kdlab.training.distiller import make_batch
-from kdlab.training.outputs import Assignment, Batch, DetectorOutputs
 
 # family and overrides of its config
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

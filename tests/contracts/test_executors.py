@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 from kdlab import catalog
+from kdlab.devices import detect
 from kdlab.errors import UsageError
 from kdlab.jobs.events import JobStarted, read_from
 from kdlab.jobs.files import read_json
 from kdlab.jobs.job import Job, JobPaths, JobResult, Resources, Runs
 from kdlab.jobs.lease import holder
-from kdlab.orchestration.devices import detect
-from kdlab.orchestration.executors.base import TAKEN, Executor, Handle, command, load
-from kdlab.orchestration.executors.inline import Inline
-from kdlab.orchestration.executors.local import Local
-from kdlab.orchestration.executors.slurm import Slurm
+from kdlab.running.executors.base import TAKEN, Executor, Handle, command, load
+from kdlab.running.executors.inline import Inline
+from kdlab.running.executors.local import Local
+from kdlab.running.executors.slurm import Slurm
 from tests.stubs import stub_slurm
 from tests.stubs.stub_job import COMMAND, make_job, prepared
 from tests.stubs.stub_ray import ray_started
@@ -31,7 +31,7 @@ WITH_STUB: dict[str, Callable[[], Executor]] = {
     "inline": lambda: Inline(module="tests.stubs.stub_job"),
     "local": lambda: Local(command=COMMAND),
     "slurm": lambda: Slurm(command=COMMAND, look_every_s=0.2),
-    "ray": lambda: importlib.import_module("kdlab.orchestration.executors.ray").Ray(command=COMMAND),
+    "ray": lambda: importlib.import_module("kdlab.running.executors.ray").Ray(command=COMMAND),
 }
 NO_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="needs kdlab[ray]")
 EVERY = [pytest.param(key, marks=[NO_RAY] if key == "ray" else []) for key in sorted(catalog.executors())]

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from kdlab import catalog
-from kdlab.training import detectors
+from kdlab import catalog, detectors
+from kdlab.detectors.mmdet_config import read_config
 from kdlab.training.distiller import Distiller
-from kdlab.training.mmdet_config import read_config
 
 NECK = {"feats", "assignment", "anchor_boxes"}
 ON_THE_NECK = [

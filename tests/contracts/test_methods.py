@@ -12,9 +12,9 @@ from torch import nn
 
 from kdlab import catalog
 from kdlab.catalog import MethodInfo
-from kdlab.training.detectors import family
+from kdlab.detectors import family
+from kdlab.methods import method_class
 from kdlab.training.distiller import Distiller
-from kdlab.training.methods import method_class
 
 DETECTORS = [name for name in catalog.detectors() if not family(name).masks]
 ONE_OF_EACH_KIND = ("gfl", "fcos", "faster_rcnn")

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from kdlab import catalog
+from kdlab.devices import Machine
 from kdlab.jobs.job import Job, Runs
-from kdlab.orchestration import facts, plan, recipe
-from kdlab.orchestration.devices import Machine
+from kdlab.planning import facts, plan
+from kdlab.recipe import loader as recipe
 
 XML = """<annotation><size><width>50</width><height>40</height></size><object><name>cat</name>
 <bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"""

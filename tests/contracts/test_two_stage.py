@@ -10,10 +10,10 @@ import pytest
 import torch
 from mmdet.structures.bbox import bbox_overlaps
 
-from kdlab.training.detectors import adapt
-from kdlab.training.detectors.base import Adapter
+from kdlab.detectors import adapt
+from kdlab.detectors.base import Adapter
+from kdlab.detectors.outputs import Batch, DetectorOutputs
 from kdlab.training.distiller import make_batch
-from kdlab.training.outputs import Batch, DetectorOutputs
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ import pytest
 from kdlab.jobs.events import JobFinished, JobStarted, read_from
 from kdlab.jobs.job import JobPaths
 from kdlab.jobs.lease import LeaseInfo
-from kdlab.orchestration.executors.base import Handle
+from kdlab.running.executors.base import Handle
 
 pytestmark = pytest.mark.e2e
 

@@ -17,9 +17,9 @@ from kdlab.datasets import digits
 from kdlab.jobs.events import JobCancelled, JobFailed, JobProgress, JobRetried, read_from
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Job, JobPaths, Resources
-from kdlab.orchestration.executors.base import Executor, Keepers
-from kdlab.orchestration.executors.local import Local
-from kdlab.orchestration.task import Task
+from kdlab.running.executors.base import Executor, Keepers
+from kdlab.running.executors.local import Local
+from kdlab.running.task import Task
 from kdlab.training.job import run_job
 
 pytestmark = pytest.mark.e2e

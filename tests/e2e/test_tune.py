@@ -14,8 +14,8 @@ import pytest
 
 from kdlab.jobs.events import JobEvaluated, JobStarted, read_from
 from kdlab.jobs.job import JobPaths, Runs
-from kdlab.orchestration.driver import Driver
-from kdlab.orchestration.tuning.study import Study, Told
+from kdlab.running.driver import Driver
+from kdlab.tuning.study import Study, Told
 from tests.e2e.test_faults import PATIENCE_S, Warm, World
 
 pytestmark = pytest.mark.e2e

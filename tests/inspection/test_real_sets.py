@@ -11,7 +11,7 @@ import pytest
 from kdlab.datasets import coco, voc
 from kdlab.inspection.examine import Inspection, examine
 from kdlab.inspection.findings import Defect
-from kdlab.orchestration import recipe as recipes
+from kdlab.recipe import loader as recipes
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not here")

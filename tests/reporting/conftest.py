@@ -8,14 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdlab.jobs.events import (
-    Event,
-    JobCheckpointed,
-    JobEvaluated,
-    JobFinished,
-    JobProgress,
-    JobStarted,
-)
+from kdlab.jobs.events import Event, JobCheckpointed, JobEvaluated, JobFinished, JobProgress, JobStarted
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, JobResult, Runs
 

@@ -8,7 +8,7 @@ import pytest
 
 from kdlab import catalog
 from kdlab.errors import UsageError
-from kdlab.orchestration import recipe
+from kdlab.recipe import loader as recipe
 from kdlab.reporting.reference import COLUMNS, Published, published, read
 
 ROW = {

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
+from kdlab.devices import Gpu, Machine
 from kdlab.jobs.events import EventLog, JobCancelled, JobEvaluated, JobFailed, JobFinished, JobStarted
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, JobPaths, Runs, read_job
-from kdlab.orchestration.devices import Gpu, Machine
-from kdlab.orchestration.executors.base import Handle
+from kdlab.running.executors.base import Handle
 from tests.stubs.stub_job import make_result
 
 TERM_SHARE = {"rm": 0.02, "pfi": 0.1}

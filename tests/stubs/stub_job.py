@@ -25,7 +25,7 @@ from kdlab.jobs.job import Job, JobPaths, JobResult, Resources, Runs, read_job
 from kdlab.jobs.lease import Lease
 
 if TYPE_CHECKING:
-    from kdlab.orchestration.plan import Plan
+    from kdlab.planning.plan import Plan
 
 COMMAND = (sys.executable, str(Path(__file__)))
 METRICS = {"AP": 12.5, "AP50": 25.0}
@@ -40,7 +40,7 @@ def make_job(
 
 def make_plan(*jobs: Job, **cost_s: float) -> Plan:
     # Not above: the job's process, which runs this file too, has no use for it.
-    from kdlab.orchestration.plan import Plan, PlannedJob
+    from kdlab.planning.plan import Plan, PlannedJob
 
     planned = tuple(PlannedJob(job, False, "new", cost_s.get(job.arm)) for job in jobs)
     return Plan(id="00000000", recipe={"name": "stub"}, jobs=planned, device="cpu", dataset={})

@@ -103,7 +103,7 @@ def _job(folder: str) -> int:
 
 def _command(argv: Sequence[str], cwd: str) -> int:
     from kdlab.cli.app import main
-    from kdlab.orchestration.executors import local
+    from kdlab.running.executors import local
 
     os.chdir(cwd)
     local.subprocess = SimpleNamespace(Popen=Forked, DEVNULL=-3, STDOUT=-2)  # type: ignore[attr-defined]
@@ -163,12 +163,6 @@ def import_all(database: Path) -> None:
     import matplotlib.pyplot  # noqa: F401
     import mlflow  # noqa: F401
 
-    import kdlab.cli.run
-    import kdlab.cli.tune
-    import kdlab.orchestration.tuning.study
-    import kdlab.session
-    import kdlab.training.job
-    import kdlab.training.trainer  # noqa: F401
     from kdlab.jobs.job import Runs
     from kdlab.reporting.ledger import Ledger
     from kdlab.reporting.mlflow_store import client

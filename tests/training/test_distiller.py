@@ -12,13 +12,12 @@ from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from kdlab import catalog
+from kdlab import catalog, detectors
+from kdlab.detectors import family
 from kdlab.errors import JobError
-from kdlab.training import detectors
-from kdlab.training.detectors import family
+from kdlab.methods.base import Connector, Method
 from kdlab.training.distiller import Distiller, make_batch, matched_levels
 from kdlab.training.loop import build_optimiser
-from kdlab.training.methods.base import Connector, Method
 
 DETECTORS = [name for name in catalog.detectors() if not family(name).masks]
 SCHEDULE = {"lr": 0.01, "weight_decay": 0.01, "momentum": 0.9, "clip_grad": 35.0, "precision": "fp32"}

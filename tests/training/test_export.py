@@ -23,7 +23,7 @@ import json, sys, warnings
 warnings.simplefilter("ignore")
 import torch
 torch.set_num_threads(1)
-import kdlab.training
+import kdlab.mmcv_ops
 from mmdet.apis import inference_detector, init_detector
 folders, images = json.loads(sys.argv[1])
 answer = {"found": {}}
@@ -92,7 +92,7 @@ def test_mmdet_alone_predicts_what_each_detectors_job_does(
     command = [sys.executable, "-c", LOADING, json.dumps([folders, images])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])
-    assert set(answer["kdlab"]) <= {"kdlab", "kdlab.training", "kdlab.training.mmcv_ops", "kdlab.errors"}
+    assert set(answer["kdlab"]) <= {"kdlab", "kdlab.training", "kdlab.mmcv_ops.operators", "kdlab.errors"}
     assert answer["classes"] == list(digits.classes)
     for detector in jobs:
         model = build(detector, classes=len(digits.classes), strides=STRIDES).eval()
@@ -180,7 +180,7 @@ def test_a_measured_teacher_is_called_a_teacher(tmp_path: Path, job: Job) -> Non
 def test_a_config_that_brings_its_own_modules_names_them(job: Job) -> None:
     from mmengine.config import Config
 
-    from kdlab.training.detectors import config
+    from kdlab.detectors import config
     from kdlab.training.export import config_text
 
     found = config(job.settings["model"], 10).model.to_dict()

@@ -14,12 +14,12 @@ from torch import Tensor
 from kdlab.datasets.base import DatasetFiles
 from kdlab.errors import JobError
 from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress
+from kdlab.methods import method_class
+from kdlab.methods.base import Connector, Method
 from kdlab.training.checkpoints import TrainingCheckpoints, load
 from kdlab.training.data import mmdet_dataset, training_loader
 from kdlab.training.distiller import Distiller
 from kdlab.training.loop import Stopped, TrainingLoop, build_optimiser, build_schedulers
-from kdlab.training.methods import method_class
-from kdlab.training.methods.base import Connector, Method
 
 SCHEDULE = {
     "epochs": 2,

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from kdlab import detectors
 from kdlab.errors import JobError
 from kdlab.jobs.events import JobCancelled, JobEvaluated, JobFinished, JobProgress, JobStarted, read_from
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, JobPaths, JobResult
-from kdlab.training import checkpoints, detectors
+from kdlab.training import checkpoints
 from kdlab.training.checkpoints import load_finished
 from kdlab.training.distiller import Distiller
 from kdlab.training.job import run_job

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from kdlab import catalog
+from kdlab.detectors import family
 from kdlab.jobs.job import NUMERICS
-from kdlab.training.detectors import family
 from kdlab.training.distiller import Distiller
 from kdlab.training.loop import build_optimiser
 

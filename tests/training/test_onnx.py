@@ -25,7 +25,7 @@ def two_stages(torch_: Any) -> Any:
     from mmdet.registry import MODELS
     from mmengine.config import Config
 
-    from kdlab.training.sizing import CONFIGS
+    from kdlab.detectors.sizing import CONFIGS
 
     model = Config.fromfile(CONFIGS / "faster_rcnn" / "faster-rcnn_r50_fpn_1x_coco.py").model
     model.backbone.update(depth=18, base_channels=8, init_cfg=None)
@@ -93,7 +93,7 @@ def own_detections(model: Any, images: Any) -> Any:
 def test_photographs_give_the_interface_s_boxes_and_the_head_s_scores(
     detector: str, size: Any, session: Callable[..., Any], torch_: Any
 ) -> None:
-    from kdlab.training import detectors
+    from kdlab import detectors
 
     model, runtime = session(detector, size=size)
     adapter = detectors.adapt(model)

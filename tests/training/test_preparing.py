@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from kdlab import detectors
 from kdlab.errors import JobError
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, JobPaths, JobResult
-from kdlab.orchestration.recipe_jobs import PREPARING
-from kdlab.training import checkpoints, detectors
+from kdlab.methods.maskd import MaskedDistillation, TokenLearning
+from kdlab.planning.jobs import PREPARING
+from kdlab.training import checkpoints
 from kdlab.training.job import run_job
 from kdlab.training.loop import Stopped
-from kdlab.training.methods.maskd import MaskedDistillation, TokenLearning
 from kdlab.training.preparing import Preparer, TeacherWith
 
 ITERATIONS = 12

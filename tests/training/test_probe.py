@@ -8,10 +8,9 @@ import pytest
 import torch
 import torchvision
 
-from kdlab import catalog
+from kdlab import catalog, detectors
+from kdlab.detectors import adapt
 from kdlab.errors import UsageError
-from kdlab.training import detectors
-from kdlab.training.detectors import adapt
 from kdlab.training.probe import _answer, probe
 
 SETTINGS: dict[str, Any] = {
@@ -132,7 +131,7 @@ def test_torchvisions_weights_are_refused_for_a_caffe_backbone() -> None:
 
 
 def test_files_are_reported_and_judged(tmp_path: Path) -> None:
-    from kdlab.training import detectors
+    from kdlab import detectors
 
     model = detectors.build(SETTINGS, 10)
     torch.save({"state_dict": model.state_dict(), "meta": {"CLASSES": ("b", "a")}}, tmp_path / "whole.pth")

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from kdlab import detectors
 from kdlab.jobs.events import JobEvaluated, JobFinished, JobStarted, read_from
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, JobPaths, JobResult
-from kdlab.training import checkpoints, detectors
+from kdlab.training import checkpoints
 from kdlab.training.job import run_job
 from kdlab.training.loop import Stopped
 from kdlab.training.scaling import Scale

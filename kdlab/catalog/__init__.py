@@ -1,0 +1,315 @@
+"""Finds methods, detectors, datasets, executors and recipes by listing folders.
+
+A plugin file is parsed, never imported: names, summaries and options come from its source, so that a
+listing or a shell completion needs neither torch nor mmdet, and a broken plugin runs no code here.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from kdlab.catalog.options import Option
+from kdlab.catalog.plugin_files import PluginFile, PluginInfo, function_in, options_of, plugin_files
+
+PACKAGE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class DetectorInfo(PluginInfo):
+    """A detector family, with the sizes that a recipe need not say.
+
+    Args:
+        strides: of its levels in mmdet's own config.
+        head_convs: convolutions of each tower there; 0 for a head without towers.
+    """
+
+    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
+    head_convs: int = 4
+
+
+@dataclass(frozen=True)
+class DatasetInfo(PluginInfo):
+    """A dataset, with the keyword-only arguments of its `prepare` as options."""
+
+    options: dict[str, Option]
+
+
+@dataclass(frozen=True)
+class ExecutorInfo(PluginInfo):
+    """An executor, with the keyword-only arguments of its class as what `resources.<key>` may say."""
+
+    options: dict[str, Option]
+
+
+@dataclass(frozen=True)
+class MethodInfo(PluginInfo):
+    """A distillation method: its options, and what it needs of the two models.
+
+    Args:
+        doc: the docstring of its class, which says what each option means.
+        needs: names of detector outputs that both models must provide.
+        requires_equal: facts in which teacher and student must agree.
+        default_weight_when: the weight under an option's value instead, by (option, value).
+        needs_when: what is needed besides, by (option, value).
+        requires_equal_when: what must be equal besides, by (option, value).
+        defaults_for: other defaults of options, and of "weight", by the student's detector family.
+        unused_when: options that change nothing, by (option, value).
+        prepares: options that decide what is learned of the teacher before any student is trained.
+    """
+
+    options: dict[str, Option]
+    default_weight: float
+    doc: str = ""
+    needs: tuple[str, ...] = ()
+    requires_equal: tuple[str, ...] = ()
+    default_weight_when: dict[tuple[str, Any], float] = field(default_factory=dict)
+    needs_when: dict[tuple[str, Any], tuple[str, ...]] = field(default_factory=dict)
+    requires_equal_when: dict[tuple[str, Any], tuple[str, ...]] = field(default_factory=dict)
+    defaults_for: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unused_when: dict[tuple[str, Any], tuple[str, ...]] = field(default_factory=dict)
+    prepares: tuple[str, ...] = ()
+
+    def serving(self, detector: str) -> MethodInfo:
+        """The same method with the defaults that it has for students of a detector family."""
+        own = dict(self.defaults_for.get(detector, {}))
+        weight = own.pop("weight", self.default_weight)
+        options = {
+            name: replace(option, default=own[name]) if name in own else option
+            for name, option in self.options.items()
+        }
+        return replace(self, options=options, default_weight=weight)
+
+    def unused(self, options: Mapping[str, Any]) -> dict[str, str]:
+        """Options that change nothing beside these resolved ones, each with the cause: "form: sigmoid"."""
+        return {
+            name: f"{option}: {value}"
+            for (option, value), names in self.unused_when.items()
+            if options[option] == value
+            for name in names
+        }
+
+    def weight_for(self, options: Mapping[str, Any]) -> float:
+        """The weight where a recipe names none, under these resolved options."""
+        for (option, value), weight in self.default_weight_when.items():
+            if options[option] == value:
+                return weight
+        return self.default_weight
+
+    def needs_for(self, options: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(needs, requires_equal) of the method under these options; an option left out has its default."""
+        values = {name: option.default for name, option in self.options.items()} | dict(options)
+
+        def merged(always: tuple[str, ...], when: dict[tuple[str, Any], tuple[str, ...]]) -> tuple[str, ...]:
+            besides = [
+                name for (option, value), names in when.items() if values[option] == value for name in names
+            ]
+            return tuple(dict.fromkeys([*always, *besides]))
+
+        return merged(self.needs, self.needs_when), merged(self.requires_equal, self.requires_equal_when)
+
+
+@dataclass(frozen=True)
+class RecipeInfo:
+    """A shipped recipe: its path under `recipes/` without the ending, and its first comment."""
+
+    name: str
+    path: Path
+    summary: str
+
+
+def methods(folder: Path | None = None) -> dict[str, MethodInfo]:
+    """The distillation methods by key.
+
+    Raises:
+        KdlabError: a file has no docstring, not exactly one `Method` class, or what the class says of itself
+            cannot be read without running it; names file and line.
+    """
+    folder = folder or PACKAGE / "methods"
+    return dict(
+        _methods(folder, tuple((path, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.py"))))
+    )
+
+
+def detectors(folder: Path | None = None) -> dict[str, DetectorInfo]:
+    """The detector families by key: the files that say `FAMILY = ...`, others there are what they share.
+
+    `STRIDES = ...` and `HEAD_CONVS = ...` there are the family's own sizes, written as literals.
+
+    Raises:
+        KdlabError: as `methods` does.
+    """
+    files = plugin_files(folder or PACKAGE / "detectors")
+    return {file.info.key: _detector(file) for file in files if file.assigned("FAMILY")}
+
+
+def config_file(name: str) -> Path | None:
+    """The mmdet config that a recipe's `detector:` names: a path, or a name of mmdet's own configs.
+
+    "retinanet/retinanet_r50_fpn_1x_coco", with or without its ending or a leading "mmdet::". None where there
+    is no such file, or mmdet is not installed.
+    """
+    if (own := Path(name).expanduser()).suffix == ".py" and own.is_file():
+        return own.absolute()
+    found = find_spec("mmdet")
+    if found is None or not found.submodule_search_locations:
+        return None
+    folder = Path(found.submodule_search_locations[0]) / ".mim" / "configs"
+    path = folder / f"{name.removeprefix('mmdet::').removesuffix('.py')}.py"
+    return path if path.is_file() else None
+
+
+def datasets(folder: Path | None = None) -> dict[str, DatasetInfo]:
+    """The datasets by key; raises as `methods` does."""
+    return {file.info.key: _dataset(file) for file in plugin_files(folder or PACKAGE / "datasets")}
+
+
+def executors(folder: Path | None = None) -> dict[str, ExecutorInfo]:
+    """The executors by key; raises as `methods` does."""
+    files = plugin_files(folder or PACKAGE / "running" / "executors")
+    return {file.info.key: _executor(file) for file in files}
+
+
+def recipes(folder: Path | None = None) -> dict[str, RecipeInfo]:
+    """The recipes by name ("digits/quickstart"): of the installed package, or of the checkout around it."""
+    folder = folder or recipe_folder()
+    found = {}
+    for path in sorted(folder.rglob("*.yaml")):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            found[name] = RecipeInfo(name, path, first_comment(stream.read(4096)))
+    return found
+
+
+def recipe_folder() -> Path:
+    """Where the recipes are: inside the package when it was installed, else beside it."""
+    installed = PACKAGE / "recipes"
+    return installed if installed.is_dir() else PACKAGE.parent / "recipes"
+
+
+def reference_folder() -> Path:
+    """Where the published numbers are: inside the package when it was installed, else beside it."""
+    installed = PACKAGE / "reference"
+    return installed if installed.is_dir() else PACKAGE.parent / "results" / "reference"
+
+
+def first_comment(text: str) -> str:
+    """The first line of `text` that is a comment, without its marks; "" where there is none."""
+    lines = (line.strip() for line in text.splitlines())
+    return next((line.lstrip("#").strip() for line in lines if line.startswith("#")), "")
+
+
+@cache
+def _methods(folder: Path, _changed: tuple[tuple[Path, int], ...]) -> dict[str, MethodInfo]:
+    """The methods as the files of the folder were at those times; a search asks thousands of times."""
+    return {file.info.key: _method(file) for file in plugin_files(folder)}
+
+
+def _detector(file: PluginFile) -> DetectorInfo:
+    sizes = {"strides": file.assigned("STRIDES"), "head_convs": file.assigned("HEAD_CONVS")}
+    own = {name: file.literal(value, name.upper()) for name, value in sizes.items() if value}
+    return DetectorInfo(**vars(file.info), **own)
+
+
+def _dataset(file: PluginFile) -> DatasetInfo:
+    if (prepare := function_in(file.tree.body, "prepare")) is None:
+        file.refuse("has no function `prepare`, whose keyword-only arguments are the dataset's options")
+    return DatasetInfo(**vars(file.info), options=options_of(file, prepare))
+
+
+def _executor(file: PluginFile) -> ExecutorInfo:
+    name = file.info.key.title()
+    classes = [node for node in file.tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+    if not classes:
+        file.refuse(f"has no class {name}, which starts the jobs")
+    init = function_in(classes[0].body, "__init__")
+    return ExecutorInfo(**vars(file.info), options=options_of(file, init) if init else {})
+
+
+def _method(file: PluginFile) -> MethodInfo:
+    classes = [node for node in file.tree.body if isinstance(node, ast.ClassDef) and _is_method(node)]
+    if len(classes) != 1:
+        file.refuse(f"has {len(classes)} classes with the base `Method`; a method's file has one")
+    init = function_in(classes[0].body, "__init__")
+    options = _limited(file, classes[0], options_of(file, init) if init else {})
+    for option in options.values():
+        if option.required:
+            file.refuse(f"option {option.name} has no default; `{file.info.key}: {{}}` must work", init)
+    doc = ast.get_docstring(classes[0]) or ""
+    return MethodInfo(**vars(file.info), options=options, doc=doc, **_facts(file, classes[0], options))
+
+
+def _is_method(node: ast.ClassDef) -> bool:
+    return any(isinstance(base, ast.Name) and base.id == "Method" for base in node.bases)
+
+
+def _facts(file: PluginFile, node: ast.ClassDef, options: dict[str, Option]) -> dict[str, Any]:
+    """The class attributes of a method that `MethodInfo` holds, e.g. `needs = ("cls_maps",)`."""
+    facts: dict[str, Any] = {}
+    for statement in node.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in _FORMS:
+                facts[name] = file.literal(value, name)
+                if not _has_form(name, facts[name], options):
+                    file.refuse(f"`{name}` must be {_FORMS[name]}", value)
+    if "default_weight" not in facts:
+        file.refuse(f"class {node.name} has no `default_weight`", node)
+    return facts
+
+
+_FORMS = {
+    "default_weight": "a number",
+    "default_weight_when": "a dict {(option, one of its values): a number}",
+    "needs": "a tuple of names",
+    "requires_equal": "a tuple of names",
+    "prepares": "a tuple of names",
+    "needs_when": "a dict {(option, one of its values): tuple of names}",
+    "requires_equal_when": "a dict {(option, one of its values): tuple of names}",
+    "defaults_for": 'a dict {detector family: {option, or "weight": value}}',
+    "unused_when": "a dict {(option, one of its values): tuple of options}",
+}
+
+
+def _has_form(name: str, value: Any, options: dict[str, Option]) -> bool:
+    if name == "default_weight":
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not name.endswith(("_when", "_for")):
+        return isinstance(value, tuple) and all(isinstance(entry, str) for entry in value)
+    try:
+        if name == "defaults_for":
+            return all(_are_defaults(entry, options) for entry in value.values())
+        if name == "unused_when" and not {word for words in value.values() for word in words} <= {*options}:
+            return False
+        always = name.removesuffix("_when")
+        cases = [(options[option], chosen, entry) for (option, chosen), entry in value.items()]
+        return all(
+            option.check(chosen) == chosen and _has_form(always, entry, {}) for option, chosen, entry in cases
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _limited(file: PluginFile, node: ast.ClassDef, options: dict[str, Option]) -> dict[str, Option]:
+    """The options within `limits = {"share": (0.01, 1.0)}` of the class; other numbers are from 0 on."""
+    limits = dict.fromkeys(options, (0.0, math.inf))
+    for statement in node.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id="limits")], value=value):
+                limits |= file.literal(value, "limits")
+                if limits.keys() != options.keys():
+                    file.refuse("`limits` must be a dict {option: (lowest, highest)}", value)
+    return {name: replace(option, limits=limits[name]) for name, option in options.items()}
+
+
+def _are_defaults(values: dict[str, Any], options: dict[str, Option]) -> bool:
+    """Whether these could be the defaults of a method's options and of its weight."""
+    return all(
+        _has_form("default_weight", value, {}) if name == "weight" else options[name].check(value) == value
+        for name, value in values.items()
+    )

@@ -1,0 +1,99 @@
+"""A plugin file as its source tells of it: parsed, never imported."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from kdlab.catalog.options import Option, option_type
+from kdlab.errors import KdlabError
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """A plugin file: its key is the file's name, its summary the first line of the file's docstring."""
+
+    key: str
+    path: Path
+    summary: str
+
+
+@dataclass(frozen=True)
+class PluginFile:
+    """A plugin file as it was parsed."""
+
+    info: PluginInfo
+    tree: ast.Module
+
+    def assigned(self, name: str) -> ast.expr | None:
+        """The value that the file gives to a name; None where it gives none."""
+        for node in self.tree.body:
+            match node:
+                case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
+                    return value
+        return None
+
+    def refuse(self, what: str, node: ast.expr | ast.stmt | ast.arg | None = None) -> NoReturn:
+        """Raise what is wrong with the file, with the line of `node` where it is known."""
+        where = f"{self.info.path}:{node.lineno}" if node else str(self.info.path)
+        raise KdlabError(what, where=where, fix="mend the file, or move it out of that folder")
+
+    def literal(self, node: ast.expr, name: str) -> Any:
+        """The value that an expression writes down; refused where it would have to be run."""
+        try:
+            return ast.literal_eval(node)
+        except (TypeError, ValueError):
+            self.refuse(f"{name} must be written as a literal: this file is read, not run", node)
+
+
+def plugin_files(folder: Path) -> Iterator[PluginFile]:
+    """The plugins of a folder; files whose name begins with an underscore are parts of them.
+
+    Raises:
+        KdlabError: a file is not Python, or has no docstring.
+    """
+    for path in sorted(folder.glob("*.py")):
+        if path.stem == "base" or path.stem.startswith((".", "_")):
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (OSError, SyntaxError, ValueError) as error:
+            line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+            raise KdlabError(f"cannot be read as Python: {error}", where=f"{path}{line}") from error
+        summary = (ast.get_docstring(tree) or "").partition("\n")[0].strip()
+        source = PluginFile(PluginInfo(path.stem, path, summary), tree)
+        if not summary:
+            source.refuse("has no docstring; its first line is the summary that people see")
+        yield source
+
+
+def function_in(body: list[ast.stmt], name: str) -> ast.FunctionDef | None:
+    """The function of that name; None where there is none."""
+    return next((node for node in body if isinstance(node, ast.FunctionDef) and node.name == name), None)
+
+
+def options_of(file: PluginFile, function: ast.FunctionDef) -> dict[str, Option]:
+    """The keyword-only arguments of a function as options.
+
+    Raises:
+        KdlabError: one has no type that a recipe could give, or a default that does not fit it.
+    """
+    options = {}
+    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+        name, kind = argument.arg, option_type(argument.annotation)
+        if kind is None:
+            known = "int, float, str, bool, Literal[...], tuple[...], X | None"
+            file.refuse(f"option {name} must be annotated with one of {known}", argument)
+        option = Option(name, kind, required=default is None)
+        if default is not None:
+            try:
+                option = replace(
+                    option, default=option.check(file.literal(default, f"the default of {name}"))
+                )
+            except ValueError as error:
+                file.refuse(f"the default of option {name} {error}", default)
+        options[name] = option
+    return options

@@ -1,0 +1,1 @@
+"""What verbs share: the board, tables on the terminal, options, questions."""

@@ -1,0 +1,207 @@
+"""An inspection of a data set for people: what each split holds, then the defects, the worst first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from kdlab.cli.screen.console import UNLIMITED, Screen, duration
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from kdlab.datasets.base import DatasetFiles
+    from kdlab.inspection.examine import Inspection
+    from kdlab.inspection.findings import Defect, Place
+    from kdlab.inspection.summary import Summary
+
+_LOOKS = {"error": "bold red", "warn": "yellow", "note": "dim"}
+_CLASSES, _TRAITS = 12, 4
+_EXAMPLES = 3
+_WIDE = 150
+"""Columns from which examples stand beside what they are of, and not below."""
+_NAME_WIDTH = 32
+
+
+@contextmanager
+def counting(screen: Screen) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with count, rate and time left for what `inspection` tells of its progress."""
+    if not screen.live:
+        yield lambda what, done, total: screen.say(f"checking {total} {what}") if not done else None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("checking {task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}"),
+    )
+    with Progress(*columns, console=screen.err, transient=True) as bar:
+        task = bar.add_task("the data set", total=None, pace="")
+
+        def told(what: str, done: int, total: int) -> None:
+            if not done:
+                bar.reset(task, description=what, total=total, pace="")
+            now = bar.tasks[0]
+            pace = f"{now.speed:.0f}/s  ETA {duration(now.time_remaining or 0)}" if now.speed else ""
+            bar.update(task, completed=done, pace=pace)
+
+        yield told
+
+
+def report(screen: Screen, files: DatasetFiles, found: Inspection) -> None:
+    """Print all of it to stdout."""
+    from rich.text import Text
+
+    screen.data(Text(f"{found.name}  fingerprint {found.fingerprint}", style="bold"))
+    for name, split in (("train", files.train), ("val", files.val)):
+        screen.data(f"  {name:<5}  {_end(str(split.labels), screen.out.width - 9)}")
+    if found.summaries:
+        screen.data("")
+        _show_numbers(screen, found.summaries)
+    screen.data("")
+    if found.defects:
+        for line in _lines(found.defects, screen.out.width):
+            screen.data(line)
+        screen.data("")
+    screen.data(Text(_verdict(found), style="bold" if found.usable else "bold red"))
+
+
+def _end(path: str, width: int) -> str:
+    """The path, or its end where it is longer: many begin alike."""
+    return path if len(path) <= width else f"…{path[1 - width :]}"
+
+
+def _verdict(found: Inspection) -> str:
+    counts = [
+        (sum(defect.severity == severity for defect in found.defects), word)
+        for severity, word in (("error", "error"), ("warn", "warning"), ("note", "note"))
+    ]
+    told = ", ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts)
+    if not found.usable:
+        return f"{told}; training cannot use this data: mend the errors"
+    left_out = f"{found.left_out:,} broken image{'s' * (found.left_out != 1)}"
+    return f"{told}: training can use this data{f', leaving out {left_out}' if found.left_out else ''}"
+
+
+def _show_numbers(screen: Screen, summaries: Sequence[Summary]) -> None:
+    """Of many splits those that a job reads, where a terminal has no room for all; numbers are never cut."""
+    from rich.text import Text
+
+    table = _numbers(summaries, all_classes=screen.verbose)
+    needed = screen.out.measure(table, options=screen.out.options.update_width(UNLIMITED)).maximum
+    if needed > screen.out.width and (others := summaries[2:-1]):
+        screen.data(_numbers([*summaries[:2], summaries[-1]], all_classes=screen.verbose))
+        names = ", ".join(split.name for split in others)
+        screen.data(Text(f"no room here for {names}: see --json, or a terminal of {needed} columns", "dim"))
+        return
+    screen.data(table)
+
+
+def _numbers(summaries: Sequence[Summary], *, all_classes: bool) -> Table:
+    """A column a split."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, overflow="ellipsis", max_width=_NAME_WIDTH)
+    for _ in range(len(summaries) + 1):
+        table.add_column(no_wrap=True, justify="right")
+    table.add_row("", *(Text(split.name, style="bold") for split in summaries), Text("share", style="dim"))
+    for name, values in _rows(summaries, all_classes=all_classes):
+        style = "" if name[:1] != " " else "dim"
+        table.add_row(Text(name, style=style), *values)
+    return table
+
+
+def _rows(summaries: Sequence[Summary], *, all_classes: bool) -> Iterator[tuple[str, list[str]]]:
+    last = summaries[-1]
+    yield "images", [f"{split.images:,}" for split in summaries]
+    yield "  without objects", [f"{split.without_objects:,}" for split in summaries]
+    yield from _counted("  ", [split.formats for split in summaries], last.images, _TRAITS, "formats")
+    yield from _counted("  ", [split.image_sizes for split in summaries], last.images, _TRAITS, "sizes")
+    yield "objects", [f"{split.objects:,}" for split in summaries]
+    yield "  crowd or difficult", [f"{split.crowds:,}" for split in summaries]
+    yield (
+        "  an image: least/median/most",
+        ["{}/{:g}/{}".format(*split.per_image) for split in summaries],
+    )
+    yield (
+        "  narrowest x lowest, px",
+        [f"{split.narrowest_px:g} x {split.lowest_px:g}" for split in summaries],
+    )
+    sizes = {"small": "small, < 32x32 px", "medium": "medium", "large": "large, >= 96x96 px"}
+    for key, name in sizes.items():
+        counts = [split.sizes[key] for split in summaries]
+        yield f"  {name}", [*(f"{count:,}" for count in counts), _share(counts[-1], last.objects)]
+    classes = [split.classes for split in summaries]
+    yield f"classes: {len(last.classes)}", []
+    yield from _counted("  ", classes, last.objects, len(last.classes) if all_classes else _CLASSES, "")
+
+
+def _counted(
+    indent: str, counts: Sequence[dict[str, int]], total: int, shown: int, what: str
+) -> Iterator[tuple[str, list[str]]]:
+    """A row for each of the most frequent, as the last of `counts` has them, and one for the rest."""
+    ranked = sorted(counts[-1], key=lambda name: -counts[-1][name])
+    kept = ranked if len(ranked) <= shown + 1 else ranked[:shown]
+    rest = ranked[len(kept) :]
+    for name in kept:
+        values = [split.get(name, 0) for split in counts]
+        yield indent + name, [*(f"{value:,}" for value in values), _share(values[-1], total)]
+    if rest:
+        sums = [sum(split.get(name, 0) for name in rest) for split in counts]
+        name = f"{len(rest)} other {what or 'classes (-v)'}"
+        yield indent + name, [*(f"{value:,}" for value in sums), _share(sums[-1], total)]
+
+
+def _share(part: int, total: int) -> str:
+    return f"{100 * part / total:.1f} %" if total else ""
+
+
+def _lines(defects: Sequence[Defect], width: int) -> Iterator[Text]:
+    """A line a defect, its examples behind it or below; what is too long loses its end."""
+    from rich.text import Text
+
+    counts = [f"{defect.count:,}" for defect in defects]
+    digits, words = max(map(len, counts)), max(len(defect.what) for defect in defects)
+    badge = max(len(defect.severity) for defect in defects)
+    for defect, count in zip(defects, counts, strict=True):
+        examples = Text(_examples(defect), style="dim")
+        severity = Text(f"{defect.severity:<{badge}}", style=_LOOKS[defect.severity])
+        line = Text.assemble(severity, f"  {count:>{digits}}  ")
+        below = Text(" " * len(line)) + examples
+        line.append(defect.what)
+        if examples and width >= _WIDE:
+            line.append(" " * (words - len(defect.what) + 2)).append_text(examples)
+        for text in (line, below) if examples and width < _WIDE else (line,):
+            text.truncate(width, overflow="ellipsis")
+            yield text
+
+
+def _examples(defect: Defect) -> str:
+    """Where it is, over all splits before over all files; numbers of objects count from 0."""
+    parts = []
+    for place in _chosen(defect.places):
+        split = f"{place.split}: " if place.split and str(place) else place.split
+        parts.append(f"{split}{place}" if str(place) else f"{split} {place.count:,}".strip())
+    named = sum(bool(str(place)) for place in defect.places)
+    more = named - len(parts) if named else 0
+    tail = f"; {more:,} more" if more > 0 else ""
+    if not any(place.split or str(place) for place in defect.places):
+        return ""
+    return "; ".join(parts) + tail
+
+
+def _chosen(places: Sequence[Place]) -> list[Place]:
+    """A few of the places, the first of each split before the second of any."""
+    seen: dict[str, int] = {}
+    ranked = []
+    for order, place in enumerate(places):
+        rank = seen[place.split] = seen.get(place.split, -1) + 1
+        ranked.append((rank, order, place))
+    chosen = sorted(ranked, key=lambda entry: entry[:2])[:_EXAMPLES]
+    return [place for _, _, place in sorted(chosen, key=lambda entry: entry[1])]

@@ -1,0 +1,239 @@
+"""kdlab export: a trained detector as files that need no kdlab."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdlab.cli.screen.console import Screen
+from kdlab.errors import Fault, JobError, KdlabError, MachineError, UsageError, suggestion
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kdlab.jobs.job import Job, Runs
+
+PROCESS = "kdlab.training.export"
+EXPORTS = Path("exports")
+QUICKSTART = "kdlab run digits/quickstart"
+_WITHOUT_DETECTOR = {
+    "prepare": "trains no detector",
+    "scale": "takes a few steps to see how large the losses are and keeps no weights",
+}
+_ABOUT = {
+    ".safetensors": "weights under mmdet's names",
+    ".pth": "the same with class names, for mmdet",
+    ".py": "one mmdet config: model, classes, test pipeline",
+    ".onnx": "images in, boxes and scores out",
+}
+
+
+def export(
+    screen: Screen,
+    job: Annotated[
+        str,
+        typer.Argument(
+            metavar="JOB",
+            help="An arm of the newest plan (rm+pfi), or a job's id or its beginning.",
+            show_default=False,
+        ),
+    ],
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Which seed of an arm. Default: the first.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FOLDER", help="Where to. Default: exports/<job id>.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX file as well.")] = False,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="HxW", help="Fix the ONNX input: 800x1344. Default: any size."),
+    ] = None,
+    nms: Annotated[
+        bool, typer.Option("--nms", help="The ONNX file also gives detections after NMS.")
+    ] = False,
+) -> None:
+    """Write the student alone: weights and one mmdet config, and ONNX if asked.
+
+    They load without kdlab; where mmcv is not compiled, kdlab.mmcv_ops lends its operators.
+
+    \b
+    Examples:
+      $ kdlab export rm+pfi
+      exports/student-...
+        student.safetensors ...  weights under mmdet's names
+        student.pth         ...  the same with class names, for mmdet
+        student.py          ...  one mmdet config: model, classes, test pipeline
+      ...
+      $ kdlab export rm+pfi --onnx --json --to deploy
+      {"schema": 1, "job": "student-...", "folder": "deploy", "files": [...
+    """
+    from kdlab import session
+
+    wish = _wish(onnx, size, nms)
+    runs = session.runs_here()
+    chosen = _finished(runs, find(runs, job, seed))
+    folder = to or EXPORTS / chosen.id
+    request = {"job": str(runs.job(chosen.id).folder), "to": str(folder), "force": force, "onnx": wish}
+    with screen.working(f"exporting {chosen.label} ({chosen.id})"):
+        done = _ask(request)
+    if screen.json:
+        screen.emit(**done)
+    else:
+        _show(screen, done)
+    screen.next("kdlab report --table")
+
+
+def find(runs: Runs, name: str, seed: int | None = None) -> Job:
+    """The job that a person means: an arm of the newest plan, else an id or its beginning.
+
+    Raises:
+        UsageError: no job fits, or several do.
+    """
+    from kdlab.jobs.job import Job, read_job
+    from kdlab.reporting import records
+
+    plan = records.newest_plan(runs)
+    planned = [Job.from_dict(entry["job"]) for entry in plan["jobs"]] if plan else []
+    arm = [job for job in planned if job.arm == name]
+    fitting = [job for job in arm if seed in (None, job.seed)]
+    if fitting:
+        return fitting[0]
+    if arm:
+        seeds = ", ".join(str(job.seed) for job in arm)
+        raise UsageError(
+            f"{name} has no seed {seed} in the newest plan", known=seeds, fix=f"--seed {arm[0].seed}"
+        )
+    ids = sorted(path.parent.name for path in (runs.folder / "jobs").glob("*/job.json"))
+    begun = [job_id for job_id in ids if job_id == name] or [
+        one for one in ids if name and one.startswith(name)
+    ]
+    if len(begun) == 1:
+        return read_job(runs.job(begun[0]))
+    if begun:
+        what = f"{name} begins the ids of {len(begun)} jobs"
+        raise UsageError(what, got=name, known=", ".join(begun), fix=f"name one: {begun[0]}")
+    arms = list(dict.fromkeys(job.arm for job in planned))
+    raise UsageError(
+        f"no job here is called {name!r}",
+        where=str(runs.folder),
+        known=", ".join([*arms, *ids]) or "none yet",
+        fix=suggestion(name, [*arms, *ids]) or ("kdlab ls runs" if ids else QUICKSTART),
+    )
+
+
+def _finished(runs: Runs, job: Job) -> Job:
+    """The job, if it is done.
+
+    Raises:
+        UsageError: it is not, with the command that finishes it; or it makes no detector.
+    """
+    from kdlab.reporting import records
+
+    if why := _WITHOUT_DETECTOR.get(job.kind):
+        raise UsageError(f"{job.label} {why}, so there is nothing to export", where=job.id)
+    state = records.job_state(runs.job(job.id))
+    if state == "done":
+        return job
+    raise UsageError(
+        f"{job.label} is {state}, so there are no weights to export",
+        where=job.id,
+        fix=f"kdlab run {_recipe_of(runs, job)}",
+    )
+
+
+def _recipe_of(runs: Runs, job: Job) -> str:
+    """The recipe of the newest plan that has the job; a file's path where it is no shipped one."""
+    plans = sorted(runs.plans.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for plan in (json.loads(path.read_text()) for path in plans):
+        if any(entry["job"]["id"] == job.id for entry in plan["jobs"]):
+            name: str = plan["recipe"]["name"]
+            path: str = plan["recipe"]["path"]
+            return name if "/" in name else path
+    return "RECIPE"
+
+
+def _wish(onnx: bool, size: str | None, nms: bool) -> dict[str, Any] | None:
+    """What the ONNX file should be, None for none.
+
+    Raises:
+        UsageError: the size is no size, or there is no ONNX file for it.
+        MachineError: the packages are missing.
+    """
+    if not onnx:
+        if size or nms:
+            flag = "--size" if size else "--nms"
+            raise UsageError(f"{flag} shapes the ONNX file, and none was asked for", fix="add --onnx")
+        return None
+    missing = [name for name in ("onnx", "onnxruntime") if util.find_spec(name) is None]
+    if missing:
+        what = f"--onnx needs {' and '.join(missing)}"
+        raise MachineError(what, fix="pip install 'kdlab[onnx]'")
+    found = re.fullmatch(r"(\d+)x(\d+)", size) if size else None
+    if size and not found:
+        raise UsageError("--size must be height and width", got=size, fix="--size 800x1344")
+    return {"size": [int(found[1]), int(found[2])] if found else None, "nms": nms}
+
+
+def _ask(request: dict[str, Any]) -> dict[str, Any]:
+    """Have a process with torch write the files; what it wrote."""
+    command = [sys.executable, "-W", "ignore", "-m", PROCESS]
+    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        last = "\n         ".join(done.stderr.strip().splitlines()[-15:])
+        raise MachineError(
+            "the export was cut off", where=request["job"], got=last, fix="kdlab doctor"
+        ) from None
+    if faults := answer.get("faults"):
+        kinds: dict[int, type[KdlabError]] = {2: UsageError, 3: MachineError}
+        raise kinds.get(done.returncode, JobError)(faults=[Fault(**fault) for fault in faults])
+    return answer
+
+
+def _show(screen: Screen, done: dict[str, Any]) -> None:
+    """What was written, what was compared, and how to load it."""
+    screen.data(done["folder"])
+    screen.data(_table(done["files"]))
+    for check in done["checks"]:
+        height, width = check["size"]
+        screen.data(
+            f"  ONNX Runtime against torch at {height}x{width}: boxes {check['boxes_px']:.1e} px, "
+            f"scores {check['scores']:.1e} apart at most"
+        )
+    config, weights = (
+        str(Path(done["folder"]) / file["name"])
+        for ending in (".py", ".pth")
+        for file in done["files"]
+        if file["name"].endswith(ending)
+    )
+    screen.data("load it:")
+    screen.data("  import kdlab.mmcv_ops  # only where mmcv is not compiled")
+    screen.data("  from mmdet.apis import inference_detector, init_detector")
+    screen.data(f'  model = init_detector("{config}", "{weights}", device="cpu")')
+    screen.data('  print(inference_detector(model, "image.jpg").pred_instances)')
+
+
+def _table(files: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for justify in ("left", "right", "left"):
+        table.add_column(justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for file in files:
+        table.add_row(f"  {file['name']}", _size(file["bytes"]), _ABOUT[Path(file["name"]).suffix])
+    return table
+
+
+def _size(count: int) -> str:
+    """ "1.2 kB", "84.5 MB"."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"

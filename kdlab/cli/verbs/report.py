@@ -1,0 +1,315 @@
+"""kdlab report: the comparison tables and plots of what was run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdlab.cli.screen.console import Screen
+from kdlab.cli.screen.options import plan_names
+from kdlab.errors import KdlabError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kdlab.jobs.job import Runs
+    from kdlab.reporting.comparison import Comparison
+    from kdlab.reporting.tables import Table
+    from kdlab.reporting.tracking import SyncReport
+
+RESULTS = Path("results")
+QUICKSTART = "kdlab run digits/quickstart"
+
+
+class Format(StrEnum):
+    """What a table can be printed as."""
+
+    terminal = "terminal"
+    md = "md"
+    latex = "latex"
+    csv = "csv"
+    html = "html"
+    json = "json"
+    explain = "explain"
+
+
+def report(
+    screen: Screen,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE|PLAN|mlflow:FILTER]...",
+            help="Which; by default the newest plan. A filter is one of MLflow's over runs of jobs.",
+            show_default=False,
+            autocompletion=plan_names,
+        ),
+    ] = None,
+    table: Annotated[bool, typer.Option("--table", help="The comparison table: the default.")] = False,
+    form: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.terminal,
+    cols: Annotated[
+        str | None,
+        typer.Option(
+            "--cols",
+            metavar="A,B",
+            help="Columns: AP, dAP, interval, other_images, p, gap_closed, n, latency_ms, ...; of --by-class "
+            "arms. A wrong one tells all.",
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", metavar="COLUMN", help="Rows by a column: numbers highest first.")
+    ] = None,
+    classes: Annotated[bool, typer.Option("--by-class", help="AP of each class, a column an arm.")] = False,
+    reported: Annotated[
+        bool, typer.Option("--reported", help="Add published numbers of the same pair, from other codebases.")
+    ] = False,
+    plots: Annotated[
+        bool,
+        typer.Option("--plots", help="Write plots to results/: PNG, PDF and CSV; into --format html too."),
+    ] = False,
+    pool: Annotated[
+        bool, typer.Option("--pool", help="Average seeds in micro-batches with those that ran whole.")
+    ] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write Markdown and CSV, or the format asked for, to results/.")
+    ] = False,
+) -> None:
+    """Compare the arms of what was run.
+
+    Means and deviations over seeds, gains over the baseline, and how sure they are.
+
+    \b
+    Examples:
+      $ kdlab report --table
+      GFL R18 to a slimmer R18 on handwritten digits: RM and PFI, n=1
+      arm         AP    dAP  ...
+      teacher   36.2         ...
+      ...
+      $ kdlab report --json digits/quickstart
+      {"schema": 1, "tables": [{"schema": 1, "title": ...
+    """
+    from kdlab import session
+    from kdlab.reporting import tracking
+
+    runs = session.runs_here()
+    compared = list(_compared(screen, sources or [], runs, pool=pool, whole=plots))
+    made = [_shaped(one, classes, reported, cols, sort) for one in compared]
+    _show(screen, made, compared, form, plots)
+    formats = ("md", "csv") if form is Format.terminal else (form.value,)
+    for comparison, one in zip(compared, made, strict=True):
+        if write:
+            written(screen, one, comparison.plan, formats, comparison if plots else None)
+        if plots:
+            _plot(screen, comparison)
+    plans = [dict(one.plan) for one in compared if "query" not in one.plan]
+    for plan in plans:
+        tell_tracking(screen, tracking.sync(plan, runs, deadline_s=session.TRACKING_S))
+    screen.next(_next(compared[0], plots))
+
+
+def _next(comparison: Comparison, plots: bool) -> str:
+    """What one does after looking: train what is missing, else look closer."""
+    recipe = comparison.plan["recipe"]
+    name = shlex.quote(recipe["name"])
+    if not all(arm.whole for arm in comparison.arms):
+        return str(recipe.get("command") or f"kdlab run {name}")
+    return f"kdlab report {name} {'--format explain' if plots else '--plots'}"
+
+
+def _compared(
+    screen: Screen, sources: list[str], runs: Runs, *, pool: bool, whole: bool
+) -> Iterator[Comparison]:
+    """What each source names, compared; the newest plan where none is named.
+
+    Args:
+        screen: where it is said what takes time.
+        sources: names of recipes, ids of plans, filters of MLflow.
+        runs: where the jobs are.
+        pool: average jobs that ran in micro-batches with those that ran whole.
+        whole: with the course of training, which plots show.
+    """
+    from kdlab.reporting import comparison, queries, records
+
+    plans = [] if sources else [_newest(screen, runs)]
+    with screen.working("comparing") as progress:
+        for source in sources:
+            if source.startswith(queries.QUERY):
+                send_all(screen, runs)
+                plans += queries.plans(source.removeprefix(queries.QUERY), runs, progress)
+            else:
+                plans.append(records.load_plan(runs, source, searches=False))
+        for plan in plans:
+            yield comparison.of_plan(plan, runs, pool=pool, whole=whole, progress=progress)
+
+
+def send_all(screen: Screen, runs: Runs, limit_s: float | None = None) -> bool:
+    """Bring MLflow up to date before it is asked, and say what it still lacks.
+
+    Args:
+        screen: where to.
+        runs: where the jobs are.
+        limit_s: seconds after which the rest is left for later; None for those that every command takes.
+
+    Returns:
+        Whether MLflow has everything.
+    """
+    from kdlab import session
+    from kdlab.reporting import records, tracking
+
+    until = time.monotonic() + (session.TRACKING_S if limit_s is None else limit_s)
+    complete = True
+    for plan in records.all_plans(runs):
+        done = tracking.sync(plan, runs, deadline_s=max(0.0, until - time.monotonic()))
+        tell_tracking(screen, done)
+        complete = complete and not (done.left or done.error)
+    return complete
+
+
+def _shaped(
+    comparison: Comparison, classes: bool, reported: bool, cols: str | None, sort: str | None
+) -> Table:
+    """The table of a comparison as it was asked for."""
+    from kdlab.reporting import comparison_table, reference
+
+    if classes and reported:
+        raise UsageError("--reported has no numbers by class", fix="leave one of the two out")
+    if classes:
+        made = comparison_table.by_class(comparison)
+    else:
+        made = comparison_table.table(comparison)
+        if reported:
+            made = comparison_table.with_reported(
+                made, reference.published(comparison.plan["recipe"]["name"])
+            )
+    if sort:
+        made = made.sorted_by(sort)
+    return made.only(_listed(cols)) if cols else made.usual()
+
+
+def _listed(words: str) -> list[str]:
+    """The words between commas, but for those in the brackets of an arm's name."""
+    return [word.strip() for word in re.split(r",(?![^\[]*\])", words)]
+
+
+def _show(screen: Screen, tables: list[Table], compared: list[Comparison], form: Format, plots: bool) -> None:
+    """Print the tables; JSON and HTML are one whole."""
+    from kdlab.reporting import renderers
+
+    if screen.json or form is Format.json:
+        screen.emit(tables=[one.to_dict() for one in tables])
+    elif form is Format.html:
+        screen.text(_page(tables, compared if plots else ()))
+    elif form is Format.terminal:
+        for one in tables:
+            screen.data(renderers.to_terminal(one))
+    else:
+        screen.text("\n".join(renderers.FORMATS[form](one) for one in tables))
+
+
+def _page(tables: Sequence[Table], plotted: Sequence[Comparison]) -> str:
+    """Tables as one HTML page, each with the plots of its comparison, or without any."""
+    from kdlab.reporting.renderers import html
+
+    pictures: list[Any] = [()] * len(tables)
+    if plotted:
+        from kdlab.reporting.plots import pictures as drawn
+
+        pictures = [drawn(one) for one in plotted]
+    return html.page([html.Section(*pair) for pair in zip(tables, pictures, strict=True)])
+
+
+def _plot(screen: Screen, comparison: Comparison) -> None:
+    """Write the plots of a comparison to `results/` and say so."""
+    from kdlab.reporting.plots import write_plots
+
+    with forgiving(screen):
+        files = write_plots(comparison, RESULTS, results_stem(comparison.plan))
+        pictures = [str(path) for path in files if path.suffix == ".png"]
+        told = f"written, each with .pdf and .csv: {', '.join(pictures)}"
+        screen.say(told if pictures else "nothing to plot yet")
+
+
+def written(
+    screen: Screen,
+    table: Table,
+    plan: Mapping[str, Any],
+    formats: Sequence[str] = ("md", "csv"),
+    plotted: Comparison | None = None,
+) -> list[Path]:
+    """Write a table to `results/` and say so; a folder that cannot be written is told, not raised.
+
+    Args:
+        screen: where to say it.
+        table: what to write.
+        plan: it is of.
+        formats: names of `renderers.FORMATS`.
+        plotted: what to draw on an HTML page.
+
+    Returns:
+        The files.
+    """
+    from kdlab.jobs.files import write_text
+    from kdlab.reporting import renderers
+
+    files: list[Path] = []
+    with forgiving(screen):
+        files = renderers.write(table, RESULTS, results_stem(plan), formats)
+        if plotted and "html" in formats:
+            write_text(files[formats.index("html")], _page([table], [plotted]))
+        screen.say(f"written: {', '.join(map(str, files))}")
+    return files
+
+
+@contextmanager
+def forgiving(screen: Screen) -> Iterator[None]:
+    """Tell that `results/` cannot be written where that is so."""
+    try:
+        yield
+    except OSError as error:
+        screen.err.print(f"warning: {RESULTS}/ cannot be written: {error}", soft_wrap=True)
+
+
+def tell_tracking(screen: Screen, done: SyncReport) -> None:
+    """Say what MLflow lacks, if anything."""
+    if done.left or done.error:
+        why = f" ({done.error})" if done.error else ""
+        screen.say(
+            f"MLflow lacks {done.left} points{why}; the next kdlab run, report or ui sends what is missing"
+        )
+
+
+def results_stem(plan: Mapping[str, Any]) -> str:
+    """Where a plan's table belongs below `results/`: under its recipe's name.
+
+    A plan of a recipe that `--set` changed, or that was edited since, keeps its id in the name, so that a
+    trial never replaces the numbers of the recipe as it stands. A query's is under `query/`.
+    """
+    from kdlab.recipe import loader as recipes
+
+    if "query" in plan:
+        return f"query/{plan['id']}"
+    told = plan["recipe"]
+    name: str = told["name"]
+    try:
+        stands = recipes.load(told["path"] if Path(told["path"]).is_file() else name).to_dict()
+    except KdlabError:
+        stands = {}
+    same = all(stands.get(key) == value for key, value in told.items() if key not in ("path", "command"))
+    return name if same else f"{name}-{plan['id']}"
+
+
+def _newest(screen: Screen, runs: Runs) -> dict[str, Any]:
+    from kdlab.reporting import records
+
+    plan = records.newest_plan(runs, searches=False)
+    if plan is None:
+        raise UsageError("nothing to compare was run here yet", where=str(runs.folder), fix=QUICKSTART)
+    screen.say(f"plan {plan['id']} of {plan['recipe']['name']}, the newest in {runs.folder}")
+    return plan

@@ -1,0 +1,140 @@
+"""A model out of an mmdet config file, as plain JSON values that a job keeps in its settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from kdlab.detectors.sizing import SWIN_DEPTHS
+from kdlab.errors import UsageError
+
+_TUPLE = "__tuple__"
+_SECOND_MODELS = ("teacher_config", "teacher_ckpt")
+
+
+def read_config(path: Path, init: str) -> dict[str, Any]:
+    """What a recipe's settings need of an mmdet config.
+
+    No part of it loads weights by itself, and where the recipe loads none either, nothing stays frozen.
+
+    Returns:
+        "config" (its model), "imports" (its own modules), "code" (their SHA-256) and "backbone" (a name as
+        recipes have it).
+
+    Raises:
+        UsageError: it is no config of a detector with a backbone, or of one that brings a teacher of its own.
+    """
+    try:
+        cfg = Config.fromfile(path)
+        model = cfg.model.to_dict()
+        backbone = model["backbone"]
+        json.dumps(model)
+    except Exception as error:  # it is Python, and can raise anything
+        raise UsageError(
+            "this is no mmdet config of a detector", where=str(path), got=f"{type(error).__name__}: {error}"
+        ) from error
+    _refuse(model, path, init)
+    _drop_pretrained(model)
+    # augmentation is the recipe's, and a function of (seed, epoch, index) alone
+    model.get("data_preprocessor", {}).pop("batch_augments", None)
+    if init == "none":
+        _thaw(backbone)
+    imports = (cfg.get("custom_imports") or {}).get("imports") or []
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    return {
+        "config": as_json(model),
+        "imports": imports,
+        "code": code_of(imports),
+        "backbone": backbone_name(backbone),
+    }
+
+
+def as_json(value: Any) -> Any:
+    """Plain values in which a tuple is told from a list: some of mmdet's parts ask which it is."""
+    if isinstance(value, dict):
+        return {key: as_json(part) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return {_TUPLE: [as_json(part) for part in value]}
+    return [as_json(part) for part in value] if isinstance(value, list) else value
+
+
+def from_json(value: Any) -> Any:
+    """The inverse of `as_json`."""
+    if isinstance(value, dict):
+        if value.keys() == {_TUPLE}:
+            return tuple(from_json(part) for part in value[_TUPLE])
+        return {key: from_json(part) for key, part in value.items()}
+    return [from_json(part) for part in value] if isinstance(value, list) else value
+
+
+def code_of(modules: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of the source of each module; of a package, of all its Python files."""
+    found = {}
+    for name in modules:
+        spec = find_spec(name)
+        files = [Path(spec.origin)] if spec and spec.origin and spec.has_location else []
+        if files and files[0].name == "__init__.py":
+            files = sorted(files[0].parent.rglob("*.py"))
+        found[name] = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return found
+
+
+def backbone_name(backbone: dict[str, Any]) -> str:
+    """ "resnet50" for mmdet's config of it; the type in small letters for one that recipes do not know."""
+    depth, depths = backbone.get("depth"), tuple(backbone.get("depths", SWIN_DEPTHS["swin_t"]))
+    match backbone["type"]:
+        case "ResNet":
+            return f"resnet{depth}"
+        case "ResNeXt":
+            return f"resnext{depth}_{backbone['groups']}x{backbone['base_width']}d"
+        case "MobileNetV2":
+            return "mobilenet_v2"
+        case "SwinTransformer":
+            return next((name for name, known in SWIN_DEPTHS.items() if known == depths), "swin")
+    return str(backbone["type"]).lower()
+
+
+def _refuse(model: dict[str, Any], path: Path, init: str) -> None:
+    if init == "imagenet" and model["backbone"].get("style") == "caffe":
+        raise UsageError(
+            "this config's backbone is in Caffe's style, and torchvision's weights are not",
+            where=str(path),
+            fix="init: FILE with weights of that style, or a config whose backbone has style='pytorch'",
+        )
+    if second := [key for key in _SECOND_MODELS if key in model]:
+        raise UsageError(
+            "this config brings a teacher of its own",
+            where=str(path),
+            got=", ".join(second),
+            fix="name its student's config, and the teacher in the recipe",
+        )
+
+
+def _drop_pretrained(part: Any) -> None:
+    """Take out, in place, whatever would load weights that no plan and no id knows of."""
+    if isinstance(part, list | tuple):
+        for entry in part:
+            _drop_pretrained(entry)
+    if not isinstance(part, dict):
+        return
+    if isinstance(own := part.get("init_cfg"), dict) and own.get("type") == "Pretrained":
+        part["init_cfg"] = None
+    if part.get("pretrained"):
+        part["pretrained"] = None
+    for entry in part.values():
+        _drop_pretrained(entry)
+
+
+def _thaw(backbone: dict[str, Any]) -> None:
+    """Frozen layers and statistics only make sense on weights that were learned somewhere."""
+    for key, value in (("frozen_stages", -1), ("norm_eval", False)):
+        if key in backbone:
+            backbone[key] = value
+    if isinstance(norm := backbone.get("norm_cfg"), dict):
+        backbone["norm_cfg"] = norm | {"requires_grad": True}

@@ -1,1 +1,0 @@
-"""Decides what runs where: recipes, plans, scheduling, tuning; never imports torch or mmdet."""

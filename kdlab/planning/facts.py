@@ -1,0 +1,191 @@
+"""What a plan must know besides the recipe: the data's fingerprint, facts of the models, earlier jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kdlab import catalog
+from kdlab.datasets.base import DatasetFiles, cache_dir
+from kdlab.devices import Machine
+from kdlab.errors import Fault, MachineError, UsageError
+from kdlab.jobs.files import read_json, write_json
+from kdlab.jobs.job import Job, JobResult, Runs, read_job
+from kdlab.planning import weights as weight_files
+from kdlab.planning.weights import WeightFile
+from kdlab.recipe.settings import ModelSettings, Recipe
+
+PROBE = "kdlab.training.probe"
+FROM_CONFIG = ("backbone", "code", "config", "imports")
+"""What the probe reads of an mmdet config for the settings of a job."""
+
+
+@dataclass(frozen=True)
+class PastJob:
+    """A job that finished earlier."""
+
+    job: Job
+    result: JobResult
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Handed to `plan.build`, which looks at nothing itself.
+
+    Args:
+        files: the data set, on disk.
+        student: what `training.probe` found of the student.
+        teacher: the same of the teacher; None without one.
+        device: "cpu" or "cuda".
+        gpu_gb: memory of the smallest GPU; None without one.
+        versions: of the packages that decide numbers.
+        weights: files that the recipe names, by their key in it; `student` and `teacher` say what they hold.
+        learned: what students learn from and are measured on, where that is not `files`.
+    """
+
+    files: DatasetFiles
+    student: dict[str, Any]
+    teacher: dict[str, Any] | None
+    device: str
+    versions: dict[str, str]
+    weights: Mapping[str, WeightFile] = field(default_factory=dict)
+    gpu_gb: float | None = None
+    learned: DatasetFiles | None = None
+
+
+def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = lambda text: None) -> Facts:
+    """Make or find the data, probe the models.
+
+    Raises:
+        KdlabError: the data or a file of weights is missing, or a folder cannot be written.
+        MachineError: the models cannot be built here.
+    """
+    weights = weight_files.gather(recipe, progress)
+    progress(f"data set {recipe.dataset.name}")
+    module = importlib.import_module(f"kdlab.datasets.{recipe.dataset.name}")
+    files: DatasetFiles = module.prepare(**recipe.dataset.options)
+    models = {"student": recipe.student} | ({"teacher": recipe.teacher} if recipe.teacher else {})
+    shape = _input_shape(files, recipe.dataset.scale)
+    requests = [
+        _request(model_settings(model, {}, weights.get(f"{role}.init")), files, shape)
+        | weight_files.request(weight_files.of_role(weights, role), files.classes)
+        for role, model in models.items()
+    ]
+    student, *teacher = _probe(requests, progress)
+    gpu_gb = min((gpu.memory_gb for gpu in machine.gpus), default=None)
+    return Facts(files, student, teacher[0] if teacher else None, machine.device, versions(), weights, gpu_gb)
+
+
+def past_jobs(runs: Runs) -> dict[str, PastJob]:
+    """All finished jobs under `runs`, by id; folders that cannot be read are passed over."""
+    found = {}
+    for path in (runs.folder / "jobs").glob("*/result.json"):
+        paths = runs.job(path.parent.name)
+        try:
+            job, result = read_job(paths), JobResult.read(paths)
+        except (OSError, ValueError, KeyError, TypeError, MachineError):
+            continue
+        if result is not None:
+            found[job.id] = PastJob(job, result)
+    return found
+
+
+def model_settings(
+    model: ModelSettings, facts: Mapping[str, Any], init: WeightFile | None = None
+) -> dict[str, Any]:
+    """What builds the model, a teacher's without its training; what is in files by content, not by place.
+
+    Args:
+        model: as the recipe has it.
+        facts: what the probe read of it; of an mmdet config they hold its content.
+        init: the file of its backbone's first weights.
+    """
+    settings = model.model_dump(mode="json", include=set(ModelSettings.model_fields))
+    settings |= {key: facts[key] for key in ("detector", *FROM_CONFIG) if "config" in facts}
+    return settings | ({"init": f"sha256:{init.sha256}"} if init else {})
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what decides numbers, without importing it."""
+    found = {}
+    for name in ("torch", "torchvision", "mmdet"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError as error:
+            raise MachineError(f"{name} is not installed", fix="kdlab doctor") from error
+    return found
+
+
+def _input_shape(files: DatasetFiles, scale: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width on which FLOPs are counted: the recipe's scale, else the first image's."""
+    if scale:
+        return scale[1], scale[0]
+    images = json.loads(files.val.labels.read_text())["images"]
+    if not images or not {"height", "width"} <= images[0].keys():
+        raise UsageError(
+            "the labels name no image size",
+            where=str(files.val.labels),
+            fix="set dataset.scale",
+        )
+    return images[0]["height"], images[0]["width"]
+
+
+def _request(settings: dict[str, Any], files: DatasetFiles, shape: tuple[int, int]) -> dict[str, Any]:
+    if settings["detector"] not in catalog.detectors():
+        settings = settings | {"file": str(catalog.config_file(settings["detector"]))}
+    return {"settings": settings, "num_classes": len(files.classes), "input": list(shape)}
+
+
+def _probe(requests: list[dict[str, Any]], progress: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Facts of the models, from the cache or from one short process that builds them."""
+    cached = [_cache(request) for request in requests]
+    known = [read_json(path) for path in cached]
+    missing = [place for place, facts in enumerate(known) if facts is None]
+    if missing:
+        progress("building the models once, to look at them")
+        for place, facts in zip(missing, _ask([requests[place] for place in missing]), strict=True):
+            known[place] = facts
+            if not _is_own_file(requests[place]):
+                cached[place].parent.mkdir(parents=True, exist_ok=True)
+                write_json(cached[place], facts)
+    return [facts for facts in known if facts is not None]
+
+
+def _ask(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    command = [sys.executable, "-W", "ignore", "-m", PROBE]
+    done = subprocess.run(command, input=json.dumps(requests), capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-15:]
+        raise MachineError("the models cannot be built", got="\n         ".join(last), fix="kdlab doctor")
+    answers: list[dict[str, Any]] = json.loads(done.stdout)
+    if faults := [Fault(**fault) for answer in answers for fault in answer.get("unreadable", [])]:
+        raise UsageError(faults=faults)
+    return answers
+
+
+def _is_own_file(request: dict[str, Any]) -> bool:
+    """Whether the model stands in a file that may change, and others that it builds on, unseen."""
+    return ".mim" not in Path(request["settings"].get("file", ".mim")).parts
+
+
+def _cache(request: dict[str, Any]) -> Path:
+    """Where the facts of a request are kept: by its content, mmdet's version and the code that answers.
+
+    Files of weights count by their content, which the request names too, and never by where they lie.
+    """
+    folder = catalog.PACKAGE / "training"
+    rooms = [path for room in ("detectors", "weights") for path in sorted(folder.glob(f"{room}/*.py"))]
+    files = [folder / f"{name}.py" for name in ("mmdet_config", "outputs", "probe", "sizing")]
+    sources = [*rooms, *files]
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    asked = {name: value for name, value in request.items() if name != "files"}
+    key = json.dumps([asked, versions(), code], sort_keys=True)
+    return cache_dir() / "probe" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

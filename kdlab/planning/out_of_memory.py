@@ -1,0 +1,99 @@
+"""Jobs that their GPU is too small for: in micro-batches where that gives the same, else what would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from kdlab.jobs.files import read_json
+from kdlab.jobs.job import Job, JobPaths, Runs
+from kdlab.planning.jobs import job_id
+
+USABLE = 0.9
+"""Part of a GPU's memory up to which a job is expected to fit."""
+
+Failure = Mapping[str, Any]
+
+
+def failure_of(paths: JobPaths) -> Failure | None:
+    """What `failure.json` says where the job ran out of GPU memory.
+
+    Its "peak_gb" of "total_gb" is what a forward of "micro_batch" images took; "batchnorm" is whether the
+    model has BatchNorm in training mode.
+    """
+    failure: dict[str, Any] | None = read_json(paths.failure)
+    return failure if failure and failure.get("kind") == "oom" else None
+
+
+def failures(runs: Runs) -> dict[str, Failure]:
+    """Those of all jobs, by id."""
+    folders = [path.parent.name for path in (runs.folder / "jobs").glob("*/failure.json")]
+    found = {name: failure_of(runs.job(name)) for name in folders}
+    return {name: failure for name, failure in found.items() if failure}
+
+
+def fitting(jobs: Iterable[Job], failed: Mapping[str, Failure], gpu_gb: float | None) -> Iterator[Job]:
+    """The jobs, those that ran out of memory on such a GPU before in smaller micro-batches.
+
+    What needs such a job needs the one that takes its place, and gets another id by that.
+
+    Args:
+        jobs: parents before children.
+        failed: by job id.
+        gpu_gb: memory of the smallest GPU here; None where that is not known.
+    """
+    renamed: dict[str, str] = {}
+    for job in jobs:
+        now = _with_parents(job, renamed)
+        while (
+            (failure := failed.get(now.id)) and _as_small(failure, gpu_gb) and (less := smaller(now, failure))
+        ):
+            now = less
+        if now.id != job.id:
+            renamed[job.id] = now.id
+        yield now
+
+
+def smaller(job: Job, failure: Failure) -> Job | None:
+    """The job with half the micro-batch and an id of its own; None where that would be another training.
+
+    BatchNorm in training mode looks at all images of a forward pass, so fewer of them change what is learned.
+    """
+    images = int(failure.get("micro_batch") or 0)
+    if images < 2 or failure.get("batchnorm") or job.kind in ("evaluate", "prepare"):
+        return None
+    return _identified(job, {**job.settings, "micro_batch": images // 2}, job.parents)
+
+
+def advice(job: Job, failure: Failure) -> str:
+    """What to do about a job that ran out of memory, with the settings that should fit."""
+    if less := smaller(job, failure):
+        return f"it is queued again with {less.settings['micro_batch']} images a forward pass"
+    batch, gpus = job.settings["schedule"]["batch_size"], max(1, job.resources.gpus)
+    peak, total, images = (float(failure.get(key) or 0) for key in ("peak_gb", "total_gb", "micro_batch"))
+    fits = min(int(images * USABLE * total / peak), int(images) - 1) if peak else 0
+    if fits < 1 or images < 2:
+        return "lower dataset.scale, or take a smaller model"
+    more = next(
+        count for count in range(gpus + 1, batch + 1) if batch % count == 0 and batch // count <= fits
+    )
+    return f"--set schedule.batch_size={fits * gpus}   or --set schedule.gpus={more}, which keeps the batch"
+
+
+def _with_parents(job: Job, renamed: Mapping[str, str]) -> Job:
+    if renamed.keys().isdisjoint(job.parents):
+        return job
+    settings = dict(job.settings)
+    if prepared := settings.get("prepared"):
+        settings["prepared"] = {name: renamed.get(parent, parent) for name, parent in prepared.items()}
+    return _identified(job, settings, tuple(renamed.get(parent, parent) for parent in job.parents))
+
+
+def _identified(job: Job, settings: dict[str, Any], parents: tuple[str, ...]) -> Job:
+    return replace(job, id=job_id(job.kind, settings, parents), settings=settings, parents=parents)
+
+
+def _as_small(failure: Failure, gpu_gb: float | None) -> bool:
+    """Whether the GPU here is no larger than the one that was too small."""
+    return gpu_gb is None or gpu_gb <= 1.05 * float(failure.get("total_gb") or gpu_gb)

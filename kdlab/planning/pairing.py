@@ -1,0 +1,105 @@
+"""Whether a method can serve a pair of models: told before anything runs, with the fact that differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kdlab import catalog
+from kdlab.errors import Fault
+from kdlab.recipe.settings import MethodSettings, Recipe
+
+FACTS = {"classes": "num_classes", "strides": "strides", "anchors": "anchors", "priors": "priors",
+         "channels": "channels", "head": "head", "bins": "bins"}  # fmt: skip
+STUDENT_ONLY = ("assignment", "anchor_boxes")
+
+
+def faults(recipe: Recipe, student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> list[Fault]:
+    """All that keeps a method of the recipe from serving the pair, each once."""
+    known = catalog.methods()
+    found: dict[str, Fault] = {}
+    for arm, methods in recipe.arms.items():
+        for name, settings in methods.items():
+            for reason, got in _reasons(known[settings.method], settings, student, teacher or {}):
+                where = f"{recipe.path}  arms.{arm}.{name}"
+                what = f"{settings.method} cannot serve this pair: {reason}"
+                found.setdefault(what, Fault(what, where, got, *_way_out(known, student, teacher or {})))
+    return list(found.values())
+
+
+def inheritance(
+    recipe: Recipe, student: Mapping[str, Any], teacher: Mapping[str, Any] | None
+) -> Iterator[Fault]:
+    """That a student would inherit nothing: no layer of neck and head has weights of the same shape."""
+    if not recipe.inherits or teacher is None:
+        return
+    mine, theirs = student["neck_and_head"], teacher["neck_and_head"]
+    # biases and scales agree between any two heads of a family
+    if not any(theirs.get(name) == shape and len(shape) > 1 for name, shape in mine.items()):
+        yield Fault(
+            "inherit: true has nothing to take over",
+            f"{recipe.path}  arms.{recipe.inherits[0]}",
+            _difference("head", student, teacher),
+            fix="choose a pair of one detector with equal neck_channels, or remove inherit",
+        )
+
+
+def _way_out(
+    known: Mapping[str, catalog.MethodInfo], student: Mapping[str, Any], teacher: Mapping[str, Any]
+) -> tuple[str, str]:
+    passing = [
+        key
+        for key, info in known.items()
+        if not any(_reasons(info, MethodSettings(method=key, weight=0.0), student, teacher))
+    ]
+    return ", ".join(passing), "use a method that can, or a pair that agrees; see: kdlab ls methods"
+
+
+def _reasons(
+    info: catalog.MethodInfo,
+    settings: MethodSettings,
+    student: Mapping[str, Any],
+    teacher: Mapping[str, Any],
+) -> Iterator[tuple[str, str]]:
+    """(reason, what was found) for everything that does not fit; what is missing hides what differs."""
+    needs, equal = info.needs_for(settings.options)
+    for role, facts in (("student", student), ("teacher", teacher)):
+        given = {*facts["provides"], *(STUDENT_ONLY if role == "teacher" else ())}
+        if missing := [name for name in needs if name not in given]:
+            yield f"it needs {' and '.join(missing)}", f"the {role}, {facts['detector']}, has none"
+            return
+    if info.prepares and not teacher["trains"]:
+        yield "it learns from the teacher's own loss first", f"that of {teacher['detector']} needs masks"
+    for name in equal:
+        mine, theirs = student[FACTS[name]], teacher[FACTS[name]]
+        if mine != theirs:
+            yield f"it needs equal {name}", _difference(name, student, teacher)
+    if "feats" in needs:
+        yield from _levels(settings, student, teacher)
+    elif settings.levels or settings.match != "stride":
+        yield "it reads no neck maps, so levels and match have no effect", "levels or match"
+
+
+def _difference(name: str, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
+    """The differing fact of both sides; what is a hash is told by what it was made from."""
+    made_from = {
+        "priors": ("detector", "strides", "anchors"),
+        "head": ("detector", "channels", "tower_depth", "num_classes"),
+    }
+    shown = made_from.get(name, (FACTS[name],))
+
+    def told(facts: Mapping[str, Any]) -> str:
+        return " ".join(f"{key} {facts[key]}" for key in shown)
+
+    return f"student {told(student)}; teacher {told(teacher)}"
+
+
+def _levels(
+    settings: MethodSettings, student: Mapping[str, Any], teacher: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    wanted = settings.levels or student["strides"]
+    missing = [stride for stride in wanted if stride not in student["strides"]]
+    if missing:
+        yield "levels names strides that the student lacks", f"{missing} of {list(student['strides'])}"
+    elif settings.match == "stride" and not set(wanted) & set(teacher["strides"]):
+        yield "no level of the two has the same stride", _difference("strides", student, teacher)

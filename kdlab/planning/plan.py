@@ -1,0 +1,223 @@
+"""Recipe -> Plan: which jobs, in which order, which of them are already done and why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from kdlab import catalog
+from kdlab.devices import Machine
+from kdlab.errors import Fault, UsageError
+from kdlab.jobs.files import write_json
+from kdlab.jobs.job import SCHEMA, Job, Runs
+from kdlab.planning import facts as facts_of
+from kdlab.planning import gate, pairing
+from kdlab.planning import out_of_memory as memory
+from kdlab.planning import weights as weight_files
+from kdlab.planning.facts import Facts, PastJob
+from kdlab.planning.history import History
+from kdlab.planning.jobs import jobs_of
+from kdlab.recipe.settings import Recipe
+
+SAFETY, CONTEXT_GB = 1.2, 1.0
+"""What a GPU needs for a job: so many times the peak that was measured, and the memory of CUDA itself."""
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job of a plan.
+
+    Args:
+        job: what would run.
+        done: whether its result exists already.
+        why: the reason in words: "reused", "new: schedule.lr differs from student-1a2b3c4d".
+        cost_s: expected seconds, None where nothing is known.
+        cost_source: "measured, n=3", "estimated" or "unknown".
+    """
+
+    job: Job
+    done: bool
+    why: str
+    cost_s: float | None = None
+    cost_source: str = "unknown"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a recipe in topological order.
+
+    Args:
+        id: 8 hex over the recipe's name and the ids of its jobs.
+        recipe: the resolved recipe as plain data ("name", "title", "arms", "seeds", ...).
+        jobs: parents before children.
+        device: "cpu" or "cuda".
+        dataset: name and fingerprint of the data.
+        notes: what a person should know before running, a sentence each.
+    """
+
+    id: str
+    recipe: dict[str, Any]
+    jobs: tuple[PlannedJob, ...]
+    device: str
+    dataset: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        # not asdict(): it copies the settings of every job, which takes seconds where there are a thousand
+        jobs = [{**vars(planned), "job": planned.job.to_dict()} for planned in self.jobs]
+        return {"schema": SCHEMA, **vars(self), "jobs": jobs, "notes": list(self.notes)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        known = {key: value for key, value in data.items() if key != "schema"}
+        known["jobs"] = tuple(PlannedJob(**{**old, "job": Job.from_dict(old["job"])}) for old in data["jobs"])
+        known["notes"] = tuple(data["notes"])
+        return cls(**known)
+
+    def save(self, runs: Runs) -> Path:
+        """Write the plan down as `plans/<id>.json`; the newest file is the newest plan."""
+        path = runs.plans / f"{self.id}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.to_dict())
+        return path
+
+
+def prepare(
+    recipe: Recipe, runs: Runs, machine: Machine, progress: Callable[[str], None] = lambda text: None
+) -> Plan:
+    """Gather what must be known, then `build`.
+
+    Raises:
+        KdlabError: the data or the models are not to be had, or a method cannot serve the pair.
+    """
+    facts = facts_of.gather(recipe, machine, progress)
+    return build(recipe, facts, facts_of.past_jobs(runs), memory.failures(runs))
+
+
+def build(
+    recipe: Recipe,
+    facts: Facts,
+    past: Mapping[str, PastJob],
+    out_of_memory: Mapping[str, memory.Failure] | None = None,
+) -> Plan:
+    """The plan of a recipe: a pure function of its arguments.
+
+    Args:
+        recipe: what is wanted.
+        facts: of data and models.
+        past: the finished jobs, by id.
+        out_of_memory: those that ran out of GPU memory, by id.
+
+    Raises:
+        UsageError: a method cannot serve the pair, or weights do not fit their model; all faults at once.
+    """
+    answers = {"student": facts.student, "teacher": facts.teacher}
+    faults = [
+        *_untrainable(recipe, facts),
+        *weight_files.faults(recipe, facts.weights, answers),
+        *pairing.faults(recipe, facts.student, facts.teacher),
+        *pairing.inheritance(recipe, facts.student, facts.teacher),
+        *_unfit(recipe, facts),
+    ]
+    if faults:
+        raise UsageError(faults=faults)
+    failed = (out_of_memory or {}) if recipe.resources.on_oom == "micro_batch" else {}
+    wanted = memory.fitting(jobs_of(recipe, facts), failed, facts.gpu_gb)
+    history = History(past)
+    jobs = tuple(planned(job, facts, past, history) for job in wanted)
+    key = json.dumps([recipe.name, [planned.job.id for planned in jobs]])
+    return Plan(
+        id=hashlib.sha256(key.encode()).hexdigest()[:8],
+        recipe=recipe.to_dict(),
+        jobs=jobs,
+        device=facts.device,
+        dataset={"name": facts.files.name, "fingerprint": facts.files.fingerprint},
+        notes=(
+            *_notes(recipe, facts),
+            *weight_files.notes(facts.weights, answers),
+            *(note for planned in jobs if planned.job.id in past for note in _missed(planned.job, past)),
+            *(note for planned in jobs for note in _in_parts(planned.job)),
+        ),
+    )
+
+
+def planned(job: Job, facts: Facts, past: Mapping[str, PastJob], history: History) -> PlannedJob:
+    """Whether the job is done, else the nearest that is and what it would cost."""
+    if job.id in past:
+        result = past[job.id].result
+        made = {name: result.environment.get(name, "?") for name in facts.versions}
+        other = [f"{name} {made[name]}" for name in made if made[name] != facts.versions[name]]
+        return PlannedJob(
+            job, True, f"reused, made with {', '.join(other)}" if other else "reused", 0.0, "done"
+        )
+    peak_gb = max((old.result.peak_memory_gb for old in history.same(job)), default=0.0)
+    return PlannedJob(with_memory(job, peak_gb), False, history.why_new(job), *history.cost(job))
+
+
+def with_memory(job: Job, peak_gb: float) -> Job:
+    """The job with the GPU memory that it needs if others like it took `peak_gb`; 0 is not known."""
+    if not (peak_gb and job.resources.gpus):
+        return job
+    need = round(SAFETY * peak_gb + CONTEXT_GB, 2)
+    return replace(job, resources=replace(job.resources, memory_gb=need))
+
+
+def _untrainable(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
+    """Models that only serve with weights from elsewhere."""
+    trained = {"student": facts.student}
+    if facts.teacher and "teacher.checkpoint" not in facts.weights:
+        trained["teacher"] = facts.teacher
+    for role, model in trained.items():
+        if not model["trains"]:
+            what = f"{role}.detector cannot be trained: it learns masks, and data sets have none"
+            fix = "give it a checkpoint" if role == "teacher" else "kdlab ls detectors"
+            yield Fault(what, recipe.path, model["detector"], fix=fix)
+
+
+def _unfit(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
+    """What the recipe asks of a device that this machine lacks."""
+    schedules = {"schedule": recipe.schedule}
+    if recipe.teacher and recipe.teacher.checkpoint is None:
+        schedules["teacher.schedule"] = recipe.teacher.schedule
+    for key, schedule in schedules.items():
+        if schedule.precision == "amp" and facts.device == "cpu":
+            what = f"{key}.precision: amp needs a GPU"
+            yield Fault(
+                what, recipe.path, "a machine without one", "fp32, amp", f"--set {key}.precision=fp32"
+            )
+
+
+def _notes(recipe: Recipe, facts: Facts) -> Iterator[str]:
+    yield from _defaults_of_others(recipe, facts)
+    if facts.teacher and facts.teacher["strides"] != facts.student["strides"]:
+        shared = set(facts.teacher["strides"]) & set(facts.student["strides"])
+        left = sorted(set(facts.teacher["strides"]) ^ set(facts.student["strides"]))
+        yield f"methods meet at strides {sorted(shared)}; {left} have no partner"
+
+
+def _defaults_of_others(recipe: Recipe, facts: Facts) -> Iterator[str]:
+    """That methods have other defaults for the family that an mmdet config turns out to be of."""
+    family, known = facts.student["detector"], catalog.methods()
+    if recipe.student.detector in catalog.detectors():
+        return
+    used = {method.method for arm in recipe.arms.values() for method in arm.values()}
+    for key in sorted(key for key in used if family in known[key].defaults_for):
+        values = ", ".join(f"{name} {value}" for name, value in known[key].defaults_for[family].items())
+        yield f"{key} is published for {family} with {values}; of a config's student the recipe must say so"
+
+
+def _missed(job: Job, past: Mapping[str, PastJob]) -> Iterator[str]:
+    """That nothing would start, because a teacher that is reused misses what is expected of it."""
+    if fault := gate.fault(job, past[job.id].result.metrics):
+        yield f"{fault.what}: nothing will be trained"
+
+
+def _in_parts(job: Job) -> Iterator[str]:
+    if images := job.settings.get("micro_batch"):
+        yield f"{job.label} ran out of GPU memory: {images} images a forward pass, the batch as it was"

@@ -1,0 +1,179 @@
+"""Files of weights from outside: found or fetched, known by their SHA-256, refused where they do not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+from kdlab.datasets.base import cache_dir, user_path
+from kdlab.errors import Fault, MachineError, UsageError
+from kdlab.jobs.files import replacing
+from kdlab.recipe.settings import Recipe
+
+SAID_EVERY_S = 5.0
+TIMEOUT_S = 30.0
+WORDS = ("none", "imagenet")
+"""What `init:` means by itself; all else names a file."""
+_URL = re.compile(r"https?://", re.IGNORECASE)
+_DIGEST = re.compile(r"-([0-9a-f]{8})\.\w+$")
+_CHUNK = 1 << 20
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file of weights.
+
+    Args:
+        path: where it lies now, absolute.
+        sha256: of its content; in a job's id, where `path` is not.
+    """
+
+    path: str
+    sha256: str
+
+
+def gather(recipe: Recipe, progress: Progress = lambda text: None) -> dict[str, WeightFile]:
+    """The files that a recipe names, by their key in it ("teacher.checkpoint"); URLs are fetched once.
+
+    Raises:
+        UsageError: there is no such file.
+        MachineError: a URL cannot be fetched.
+    """
+    models = {"student": recipe.student} | ({"teacher": recipe.teacher} if recipe.teacher else {})
+    named = {f"{role}.init": None if model.init in WORDS else model.init for role, model in models.items()}
+    named["teacher.checkpoint"] = recipe.teacher.checkpoint if recipe.teacher else None
+    found = {}
+    for key, text in named.items():
+        if text is not None:
+            local = url2pathname(urlsplit(text).path) if text.lower().startswith("file:") else text
+            path = _fetched(text, progress) if _URL.match(text) else _local(local, f"{recipe.path}  {key}")
+            found[key] = WeightFile(str(path), _sha256(path))
+    return found
+
+
+def of_role(files: Mapping[str, WeightFile], role: str) -> dict[str, WeightFile]:
+    """Those of "student" or "teacher", by the rest of their key."""
+    return {key.partition(".")[2]: file for key, file in files.items() if key.startswith(f"{role}.")}
+
+
+def request(files: Mapping[str, WeightFile], classes: Sequence[str]) -> dict[str, Any]:
+    """What the probe must be told of a model's files; nothing where it has none."""
+    if not files:
+        return {}
+    return {
+        "files": {part: file.path for part, file in files.items()},
+        "sha256": {part: file.sha256 for part, file in files.items()},
+        "classes": list(classes),
+    }
+
+
+def faults(
+    recipe: Recipe, files: Mapping[str, WeightFile], answers: Mapping[str, Mapping[str, Any] | None]
+) -> Iterator[Fault]:
+    """What keeps the files from serving the models of a recipe.
+
+    Args:
+        recipe: names the files.
+        files: of `gather`.
+        answers: what the probe found of "student" and "teacher".
+    """
+    for key, file in files.items():
+        role, _, part = key.partition(".")
+        found = (answers[role] or {})[part]
+        partial = part == "checkpoint" and recipe.teacher is not None and recipe.teacher.partial
+        where = f"{recipe.path}  {key}: {file.path}"
+        if found["key_fault"] and not partial:
+            yield replace(Fault(**found["key_fault"]), where=where)
+        # labels of another number have no layer that could load; those of another order would, silently
+        if found["class_fault"] and not (partial and len(found["classes"]) != found["expected"]):
+            yield replace(Fault(**found["class_fault"]), where=where)
+
+
+def notes(files: Mapping[str, WeightFile], answers: Mapping[str, Mapping[str, Any] | None]) -> Iterator[str]:
+    """What was left aside of a backbone's file, and what a teacher lacks whose checkpoint is not whole."""
+    for key in files.keys() & {"student.init", "teacher.init"}:
+        report = (answers[key.partition(".")[0]] or {})["init"]["report"]
+        aside = ", ".join(f"{part} ({count})" for part, count in report["beside"].items())
+        loaded = f"{key}: {sum(report['loaded'].values())} tensors of the backbone"
+        yield f"{loaded}; left aside: {aside}" if aside else loaded
+    if "teacher.checkpoint" not in files:
+        return
+    found = (answers["teacher"] or {})["checkpoint"]
+    if found["key_fault"]:
+        yield f"teacher.partial: {'; '.join(found['lines'])}"
+    if found["classes"] is None:
+        yield "teacher.checkpoint names no classes: their order could not be compared with the data set's"
+
+
+def _local(text: str, where: str) -> Path:
+    path = user_path(text).absolute()
+    if path.is_file():
+        return path
+    what = "this is a folder, not a file of weights" if path.is_dir() else "there is no such file of weights"
+    raise UsageError(
+        what,
+        where=where,
+        got=str(path),
+        fix=f"correct the path or URL{' (or: none, imagenet)' * where.endswith('init')}",
+    )
+
+
+def _fetched(url: str, progress: Progress) -> Path:
+    """The file of a URL in the cache folder, downloaded unless it is there.
+
+    Raises:
+        MachineError: no network, no such file, no room, or not the content that the file's name promises.
+    """
+    name = Path(unquote(urlsplit(url).path)).name or "weights.pth"
+    path = cache_dir() / "weights" / hashlib.sha256(url.encode()).hexdigest()[:8] / name
+    if not path.exists():
+        by_hand = f"fetch it by other means and put it at {path}"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _download(url, path, progress)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+            raise MachineError(
+                "the weights cannot be downloaded", where=url, got=str(reason), fix=by_hand
+            ) from error
+    promised = _DIGEST.search(name)
+    if promised and not (found := _sha256(path)).startswith(promised[1]):
+        raise MachineError(
+            "the downloaded weights are not the ones that their name promises",
+            where=str(path),
+            got=f"SHA-256 {found[:8]}...",
+            known=promised[1],
+            fix=f"remove the file and fetch {url} again",
+        )
+    return path
+
+
+def _download(url: str, path: Path, progress: Progress) -> None:
+    """Fetch a URL; `path` gets the whole file or nothing."""
+    said, done = time.monotonic() - SAID_EVERY_S, 0
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, replacing(path) as file:
+        total = int(answer.headers.get("Content-Length") or 0)
+        while chunk := answer.read(_CHUNK):
+            file.write(chunk)
+            done += len(chunk)
+            if time.monotonic() - said >= SAID_EVERY_S:
+                said = time.monotonic()
+                of = f" of {total / 1e6:.0f}" if total else ""
+                progress(f"downloading {path.name}: {done / 1e6:.0f}{of} MB")
+        if done < total:
+            raise OSError(f"the connection ended after {done} of {total} bytes")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,108 @@
+"""Where recipes lie: in the catalog, in files of people, and in the runs folder, derived by commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdlab import catalog
+from kdlab.errors import UsageError, suggestion
+from kdlab.jobs.job import Runs
+from kdlab.recipe.document import Document, dotted, shortened, shown
+
+_SECTIONS = [re.compile(rf"^['\"]?{section}['\"]?\s*:", re.MULTILINE) for section in ("dataset", "student")]
+
+_LOCAL = re.compile(r"(^|[\s'\"{\[,])[/~]")
+"""Where a path of this machine begins; one of a URL has a slash before it."""
+
+
+def find(name_or_path: str) -> tuple[str, Path]:
+    """Name and file of a recipe.
+
+    Raises:
+        UsageError: there is none.
+    """
+    recipes = catalog.recipes()
+    path = Path(name_or_path)
+    try:
+        if path.is_file():
+            names = (name for name, info in recipes.items() if info.path.samefile(path))
+            return next(names, _derived_name(path) or path.stem), path
+        what = f"{dotted((name_or_path,))} is not a {'file' if path.exists() else 'recipe'}"
+        if name_or_path in recipes:
+            return name_or_path, recipes[name_or_path].path
+        if (written := derived(name_or_path)).is_file() and _derived_name(written) == name_or_path:
+            return name_or_path, written
+    except OSError as error:
+        what = f"{shown(name_or_path)} is not a recipe: {error.strerror}"
+    near = suggestion(name_or_path.removeprefix("recipes/").removesuffix(".yaml"), list(recipes))
+    fix = "   ".join(filter(None, [near, "see: kdlab ls recipes"]))
+    raise UsageError(what, known=shortened(recipes), fix=fix)
+
+
+def derived(name: str) -> Path:
+    """The file of a recipe that a command derives from another, whether it exists or not."""
+    return _derived_folder() / f"{name}.yaml"
+
+
+def told(path: Path) -> str:
+    """A path as messages name it: from the current folder on where it lies below that."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def command_of(name: str, document: Document, overrides: Sequence[str] = ()) -> str:
+    """What a person types for a recipe; for a derived one, which begins with it, the command that made it."""
+    said = typed(name, document)
+    lines = [line.removeprefix("# ") for line in document.text.splitlines()[:2]]
+    made = [line for line in lines if line.startswith("kdlab ablate ")] or [f"kdlab run {said}"]
+    return " ".join([made[0], *(f"--set {shlex.quote(shareable(one))}" for one in overrides)])
+
+
+def typed(name: str, document: Document) -> str:
+    """What a person types to name a recipe, as others may read it."""
+    known = name in catalog.recipes() or derived(name).is_file()
+    return name if known else shareable(document.file)
+
+
+def shareable(text: str) -> str:
+    """An override or a path as others may read it: what lies on this machine alone is `PATH`."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        return "PATH" if _LOCAL.search(text) else text
+    return f"{key}=PATH" if _LOCAL.search(value) else text
+
+
+def of_folder(folder: Path) -> Path | None:
+    """The recipe that lies in a folder; None where there is none.
+
+    A YAML file counts that has a section `dataset:` or `student:`, whatever else in it is wrong.
+
+    Raises:
+        UsageError: there are several.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".yaml", ".yml") and path.is_file()]
+    found = [path for path in files if _looks_like_one(path)]
+    if len(found) > 1:
+        known = ", ".join(path.name for path in found)
+        what = f"there are {len(found)} recipes here"
+        raise UsageError(what, where=str(folder), known=known, fix=f"name one of them: {found[0].name}")
+    return found[0] if found else None
+
+
+def _looks_like_one(path: Path) -> bool:
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
+        text = stream.read(2**20)
+    return any(section.search(text) for section in _SECTIONS)
+
+
+def _derived_folder() -> Path:
+    return Runs.here().folder / "recipes"
+
+
+def _derived_name(path: Path) -> str:
+    """The path below the folder of derived recipes, without its ending; "" for a path elsewhere."""
+    folder, path = _derived_folder().resolve(), path.resolve()
+    return path.relative_to(folder).with_suffix("").as_posix() if path.is_relative_to(folder) else ""

@@ -1,0 +1,359 @@
+"""Loads a recipe: YAML and overrides in, resolved settings out, or all that is wrong at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from kdlab import catalog
+from kdlab.catalog.options import Option
+from kdlab.catalog.plugin_files import PluginInfo
+from kdlab.errors import suggestion
+from kdlab.recipe.document import Document, KeyPath, shown
+from kdlab.recipe.files import command_of, find, told
+from kdlab.recipe.settings import (
+    USUAL_WIDTHS,
+    DatasetSettings,
+    MethodSettings,
+    ModelSettings,
+    Recipe,
+    Resources,
+    Schedule,
+    Settings,
+    TeacherSettings,
+    TuneSettings,
+)
+from kdlab.recipe.yaml_reader import read
+
+__all__ = [
+    "DatasetSettings",
+    "MethodSettings",
+    "ModelSettings",
+    "Recipe",
+    "Resources",
+    "Schedule",
+    "TeacherSettings",
+    "load",
+]
+
+SECTIONS = ("dataset", "teacher", "student", "schedule", "methods", "arms", "seeds", "resources", "tune")
+INHERIT = "inherit"
+RESERVED = ("teacher", "class")
+NAME = re.compile(r"[\w+@\[\]=,.-]+")
+LABEL = re.compile(r"[\w+@-]+")
+
+_FIXED: dict[str, type[Settings]] = {
+    "teacher": TeacherSettings,
+    "student": ModelSettings,
+    "schedule": Schedule,
+    "tune": TuneSettings,
+}
+
+Info = TypeVar("Info", bound=PluginInfo)
+Methods = Mapping[str, catalog.MethodInfo]
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, resolve and check a recipe.
+
+    Args:
+        name_or_path: an existing file, or a name of the catalog ("digits/quickstart").
+        overrides: "a.b=value" each, the value as in YAML; later ones win.
+
+    Raises:
+        UsageError: there is no such recipe, or it holds faults: all of them, each with its line.
+        KdlabError: a plugin's file cannot be read.
+    """
+    name, document = opened(name_or_path, overrides)
+    recipe = resolve(document, name)
+    return recipe.model_copy(update={"command": command_of(name, document, overrides)})
+
+
+def opened(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[str, Document]:
+    """The name of a recipe and what stands in it, with overrides; not yet checked. Raises as `load` does."""
+    name, path = find(name_or_path)
+    return name, read(path, told(path), overrides)
+
+
+def resolve(document: Document, name: str) -> Recipe:
+    """The recipe that a document holds.
+
+    Raises:
+        UsageError: all its faults, each with its place.
+    """
+    head = {
+        "name": name,
+        "path": document.file,
+        "title": catalog.first_comment(document.text),
+        "command": command_of(name, document),
+    }
+    recipe = document.checked(Recipe, head | _resolved(document))
+    if recipe is None or document.faults:
+        raise document.error()
+    return recipe
+
+
+def _fix(near: str, command: str) -> str:
+    return "   ".join(part for part in (near, f"see: {command}") if part)
+
+
+def _resolved(document: Document) -> dict[str, Any]:
+    """The data with every option named and every method in its arm; other values are checked after this."""
+    data: dict[str, Any] = _known_only(document.data, SECTIONS, (), "a section of a recipe", document)
+    for section, model in _FIXED.items():
+        if section in data:
+            what = f"a key of {section}"
+            data[section] = _known_only(data[section], model.model_fields, (section,), what, document)
+    if isinstance(data.get("resources"), dict):
+        data["resources"] = _resources(data["resources"], document)
+    schedule = data.setdefault("schedule", {})
+    detectors = catalog.detectors()
+    for section in ("teacher", "student"):
+        if isinstance(data.get(section), dict):
+            data[section] = _model(data[section], detectors, section, document)
+    if isinstance(teacher := data.get("teacher"), dict):
+        _check_checkpoint(teacher, document)
+        teacher["schedule"] = _teacher_schedule(teacher.get("schedule", {}), schedule, document)
+    if "dataset" in data:
+        data["dataset"] = _dataset(data["dataset"], document)
+    methods = methods_for(data.get("student"))
+    blocks = _method_blocks(data.pop("methods", {}), methods, document)
+    if isinstance(data.get("arms"), dict):
+        data["inherits"] = _inheriting(data["arms"], document)
+        data["arms"] = _arms(data["arms"], blocks, methods, document)
+        _check_arms(data["arms"], data["inherits"], data.get("teacher"), document)
+    return data
+
+
+def _resources(raw: dict[str, Any], document: Document) -> dict[str, Any]:
+    """`resources:` with what is for one executor apart and complete."""
+    executors = {key: info for key, info in catalog.executors().items() if info.options}
+    fields = Resources.model_fields.keys() - {"executors"}
+    known = _known_only(raw, [*fields, *executors], ("resources",), "a key of resources", document)
+    told = {key: value for key, value in known.items() if key in executors}
+    own: dict[str, Any] = {key: value for key, value in known.items() if key in fields}
+    for key, block in told.items():
+        if not isinstance(block, dict):
+            document.fault(("resources", key), "must hold keys and values", got=shown(block))
+    blocks = {key: block for key, block in told.items() if isinstance(block, dict)}
+    own["executors"] = {
+        key: _options_of(block, executors[key], ("resources", key), document) for key, block in blocks.items()
+    }
+    return own
+
+
+SIZES = ("backbone", "width", "neck_channels", "head_convs", "strides")
+
+
+def _model(
+    raw: dict[str, Any], detectors: Mapping[str, catalog.DetectorInfo], section: str, document: Document
+) -> dict[str, Any]:
+    """`teacher:` or `student:` with its family's sizes; an mmdet config says its own."""
+    detector = raw.get("detector")
+    if isinstance(detector, str) and detector not in detectors and catalog.config_file(detector):
+        for key in raw.keys() & set(SIZES):
+            fix = f"change keys of {catalog.config_file(detector)} by overrides: {{model....: ...}}"
+            document.fault((section, key), "has no effect beside an mmdet config", got=detector, fix=fix)
+        return raw
+    info = _look_up(detector, detectors, (section, "detector"), "names no detector", document)
+    if info is None:
+        return raw
+    if info.head_convs == 0 and raw.get("head_convs"):
+        document.fault((section, "head_convs"), f"has no effect: {info.key} has no towers")
+    backbone = raw.get("backbone", "resnet50")
+    usual = {"width": USUAL_WIDTHS.get(str(backbone), 64), "strides": info.strides}
+    return {"backbone": backbone, "neck_channels": 256, "head_convs": info.head_convs, **usual} | raw
+
+
+def _dataset(raw: Any, document: Document) -> Any:
+    """`dataset:` with its options apart and complete."""
+    if not isinstance(raw, dict):
+        return raw
+    info = _look_up(raw.get("name"), catalog.datasets(), ("dataset", "name"), "names no dataset", document)
+    return _with_options(raw, DatasetSettings, info, ("dataset",), document)
+
+
+def _check_checkpoint(teacher: dict[str, Any], document: Document) -> None:
+    """What trains a teacher has no place beside a checkpoint; null takes a recipe's value back."""
+    if teacher.get("checkpoint") is None:
+        return
+    for key in ("schedule", "seed", "init"):
+        if teacher.get(key) not in (None, "none"):
+            clause = "has no effect: the teacher is not trained, it comes from teacher.checkpoint"
+            fix = f"remove it, or --set teacher.{key}=null"
+            document.fault(("teacher", key), clause, got=shown(teacher[key]), fix=fix)
+        teacher.pop(key, None)
+
+
+def _teacher_schedule(own: Any, schedule: Any, document: Document) -> Any:
+    """The teacher's own keys over those of the recipe; a preset of its own starts afresh."""
+    own = _known_only(own, Schedule.model_fields, ("teacher", "schedule"), "a key of schedule", document)
+    if not isinstance(own, dict) or not isinstance(schedule, dict) or "preset" in own:
+        return own
+    without = {"milestones"} if own.get("decay") == "cosine" else set()
+    return {key: value for key, value in schedule.items() if key not in without} | own
+
+
+def methods_for(student: Any) -> dict[str, catalog.MethodInfo]:
+    """All methods, with the defaults that they have for the student's family."""
+    detector = student.get("detector") if isinstance(student, dict) else None
+    return {key: info.serving(str(detector)) for key, info in catalog.methods().items()}
+
+
+def _method_blocks(raw: Any, methods: Methods, document: Document) -> dict[str, dict[str, Any]]:
+    """`methods:`, each entry checked even where no arm uses it."""
+    if not isinstance(raw, dict):
+        document.fault(("methods",), "must hold keys and values", got=shown(raw))
+        return {}
+    for instance, block in raw.items():
+        path = ("methods", instance)
+        document.checked(MethodSettings, method(block, methods, path, document), path)
+    return {instance: block for instance, block in raw.items() if isinstance(block, dict)}
+
+
+def _inheriting(raw: dict[str, Any], document: Document) -> list[str]:
+    """The arms that say `inherit: true`, a word that no method may have for a name."""
+    said = {name: arm[INHERIT] for name, arm in raw.items() if isinstance(arm, dict) and INHERIT in arm}
+    for name, value in said.items():
+        if not isinstance(value, bool):
+            document.fault(("arms", name, INHERIT), "must be true or false", got=shown(value))
+    return [name for name, value in said.items() if value is True]
+
+
+def _arms(
+    raw: dict[str, Any], blocks: dict[str, dict[str, Any]], methods: Methods, document: Document
+) -> dict[str, Any]:
+    """`arms:` with each method over its entry in `methods:`."""
+    arms = dict(raw)
+    for name, arm in raw.items():
+        if isinstance(arm, dict):
+            merged = {
+                instance: {**blocks.get(instance, {}), **own} if isinstance(own, dict) else own
+                for instance, own in arm.items()
+                if instance != INHERIT
+            }
+            arms[name] = {
+                instance: method(block, methods, ("arms", name, instance), document)
+                for instance, block in merged.items()
+            }
+    return arms
+
+
+def _check_arms(arms: dict[str, Any], inherits: list[str], teacher: Any, document: Document) -> None:
+    """Every arm has a sound name, differs from all others, and what learns from a teacher has one."""
+    for number, (name, arm) in enumerate(arms.items()):
+        if not NAME.fullmatch(name):
+            known = "letters, digits and _ + - @ . , = [ ]"
+            document.fault(("arms", name), "is not a name for an arm", known=[known])
+        if name in RESERVED:
+            document.fault(("arms", name), "is a word of tables, no name for an arm", fix="rename it")
+        twins = [
+            earlier
+            for earlier in list(arms)[:number]
+            if isinstance(arm, dict) and arms[earlier] == arm and (earlier in inherits) == (name in inherits)
+        ]
+        if twins:
+            document.fault(("arms", name), f"is the same as arms.{twins[0]}", fix=f"remove {name}")
+    learning = next((name for name, arm in arms.items() if arm or name in inherits), None)
+    if learning is not None and teacher is None:
+        fix = "add teacher: {detector: ..., backbone: ...}"
+        what = "has methods" if arms[learning] else "inherits"
+        document.fault(("arms", learning), f"{what}, but the recipe has no teacher", fix=fix)
+
+
+def method(raw: Any, methods: Methods, path: KeyPath, document: Document) -> Any:
+    """A method's entry, whose instance ("cwd@neck") ends `path`, with its options apart and complete."""
+    key, at, label = str(path[-1]).partition("@")
+    info = _look_up(key, methods, path, "is not a method", document)
+    if at and not LABEL.fullmatch(label):
+        document.fault(path, "is not a name for an instance", known=[f"{key}@NAME"])
+    if not isinstance(raw, dict):
+        return raw
+    settings = _with_options(raw, MethodSettings, info, path, document)
+    if info is None:
+        return {"weight": 0.0, **settings, "method": key}
+    # an entry of `methods:` may hold what only some arms can use
+    unused = info.unused(settings["options"]) if path[0] == "arms" else {}
+    for name, why in unused.items():
+        if settings["options"][name] != info.options[name].default:
+            fix = f"remove it, or choose another value than {why}"
+            document.fault((*path, name), f"has no effect with {why}", got=shown(raw[name]), fix=fix)
+    return {"weight": info.weight_for(settings["options"]), **settings, "method": key}
+
+
+def _with_options(
+    raw: dict[str, Any],
+    model: type[Settings],
+    info: catalog.DatasetInfo | catalog.MethodInfo | None,
+    path: KeyPath,
+    document: Document,
+) -> dict[str, Any]:
+    """`raw` in the form of `model`: what belongs to the plugin moves to `options`, and defaults join it."""
+    fields = model.model_fields.keys() - {"options", "method"}
+    resolved: dict[str, Any] = {key: value for key, value in raw.items() if key in fields} | {"options": {}}
+    if info is not None:
+        resolved["options"] = _options_of(raw, info, path, document, besides=fields)
+    return resolved
+
+
+def _options_of(
+    raw: dict[str, Any],
+    info: catalog.DatasetInfo | catalog.ExecutorInfo | catalog.MethodInfo,
+    path: KeyPath,
+    document: Document,
+    besides: Iterable[str] = (),
+) -> dict[str, Any]:
+    """All options of a plugin: those that `raw` gives, which may hold keys `besides` them, and defaults."""
+    _known_only(raw, [*besides, *info.options], path, f"an option of {info.key}", document)
+    return {name: _option(option, raw, (*path, name), document) for name, option in info.options.items()}
+
+
+def _option(option: Option, raw: dict[str, Any], path: KeyPath, document: Document) -> Any:
+    """The option's value in `raw`, or its default."""
+    if option.name not in raw:
+        if option.required:
+            document.fault(path, "is missing", fix=f"add {option.name}: ...")
+        return option.default
+    value = raw[option.name]
+    try:
+        return option.check(value)
+    except ValueError as error:
+        near = suggestion(str(value), [str(choice) for choice in option.type.choices])
+        document.fault(path, str(error), got=shown(value), fix=near)
+        return value
+
+
+def _look_up(
+    word: Any, infos: Mapping[str, Info], path: KeyPath, clause: str, document: Document
+) -> Info | None:
+    """The plugin that `word` names; a fault where it names none, but not where it is no word at all.
+
+    `clause` ends with the kind of plugin: "is not a method".
+    """
+    if not isinstance(word, str):
+        return None
+    if word not in infos:
+        fix = _fix(nearest(word, infos), f"kdlab ls {clause.rpartition(' ')[2]}s")
+        document.fault(path, clause, got=word, known=infos, fix=fix)
+    return infos.get(word)
+
+
+def nearest(word: str, infos: Mapping[str, PluginInfo]) -> str:
+    """The nearest plugin by its key, or by the name before the colon of its summary: "rank_mimic" is `rm`."""
+    names = {info.summary.partition(":")[0].lower().replace(" ", "_"): key for key, info in infos.items()}
+    names |= {key: key for key in infos}
+    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    return f"did you mean {names[near[0]]}?" if near else ""
+
+
+def _known_only(raw: Any, known: Iterable[str], path: KeyPath, what: str, document: Document) -> Any:
+    """`raw` without its unknown keys, each of which is a fault."""
+    if not isinstance(raw, dict):
+        return raw
+    for key in raw:
+        if key not in known:
+            fix = _fix(suggestion(key, list(known)), "kdlab plan digits/quickstart --json")
+            document.fault((*path, key), f"is not {what}", got=key, known=known, fix=fix)
+    return {key: value for key, value in raw.items() if key in known}

@@ -1,0 +1,137 @@
+"""One process a job on this machine, on leased GPUs or cores; outlives its scheduler. The default."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+
+from kdlab import devices
+from kdlab.jobs.job import Job, JobPaths
+from kdlab.jobs.lease import Process
+from kdlab.running.executors import base
+from kdlab.running.executors.base import Handle
+
+_LOOK_AGAIN_S = 10.0
+
+
+class Local:
+    """Runs jobs as subprocesses in sessions of their own.
+
+    Args:
+        gpus: the GPUs to use, by number, also where they are busy; None for all that are free.
+        command: what trains, if not `base.command`; the job's folder is appended.
+    """
+
+    def __init__(self, gpus: Collection[int] | None = None, command: Sequence[str] | None = None) -> None:
+        self._only, self._command = gpus, command
+        self._machine, self._looked = devices.detect(gpus), time.monotonic()
+        self._children: dict[Process, subprocess.Popen[bytes]] = {}
+        self._kill_at: dict[Process, float] = {}
+
+    @property
+    def machine(self) -> devices.Machine:
+        """See `Executor.machine`."""
+        return self._machine
+
+    def slots(self, job: Job) -> int:
+        """See `Executor.slots`."""
+        wants = job.resources
+        if wants.gpus:
+            return wants.share * len(self._machine.gpus) // wants.gpus
+        return len(self._machine.cores) // self._cores_for(job)
+
+    def start(self, job: Job, paths: JobPaths) -> Handle | None:
+        """See `Executor.start`."""
+        lease = self._lease(job)
+        if lease is None:
+            return None
+        command = [*self._command, str(paths.folder)] if self._command else base.command(job, paths)
+        devices_told = f"{'GPU' if job.resources.gpus else 'core'} {', '.join(lease.ids)}"
+        with lease, paths.log.open("ab", buffering=0) as log:
+            log.write(f"{time.strftime('%F %T')} starting on {devices_told}\n".encode())
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | base.environment(job, lease.ids),
+                start_new_session=True,
+                pass_fds=lease.files,
+            )
+        process = Process.of(child.pid)
+        handle = Handle("local", process, lease.ids)
+        try:
+            handle.write(paths)
+        except OSError:
+            child.kill()
+            child.wait()
+            raise
+        self._children[process] = child
+        return handle
+
+    def poll(self, handles: Mapping[str, Handle]) -> dict[str, int | None]:
+        """See `Executor.poll`."""
+        ended: dict[str, int | None] = {}
+        for job, handle in handles.items():
+            process = handle.process
+            assert process is not None
+            if time.monotonic() > self._kill_at.get(process, float("inf")):
+                _signal(process, signal.SIGKILL)
+            child = self._children.get(process)
+            if (child and child.poll() is None) or (child is None and process.alive()):
+                continue
+            ended[job] = child.returncode if child else None
+            _end_orphans(process)
+            self._children.pop(process, None)
+            self._kill_at.pop(process, None)
+        return ended
+
+    def cancel(self, handle: Handle, grace_s: float) -> None:
+        """See `Executor.cancel`."""
+        process, now = handle.process, time.monotonic()
+        assert process is not None
+        if grace_s <= 0:
+            _signal(process, signal.SIGKILL)
+        elif process not in self._kill_at and process.alive():
+            # the leader alone: loader processes that die of it would fail the step before the checkpoint
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
+        self._kill_at[process] = min(now + grace_s, self._kill_at.get(process, float("inf")))
+
+    def _lease(self, job: Job) -> devices.DeviceLease | None:
+        machine, wants = self._current_machine(), job.resources
+        if not wants.gpus:
+            return machine.lease("core", self._cores_for(job))
+        if wants.share > 1:
+            return machine.lease_share(wants.share, wants.memory_gb)
+        return machine.lease("gpu", wants.gpus)
+
+    def _cores_for(self, job: Job) -> int:
+        # More threads than cores are slow but right, and the thread count is part of the result.
+        return min(job.resources.cores, len(self._machine.cores))
+
+    def _current_machine(self) -> devices.Machine:
+        if self._machine.gpus and time.monotonic() - self._looked > _LOOK_AGAIN_S:
+            self._machine, self._looked = devices.detect(self._only), time.monotonic()
+        return self._machine
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    """Signal the job's whole group, or one that runs in somebody else's group alone."""
+    if not process.alive():
+        return
+    with suppress(ProcessLookupError):
+        if os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, number)
+        else:
+            os.kill(process.pid, number)
+
+
+def _end_orphans(leader: Process) -> None:
+    """End the loader processes of a leader that was killed: they hold its lease and its devices."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader.pid, signal.SIGKILL)

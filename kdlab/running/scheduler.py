@@ -1,0 +1,341 @@
+"""Plan + executor -> events: order, reuse, adoption, retry and stopping live here and only here."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdlab.errors import Fault, MachineError
+from kdlab.jobs.events import (
+    Event,
+    JobCancelled,
+    JobFailed,
+    JobFinished,
+    JobQueued,
+    JobRetried,
+    JobReused,
+    JobSkipped,
+)
+from kdlab.jobs.job import Runs
+from kdlab.jobs.lease import holder
+from kdlab.planning.plan import Plan, PlannedJob
+from kdlab.running import backfill as packing
+from kdlab.running.backfill import Held, Piece
+from kdlab.running.executors.base import Executor, Keepers
+from kdlab.running.task import Task
+
+GRACE_S = 120.0
+LOOK_S = 1.0
+"""Between two looks for free devices while nothing ends."""
+UNKNOWN_S = 3600.0
+"""What a job is taken to last where nothing is known of any."""
+
+Feed = Callable[[int], Sequence[PlannedJob]]
+"""Told how many jobs wait and run, gives more or, for now, none; what they need is known already."""
+
+
+def run(
+    plan: Plan,
+    executor: Executor,
+    runs: Runs,
+    *,
+    fail_fast: bool = False,
+    jobs_at_once: int | None = None,
+    retries: int = 2,
+    poll_s: float = 0.2,
+    grace_s: float = GRACE_S,
+    stop: threading.Event | None = None,
+    kill: threading.Event | None = None,
+    feed: Feed | None = None,
+) -> Generator[Event, None, None]:
+    """Bring every job of a plan to its result; ends when all are done, failed, cancelled or skipped.
+
+    First each job is `JobQueued` or `JobReused`. Then come the events of the jobs as they run, from the start
+    of their history for those that ran already and were adopted. Each queued job ends in exactly one of
+    `JobFinished`, `JobReused` (another scheduler did it), `JobFailed`, `JobCancelled` or `JobSkipped`, unless
+    `stop` left it queued. A teacher that misses what its recipe expects has failed, and nothing more starts.
+    Closing the iterator stops the running jobs; SIGKILL of this process does not.
+
+    Args:
+        plan: what to run; a job that has a result is reused whatever the plan says of it.
+        executor: how to run it.
+        runs: where the job folders are.
+        fail_fast: end everything after the first failure.
+        jobs_at_once: how many jobs may run side by side; None for what the devices allow.
+        retries: how often a job goes on from its checkpoint after its process was killed.
+        poll_s: seconds between two looks at the running jobs.
+        grace_s: seconds a job has to write its checkpoint when it is stopped.
+        stop: set it to stop the running jobs and end.
+        kill: set it to kill the running jobs and end.
+        feed: asked for more jobs at first and whenever one has ended, until it gives none and nothing runs.
+
+    Raises:
+        MachineError: a job never fits on this machine, or the runs folder cannot be written.
+    """
+    limits = _Limits(
+        fail_fast,
+        jobs_at_once or sys.maxsize,
+        retries,
+        grace_s,
+        stop or threading.Event(),
+        kill or threading.Event(),
+    )
+    schedule = _Schedule(plan, executor, runs, limits, feed or (lambda active: ()))
+    try:
+        with _usable(runs.folder):
+            yield from schedule.admit(plan.jobs)
+            yield from schedule.ask_for_more()
+            while not schedule.over:
+                yield from schedule.step()
+                # Not stop.wait(): it can deadlock with a signal handler that sets the event in this thread.
+                time.sleep(0 if schedule.over else poll_s)
+    finally:
+        schedule.abandon(poll_s)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """The arguments of `run` that are the same for all jobs."""
+
+    fail_fast: bool
+    jobs_at_once: int
+    retries: int
+    grace_s: float
+    stop: threading.Event
+    kill: threading.Event
+
+
+class _Schedule:
+    """The jobs of one `run`: those that wait, those that run and those that are done."""
+
+    def __init__(self, plan: Plan, executor: Executor, runs: Runs, limits: _Limits, feed: Feed) -> None:
+        self._executor, self._limits, self._runs, self._feed = executor, limits, runs, feed
+        self._keepers = Keepers(executor)
+        self._tasks: dict[str, Task] = {}
+        self._costs: dict[str, float] = {}
+        self._urgency: dict[str, float] = {}
+        self._look_at = 0.0
+        self._waiting: dict[str, Task] = {}
+        self._running: dict[str, Task] = {}
+        self._done: set[str] = set()
+        self._failed = self._stranded = False
+
+    @property
+    def ending(self) -> bool:
+        """Whether nothing more should start."""
+        limits = self._limits
+        return limits.stop.is_set() or limits.kill.is_set() or (limits.fail_fast and self._failed)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to wait for."""
+        return not self._running and (self.ending or not self._waiting)
+
+    def admit(self, jobs: Sequence[PlannedJob]) -> Iterator[Event]:
+        """Take stock of new jobs: which are done, which others run already, which are left to start."""
+        new = {each.job.id: Task(each.job, self._runs.job(each.job.id)) for each in jobs}
+        self._tasks |= new
+        self._value(jobs)
+        stock = [self._enter(task) for task in new.values()]
+        waiting = [task for job, task in new.items() if job in self._waiting]
+        histories = [task.adopt(self._keepers) or [] for task in waiting]
+        self._check_fit(waiting)
+        for task in waiting:
+            if task.handle:
+                self._running[task.job.id] = self._waiting.pop(task.job.id)
+            else:
+                task.prepare()
+        yield from stock
+        for history in histories:
+            yield from history
+        for task, event in [(task, task.missed()) for task in waiting if task.job.id in self._waiting]:
+            if event:
+                yield from self._settle(task, event)
+
+    def ask_for_more(self) -> Iterator[Event]:
+        """Admit what the feed gives, as long as it gives any; what is done already makes room at once."""
+        while not self.ending and (more := self._feed(len(self._waiting) + len(self._running))):
+            yield from self.admit(more)
+
+    def step(self) -> Iterator[Event]:
+        """One look at everything."""
+        if self.ending:
+            self._cancel_all()
+        for task in self._running.values():
+            yield from task.follow()
+        for job, code in self._ended().items():
+            task = self._running.pop(job)
+            yield from task.follow()
+            yield from self._settle(task, task.outcome(code, self._limits.retries))
+            self._look_at = 0.0
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + LOOK_S
+            yield from self._give_up_unwanted()
+            yield from self.ask_for_more()
+            yield from self._start()
+            # what another scheduler has done by now has made room
+            yield from self.ask_for_more()
+
+    def abandon(self, poll_s: float) -> None:
+        """Stop what still runs and wait for its end."""
+        while self._running:
+            self._cancel_all()
+            for job in self._ended():
+                del self._running[job]
+            time.sleep(poll_s)
+
+    def _enter(self, task: Task) -> Event:
+        if reused := task.reused():
+            self._done.add(task.job.id)
+            return reused
+        self._waiting[task.job.id] = task
+        return task.says(JobQueued)
+
+    def _value(self, jobs: Sequence[PlannedJob]) -> None:
+        """What new jobs cost, and how urgent that makes them."""
+        costs = _costs_s(jobs, self._tasks)
+        pieces = [Piece(each.job.id, 1.0, costs[each.job.id], each.job.parents) for each in jobs]
+        self._costs |= costs
+        self._urgency |= packing.urgency(pieces)
+
+    def _check_fit(self, tasks: Sequence[Task]) -> None:
+        faults = [
+            Fault(
+                "the job does not fit on this machine",
+                where=f"{task.job.label} ({task.job.id})",
+                got=f"gpus: {task.job.resources.gpus}, threads: {task.job.resources.threads}",
+                fix="lower schedule.gpus, or see what is there: kdlab doctor",
+            )
+            for task in tasks
+            if task.handle is None and self._executor.slots(task.job) == 0
+        ]
+        if faults:
+            raise MachineError(faults=faults)
+
+    def _start(self) -> Iterator[Event]:
+        """Start what is ready and fits, as `packing` orders it."""
+        for task in self._chosen(sorted(self._ready(), key=lambda task: -self._urgency[task.job.id])):
+            if self.ending or len(self._running) >= self._limits.jobs_at_once:
+                return
+            events = task.begin(self._executor, self._keepers)
+            if task.handle:
+                self._running[task.job.id] = self._waiting.pop(task.job.id)
+            elif events is None and self._running:
+                # its devices are in other hands; what would overtake it could keep them so
+                return
+            for event in events or []:
+                yield from self._settle(task, event)
+
+    def _chosen(self, ready: Sequence[Task]) -> list[Task]:
+        machine, now = self._executor.machine, time.time()
+        held = [
+            Held(packing.size_of(task.job, machine), task.ends_at(self._costs[task.job.id]))
+            for task in self._running.values()
+        ]
+        pieces = [
+            Piece(task.job.id, packing.size_of(task.job, machine), self._costs[task.job.id]) for task in ready
+        ]
+        chosen = packing.startable(pieces, held, packing.capacity_of(machine), now)
+        return [self._waiting[piece.id] for piece in chosen]
+
+    def _ready(self) -> list[Task]:
+        """Those that wait for devices alone."""
+        return [task for task in self._waiting.values() if self._done.issuperset(task.job.parents)]
+
+    def _give_up_unwanted(self) -> Iterator[Event]:
+        """Cancel what somebody asked to stop before it started."""
+        for task in self._ready():
+            if task.paths.stop_request.exists():
+                del self._waiting[task.job.id]
+                yield from self._settle(task, task.says(JobCancelled))
+
+    def _settle(self, task: Task, event: Event) -> Iterator[Event]:
+        """Tell an event and draw what follows from it for the other jobs."""
+        yield event
+        match event:
+            case JobReused() | JobFinished():
+                self._waiting.pop(task.job.id, None)
+                self._done.add(task.job.id)
+            case JobRetried():
+                self._waiting[task.job.id] = task
+            case JobFailed():
+                self._failed = True
+                self._stranded |= task.missed() is not None
+                yield from self._skip(task, "failed")
+            case JobCancelled():
+                yield from self._skip(task, "was cancelled")
+
+    def _skip(self, lost: Task, word: str) -> Iterator[Event]:
+        """Give up what needs a lost job; all that waits with `fail_fast` or for want of a teacher."""
+        self._waiting.pop(lost.job.id, None)
+        gone = {lost.job.id}
+        name = f"{lost.job.label} ({lost.job.id})"
+        for task in list(self._tasks.values()):
+            if task.job.id not in self._waiting:
+                continue
+            needed = not gone.isdisjoint(task.job.parents)
+            if needed or self._stranded or (self._limits.fail_fast and self._failed):
+                gone.add(task.job.id)
+                del self._waiting[task.job.id]
+                also = "misses teacher.expect_ap" if self._stranded else f"{word}, and --fail-fast is on"
+                yield task.says(
+                    JobSkipped, why=f"it needs {name}, which {word}" if needed else f"{name} {also}"
+                )
+
+    def _ended(self) -> dict[str, int | None]:
+        """Exit codes of the running jobs that have ended.
+
+        Those on other hosts are known by their heartbeats; `kill` cannot reach them and lets go of them.
+        """
+        handles = {job: task.handle for job, task in self._running.items() if task.handle}
+        killing = self._limits.kill.is_set()
+        away = [job for job, handle in handles.items() if self._keepers.of(handle) is None]
+        gone = {job: None for job in away if killing or not holder(self._tasks[job].paths)}
+        return self._keepers.ended(handles) | gone
+
+    def _cancel_all(self) -> None:
+        grace_s = 0.0 if self._limits.kill.is_set() else self._limits.grace_s
+        for task in self._running.values():
+            task.cancelled = True
+            if task.handle and (keeper := self._keepers.of(task.handle)):
+                keeper.cancel(task.handle, grace_s)
+            if task.handle and not task.handle.here:
+                # a signal may not reach it, or only after a while
+                task.paths.stop_request.touch()
+
+
+def _costs_s(jobs: Sequence[PlannedJob], known_jobs: Collection[str]) -> dict[str, float]:
+    """Expected seconds of each job; what is not known is like the others.
+
+    Raises:
+        ValueError: a job needs one that is not among the known ones.
+    """
+    known = [planned.cost_s for planned in jobs if planned.cost_s]
+    usual = sum(known) / len(known) if known else UNKNOWN_S
+    costs = {each.job.id: usual if each.cost_s is None else each.cost_s for each in jobs}
+    if unknown := {parent for each in jobs for parent in each.job.parents} - set(known_jobs):
+        raise ValueError(f"the plan lacks jobs that others need: {', '.join(sorted(unknown))}")
+    return costs
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Tell a full disk or a folder without permission as what it is.
+
+    Raises:
+        MachineError: something below `folder` could not be read or written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(
+            "the runs folder cannot be used",
+            where=str(folder),
+            got=f"{error.strerror or error}: {error.filename or folder}",
+            fix="make room or get permission there, or choose another folder with KDLAB_RUNS",
+        ) from error

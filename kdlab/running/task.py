@@ -1,0 +1,285 @@
+"""One job on its way to a result: what it says, and how it ended, judged by its files alone.
+
+So it does not matter which scheduler started it, or whether one was there when it ended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from kdlab.errors import Fault
+from kdlab.jobs.events import (
+    Event,
+    JobCancelled,
+    JobCheckpointed,
+    JobFailed,
+    JobFinished,
+    JobProgress,
+    JobRetried,
+    JobReused,
+    JobStarted,
+    read_from,
+    settled,
+)
+from kdlab.jobs.files import DISK_FULL, disk_full, read_json, write_json
+from kdlab.jobs.job import Job, JobPaths, JobResult
+from kdlab.jobs.lease import LeaseInfo, holder, try_lock
+from kdlab.planning import gate
+from kdlab.planning import out_of_memory as memory
+from kdlab.running.executors.base import TAKEN, Executor, Handle, Keepers
+
+TAIL_LINES = 15
+_TAIL_BYTES = 16384
+
+
+@dataclass
+class Task:
+    """A job under a scheduler.
+
+    Args:
+        job: what it is.
+        paths: its folder.
+        handle: its process, while it runs.
+        offset: up to where its events were read.
+        iteration: the last one reported.
+        saved: the last one checkpointed.
+        last_word: what the job itself said of its end.
+        began: Unix seconds at which the attempt began.
+        kills: how often its process was killed since it last got further.
+        saved_before: the last iteration that was checkpointed when it was last killed.
+        cancelled: this scheduler asked it to stop.
+        told_end: when it will end as it says itself, in Unix seconds.
+    """
+
+    job: Job
+    paths: JobPaths
+    handle: Handle | None = None
+    offset: int = 0
+    iteration: int = 0
+    saved: int = 0
+    last_word: Event | None = None
+    began: float = field(default_factory=time.time)
+    kills: int = 0
+    saved_before: int = 0
+    cancelled: bool = False
+    told_end: float | None = None
+
+    def says(self, kind: type[Event], /, **told: Any) -> Event:
+        """An event of this job in its newest attempt."""
+        lease = LeaseInfo.read(self.paths)
+        return kind(job=self.job.id, attempt=lease.attempt if lease else 0, **told)
+
+    def ends_at(self, cost_s: float) -> float:
+        """When it will end, in Unix seconds: as it says itself, else as its cost lets one expect."""
+        return max(time.time(), self.told_end or self.began + cost_s)
+
+    def prepare(self) -> None:
+        """Write down what the job is, and forget an earlier wish to stop it."""
+        self.paths.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.paths.job, self.job.to_dict())
+        self.paths.stop_request.unlink(missing_ok=True)
+
+    def reused(self) -> Event | None:
+        """`JobReused` where there is a result already, and one that serves."""
+        result = JobResult.read(self.paths)
+        if result is None or gate.fault(self.job, result.metrics):
+            return None
+        remove_states(self.paths)
+        return self.says(JobReused, metrics=result.metrics)
+
+    def missed(self) -> Event | None:
+        """`JobFailed` where there is a result and it is not what the recipe expects."""
+        result = JobResult.read(self.paths)
+        fault = result and gate.fault(self.job, result.metrics)
+        return self.says(JobFailed, **asdict(fault), after_s=result.wall_s) if result and fault else None
+
+    def adopt(self, keepers: Keepers) -> list[Event] | None:
+        """Follow the job where it runs already: its history; None where it does not run."""
+        self.handle = self._running(keepers)
+        if self.handle is None:
+            return None
+        log = read_from(self.paths.events)
+        self.offset = log.offset
+        return self._heed(settled(log.events))
+
+    def begin(self, executor: Executor, keepers: Keepers) -> list[Event] | None:
+        """Start the job, unless another scheduler did or even brought it to its end.
+
+        Returns:
+            What there is to tell at once; None where it has to wait. `handle` is set where it runs now.
+        """
+        with _sole_starter(self.paths) as sole:
+            if not sole:
+                return None
+            if reused := self.reused():
+                return [reused]
+            if (history := self.adopt(keepers)) is not None:
+                return history
+            self.paths.failure.unlink(missing_ok=True)
+            self.offset = self.paths.events.stat().st_size if self.paths.events.exists() else 0
+            self.began, self.last_word = time.time(), None
+            self.handle = executor.start(self.job, self.paths)
+        return None if self.handle is None else []
+
+    def follow(self) -> list[Event]:
+        """What the job said since the last call; its end is left to `outcome`."""
+        log = read_from(self.paths.events, self.offset)
+        self.offset = log.offset
+        return self._heed(log.events)
+
+    def outcome(self, code: int | None, retries: int) -> Event:
+        """How the process ended.
+
+        Args:
+            code: as `Executor.poll` gives it.
+            retries: how many kills are forgiven without a checkpoint between them.
+
+        Returns:
+            `JobFinished`, `JobFailed` or `JobCancelled`; `JobRetried` where it should go on.
+        """
+        known_dead = self.handle is not None and not self.handle.executor and self.kills > 0
+        self.handle = None
+        return (
+            self.missed()
+            or self._finished()
+            or self._failed_by_itself(code)
+            or self._stopped(code)
+            or self._died(code, retries, counts=not known_dead)
+        )
+
+    def _running(self, keepers: Keepers) -> Handle | None:
+        """The process that works on the job now, also one that has yet to take its lease; None without."""
+        handle = Handle.read(self.paths)
+        if handle and handle.process and handle.process.alive():
+            return handle
+        known = handle and handle.ref and keepers.of(handle)
+        if handle and known and not keepers.ended({self.job.id: handle}):
+            return handle
+        info = holder(self.paths)
+        # Loader processes of a killed leader can hold its lock a while; the next attempt waits for them.
+        if info is None or (info.process.here and not info.process.alive()):
+            return None
+        return Handle("", info.process)
+
+    def _heed(self, events: list[Event]) -> list[Event]:
+        told = []
+        for event in events:
+            match event:
+                case JobStarted():
+                    self.began, self.last_word, self.told_end = event.time, None, None
+                    self.iteration = self.saved = event.iteration
+                case JobProgress():
+                    self.iteration, self.told_end = event.iteration, event.time + event.eta_s
+                case JobCheckpointed():
+                    self.saved = event.iteration
+                case JobFinished() | JobFailed() | JobCancelled():
+                    self.last_word = event
+                    continue
+            told.append(event)
+        return told
+
+    def _finished(self) -> Event | None:
+        if (result := JobResult.read(self.paths)) is None:
+            return None
+        remove_states(self.paths)
+        if isinstance(self.last_word, JobFinished):
+            return self.last_word
+        return self.says(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
+
+    def _failed_by_itself(self, code: int | None) -> Event | None:
+        if code == TAKEN or _signal(code) == signal.SIGTERM:
+            # who ended it ended its loader processes too, and it took their loss for a failure of its own
+            return None
+        data: dict[str, Any] | None = read_json(self.paths.failure)
+        if data is None and isinstance(self.last_word, JobFailed):
+            data = asdict(self.last_word)
+        if data is None:
+            return None
+        fault = Fault(**{part.name: str(data.get(part.name) or "") for part in fields(Fault)})
+        if shortage := memory.failure_of(self.paths):
+            fault = replace(fault, fix=memory.advice(self.job, shortage))
+        kind = str(data.get("kind") or "")
+        return self._failed(fault, after_s=float(data.get("after_s") or 0.0), kind=kind)
+
+    def _stopped(self, code: int | None) -> Event | None:
+        wished = self.cancelled or self.paths.stop_request.exists()
+        # a cluster that takes a job away asks it to stop just as a person does
+        told = isinstance(self.last_word, JobCancelled) and code != TAKEN
+        if not (wished or told or _signal(code) in (signal.SIGINT, signal.SIGTERM)):
+            return None
+        return self.says(JobCancelled, iteration=self.saved)
+
+    def _died(self, code: int | None, retries: int, *, counts: bool) -> Event:
+        number = _signal(code)
+        if code == DISK_FULL:
+            return self._failed(disk_full(self.paths.folder), time.time() - self.began)
+        if code not in (None, TAKEN) and number is None:
+            if self._in_other_hands():
+                return self.says(JobRetried, why="another process works on it already")
+            what = f"the process ended with exit code {code}, without a result and without a reason"
+            return self._failed(Fault(what, fix="the end of its log may tell"), time.time() - self.began)
+        # the lease of a lost host, which was followed until it was stale, is no second loss
+        self.kills = self.kills + counts if self.saved <= self.saved_before else 1
+        self.saved_before = self.saved
+        how = f"was killed ({number.name})" if number else "vanished" if code is None else "was taken away"
+        if self.kills <= retries:
+            return self.says(JobRetried, why=f"the process {how}")
+        times = f" {self.kills} times without getting further" if self.kills > 1 else ""
+        fix = "the end of its log may tell; kdlab run again goes on from the last checkpoint"
+        if number in (signal.SIGKILL, None):
+            fix = "most often the memory is full: run fewer jobs at once (-j 1) or lower schedule.batch_size"
+        return self._failed(Fault(f"the process {how}{times}", fix=fix), time.time() - self.began)
+
+    def _in_other_hands(self) -> bool:
+        """Whether a process that this scheduler did not know of has the job; it is adopted then.
+
+        A scheduler that is killed between the start of a job and the note of it leaves such a process.
+        """
+        other = holder(self.paths)
+        return other is not None and other.shows_life()
+
+    def _failed(self, fault: Fault, after_s: float, kind: str = "") -> Event:
+        stood = f"iteration {self.iteration}" if self.iteration else "before the first step"
+        told = asdict(fault) | {"where": fault.where or stood}
+        log = self.paths.log
+        return self.says(JobFailed, **told, kind=kind, after_s=after_s, log=str(log), tail=_tail(log))
+
+
+@contextmanager
+def _sole_starter(paths: JobPaths) -> Iterator[bool]:
+    """Whether no other scheduler is about to start this job; keeps them from it inside `with`."""
+    with paths.handle.with_suffix(".lock").open("ab") as file:
+        yield try_lock(file.fileno(), fcntl.LOCK_EX)
+
+
+def remove_states(paths: JobPaths) -> None:
+    """Remove the training states of a job that nobody will go on with."""
+    with suppress(OSError):
+        for state in paths.checkpoints.glob("[0-9]*-*.pth"):
+            state.unlink(missing_ok=True)
+
+
+def _signal(code: int | None) -> signal.Signals | None:
+    """The signal that ended a process, also in the form in which shells report it."""
+    try:
+        return signal.Signals(-code if code < 0 else code - 128) if code else None
+    except ValueError:
+        return None
+
+
+def _tail(log: Path) -> tuple[str, ...]:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return ()
+    return tuple(lines[-TAIL_LINES:])

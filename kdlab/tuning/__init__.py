@@ -1,0 +1,1 @@
+"""Hyperparameter search with Optuna: a plan that grows."""

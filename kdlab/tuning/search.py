@@ -1,0 +1,123 @@
+"""Recipe -> Search: all that `kdlab tune` must know before the first job, or all that forbids it."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from kdlab.datasets._tuning_split import images_of, tuning_split
+from kdlab.devices import Machine
+from kdlab.jobs.job import Runs
+from kdlab.planning import facts as facts_of
+from kdlab.planning import out_of_memory as memory
+from kdlab.planning import plan as plans
+from kdlab.planning.history import History
+from kdlab.planning.plan import Plan, PlannedJob
+from kdlab.recipe import loader as recipes
+from kdlab.recipe.document import Document
+from kdlab.recipe.files import shareable, typed
+from kdlab.recipe.settings import Recipe
+from kdlab.tuning import space
+from kdlab.tuning.trials import Student, Trials, Variant
+
+
+@dataclass(frozen=True)
+class Search:
+    """A recipe, ready to be searched.
+
+    Args:
+        recipe: what is tuned.
+        document: the same as it was written, with overrides.
+        command: what a person types for the search, as others may read it.
+        trials: makes the jobs.
+        study: its name: "digits/gfl-3fa2c1".
+        images: how many the trials train on, and how many they are measured on.
+        plan: the jobs before the first trial; it will grow.
+        trial: one with what the recipe says, and what it costs.
+    """
+
+    recipe: Recipe
+    document: Document
+    command: str
+    trials: Trials
+    study: str
+    images: tuple[int, int]
+    plan: Plan
+    trial: PlannedJob
+
+    def whole(self, count: int) -> Plan:
+        """The plan as it would be with so many trials more, each to its end."""
+        job = self.trial.job
+        trials = [replace(self.trial, job=replace(job, id=f"{job.id}-{number}")) for number in range(count)]
+        return replace(self.plan, jobs=(*self.plan.jobs, *trials))
+
+
+def prepare(
+    name_or_path: str,
+    overrides: Sequence[str],
+    runs: Runs,
+    machine: Machine,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Search:
+    """Load a recipe, cut its training images, and see that all that may be tried can be run.
+
+    Raises:
+        KdlabError: the recipe, the data or the models do not allow it.
+    """
+    name, document = recipes.opened(name_or_path, overrides)
+    recipe = recipes.load(name_or_path, overrides)
+    arm = space.searched_arm(recipe)
+    searched = space.dimensions(recipe, arm)
+    variants = {}
+    for student in _students(recipe):
+        settings = [f"student.{key}={value}" for key, value in student]
+        own = recipes.load(name_or_path, [*overrides, *settings])
+        facts = facts_of.gather(own, machine, progress)
+        progress("tuning split of the training images")
+        variants[student] = Variant(own, replace(facts, learned=tuning_split(facts.files, recipe.tune.split)))
+    trials = Trials(variants, arm, searched)
+    trials.check()
+    # the address of a storage may hold a password
+    told = [
+        f"--set {shlex.quote(shareable(one))}" for one in overrides if not one.startswith("tune.storage=")
+    ]
+    command = " ".join([f"kdlab tune {typed(name, document)}", *told])
+    return _planned(recipe, document, command, trials, f"{name}-{trials.key}", runs)
+
+
+def _planned(
+    recipe: Recipe, document: Document, command: str, trials: Trials, study: str, runs: Runs
+) -> Search:
+    facts = next(iter(trials.variants.values())).facts
+    assert facts.learned is not None
+    past = facts_of.past_jobs(runs)
+    history = History(past)
+    failed = memory.failures(runs)
+    jobs = [plans.planned(job, facts, past, history) for job in trials.preparation(failed)]
+    plan = Plan(
+        id=hashlib.sha256(study.encode()).hexdigest()[:8],
+        recipe=_told(recipe) | {"study": study, "command": command},
+        jobs=tuple(jobs),
+        device=facts.device,
+        dataset={"name": facts.learned.name, "fingerprint": facts.learned.fingerprint},
+    )
+    usual = trials.job(trials.usual(next(iter(trials.variants))), failed)
+    trial = PlannedJob(usual, False, "a trial", *history.cost(usual))
+    return Search(recipe, document, command, trials, study, images_of(facts.learned), plan, trial)
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data, without an address that may hold a password."""
+    data = recipe.to_dict()
+    return data | {"tune": {**data["tune"], "storage": None}}
+
+
+def _students(recipe: Recipe) -> Iterator[Student]:
+    """All that `tune.student` lists, each combination once."""
+    keys = list(recipe.tune.student)
+    for values in product(*recipe.tune.student.values()):
+        yield tuple(zip(keys, values, strict=True))

@@ -1,0 +1,292 @@
+"""Recipe -> what `kdlab tune` searches: weights on a log scale, numbers in limits, words to choose from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kdlab import catalog
+from kdlab.catalog.options import Option
+from kdlab.errors import Fault, UsageError, suggestion
+from kdlab.recipe.document import shortened
+from kdlab.recipe.settings import MethodSettings, Recipe
+
+WEIGHT = "weight"
+REACH = 30.0
+"""How far a weight is searched to both sides of the recipe's, as a factor, before its term was measured."""
+MANY_TIMES = 20.0
+"""From this ratio of their limits on numbers are searched on a log scale."""
+DIGITS = 3
+"""Significant digits of a number that is tried."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One thing that is searched.
+
+    Args:
+        name: "pfi.weight", "rm.rank", "student.width".
+        low: the lowest number to try; with `choices` neither this nor the next two count.
+        high: the highest.
+        log: whether factors are searched alike, not differences.
+        whole: whether only whole numbers will do.
+        choices: the values to choose from; () for a number.
+        given: whether the recipe says the range, so that no measurement moves it.
+    """
+
+    name: str
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+    choices: tuple[Any, ...] = ()
+    given: bool = False
+
+    @property
+    def owner(self) -> str:
+        """The instance of a method, or "student"."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def key(self) -> str:
+        """What of its owner."""
+        return self.name.rpartition(".")[2]
+
+    def clipped(self, value: Any) -> Any:
+        """The value of this dimension that is nearest to one outside of it."""
+        if self.choices:
+            return value if value in self.choices else self.choices[0]
+        return min(self.high, max(self.low, value))
+
+    def rounded(self, value: Any) -> Any:
+        """A number as it is trained with and written down: with few digits."""
+        if self.choices or self.whole or not value:
+            return value
+        return round(value, DIGITS - 1 - math.floor(math.log10(abs(value))))
+
+
+def searched_arm(recipe: Recipe) -> str:
+    """The arm whose methods are tuned: `tune.arm`, else the smallest that has all methods of `tune.over`.
+
+    Without `over` it is the first of those with the most methods.
+
+    Raises:
+        UsageError: there is none.
+    """
+    arms, tune = recipe.arms, recipe.tune
+    _check_names(recipe)
+    owners = {name.rpartition(".")[0] for name in tune.over}
+    candidates = [tune.arm] if tune.arm is not None else [*arms]
+    if unknown := [name for name in candidates if name not in arms]:
+        near = suggestion(unknown[0], [*arms])
+        what = "tune.arm is not an arm of the recipe"
+        raise UsageError(what, where=recipe.path, got=unknown[0], known=", ".join(arms), fix=near)
+    fitting = [name for name in candidates if arms[name] and owners <= arms[name].keys()]
+    if not fitting:
+        known = shortened(f"{name} ({', '.join(methods)})" for name, methods in arms.items() if methods)
+        got, fix = ", ".join(tune.over) or "arms without methods", "add an arm that has them"
+        what = f"tune.arm {tune.arm} has not" if tune.arm else "no arm has"
+        raise UsageError(f"{what} all that is to be tuned", where=recipe.path, got=got, known=known, fix=fix)
+    return (min if tune.over else max)(fitting, key=lambda name: len(arms[name]))
+
+
+def _check_names(recipe: Recipe) -> None:
+    """See that each name of `tune.over` is one of a method's option.
+
+    Raises:
+        UsageError: all that are not.
+    """
+    faults = []
+    for name in recipe.tune.over:
+        owner, _, key = name.rpartition(".")
+        if not owner:
+            fix = f"write {name}.{WEIGHT}"
+            faults.append(Fault(f"{name} names no option of a method", recipe.path, name, fix=fix))
+        elif owner == "student":
+            fix = f"--set 'tune.student={{{key}: [...]}}'"
+            faults.append(Fault(f"{name} is no option of a method", recipe.path, name, fix=fix))
+    if faults:
+        raise UsageError(faults=faults)
+
+
+def dimensions(recipe: Recipe, arm: str) -> tuple[Dimension, ...]:
+    """What is searched of an arm, and of the student where the recipe lists some.
+
+    Raises:
+        UsageError: something is not an option of a method of the arm, or nobody says its range; all at once.
+    """
+    methods = recipe.arms[arm]
+    names = recipe.tune.over or tuple(f"{instance}.{WEIGHT}" for instance in methods)
+    made = [_dimension(name, methods, recipe) for name in dict.fromkeys(names)]
+    faults = [one for one in made if isinstance(one, Fault)]
+    strays = [name for name in recipe.tune.space if name not in names]
+    known, fix = ", ".join(names), "name it with --over too"
+    faults += [Fault(f"tune.space.{name} is not searched", recipe.path, name, known, fix) for name in strays]
+    if faults:
+        raise UsageError(faults=faults)
+    students = [
+        Dimension(f"student.{key}", choices=tuple(values)) for key, values in recipe.tune.student.items()
+    ]
+    return (*(one for one in made if isinstance(one, Dimension)), *students)
+
+
+def _dimension(name: str, methods: Mapping[str, MethodSettings], recipe: Recipe) -> Dimension | Fault:
+    owner, _, key = name.rpartition(".")
+    if owner not in methods:
+        fix = suggestion(owner, [*methods]) or "write METHOD.KEY, as in pfi.weight"
+        return Fault(
+            f"{name} is of no method of the arm", recipe.path, owner or name, ", ".join(methods), fix
+        )
+    info = catalog.methods()[methods[owner].method]
+    known = [WEIGHT, *info.options]
+    if key not in known:
+        fix = suggestion(key, known) or f"see: kdlab ls methods {info.key}"
+        return Fault(f"{name} is not an option of {info.key}", recipe.path, key, ", ".join(known), fix)
+    own = Dimension(name)
+    if key == WEIGHT:
+        usual = methods[owner].weight
+        made = replace(own, low=usual / REACH, high=usual * REACH, log=True) if usual else None
+    else:
+        made = _declared(own, info.options[key])
+    if name in recipe.tune.space:
+        return _told(replace(made or own, given=True), recipe.tune.space[name], info.options.get(key), recipe)
+    if made is None:
+        fix = f"--set 'tune.space={{{name}: [LOWEST, HIGHEST]}}'"
+        return Fault(f"{name} has no range to search", recipe.path, "nothing under tune.space", fix=fix)
+    return made
+
+
+def _declared(own: Dimension, option: Option) -> Dimension | None:
+    """The range that a method's option has by itself; None for text, lists and numbers without limits."""
+    match option.type.kind:
+        case "choice":
+            return replace(own, choices=option.type.choices)
+        case "bool":
+            return replace(own, choices=(False, True))
+        case "int" | "float" if math.isfinite(option.limits[1]):
+            low, high = option.limits
+            return replace(own, low=low, high=high, log=_is_wide(low, high), whole=option.type.kind == "int")
+    return None
+
+
+def _told(
+    own: Dimension, values: tuple[Any, ...], option: Option | None, recipe: Recipe
+) -> Dimension | Fault:
+    """The range that `tune.space` gives: two ends of a number, or the values themselves."""
+
+    def fault(what: str, fix: str = "") -> Fault:
+        return Fault(f"tune.space.{own.name} {what}", recipe.path, str(list(values)), fix=fix)
+
+    try:
+        values = tuple(option.check(value) for value in values) if option else values
+    except ValueError as error:
+        return fault(str(error))
+    if len(values) < 2:
+        return fault("must hold two values or more")
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    if option is None and not (numbers and min(values) >= 0):
+        return fault("must hold numbers from 0 on")
+    if not numbers or len(values) != 2:
+        return replace(own, choices=tuple(dict.fromkeys(values)))
+    low, high = values
+    if low == high:
+        return fault("must hold two numbers that differ")
+    if low > high:
+        return fault("must begin with its lowest number", f"write [{high}, {low}]")
+    whole = option is not None and option.type.kind == "int"
+    return replace(own, low=low, high=high, log=_is_wide(low, high), whole=whole, choices=())
+
+
+def _is_wide(low: float, high: float) -> bool:
+    return low > 0 and high / low >= MANY_TIMES
+
+
+def methods_with(
+    methods: Mapping[str, MethodSettings], values: Mapping[str, Any]
+) -> dict[str, MethodSettings]:
+    """The methods of an arm with other values: {"pfi.weight": 30.0, "rm.rank": "loc"}.
+
+    A method whose weight the recipe leaves to its options gets the weight of the new ones; an option that
+    these make idle has its default, so that what trains alike is one job.
+    """
+    return dict(_with(instance, method, values) for instance, method in methods.items())
+
+
+def _with(instance: str, method: MethodSettings, values: Mapping[str, Any]) -> tuple[str, MethodSettings]:
+    info = catalog.methods()[method.method]
+    own = dict(_of(instance, values))
+    weight = own.pop(WEIGHT, None)
+    options = method.options | own
+    options |= {name: info.options[name].default for name in info.unused(options)}
+    if weight is None:
+        usual = method.weight == info.weight_for(method.options)
+        weight = info.weight_for(options) if usual and own else method.weight
+    return instance, method.model_copy(update={"weight": float(weight), "options": options})
+
+
+def with_like_terms(
+    values: Mapping[str, Any], methods: Mapping[str, MethodSettings], space: Iterable[Dimension]
+) -> dict[str, Any]:
+    """The values with weights whose terms are as large as under the options that were measured.
+
+    A method whose term differs in size between options has a default weight for each: 1.5 of PFI by itself,
+    a hundredth of that inside objects. A range that the recipe gives is taken as it stands.
+    """
+    found = dict(values)
+    for one in space:
+        if one.key != WEIGHT or one.given or one.name not in values:
+            continue
+        method = methods[one.owner]
+        info = catalog.methods()[method.method]
+        others = {key: value for key, value in _of(one.owner, values) if key != WEIGHT}
+        usual, now = info.weight_for(method.options), info.weight_for(method.options | others)
+        found[one.name] = one.rounded(values[one.name] * now / usual) if usual else values[one.name]
+    return found
+
+
+def _of(owner: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if name.rpartition(".")[0] == owner:
+            yield name.rpartition(".")[2], value
+
+
+def published(recipe: Recipe, arm: str, space: tuple[Dimension, ...]) -> dict[str, Any]:
+    """What the papers say of what is searched: defaults for the student's detector.
+
+    What else the recipe says of a method stays, and a weight is the one that these options have.
+    """
+    found: dict[str, Any] = {}
+    for owner in dict.fromkeys(one.owner for one in space if one.owner != "student"):
+        method = recipe.arms[arm][owner]
+        info = catalog.methods()[method.method].serving(recipe.student.detector)
+        defaults = {name: option.default for name, option in info.options.items()}
+        searched = [one.key for one in space if one.owner == owner]
+        options = method.options | {key: defaults[key] for key in searched if key != WEIGHT}
+        found |= {f"{owner}.{key}": {**options, WEIGHT: info.weight_for(options)}[key] for key in searched}
+    return found
+
+
+def name_of_published(recipe: Recipe, arm: str, space: tuple[Dimension, ...]) -> str:
+    """ "published", or "defaults" where the recipe has other options besides, so that no paper says that."""
+    changed = methods_with(recipe.arms[arm], published(recipe, arm, space))
+    known = {key: info.serving(recipe.student.detector) for key, info in catalog.methods().items()}
+    usual = all(
+        method.options[name] == option.default
+        for owner, method in changed.items()
+        if any(one.owner == owner for one in space)
+        for name, option in known[method.method].options.items()
+    )
+    return "published" if usual else "defaults"
+
+
+def as_in(recipe: Recipe, arm: str, names: Iterable[str]) -> dict[str, Any]:
+    """What the recipe says of what is searched; of the student nothing."""
+    found = {}
+    for name in names:
+        owner, _, key = name.rpartition(".")
+        if owner != "student":
+            method = recipe.arms[arm][owner]
+            found[name] = method.weight if key == WEIGHT else method.options[key]
+    return found

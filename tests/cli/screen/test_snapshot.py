@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kdlab.cli.screen.snapshot import Snapshot
+from kdlab.jobs.events import JobCancelled, JobCheckpointed, JobEvaluated, JobFailed
+from kdlab.jobs.files import write_json
+from kdlab.jobs.lease import LeaseInfo
+from kdlab.running.driver import driving
+from kdlab.running.executors.base import Handle
+from tests.cli.conftest import BEGAN, FAR, Lab, at
+
+SAVED = (JobCheckpointed, {"iteration": 400})
+
+
+def look(lab: Lab) -> Snapshot:
+    return Snapshot(lab.save(), lab.runs)
+
+
+def state(lab: Lab, key: str) -> tuple[str, str]:
+    seen = look(lab).of(lab.jobs[key].id)
+    return seen.view.state, seen.note
+
+
+def test_a_job_that_nobody_began_is_queued(lab: Lab) -> None:
+    assert state(lab, "rm") == ("queued", "")
+
+
+def test_a_job_at_work_is_running_where_its_lease_says(lab: Lab) -> None:
+    lab.at_work("b0", attempt=2)
+    seen = look(lab).of(lab.jobs["b0"].id)
+    assert (seen.view.state, seen.attempt, seen.note) == ("running", 2, "attempt 2")
+    assert seen.place is not None
+    assert seen.place.told == "node3"
+    assert seen.view.epoch == "5/12"
+
+
+def test_a_finished_job_is_done_by_its_result_alone(lab: Lab) -> None:
+    lab.said("b0", BEGAN, at(450))
+    lab.done("b0")
+    seen = look(lab).of(lab.jobs["b0"].id)
+    assert (seen.view.state, seen.view.ap, seen.note) == ("done", 12.5, "1s")
+    assert seen.view.started is None, "its log is not read"
+
+
+@pytest.mark.parametrize("last", [at(450), (JobCancelled, {"iteration": 400})])
+def test_a_job_that_nobody_works_on_any_more_is_interrupted(last: Any, lab: Lab) -> None:
+    lab.said("b0", BEGAN, SAVED, last)
+    assert state(lab, "b0") == ("interrupted", "checkpoint at iteration 400")
+
+
+def test_a_process_that_died_without_a_word_leaves_its_job_interrupted(lab: Lab) -> None:
+    Handle("local", FAR, ("0",)).write(lab.said("b0"))
+    assert state(lab, "b0") == ("interrupted", "no checkpoint yet")
+
+
+def test_a_trial_that_a_search_has_ended_is_pruned(lab: Lab) -> None:
+    evaluated = (JobEvaluated, {"epoch": 2, "iteration": 200, "metrics": {"AP": 3.1}})
+    paths = lab.said("b0", BEGAN, evaluated, (JobCancelled, {"iteration": 200}))
+    paths.stop_request.touch()
+    plan = lab.save()
+    seen = Snapshot(replace(plan, recipe={**plan.recipe, "study": "digits/gfl-3fa2c1"}), lab.runs)
+    assert seen.of(lab.jobs["b0"].id).view.state == "pruned"
+    assert seen.of(lab.jobs["b0"].id).note == "AP 3.1 after epoch 2 promised too little"
+    assert [one.view.state for one in seen.jobs][-1] == "pruned"
+    assert seen.to_dict()["counts"]["pruned"] == 1
+
+
+def test_a_failure_is_told_with_its_cause_and_its_log(lab: Lab) -> None:
+    paths = lab.said("b0", BEGAN, at(450))
+    paths.log.write_text("first\nlast\n")
+    write_json(paths.failure, {"what": "the loss is not finite", "after_s": 3.0})
+    seen = look(lab).of(lab.jobs["b0"].id)
+    assert (seen.view.state, seen.note) == ("failed", "the loss is not finite")
+    assert isinstance(seen.view.end, JobFailed)
+    assert seen.view.end.tail == ("first", "last")
+
+
+def test_what_needs_a_failed_job_is_skipped(lab: Lab) -> None:
+    write_json(lab.said("teacher", BEGAN).failure, {"what": "out of luck"})
+    assert state(lab, "rm") == ("skipped", "it needs teacher, which failed")
+
+
+def test_a_teacher_that_misses_what_is_expected_has_failed(lab: Lab) -> None:
+    lab.jobs["teacher"].inputs["expect_ap"] = 40.0
+    lab.done("teacher")
+    assert state(lab, "teacher") == ("failed", "the teacher has AP 12.5, and teacher.expect_ap is 40.0")
+
+
+def test_a_job_in_a_cluster_s_queue_is_queued_there_whatever_it_said_before(lab: Lab) -> None:
+    paths = lab.said("b0", BEGAN, (JobFailed, {"what": "out of luck"}))
+    paths.lease.unlink()
+    Handle("slurm", ref="1234").write(paths)
+    assert state(lab, "b0") == ("queued", "queued in slurm")
+
+
+def test_a_later_look_reads_what_is_new(lab: Lab) -> None:
+    paths = lab.at_work("b0")
+    snapshot = look(lab)
+    lab.said("b0", at(700), (JobEvaluated, {"epoch": 7, "iteration": 700, "metrics": {"AP": 9.0}}))
+    LeaseInfo(1, FAR, time.time()).write(paths)
+    snapshot.look()
+    view = snapshot.of(lab.jobs["b0"].id).view
+    assert (view.epoch, view.ap) == ("8/12", 9.0)
+
+
+def test_a_new_process_that_has_not_spoken_yet_shows_nothing_of_the_last_one(lab: Lab) -> None:
+    paths = lab.said("b0", BEGAN, at(450))
+    snapshot = look(lab)
+    LeaseInfo(2, FAR, time.time()).write(paths)
+    snapshot.look()
+    view = snapshot.of(lab.jobs["b0"].id).view
+    assert (view.state, view.started) == ("running", None)
+
+
+def test_the_plan_goes_on_while_a_run_drives_it_or_a_job_is_at_work(lab: Lab) -> None:
+    snapshot = look(lab)
+    assert snapshot.over
+    with driving("7f3a0001", lab.runs, "kdlab run digits/quickstart -j 1"):
+        snapshot.look()
+        assert (snapshot.over, snapshot.driven) == (False, True)
+    lab.at_work("b0")
+    snapshot.look()
+    assert (snapshot.over, snapshot.driven) == (False, False)
+    assert snapshot.command == "kdlab run digits/quickstart -j 1"
+
+
+def test_the_plan_goes_on_while_a_cluster_has_a_job_of_it(lab: Lab) -> None:
+    paths = lab.said("b0")
+    paths.lease.unlink()
+    Handle("slurm", ref="1234").write(paths)
+    assert not look(lab).over
+
+
+def test_time_left_is_told_while_a_run_drives_the_plan(lab: Lab) -> None:
+    snapshot = look(lab)
+    assert snapshot.left_s(0.0) is None
+    with driving("7f3a0001", lab.runs, ""):
+        snapshot.look()
+        assert snapshot.left_s(0.0) == 120.0, "four jobs of a minute; one waits for its teacher"
+
+
+def test_those_that_somebody_should_look_at_come_first(lab: Lab) -> None:
+    lab.done("teacher")
+    lab.said("b0", BEGAN)
+    lab.at_work("b1")
+    assert [seen.view.state for seen in look(lab).jobs] == ["running", "interrupted", "queued", "done"]

@@ -1,0 +1,73 @@
+"""What a recipe takes of an mmdet config, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdlab.detectors.mmdet_config import as_json, code_of, from_json, read_config
+from kdlab.errors import UsageError
+
+MODEL = """
+model = dict(
+    type="RetinaNet",
+    backbone=dict(type="ResNet", depth=18, frozen_stages=1, norm_eval=True,
+                  norm_cfg=dict(type="BN", requires_grad=False),
+                  init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet18")),
+    neck=dict(type="FPN", rfp_backbone=dict(pretrained="torchvision://resnet18")),
+    train_cfg=dict(assigner=dict(type="MaxIoUAssigner", neg_iou_thr=(0.3, 0.7), gpu_assign_thr=[1, 2])))
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(MODEL)
+    return path
+
+
+def test_tuples_survive_as_tuples_and_lists_as_lists(config: Path) -> None:
+    kept = json.loads(json.dumps(read_config(config, "none")))["config"]
+    assigner = from_json(kept)["train_cfg"]["assigner"]
+    assert assigner["neg_iou_thr"] == (0.3, 0.7)
+    assert assigner["gpu_assign_thr"] == [1, 2]
+
+
+@pytest.mark.parametrize("value", [(), (1, (2, [3, (4,)])), {"a": ({"b": (1,)},)}, [None, "x", 1.5]])
+def test_from_json_is_the_inverse_of_as_json(value: Any) -> None:
+    assert from_json(json.loads(json.dumps(as_json(value)))) == value
+
+
+def test_no_part_of_a_config_loads_weights_by_itself(config: Path) -> None:
+    assert "torchvision://" not in json.dumps(read_config(config, "imagenet"))
+
+
+def test_without_learned_weights_nothing_is_frozen(config: Path) -> None:
+    backbone = read_config(config, "none")["config"]["backbone"]
+    assert (backbone["frozen_stages"], backbone["norm_eval"]) == (-1, False)
+    assert backbone["norm_cfg"]["requires_grad"]
+    kept = read_config(config, "imagenet")["config"]["backbone"]
+    assert (kept["frozen_stages"], kept["norm_eval"], kept["norm_cfg"]["requires_grad"]) == (1, True, False)
+
+
+def test_a_config_with_a_teacher_of_its_own_is_refused(config: Path) -> None:
+    config.write_text(MODEL + "model.update(teacher_ckpt='x.pth')\n")
+    with pytest.raises(UsageError, match="brings a teacher of its own"):
+        read_config(config, "none")
+
+
+def test_code_of_own_modules_counts_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "my_parts_of_kdlab_test"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "head.py").write_text("x = 1")
+    before = code_of([package.name])
+    assert before == code_of([package.name])
+    (package / "head.py").write_text("x = 2")
+    assert code_of([package.name]) != before
+    assert package.name not in sys.modules

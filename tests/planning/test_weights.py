@@ -1,0 +1,172 @@
+"""Weights from outside are found or fetched once, and what does not fit stops the plan."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdlab.errors import Fault, MachineError, UsageError
+from kdlab.planning import weights as weight_files
+from kdlab.planning.weights import WeightFile
+from kdlab.recipe import loader as recipe
+from kdlab.recipe.loader import Recipe
+
+CONTENT = b"some weights"
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+UNTRAINED = ("teacher.schedule=null",)
+
+
+def naming(text: str, *more: str) -> Recipe:
+    return recipe.load("digits/quickstart", [*UNTRAINED, f'teacher.checkpoint="{text}"', *more])
+
+
+def gathered(text: str) -> WeightFile:
+    return weight_files.gather(naming(text))["teacher.checkpoint"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KDLAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def asked() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def server(tmp_path: Path, asked: list[str]) -> Iterator[str]:
+    """The address of a folder with one file."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            asked.append(str(args[0]))
+
+    folder = tmp_path / "served"
+    folder.mkdir()
+    for name in ("a.pth", f"a-{DIGEST[:8]}.pth", "a-00000000.pth"):
+        (folder / name).write_bytes(CONTENT)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_address[1]}"
+        serving.shutdown()
+
+
+@pytest.mark.parametrize("text", ["a.pth", "~/a.pth", "{folder}/a.pth"])
+def test_paths_are_of_the_working_directory_or_home(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.pth").write_bytes(CONTENT)
+    assert gathered(text.format(folder=tmp_path)) == WeightFile(str(tmp_path / "a.pth"), DIGEST)
+
+
+def test_a_missing_file_and_a_folder_are_told(tmp_path: Path) -> None:
+    for path, clause in ((tmp_path / "no.pth", "no such file"), (tmp_path, "is a folder")):
+        with pytest.raises(UsageError, match=clause):
+            gathered(str(path))
+
+
+@pytest.mark.parametrize("name", ["a.pth", f"a-{DIGEST[:8]}.pth"])
+def test_a_url_is_fetched_once(name: str, server: str, asked: list[str], cache: Path) -> None:
+    said: list[str] = []
+    weight_files.gather(naming(f"{server}/{name}"), said.append)
+    again = gathered(f"{server}/{name}")
+    assert again.sha256 == DIGEST
+    assert Path(again.path).is_relative_to(cache)
+    assert len(asked) == 1
+    assert said == [f"downloading {name}: 0 of 0 MB"]
+
+
+def test_a_file_url_is_the_file_as_it_is_now(tmp_path: Path) -> None:
+    file = tmp_path / "a b.pth"
+    file.write_bytes(b"before")
+    assert gathered(file.as_uri()).sha256 != DIGEST
+    file.write_bytes(CONTENT)
+    assert gathered(file.as_uri()).sha256 == DIGEST
+    assert gathered(file.as_uri()).path == str(file)
+
+
+def test_a_name_that_promises_another_content_is_refused(server: str) -> None:
+    with pytest.raises(MachineError, match="not the ones that their name promises"):
+        gathered(f"{server}/a-00000000.pth")
+
+
+def test_no_network_names_the_url_and_where_to_put_the_file(server: str, cache: Path) -> None:
+    with pytest.raises(MachineError) as raised:
+        gathered(f"{server}/absent.pth")
+    (fault,) = raised.value.faults
+    assert fault.where == f"{server}/absent.pth"
+    place = Path(fault.fix.rpartition(" ")[2])
+    place.write_bytes(CONTENT)
+    assert gathered(f"{server}/absent.pth").sha256 == DIGEST
+
+
+def test_a_download_that_breaks_leaves_nothing(
+    server: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        headers = {"Content-Length": "100"}
+        read = staticmethod(iter([b"half", b""]).__next__)
+
+        def __enter__(self) -> Any:
+            answer = iter([b"half", b""])
+            self.read = lambda _: next(answer)  # type: ignore[method-assign]
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Broken())
+    with pytest.raises(MachineError, match="after 4 of 100 bytes"):
+        gathered(f"{server}/a.pth")
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def answer(**changes: Any) -> dict[str, Any]:
+    found = {
+        "key_fault": None,
+        "class_fault": None,
+        "classes": None,
+        "expected": 10,
+        "lines": ["1 of 2 loaded"],
+    }
+    return {"student": {}, "teacher": {"checkpoint": found | changes}}
+
+
+FILES = {"teacher.checkpoint": WeightFile("/w/a.pth", DIGEST)}
+KEYS, CLASSES = asdict(Fault("keys differ", "", "got", fix="x")), asdict(Fault("classes differ"))
+
+
+def test_faults_name_the_recipe_and_the_file() -> None:
+    answers = answer(key_fault=KEYS, class_fault=CLASSES)
+    keys, classes = weight_files.faults(naming("/w/a.pth"), FILES, answers)
+    assert keys.what == "keys differ"
+    assert keys.where.endswith("quickstart.yaml  teacher.checkpoint: /w/a.pth")
+    assert classes.what == "classes differ"
+
+
+@pytest.mark.parametrize(("count", "refused"), [(10, True), (80, False)])
+def test_partial_accepts_keys_but_not_classes_in_another_order(count: int, refused: bool) -> None:
+    answers = answer(key_fault=KEYS, class_fault=CLASSES, classes=["c"] * count)
+    found = list(weight_files.faults(naming("/w/a.pth", "teacher.partial=true"), FILES, answers))
+    assert [fault.what for fault in found] == (["classes differ"] if refused else [])
+
+
+def test_notes_say_what_was_not_loaded() -> None:
+    notes = list(weight_files.notes(FILES, answer(key_fault=KEYS)))
+    assert "1 of 2 loaded" in notes[0]
+    assert "names no classes" in notes[1]
+
+
+def test_whole_checkpoint_of_the_same_classes_needs_no_note() -> None:
+    assert not list(weight_files.notes(FILES, answer(classes=["c"])))

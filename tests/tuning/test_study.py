@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from kdlab.errors import MachineError
+from kdlab.jobs.job import Runs
+from kdlab.recipe.settings import Pruner, Sampler
+from kdlab.tuning.space import Dimension
+from kdlab.tuning.study import Asked, Study, storage_of
+
+SPACE = (
+    Dimension("rm.weight", 0.1, 100.0, log=True),
+    Dimension("rm.rank", choices=("cls", "loc", "both")),
+    Dimension("rm.quality", choices=(False, True)),
+    Dimension("gid.instances", 1, 40, whole=True),
+    Dimension("pfi.temperature", 0.5, 3.0),
+)
+EPOCHS = 4
+Open = Callable[..., Study]
+
+
+@pytest.fixture
+def open_study(tmp_path: Path) -> Open:
+    def open_study(**changes: Any) -> Study:
+        usual: dict[str, Any] = {
+            "name": "study",
+            "objectives": ("AP",),
+            "sampler": None,
+            "pruner": "none",
+            "epochs": EPOCHS,
+            "seed": 0,
+            "storage": str(tmp_path / "study.log"),
+        }
+        space = changes.pop("space", SPACE)
+        study = Study(**usual | changes)
+        study.space = space
+        return study
+
+    return open_study
+
+
+def begin(study: Study) -> Asked:
+    asked = study.ask()
+    study.note_job(asked.number, f"student-{asked.number:08d}", asked.values)
+    return asked
+
+
+def carry_out(study: Study, ap: float, *others: float) -> Asked:
+    """One trial, pruned where the study says so."""
+    asked = begin(study)
+    for epoch in range(1, EPOCHS + 1):
+        if study.is_hopeless(asked.number, epoch, ap * epoch / EPOCHS):
+            study.prune(asked.number, 1.0)
+            return asked
+    study.complete(asked.number, [ap, *others], {EPOCHS: ap}, 1.0)
+    return asked
+
+
+def states(study: Study) -> list[str]:
+    return [trial.state for trial in study.trials()]
+
+
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+@pytest.mark.parametrize("objectives", [("AP",), ("AP", "latency")])
+def test_every_sampler_proposes_what_the_space_allows(
+    open_study: Open, sampler: str, objectives: Sequence[str]
+) -> None:
+    if sampler == "cmaes":
+        pytest.importorskip("cmaes")
+        if len(objectives) > 1:
+            pytest.skip("knows one objective only")
+    study = open_study(sampler=sampler, objectives=objectives)
+    for number in range(12):
+        values = carry_out(study, float(number % 5), *[1.0] * (len(objectives) - 1)).values
+        assert 0.1 <= values["rm.weight"] <= 100
+        assert values["rm.rank"] in ("cls", "loc", "both")
+        assert values["rm.quality"] in (False, True)
+        assert isinstance(values["gid.instances"], int)
+        assert 1 <= values["gid.instances"] <= 40
+    assert states(study) == ["complete"] * 12
+
+
+@pytest.mark.parametrize("pruner", get_args(Pruner))
+def test_every_pruner_but_none_ends_what_is_worse(open_study: Open, pruner: str) -> None:
+    study = open_study(pruner=pruner)
+    for number in range(16):
+        carry_out(study, 30.0 - number)
+    assert ("pruned" in states(study)) == (pruner != "none")
+    assert states(study)[0] == "complete"
+
+
+def test_several_objectives_end_no_trial(open_study: Open) -> None:
+    study = open_study(pruner="median", objectives=("AP", "latency"))
+    for number in range(12):
+        carry_out(study, 30.0 - number, 1.0)
+    assert states(study) == ["complete"] * 12
+
+
+def test_last_epoch_ends_no_trial(open_study: Open) -> None:
+    study = open_study(pruner="median")
+    for _ in range(6):
+        carry_out(study, 30.0)
+    asked = begin(study)
+    assert not study.is_hopeless(asked.number, EPOCHS, 0.0)
+
+
+def test_unknown_objective_of_two_is_made_small(open_study: Open) -> None:
+    study = open_study(objectives=("AP", "latency"))
+    carry_out(study, 20.0, 3.0)
+    assert study.trials()[0].objectives == (20.0, 3.0)
+
+
+@pytest.mark.parametrize("storage", ["study.log", "sqlite"])
+def test_reopened_study_goes_on(open_study: Open, tmp_path: Path, storage: str) -> None:
+    url = f"sqlite:///{tmp_path}/new/optuna.db" if storage == "sqlite" else str(tmp_path / "new" / storage)
+    first = open_study(storage=url)
+    done, left = carry_out(first, 20.0), begin(first)
+    again = open_study(storage=url)
+    assert states(again) == ["complete", "running"]
+    assert again.begun() == 2
+    told = again.trials()[0]
+    assert (told.values, told.objectives, told.job) == (done.values, (20.0,), "student-00000000")
+    assert [(one.number, one.values, one.job) for one in again.running()] == [
+        (left.number, left.values, "student-00000001")
+    ]
+    again.complete(left.number, [10.0], {1: 5.0, 4: 10.0}, 2.5)
+    assert again.trials()[1].course == {1: 5.0, 4: 10.0}
+    assert again.trials()[1].wall_s == 2.5
+
+
+def test_trial_that_was_killed_before_its_job_was_noted_has_values_all_the_same(open_study: Open) -> None:
+    asked = open_study().ask()
+    (left,) = open_study().running()
+    assert (left.number, left.values, left.job) == (asked.number, asked.values, "")
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_reopened_study_draws_what_it_has_not_drawn(open_study: Open, sampler: str) -> None:
+    drawn = [carry_out(open_study(sampler=sampler), 20.0).values["rm.weight"] for _ in range(5)]
+    assert len(set(drawn)) == 5
+
+
+def test_equal_seeds_draw_alike(open_study: Open, tmp_path: Path) -> None:
+    first, second = (open_study(storage=str(tmp_path / f"{number}.log")) for number in range(2))
+    assert [begin(first).values for _ in range(3)] == [begin(second).values for _ in range(3)]
+
+
+def test_references_come_first_with_their_very_values_and_once(open_study: Open) -> None:
+    for _ in range(2):
+        study = open_study()
+        study.try_first({}, "no method")
+        study.try_first({"rm.weight": 5000.0, "rm.rank": "loc"}, "published")
+    found = [begin(study) for _ in range(3)]
+    assert [(one.note, one.values) for one in found[:2]] == [
+        ("no method", {}),
+        ("published", {"rm.weight": 5000.0, "rm.rank": "loc"}),
+    ]
+    assert found[2].note == ""
+    study = open_study()
+    study.try_first({}, "no method")
+    assert study.begun() == 3
+    assert study.ask().note == ""
+
+
+def test_waiting_trials_have_not_begun(open_study: Open) -> None:
+    study = open_study()
+    study.try_first({}, "no method")
+    assert (study.begun(), study.trials()) == (0, [])
+
+
+def test_values_are_told_with_few_digits_and_their_types(open_study: Open) -> None:
+    study = open_study()
+    values = [carry_out(study, 20.0).values for _ in range(8)]
+    assert [trial.values for trial in study.trials()] == values
+    assert all(float(f"{one['rm.weight']:.3g}") == one["rm.weight"] for one in values)
+    assert {type(one["rm.quality"]) for one in values} == {bool}
+
+
+def test_each_epoch_is_told_once(open_study: Open) -> None:
+    study = open_study(pruner="median")
+    asked = begin(study)
+    study.is_hopeless(asked.number, 1, 10.0)
+    assert not study.is_hopeless(asked.number, 1, 99.0)
+    study.complete(asked.number, [20.0], {1: 10.0, 4: 20.0}, 1.0)
+    assert study.trials()[0].course == {1: 10.0, 4: 20.0}
+
+
+def test_failed_trial_says_why(open_study: Open) -> None:
+    study = open_study()
+    study.fail(begin(study).number, "the loss is not finite", 3.0)
+    (told,) = study.trials()
+    assert (told.state, told.why, told.wall_s, told.objectives) == (
+        "failed",
+        "the loss is not finite",
+        3.0,
+        (),
+    )
+
+
+def test_importance_is_told_once_enough_trials_ended(open_study: Open) -> None:
+    study = open_study(space=SPACE[:2], sampler="random")
+    for _ in range(5):
+        carry_out(study, 20.0)
+    assert study.importance() is None
+    for _ in range(20):
+        asked = begin(study)
+        study.complete(asked.number, [10.0 * asked.values["rm.weight"]], {}, 1.0)
+    found = study.importance()
+    assert found is not None
+    assert found["rm.weight"] > 0.9 > 0.1 > found["rm.rank"]
+    assert sum(found.values()) == pytest.approx(1.0)
+
+
+def test_importance_is_of_ap_where_there_are_two_objectives(open_study: Open) -> None:
+    study = open_study(space=SPACE[:2], sampler="random", objectives=("AP", "latency"))
+    for _ in range(12):
+        asked = begin(study)
+        latency = float(("cls", "loc", "both").index(asked.values["rm.rank"]))
+        study.complete(asked.number, [10.0 * asked.values["rm.weight"], latency], {}, 1.0)
+    found = study.importance()
+    assert found is not None
+    assert found["rm.weight"] > found["rm.rank"]
+
+
+def test_trials_that_ended_alike_have_no_importance(open_study: Open) -> None:
+    study = open_study(space=SPACE[:1], sampler="random")
+    for _ in range(6):
+        carry_out(study, 20.0)
+    assert study.importance() is None
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql+nothing://host/db", "no url", "sqlite:///{file}/below.db", "{file}/x.log"]
+)
+def test_storage_that_cannot_be_opened_is_told(open_study: Open, tmp_path: Path, url: str) -> None:
+    (tmp_path / "file").touch()
+    url = url.format(file=tmp_path / "file")
+    with pytest.raises(MachineError, match=r"storage cannot be opened") as caught:
+        open_study(storage=url)
+    (fault,) = caught.value.faults
+    assert fault.where == url
+    assert fault.got
+    assert "tune.storage" in fault.fix
+
+
+def test_database_of_something_else_is_told(open_study: Open, tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("no database at all, and long enough to be read as one" * 9)
+    with pytest.raises(MachineError, match="storage cannot be opened"):
+        open_study(storage=f"sqlite:///{tmp_path}/text.db")
+
+
+def test_study_is_kept_in_the_runs_folder_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
+    assert storage_of(None, Runs(tmp_path)) == f"sqlite:///{tmp_path}/optuna.db"
+    assert storage_of("postgresql://host/db", Runs(tmp_path)) == "postgresql://host/db"
+
+
+def test_several_studies_share_a_database(open_study: Open, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    for name in ("a/b-1", "a/b-2"):
+        begin(open_study(name=name, storage=url))
+    with sqlite3.connect(tmp_path / "optuna.db") as database:
+        assert database.execute("select count(*) from studies").fetchone() == (2,)
+    assert open_study(name="a/b-1", storage=url).begun() == 1
