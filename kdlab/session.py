@@ -12,8 +12,8 @@ from types import FrameType
 
 from kdlab.errors import MachineError
 from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobReused, JobSkipped
-from kdlab.jobs.job import Runs
-from kdlab.planning.plan import Plan, PlannedJob
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.reporting.follower import Follower
 from kdlab.reporting.tracking import SyncReport
 from kdlab.running import scheduler

@@ -76,7 +76,7 @@ def test_arrows_point_down() -> None:
     ("room", "text"),
     [
         ("planning", "from kdlab.reporting import records"),
-        ("training", "import kdlab.planning.plan"),
+        ("training", "import kdlab.planning.build"),
         ("jobs", "def late():\n    from kdlab import catalog"),
         ("session", "from kdlab.cli.screen.console import Screen"),
         ("cli", "from kdlab.training.job import commit"),

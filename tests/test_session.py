@@ -12,8 +12,8 @@ import pytest
 from kdlab import session
 from kdlab.errors import MachineError
 from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobProgress, JobQueued, JobReused
-from kdlab.jobs.job import Runs
-from kdlab.planning.plan import Plan, PlannedJob
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.reporting.records import newest_plan
 from kdlab.reporting.tracking import SyncReport
 from kdlab.running.driver import Driver

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from kdlab.errors import JobError
 from kdlab.jobs.files import read_json, write_json
-from kdlab.jobs.job import JobPaths
+from kdlab.jobs.paths import JobPaths
 
 HEARTBEAT_S = 10.0
 DEAD_AFTER_S = 60.0

@@ -18,7 +18,9 @@ from kdlab.datasets.base import DatasetFiles, cache_dir
 from kdlab.devices import Machine
 from kdlab.errors import Fault, MachineError, UsageError
 from kdlab.jobs.files import read_json, write_json
-from kdlab.jobs.job import Job, JobResult, Runs, read_job
+from kdlab.jobs.job import Job, read_job
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.result import JobResult
 from kdlab.planning import weights as weight_files
 from kdlab.planning.weights import WeightFile
 from kdlab.recipe.settings import ModelSettings, Recipe

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from kdlab.jobs.files import read_json
-from kdlab.jobs.job import Job, JobPaths, Runs
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.planning.jobs import job_id
 
 USABLE = 0.9

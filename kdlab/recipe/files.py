@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdlab import catalog
 from kdlab.errors import UsageError, suggestion
-from kdlab.jobs.job import Runs
+from kdlab.jobs.paths import Runs
 from kdlab.recipe.document import Document, dotted, shortened, shown
 
 _SECTIONS = [re.compile(rf"^['\"]?{section}['\"]?\s*:", re.MULTILINE) for section in ("dataset", "student")]

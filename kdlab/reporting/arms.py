@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from kdlab.jobs.job import JobResult
+from kdlab.jobs.result import JobResult
 from kdlab.reporting.records import Record
 
 

@@ -8,7 +8,8 @@ from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from kdlab.jobs.job import JobResult, Runs
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.result import JobResult
 from kdlab.reporting.arms import Arm, arms_of
 from kdlab.reporting.index import Index, Progress, Resampled
 from kdlab.reporting.records import Record, collect

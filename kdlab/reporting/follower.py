@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdlab.jobs.job import Runs
+from kdlab.jobs.paths import Runs
 from kdlab.reporting.tracking import SyncReport, left, sync
 
 TURN_S = 2.0

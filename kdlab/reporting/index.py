@@ -16,8 +16,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdlab.jobs.job import JobResult, Runs
 from kdlab.jobs.matches import Matches
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.result import JobResult
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.jobs.files import read_json, write_json
-from kdlab.jobs.job import JobPaths, Runs
+from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.reporting.points import began_ms
 from kdlab.reporting.records import State, job_state
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from kdlab.errors import MachineError, UsageError
-from kdlab.jobs.job import SCHEMA, Job, Runs, read_job
+from kdlab.jobs.job import SCHEMA, Job, read_job
+from kdlab.jobs.paths import Runs
 from kdlab.reporting import mlflow_store
 from kdlab.reporting.ledger import Ledger
 

@@ -11,8 +11,10 @@ from typing import Any, Literal
 from kdlab import catalog
 from kdlab.errors import MachineError, UsageError, suggestion
 from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobQueued, JobSkipped, last_in
-from kdlab.jobs.job import Job, JobPaths, JobResult, Runs
+from kdlab.jobs.job import Job
 from kdlab.jobs.lease import holder
+from kdlab.jobs.paths import JobPaths, Runs
+from kdlab.jobs.result import JobResult
 from kdlab.reporting.index import Index
 
 State = Literal["pending", "running", "interrupted", "done", "failed", "cancelled", "skipped"]

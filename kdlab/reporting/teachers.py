@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kdlab.jobs.job import TOLERATED_AP, JobResult
+from kdlab.jobs.job import TOLERATED_AP
+from kdlab.jobs.result import JobResult
 from kdlab.reporting.records import Record
 
 USELESS_AP = 1.0

@@ -15,7 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdlab.jobs.job import Job, JobPaths, JobResult, Runs
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import JobPaths, Runs
+from kdlab.jobs.result import JobResult
 from kdlab.reporting import mlflow_store
 from kdlab.reporting.ledger import STATUS, Entry, Ledger, plan_status, snapshot
 from kdlab.reporting.points import Point, began_ms, key, segments

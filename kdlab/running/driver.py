@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Self
 
 from kdlab.errors import UsageError
-from kdlab.jobs.job import Runs
 from kdlab.jobs.lease import Process, try_lock
+from kdlab.jobs.paths import Runs
 
 
 @dataclass(frozen=True)

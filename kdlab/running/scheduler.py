@@ -21,9 +21,9 @@ from kdlab.jobs.events import (
     JobReused,
     JobSkipped,
 )
-from kdlab.jobs.job import Runs
 from kdlab.jobs.lease import holder
-from kdlab.planning.plan import Plan, PlannedJob
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.running import backfill as packing
 from kdlab.running.backfill import Held, Piece
 from kdlab.running.executors.base import Executor, Keepers

@@ -30,8 +30,10 @@ from kdlab.jobs.events import (
     settled,
 )
 from kdlab.jobs.files import DISK_FULL, disk_full, read_json, write_json
-from kdlab.jobs.job import Job, JobPaths, JobResult
+from kdlab.jobs.job import Job
 from kdlab.jobs.lease import LeaseInfo, holder, try_lock
+from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.result import JobResult
 from kdlab.planning import gate
 from kdlab.planning import out_of_memory as memory
 from kdlab.running.executors.base import TAKEN, Executor, Handle, Keepers

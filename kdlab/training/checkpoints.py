@@ -16,7 +16,7 @@ from torch import nn
 
 from kdlab.errors import JobError
 from kdlab.jobs.files import read_json, replacing
-from kdlab.jobs.job import JobPaths
+from kdlab.jobs.paths import JobPaths
 
 
 def _statistic(owner: Any, name: str) -> Any:

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from kdlab import detectors
 from kdlab.errors import JobError, KdlabError, MachineError, UsageError
 from kdlab.jobs.files import replacing
-from kdlab.jobs.job import Job, JobPaths, JobResult, read_job
+from kdlab.jobs.job import Job, read_job
+from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.result import JobResult
 from kdlab.training import checkpoints
 
 ENDINGS = ("safetensors", "pth", "py", "onnx")

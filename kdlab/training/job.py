@@ -19,8 +19,10 @@ from typing import Any
 from kdlab.errors import JobError, KdlabError, OutOfMemory
 from kdlab.jobs.events import EventLog, JobCancelled, JobFailed, JobFinished
 from kdlab.jobs.files import DISK_FULL, disk_full, is_disk_full, write_json_once, write_text
-from kdlab.jobs.job import Job, JobPaths, JobResult, read_job
+from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.lease import Lease, LeaseInfo, LeaseLost
+from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.result import JobResult
 
 STOPPED = 143
 PACKAGES = ("kdlab", "torch", "torchvision", "mmdet", "mmengine", "mmcv", "mmcv-lite", "hotcoco", "numpy")

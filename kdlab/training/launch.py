@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdlab.jobs.job import JobPaths, read_job
+from kdlab.jobs.job import read_job
+from kdlab.jobs.paths import JobPaths
 
 MODULE = "kdlab.training.job"
 STOPPED = 143

@@ -10,12 +10,12 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from kdlab import detectors
-from kdlab.detectors import weights
 from kdlab.errors import JobError
 from kdlab.jobs.events import JobEvaluated, JobProgress, JobStarted
-from kdlab.jobs.job import Job, JobPaths
+from kdlab.jobs.job import Job
 from kdlab.jobs.matches import Matches
-from kdlab.training import checkpoints
+from kdlab.jobs.paths import JobPaths
+from kdlab.training import checkpoints, weights
 from kdlab.training.bench import latency_s
 from kdlab.training.data import batches_of
 from kdlab.training.device import device_of, seed_all

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from kdlab import detectors
-from kdlab.jobs.job import Job, JobPaths
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import JobPaths
 from kdlab.methods import method_class
 from kdlab.methods.base import Pair, Preparation
 from kdlab.training import checkpoints, ranks

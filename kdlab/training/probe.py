@@ -22,9 +22,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdlab import detectors
-from kdlab.detectors import weights
 from kdlab.detectors.mmdet_config import read_config
 from kdlab.errors import JobError, KdlabError, UsageError
+from kdlab.training import weights
 from kdlab.training.weights.backbones import check_torchvision, fit_backbone
 from kdlab.training.weights.key_report import fit
 

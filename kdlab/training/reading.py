@@ -8,7 +8,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from kdlab.datasets.base import DatasetFiles
-from kdlab.jobs.job import Job, JobPaths
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import JobPaths
 from kdlab.training import ranks
 from kdlab.training.data import (
     CocoImages,

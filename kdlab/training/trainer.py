@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from kdlab import detectors
-from kdlab.jobs.job import Job, JobPaths
+from kdlab.jobs.job import Job
 from kdlab.jobs.matches import Matches
+from kdlab.jobs.paths import JobPaths
 from kdlab.training import bench, checkpoints, ranks
 from kdlab.training.data import batches_of
 from kdlab.training.device import device_of, own_numbers, seed_all

@@ -11,12 +11,12 @@ from typing import Any
 
 from kdlab.datasets._tuning_split import images_of, tuning_split
 from kdlab.devices import Machine
-from kdlab.jobs.job import Runs
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan, PlannedJob
+from kdlab.planning import build as plans
 from kdlab.planning import facts as facts_of
 from kdlab.planning import out_of_memory as memory
-from kdlab.planning import plan as plans
 from kdlab.planning.history import History
-from kdlab.planning.plan import Plan, PlannedJob
 from kdlab.recipe import loader as recipes
 from kdlab.recipe.document import Document
 from kdlab.recipe.files import shareable, typed

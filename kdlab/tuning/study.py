@@ -20,7 +20,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdlab.errors import MachineError
-from kdlab.jobs.job import Runs
+from kdlab.jobs.paths import Runs
 from kdlab.tuning.space import Dimension
 
 JOB, VALUES, NOTE, WHY, WALL = "kdlab.job", "kdlab.values", "kdlab.note", "kdlab.why", "kdlab.wall_s"

@@ -11,7 +11,8 @@ from typing import Any
 
 from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.job import Job
-from kdlab.planning import pairing, plan
+from kdlab.planning import build as plan
+from kdlab.planning import pairing
 from kdlab.planning.facts import Facts
 from kdlab.planning.jobs import jobs_of, scaling
 from kdlab.planning.out_of_memory import Failure, fitting

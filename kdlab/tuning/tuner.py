@@ -23,10 +23,13 @@ from kdlab.jobs.events import (
     JobSkipped,
     JobStarted,
 )
-from kdlab.jobs.job import Job, JobResult, Runs, read_job
+from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.lease import holder
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import PlannedJob
+from kdlab.jobs.result import JobResult
 from kdlab.planning import out_of_memory as memory
-from kdlab.planning.plan import PlannedJob, with_memory
+from kdlab.planning.build import with_memory
 from kdlab.running.task import remove_states
 from kdlab.tuning import scale
 from kdlab.tuning.space import Dimension, name_of_published, published, with_like_terms

@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 
 from kdlab.jobs.events import JobFinished, JobStarted, read_from
-from kdlab.jobs.job import Job, Resources, Runs
+from kdlab.jobs.job import Job, Resources
+from kdlab.jobs.paths import Runs
 from kdlab.running import scheduler
 from kdlab.running.executors.local import Local
 from tests.benchmarks.machine import simulated

@@ -18,16 +18,17 @@ from kdlab.cli.verbs.plan import Prepared
 from kdlab.cli.verbs.run import execute
 from kdlab.jobs.events import EventLog, JobFinished
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import JobResult, Runs
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan
+from kdlab.jobs.result import JobResult
+from kdlab.planning import build as planning
 from kdlab.planning import facts as facts_of
-from kdlab.planning import plan as planning
-from kdlab.planning.plan import Plan
 from kdlab.recipe import loader as recipe
 from kdlab.reporting.ledger import STATUS, Entry, Ledger, snapshot
 from kdlab.reporting.points import began_ms
 from kdlab.running.executors.local import Local
 from tests.benchmarks.machine import simulated
-from tests.planning.test_plan import FACTS
+from tests.planning.test_build import FACTS
 
 SEEDS, TERMS, LOSSES = 250, 14, 85
 METRICS = {"AP": 31.1, "AP50": 51.25, "AP75": 34.9, "APs": 31.1}

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Job, JobResult, Runs
+from kdlab.jobs.job import Job
 from kdlab.jobs.matches import IOU_THRESHOLDS, Matches
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.result import JobResult
 from kdlab.reporting.index import RESAMPLES, Index, _keep, _stamps
 from tests.benchmarks.planning import METRICS, timed
 

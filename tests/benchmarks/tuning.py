@@ -11,15 +11,16 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from kdlab.jobs.job import Job, Runs
-from kdlab.planning.plan import Plan, PlannedJob
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.recipe import loader as recipes
 from kdlab.running import scheduler
 from kdlab.tuning import space
 from kdlab.tuning.study import Study, storage_of
 from kdlab.tuning.trials import Trials, Variant
 from kdlab.tuning.tuner import Tuner
-from tests.planning.test_plan import FACTS, FILES
+from tests.planning.test_build import FACTS, FILES
 from tests.stubs.simulated import Simulated
 
 GPUS, TRIALS, EPOCH_S, POLL_S = 8, 200, 0.1, 0.02

@@ -19,8 +19,9 @@ from kdlab.cli.screen.board import Board
 from kdlab.cli.screen.progress import PlanView
 from kdlab.jobs.events import Event
 from kdlab.jobs.files import read_json
-from kdlab.jobs.job import Resources, Runs
-from kdlab.planning.plan import Plan
+from kdlab.jobs.job import Resources
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan
 from kdlab.running import scheduler
 from kdlab.running.executors.local import Local
 from tests.benchmarks.machine import simulated

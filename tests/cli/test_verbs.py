@@ -19,10 +19,11 @@ from kdlab.cli import app
 from kdlab.devices import Machine
 from kdlab.jobs.events import EventLog, JobStarted
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Job, Resources, Runs
+from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.lease import Lease
-from kdlab.planning import plan as planning
-from kdlab.planning.plan import Plan, PlannedJob
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan, PlannedJob
+from kdlab.planning import build as planning
 from kdlab.recipe.settings import Recipe
 from kdlab.reporting import tracking
 from kdlab.reporting.tracking import SyncReport
@@ -432,7 +433,7 @@ sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 import pytest
 from kdlab import session
 from kdlab.cli import app
-from kdlab.planning import plan
+from kdlab.planning import build as plan
 from kdlab.running.executors import local
 from tests.cli.test_verbs import Bench
 from tests.stubs.stub_job import COMMAND

@@ -13,8 +13,10 @@ import pytest
 
 from kdlab import catalog
 from kdlab.devices import Machine
-from kdlab.jobs.job import Job, Runs
-from kdlab.planning import facts, plan
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import Runs
+from kdlab.planning import build as plan
+from kdlab.planning import facts
 from kdlab.recipe import loader as recipe
 
 XML = """<annotation><size><width>50</width><height>40</height></size><object><name>cat</name>

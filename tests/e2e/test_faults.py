@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 from kdlab.jobs.events import JobFinished, JobStarted, read_from
-from kdlab.jobs.job import JobPaths
 from kdlab.jobs.lease import LeaseInfo
+from kdlab.jobs.paths import JobPaths
 from kdlab.running.executors.base import Handle
 
 pytestmark = pytest.mark.e2e

@@ -16,7 +16,8 @@ import pytest
 from kdlab.datasets import digits
 from kdlab.jobs.events import JobCancelled, JobFailed, JobProgress, JobRetried, read_from
 from kdlab.jobs.files import read_json, write_json
-from kdlab.jobs.job import Job, JobPaths, Resources
+from kdlab.jobs.job import Job, Resources
+from kdlab.jobs.paths import JobPaths
 from kdlab.running.executors.base import Executor, Keepers
 from kdlab.running.executors.local import Local
 from kdlab.running.task import Task

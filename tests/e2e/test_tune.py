@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kdlab.jobs.events import JobEvaluated, JobStarted, read_from
-from kdlab.jobs.job import JobPaths, Runs
+from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.running.driver import Driver
 from kdlab.tuning.study import Study, Told
 from tests.e2e.test_faults import PATIENCE_S, Warm, World

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Job, JobPaths, JobResult, Resources, Runs, read_job
+from kdlab.jobs.job import Job, Resources, read_job
+from kdlab.jobs.paths import JobPaths, Runs
+from kdlab.jobs.result import JobResult
 from tests.stubs.stub_job import make_job, make_result
 
 

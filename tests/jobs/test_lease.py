@@ -17,13 +17,13 @@ import pytest
 
 from kdlab.errors import JobError
 from kdlab.jobs import lease as leases
-from kdlab.jobs.job import JobPaths
 from kdlab.jobs.lease import DEAD_AFTER_S, Lease, LeaseInfo, LeaseLost, Process, holder
+from kdlab.jobs.paths import JobPaths
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from kdlab.jobs.job import JobPaths
+from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.lease import Lease
 lease = Lease.acquire(JobPaths(Path(sys.argv[1])))
 print("held", flush=True)

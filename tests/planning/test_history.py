@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdlab.jobs.job import Job, JobResult
+from kdlab.jobs.job import Job
+from kdlab.jobs.result import JobResult
 from kdlab.planning.facts import PastJob
 from kdlab.planning.history import History
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Job, Resources, Runs
+from kdlab.jobs.job import Job, Resources
+from kdlab.jobs.paths import Runs
 from kdlab.planning import jobs as recipe_jobs
 from kdlab.planning import out_of_memory as memory
 from tests.stubs.stub_job import make_job, prepared

@@ -15,7 +15,7 @@ import pytest
 from kdlab import catalog
 from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.errors import UsageError
-from kdlab.planning import plan
+from kdlab.planning import build as plan
 from kdlab.planning.facts import Facts
 from kdlab.recipe import loader as recipe
 from kdlab.recipe.ablation import Derived, derive

@@ -10,7 +10,9 @@ import pytest
 
 from kdlab.jobs.events import Event, JobCheckpointed, JobEvaluated, JobFinished, JobProgress, JobStarted
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Job, JobResult, Runs
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.result import JobResult
 
 ENVIRONMENT = {
     "commit": "0a1b2c3",

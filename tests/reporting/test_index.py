@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kdlab.jobs.job import JobResult
 from kdlab.jobs.matches import Matches
+from kdlab.jobs.result import JobResult
 from kdlab.reporting import index as module
 from kdlab.reporting.index import RESAMPLES, Index
 from kdlab.reporting.resampling import average_precision, draw

@@ -8,7 +8,8 @@ from typing import Any
 import pandas
 import pytest
 
-from kdlab.jobs.job import Job, JobResult
+from kdlab.jobs.job import Job
+from kdlab.jobs.result import JobResult
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison, Gain
 from kdlab.reporting.plots import PLOTS, draw, pictures, write_plots

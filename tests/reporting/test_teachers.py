@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from kdlab.jobs.job import Job, JobResult
+from kdlab.jobs.job import Job
+from kdlab.jobs.result import JobResult
 from kdlab.reporting.records import Record
 from kdlab.reporting.teachers import teacher_notes
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from kdlab.jobs.events import JobCancelled, JobCheckpointed, JobEvaluated, JobFailed, JobProgress, JobStarted
-from kdlab.jobs.job import Runs
 from kdlab.jobs.lease import Lease
+from kdlab.jobs.paths import Runs
 from kdlab.reporting import mlflow_store
 from kdlab.reporting.follower import Follower
 from kdlab.reporting.ledger import Entry, Ledger
@@ -24,7 +24,7 @@ AWAY = "http://127.0.0.1:9"
 FIRST_SYNC = """
 import sys
 from pathlib import Path
-from kdlab.jobs.job import Runs
+from kdlab.jobs.paths import Runs
 from kdlab.reporting.tracking import sync
 plan = {"id": "0", "recipe": {"name": "digits/first", "arms": {}}, "jobs": []}
 report = sync(plan, Runs(Path(sys.argv[1])))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdlab.jobs.job import Runs
+from kdlab.jobs.paths import Runs
 from kdlab.running.driver import Driver, driving
 
 

@@ -32,9 +32,10 @@ from kdlab.jobs.events import (
     read_from,
 )
 from kdlab.jobs.files import DISK_FULL
-from kdlab.jobs.job import Job, JobPaths, Resources, Runs, read_job
+from kdlab.jobs.job import Job, Resources, read_job
 from kdlab.jobs.lease import LeaseInfo, Process, holder
-from kdlab.planning.plan import Plan, PlannedJob
+from kdlab.jobs.paths import JobPaths, Runs
+from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.running import scheduler
 from kdlab.running.executors.base import Handle
 from kdlab.running.executors.inline import Inline
@@ -45,7 +46,7 @@ from tests.stubs.stub_job import COMMAND, METRICS, make_job, make_plan, make_res
 SCHEDULER = """
 import sys
 from pathlib import Path
-from kdlab.jobs.job import Runs
+from kdlab.jobs.paths import Runs
 from kdlab.running import scheduler
 from kdlab.running.executors.local import Local
 from tests.stubs.stub_job import COMMAND, make_job, make_plan
@@ -56,7 +57,7 @@ for event in scheduler.run(plan, Local(command=COMMAND), Runs(Path(sys.argv[1]))
 TWENTY = """
 import sys
 from pathlib import Path
-from kdlab.jobs.job import Runs
+from kdlab.jobs.paths import Runs
 from kdlab.running import scheduler
 from kdlab.running.executors.local import Local
 from tests.running.test_scheduler import twenty

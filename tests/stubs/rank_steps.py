@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdlab.jobs.job import JobPaths, read_job
+from kdlab.jobs.job import read_job
+from kdlab.jobs.paths import JobPaths
 from kdlab.training import ranks
 from kdlab.training.distiller import Distiller
 from kdlab.training.loop import build_optimiser

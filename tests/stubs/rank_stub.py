@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import JobPaths, read_job
+from kdlab.jobs.job import read_job
+from kdlab.jobs.paths import JobPaths
 
 
 def main(folder: Path) -> int:

@@ -21,11 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from kdlab.errors import JobError
 from kdlab.jobs.events import EventLog, JobCancelled, JobCheckpointed, JobFinished, JobProgress, JobStarted
 from kdlab.jobs.files import read_json, write_json
-from kdlab.jobs.job import Job, JobPaths, JobResult, Resources, Runs, read_job
+from kdlab.jobs.job import Job, Resources, read_job
 from kdlab.jobs.lease import Lease
+from kdlab.jobs.paths import JobPaths, Runs
+from kdlab.jobs.result import JobResult
 
 if TYPE_CHECKING:
-    from kdlab.planning.plan import Plan
+    from kdlab.jobs.plan import Plan
 
 COMMAND = (sys.executable, str(Path(__file__)))
 METRICS = {"AP": 12.5, "AP50": 25.0}
@@ -40,7 +42,7 @@ def make_job(
 
 def make_plan(*jobs: Job, **cost_s: float) -> Plan:
     # Not above: the job's process, which runs this file too, has no use for it.
-    from kdlab.planning.plan import Plan, PlannedJob
+    from kdlab.jobs.plan import Plan, PlannedJob
 
     planned = tuple(PlannedJob(job, False, "new", cost_s.get(job.arm)) for job in jobs)
     return Plan(id="00000000", recipe={"name": "stub"}, jobs=planned, device="cpu", dataset={})

@@ -163,7 +163,7 @@ def import_all(database: Path) -> None:
     import matplotlib.pyplot  # noqa: F401
     import mlflow  # noqa: F401
 
-    from kdlab.jobs.job import Runs
+    from kdlab.jobs.paths import Runs
     from kdlab.reporting.ledger import Ledger
     from kdlab.reporting.mlflow_store import client
 

@@ -13,7 +13,8 @@ import pytest
 from kdlab import catalog
 from kdlab.errors import JobError, MachineError, UsageError
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Job, JobPaths, Resources
+from kdlab.jobs.job import Job, Resources
+from kdlab.jobs.paths import JobPaths
 from tests.stubs.stub_job import make_result
 
 NAMES = {"student.safetensors", "student.pth", "student.py"}

@@ -20,8 +20,10 @@ from kdlab.datasets.base import DatasetFiles
 from kdlab.errors import JobError
 from kdlab.jobs.events import Event, EventLog, JobEvaluated, JobFailed, JobFinished, JobStarted, read_from
 from kdlab.jobs.files import DISK_FULL, write_json
-from kdlab.jobs.job import Job, JobPaths, JobResult, Resources
+from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.matches import Matches
+from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.result import JobResult
 from kdlab.reporting.resampling import average_precision
 from kdlab.training.job import _signals, main, run_job
 

@@ -13,7 +13,9 @@ from kdlab import detectors
 from kdlab.errors import JobError
 from kdlab.jobs.events import JobCancelled, JobEvaluated, JobFinished, JobProgress, JobStarted, read_from
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Job, JobPaths, JobResult
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.result import JobResult
 from kdlab.training import checkpoints
 from kdlab.training.checkpoints import load_finished
 from kdlab.training.distiller import Distiller

@@ -13,7 +13,9 @@ import torch
 from kdlab import detectors
 from kdlab.errors import JobError
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Job, JobPaths, JobResult
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.result import JobResult
 from kdlab.methods.maskd import MaskedDistillation, TokenLearning
 from kdlab.planning.jobs import PREPARING
 from kdlab.training import checkpoints

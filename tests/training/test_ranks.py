@@ -18,7 +18,8 @@ import torch
 from kdlab import catalog
 from kdlab.errors import JobError
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Job, JobPaths, Resources
+from kdlab.jobs.job import Job, Resources
+from kdlab.jobs.paths import JobPaths
 from kdlab.training import ranks
 from tests.stubs.rank_steps import Case, steps
 

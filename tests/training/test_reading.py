@@ -10,7 +10,8 @@ import pytest
 from kdlab.datasets import coco, voc
 from kdlab.datasets._tuning_split import tuning_split
 from kdlab.datasets.base import DatasetFiles
-from kdlab.jobs.job import Job, JobPaths
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import JobPaths
 from kdlab.training.reading import Reading
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"

@@ -15,7 +15,9 @@ import torch
 from kdlab import detectors
 from kdlab.jobs.events import JobEvaluated, JobFinished, JobStarted, read_from
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Job, JobPaths, JobResult
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.result import JobResult
 from kdlab.training import checkpoints
 from kdlab.training.job import run_job
 from kdlab.training.loop import Stopped

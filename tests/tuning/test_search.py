@@ -9,11 +9,12 @@ import pytest
 
 from kdlab.devices import Machine
 from kdlab.errors import UsageError
-from kdlab.jobs.job import Job, Runs
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import Runs
 from kdlab.planning import facts as facts_of
 from kdlab.tuning import search
 from kdlab.tuning.search import Search
-from tests.planning.test_plan import FACTS, FILES, finished
+from tests.planning.test_build import FACTS, FILES, finished
 from tests.stubs.stub_job import prepared
 from tests.tuning.test_tuner import LEARNED
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from kdlab.errors import MachineError
-from kdlab.jobs.job import Runs
+from kdlab.jobs.paths import Runs
 from kdlab.recipe.settings import Pruner, Sampler
 from kdlab.tuning.space import Dimension
 from kdlab.tuning.study import Asked, Study, storage_of

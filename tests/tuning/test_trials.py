@@ -8,7 +8,7 @@ import pytest
 from kdlab.errors import KdlabError, MachineError, UsageError
 from kdlab.tuning import trials as trials_module
 from kdlab.tuning.trials import Trials, Variant, label, text_of
-from tests.planning.test_plan import FACTS
+from tests.planning.test_build import FACTS
 from tests.tuning.test_tuner import LEARNED, make_trials
 
 FULL = {"micro_batch": 8, "batchnorm": False, "total_gb": 80.0}

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdlab.planning import plan
+from kdlab.planning import build as plan
 from kdlab.recipe import loader as recipes
 from kdlab.recipe.document import Document
 from kdlab.recipe.settings import Recipe, TuneSettings
 from kdlab.recipe.yaml_reader import read
 from kdlab.tuning.space import Dimension, methods_with, published
 from kdlab.tuning.tuned import Tuned, tuned
-from tests.planning.test_plan import FACTS
+from tests.planning.test_build import FACTS
 
 BASE = """
     # A pair.

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 from kdlab.jobs.events import Event
-from kdlab.jobs.job import Job, Runs
-from kdlab.planning.plan import Plan, PlannedJob
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.recipe import loader as recipes
 from kdlab.running import scheduler
 from kdlab.tuning import space
 from kdlab.tuning.study import Study
 from kdlab.tuning.trials import Student, Trials, Variant
 from kdlab.tuning.tuner import Tuner
-from tests.planning.test_plan import FACTS, FILES
+from tests.planning.test_build import FACTS, FILES
 from tests.stubs.simulated import Simulated
 
 LEARNED = replace(FILES, fingerprint="e" * 16)

@@ -29,7 +29,7 @@ from kdlab.cli.screen.rows import (
 )
 from kdlab.devices import Gpu
 from kdlab.jobs.events import Event
-from kdlab.jobs.job import Runs
+from kdlab.jobs.paths import Runs
 
 Gpus = Callable[[], Sequence[Gpu]]
 

@@ -10,7 +10,7 @@ from kdlab.cli.verbs.report import RESULTS, forgiving
 from kdlab.cli.verbs.run import FAILED
 
 if TYPE_CHECKING:
-    from kdlab.jobs.job import Runs
+    from kdlab.jobs.paths import Runs
     from kdlab.reporting.study import Dimension, Study, Trial
     from kdlab.tuning.search import Search
     from kdlab.tuning.space import Dimension as Searched
@@ -45,7 +45,7 @@ def tell(screen: Screen, search: Search, tuner: Tuner, runs: Runs, again: str) -
 
 def _study(search: Search, tuner: Tuner, runs: Runs) -> Study:
     """The study as reports know it."""
-    from kdlab.jobs.job import JobResult
+    from kdlab.jobs.result import JobResult
     from kdlab.reporting.study import Study, Trial
 
     trials = tuple(Trial(**_fields(one)) for one in tuner.study.trials())

@@ -28,7 +28,8 @@ def method_names(incomplete: str) -> list[tuple[str, str]]:
 
 def job_names(incomplete: str) -> list[tuple[str, str]]:
     """Ids of the newest plan's jobs, each with its label, and the labels of one word."""
-    from kdlab.jobs.job import Job, Runs
+    from kdlab.jobs.job import Job
+    from kdlab.jobs.paths import Runs
     from kdlab.reporting import records
 
     plan = records.newest_plan(Runs.here())
@@ -41,7 +42,7 @@ def job_names(incomplete: str) -> list[tuple[str, str]]:
 
 def plan_names(incomplete: str) -> list[str]:
     """Ids of the plans that were run here, and the names of their recipes."""
-    from kdlab.jobs.job import Runs
+    from kdlab.jobs.paths import Runs
 
     paths = sorted(Runs.here().plans.glob("*.json"))
     recipes = dict.fromkeys(json.loads(path.read_text())["recipe"]["name"] for path in paths)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from kdlab.errors import UsageError, suggestion
 
 if TYPE_CHECKING:
-    from kdlab.jobs.job import Job, Runs
-    from kdlab.planning.plan import Plan
+    from kdlab.jobs.job import Job
+    from kdlab.jobs.paths import Runs
+    from kdlab.jobs.plan import Plan
 
 QUICKSTART = "kdlab run digits/quickstart"
 _SHOWN = 12
@@ -22,7 +23,7 @@ def plan(runs: Runs, name: str | None = None) -> Plan:
     Raises:
         UsageError: nothing was run here, or no plan fits, or several do.
     """
-    from kdlab.planning.plan import Plan
+    from kdlab.jobs.plan import Plan
     from kdlab.reporting import records
 
     data = records.load_plan(runs, name) if name else records.newest_plan(runs)
@@ -38,7 +39,7 @@ def chosen(runs: Runs, words: Sequence[str]) -> tuple[Plan, list[str]]:
         UsageError: nothing was run here, or a word fits no job or several.
     """
     from kdlab.jobs.job import read_job
-    from kdlab.planning.plan import PlannedJob
+    from kdlab.jobs.plan import PlannedJob
 
     newest = plan(runs)
     jobs = [planned.job for planned in newest.jobs]

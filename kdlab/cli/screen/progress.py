@@ -25,7 +25,7 @@ from kdlab.jobs.events import (
     JobStarted,
 )
 from kdlab.jobs.job import Job
-from kdlab.planning.plan import Plan, PlannedJob
+from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.running import backfill as packing
 
 _STATES: dict[type[Event], str] = {

@@ -17,9 +17,9 @@ from kdlab.cli.screen.places import Place, place
 from kdlab.cli.screen.progress import JobView, PlanView
 from kdlab.devices import Machine, detect
 from kdlab.jobs.events import JobFailed, JobFinished
-from kdlab.jobs.job import Runs
 from kdlab.jobs.lease import LeaseInfo
-from kdlab.planning.plan import Plan
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan
 from kdlab.running.driver import Driver
 from kdlab.running.task import Task
 

@@ -18,7 +18,8 @@ from kdlab.errors import Fault, JobError, KdlabError, MachineError, UsageError, 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kdlab.jobs.job import Job, Runs
+    from kdlab.jobs.job import Job
+    from kdlab.jobs.paths import Runs
 
 PROCESS = "kdlab.training.export"
 EXPORTS = Path("exports")

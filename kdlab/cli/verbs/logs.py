@@ -19,7 +19,7 @@ from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
     from kdlab.cli.screen.snapshot import Snapshot
-    from kdlab.jobs.job import Runs
+    from kdlab.jobs.paths import Runs
 
 LINES = 100
 _LOOK_EVERY_S, _ASK_EVERY_S = 0.2, 1.0
@@ -51,7 +51,7 @@ def logs(
       ...
     """
     from kdlab.cli.screen.snapshot import Snapshot
-    from kdlab.jobs.job import Runs
+    from kdlab.jobs.paths import Runs
 
     runs = Runs.here()
     plan, (name,) = pick.chosen(runs, [job])

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kdlab.devices import Machine
-    from kdlab.jobs.job import Job, Runs
-    from kdlab.planning.plan import Plan, PlannedJob
+    from kdlab.jobs.job import Job
+    from kdlab.jobs.paths import Runs
+    from kdlab.jobs.plan import Plan, PlannedJob
     from kdlab.recipe.settings import Recipe
     from kdlab.running.executors.base import Executor
 
@@ -80,7 +81,7 @@ def prepare(
 def planned(screen: Screen, recipe: Recipe, executor: str, gpus: str | None) -> Prepared:
     """As `prepare`, of a recipe that is loaded."""
     from kdlab import session
-    from kdlab.planning import plan as planning
+    from kdlab.planning import build as planning
     from kdlab.running.executors import base
 
     runs = session.runs_here()
@@ -183,7 +184,7 @@ def _amount(seconds: float, gpus: int) -> str:
 
 def _reason(jobs: Sequence[PlannedJob], runs: Runs) -> str:
     """Why the jobs are reused or not, and where their cost is known from."""
-    from kdlab.jobs.job import JobResult
+    from kdlab.jobs.result import JobResult
 
     first = jobs[0]
     if first.done:

@@ -20,7 +20,7 @@ from kdlab.errors import KdlabError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from kdlab.jobs.job import Runs
+    from kdlab.jobs.paths import Runs
     from kdlab.reporting.comparison import Comparison
     from kdlab.reporting.tables import Table
     from kdlab.reporting.tracking import SyncReport

@@ -21,8 +21,8 @@ from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
     from kdlab.cli.screen.board import Gpus as GpusNow
-    from kdlab.jobs.job import Runs
-    from kdlab.planning.plan import Plan, PlannedJob
+    from kdlab.jobs.paths import Runs
+    from kdlab.jobs.plan import Plan, PlannedJob
     from kdlab.session import Outcome
 
 FREE_GPU_H = 10.0
@@ -173,7 +173,7 @@ def smaller(made: Prepared) -> bool:
 
 def _anew(plan: Plan, runs: Runs) -> Plan:
     """The plan with nothing reused; what is done tells what it cost."""
-    from kdlab.jobs.job import JobResult
+    from kdlab.jobs.result import JobResult
 
     def todo(planned: PlannedJob) -> PlannedJob:
         anew = replace(planned, done=False, why="--fresh")

@@ -52,7 +52,7 @@ def status(
       {"schema": 1, "plan": ...
     """
     from kdlab.cli.screen.snapshot import Snapshot
-    from kdlab.jobs.job import Runs
+    from kdlab.jobs.paths import Runs
 
     runs = Runs.here()
     snapshot = Snapshot(pick.plan(runs, plan), runs)

@@ -17,7 +17,7 @@ from kdlab.errors import MachineError
 
 if TYPE_CHECKING:
     from kdlab.cli.screen.snapshot import Seen, Snapshot
-    from kdlab.jobs.job import JobPaths, Runs
+    from kdlab.jobs.paths import JobPaths, Runs
     from kdlab.running.executors.base import Handle, Keepers
 
 PATIENCE_S = 120.0
@@ -45,7 +45,7 @@ def stop(
         done  rm+pfi seed 0 (student-6c24...)  had ended before: ...
     """
     from kdlab.cli.screen.snapshot import Snapshot
-    from kdlab.jobs.job import Runs
+    from kdlab.jobs.paths import Runs
 
     runs = Runs.here()
     plan, names = pick.chosen(runs, jobs or [])

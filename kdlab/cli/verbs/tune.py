@@ -18,7 +18,7 @@ from kdlab.cli.verbs.run import FAILED, gpus_of, may_cost, smaller, stopped, tel
 if TYPE_CHECKING:
     from kdlab.jobs.events import Event
     from kdlab.jobs.job import Job
-    from kdlab.planning.plan import PlannedJob
+    from kdlab.jobs.plan import PlannedJob
     from kdlab.session import Outcome
     from kdlab.tuning.search import Search
     from kdlab.tuning.space import Dimension

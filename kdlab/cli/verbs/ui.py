@@ -22,7 +22,7 @@ from kdlab.cli.verbs.report import send_all
 from kdlab.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
-    from kdlab.jobs.job import Runs
+    from kdlab.jobs.paths import Runs
 
 START_S = 60.0
 """Seconds in which a server is expected to answer; MLflow imports a lot."""
@@ -98,7 +98,7 @@ def ui(
       $ kdlab ui optuna --port 9000
       http://127.0.0.1:9000/dashboard/
     """
-    from kdlab.jobs.job import Runs
+    from kdlab.jobs.paths import Runs
 
     if storage and page is not Page.optuna:
         fix = "kdlab ui optuna --storage URL; MLflow's own is MLFLOW_TRACKING_URI"

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from kdlab.jobs.job import JobResult
+from kdlab.jobs.result import JobResult
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.plots.plot import COLOURS, DASHES, INK, Plot, finished, framed, label, of_what, panels

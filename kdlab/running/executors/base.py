@@ -13,8 +13,9 @@ from kdlab import catalog
 from kdlab.devices import Gpu, Machine
 from kdlab.errors import KdlabError, UsageError, suggestion
 from kdlab.jobs.files import read_json, write_json
-from kdlab.jobs.job import Job, JobPaths
+from kdlab.jobs.job import Job
 from kdlab.jobs.lease import Process
+from kdlab.jobs.paths import JobPaths
 
 TAKEN = 75
 """Exit code of a job that was taken off its machine: a lost node, preemption, a time limit. Unix calls it

@@ -9,8 +9,9 @@ import traceback
 from collections.abc import Collection, Mapping
 
 from kdlab.devices import Machine
-from kdlab.jobs.job import Job, JobPaths
+from kdlab.jobs.job import Job
 from kdlab.jobs.lease import Process
+from kdlab.jobs.paths import JobPaths
 from kdlab.running.executors.base import Handle
 from kdlab.running.executors.local import Local
 

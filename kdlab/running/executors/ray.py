@@ -12,7 +12,8 @@ from typing import Any
 
 from kdlab.devices import Machine
 from kdlab.errors import MachineError, UsageError
-from kdlab.jobs.job import Job, JobPaths
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import JobPaths
 from kdlab.running.executors import _ray
 from kdlab.running.executors.base import Handle, environment, machine_of
 from kdlab.running.executors.base import command as training

@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from kdlab.devices import Machine
 from kdlab.errors import MachineError, UsageError
-from kdlab.jobs.job import Job, JobPaths
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import JobPaths
 from kdlab.running.executors import _slurm
 from kdlab.running.executors.base import TAKEN, Handle, environment, machine_of
 from kdlab.running.executors.base import command as training

@@ -12,9 +12,8 @@ from mmdet.models.backbones.swin import swin_converter
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
-from kdlab.detectors import weights
 from kdlab.errors import JobError, MachineError
-from kdlab.training import checkpoints
+from kdlab.training import checkpoints, weights
 from kdlab.training.weights.key_report import KeyReport, fit
 
 _SWIN_NAMES = (

@@ -13,9 +13,10 @@ import pytest
 from kdlab.cli.screen.options import method_names
 from kdlab.cli.verbs.plan import Prepared
 from kdlab.devices import Machine
-from kdlab.jobs.job import Job, Runs
-from kdlab.planning import plan as planning
-from kdlab.planning.plan import Plan
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan
+from kdlab.planning import build as planning
 from kdlab.recipe.settings import Recipe
 from tests.cli import test_verbs
 from tests.cli.test_verbs import Bench

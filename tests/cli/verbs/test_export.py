@@ -12,7 +12,8 @@ from kdlab.cli import app
 from kdlab.cli.verbs import export
 from kdlab.errors import JobError, MachineError, UsageError
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Job, Runs
+from kdlab.jobs.job import Job
+from kdlab.jobs.paths import Runs
 from tests.stubs.stub_job import make_result
 
 IDS = {"baseline": "student-aa11", "rm": "student-ab22", "teacher": "teacher-ac33"}

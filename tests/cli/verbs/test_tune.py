@@ -15,7 +15,7 @@ import pytest
 
 from kdlab import session
 from kdlab.cli import app
-from kdlab.jobs.job import Runs
+from kdlab.jobs.paths import Runs
 from kdlab.planning import facts as facts_of
 from kdlab.recipe import loader as recipes
 from kdlab.reporting import study_plots, tracking
@@ -25,7 +25,7 @@ from kdlab.running.driver import alone
 from kdlab.running.executors import base
 from kdlab.tuning import search
 from tests.cli.test_verbs import FakeFollower, examples, without_values
-from tests.planning.test_plan import FACTS
+from tests.planning.test_build import FACTS
 from tests.stubs.simulated import Simulated
 from tests.tuning.test_tuner import LEARNED, likes_pfi_at_30, weights
 

@@ -20,7 +20,8 @@ if find_spec("ray") is None:
 
 from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.events import Event, JobCancelled, JobFinished, JobRetried, JobStarted, read_from
-from kdlab.jobs.job import Resources, Runs
+from kdlab.jobs.job import Resources
+from kdlab.jobs.paths import Runs
 from kdlab.running import scheduler
 from kdlab.running.executors import _ray
 from kdlab.running.executors.base import Handle

@@ -11,7 +11,9 @@ import pytest
 from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.events import Event, JobCancelled, JobFinished, JobRetried, JobStarted
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Job, JobPaths, JobResult, Resources, Runs
+from kdlab.jobs.job import Job, Resources
+from kdlab.jobs.paths import JobPaths, Runs
+from kdlab.jobs.result import JobResult
 from kdlab.running import scheduler
 from kdlab.running.executors import _slurm
 from kdlab.running.executors.base import TAKEN, Handle, load

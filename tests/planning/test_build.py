@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.errors import UsageError
-from kdlab.jobs.job import Job, JobResult
-from kdlab.planning import plan
+from kdlab.jobs.job import Job
+from kdlab.jobs.result import JobResult
+from kdlab.planning import build as plan
 from kdlab.planning.facts import Facts, PastJob
 from kdlab.planning.weights import WeightFile
 from kdlab.recipe import loader as recipe

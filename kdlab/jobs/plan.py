@@ -1,0 +1,72 @@
+"""A plan: the jobs of a recipe in topological order, as `plans/<id>.json` holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from kdlab.jobs.files import write_json
+from kdlab.jobs.job import SCHEMA, Job
+from kdlab.jobs.paths import Runs
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job of a plan.
+
+    Args:
+        job: what would run.
+        done: whether its result exists already.
+        why: the reason in words: "reused", "new: schedule.lr differs from student-1a2b3c4d".
+        cost_s: expected seconds, None where nothing is known.
+        cost_source: "measured, n=3", "estimated" or "unknown".
+    """
+
+    job: Job
+    done: bool
+    why: str
+    cost_s: float | None = None
+    cost_source: str = "unknown"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a recipe in topological order.
+
+    Args:
+        id: 8 hex over the recipe's name and the ids of its jobs.
+        recipe: the resolved recipe as plain data ("name", "title", "arms", "seeds", ...).
+        jobs: parents before children.
+        device: "cpu" or "cuda".
+        dataset: name and fingerprint of the data.
+        notes: what a person should know before running, a sentence each.
+    """
+
+    id: str
+    recipe: dict[str, Any]
+    jobs: tuple[PlannedJob, ...]
+    device: str
+    dataset: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        # not asdict(): it copies the settings of every job, which takes seconds where there are a thousand
+        jobs = [{**vars(planned), "job": planned.job.to_dict()} for planned in self.jobs]
+        return {"schema": SCHEMA, **vars(self), "jobs": jobs, "notes": list(self.notes)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        known = {key: value for key, value in data.items() if key != "schema"}
+        known["jobs"] = tuple(PlannedJob(**{**old, "job": Job.from_dict(old["job"])}) for old in data["jobs"])
+        known["notes"] = tuple(data["notes"])
+        return cls(**known)
+
+    def save(self, runs: Runs) -> Path:
+        """Write the plan down as `plans/<id>.json`; the newest file is the newest plan."""
+        path = runs.plans / f"{self.id}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.to_dict())
+        return path
