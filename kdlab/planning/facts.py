@@ -183,10 +183,8 @@ def _cache(request: dict[str, Any]) -> Path:
 
     Files of weights count by their content, which the request names too, and never by where they lie.
     """
-    folder = catalog.PACKAGE / "training"
-    rooms = [path for room in ("detectors", "weights") for path in sorted(folder.glob(f"{room}/*.py"))]
-    files = [folder / f"{name}.py" for name in ("mmdet_config", "outputs", "probe", "sizing")]
-    sources = [*rooms, *files]
+    rooms = ("detectors/*.py", "training/weights/*.py", "training/probe.py")
+    sources = [path for room in rooms for path in sorted(catalog.PACKAGE.glob(room))]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     asked = {name: value for name, value in request.items() if name != "files"}
     key = json.dumps([asked, versions(), code], sort_keys=True)

@@ -22,7 +22,7 @@ from kdlab.recipe import loader as recipe
 from kdlab.recipe.loader import Recipe
 
 PLUGINS = {
-    "training/methods/rm.py": '''
+    "methods/rm.py": '''
         """Rank Mimicking: copy the teacher's ranking."""
         class RankMimicking(Method):
             default_weight = 4.0
@@ -32,19 +32,19 @@ PLUGINS = {
                 self, *, rank: Literal["cls", "loc", "both"] = "cls", tau: float = 1, quality: bool = False
             ): ...
     ''',
-    "training/methods/pfi.py": '''
+    "methods/pfi.py": '''
         """Prediction-guided Feature Imitation: imitate features where predictions differ."""
         class PFI(Method):
             default_weight = 1.5
     ''',
-    "training/detectors/retinanet.py": '"""RetinaNet: anchors."""\nFAMILY = RetinaNet\n',
-    "training/detectors/faster_rcnn.py": '''
+    "detectors/retinanet.py": '"""RetinaNet: anchors."""\nFAMILY = RetinaNet\n',
+    "detectors/faster_rcnn.py": '''
         """Faster R-CNN: proposals."""
         STRIDES = (4, 8, 16, 32, 64)
         HEAD_CONVS = 0
         FAMILY = FasterRCNN
     ''',
-    "training/detectors/gfl.py": '"""GFL: joint scores."""\nFAMILY = GFL\n',
+    "detectors/gfl.py": '"""GFL: joint scores."""\nFAMILY = GFL\n',
     "datasets/digits.py": '''
         """Digits."""
         def prepare(*, image_px: int = 80, size: tuple[int, int] = (1, 3)): ...
