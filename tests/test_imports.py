@@ -39,6 +39,7 @@ HEAVY = {
     "optuna": {"tuning/study.py"},
     "matplotlib": {"reporting/plots/", "reporting/study_plots/"},
     "jinja2": {"reporting/renderers/"},
+    "psutil": {"jobs/lease.py"},
     "ray": {"running/executors/_ray.py"},
     **{
         name: {"training/", "detectors/", "methods/", "mmcv_ops/"}

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from kdlab.errors import JobError
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.paths import JobPaths
@@ -35,18 +37,21 @@ class Process:
     Args:
         host: the machine's name.
         pid: its number there.
-        started: clock ticks since that machine booted; None where the system does not tell.
+        started: seconds after its machine booted, which setting the clock does not move; None if it was gone.
     """
 
     host: str
     pid: int
-    started: int | None
+    started: float | None
 
     @classmethod
     def of(cls, pid: int) -> Self:
         """The process that has this number here and now."""
-        stat = _stat(pid)
-        return cls(socket.gethostname(), pid, stat[1] if stat else None)
+        try:
+            started = _started(psutil.Process(pid))
+        except psutil.Error:
+            started = None
+        return cls(socket.gethostname(), pid, started)
 
     @property
     def here(self) -> bool:
@@ -57,9 +62,17 @@ class Process:
         """Whether it runs on this host; one that ended and was not waited for does not."""
         if not self.here:
             return False
-        if stat := _stat(self.pid):
-            return stat[0] not in "ZX" and self.started in (None, stat[1])
-        return not Path("/proc/self/stat").exists() and _has_number(self.pid)
+        try:
+            process = psutil.Process(self.pid)
+            ended = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+            return not ended and self.started in (None, _started(process))
+        except psutil.NoSuchProcess:
+            return False
+
+
+def _started(process: psutil.Process) -> float:
+    since_boot_s: float = process.create_time() - psutil.boot_time()
+    return round(since_boot_s, 2)
 
 
 @dataclass(frozen=True)
@@ -229,24 +242,3 @@ def _is_locked(path: Path) -> bool:
         return not try_lock(file, fcntl.LOCK_SH)
     finally:
         os.close(file)
-
-
-def _stat(pid: int) -> tuple[str, int] | None:
-    """State letter and start time of a process; None where there is no such process or no /proc."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
-    # The name, in brackets, may hold spaces and brackets itself.
-    fields = text.rpartition(b")")[2].split()
-    return fields[0].decode(), int(fields[19])
-
-
-def _has_number(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kdlab.errors import JobError
@@ -197,8 +198,8 @@ def test_disk_without_locks_falls_back_on_the_process(
 def test_pid_that_was_given_to_another_process_is_not_the_same_process() -> None:
     me = Process.of(os.getpid())
     assert me.alive()
-    if me.started is not None:
-        assert not replace(me, started=me.started + 1).alive()
+    assert me.started is not None
+    assert not replace(me, started=me.started + 1).alive()
 
 
 def test_ended_child_that_nobody_waited_for_is_not_alive() -> None:
@@ -209,11 +210,15 @@ def test_ended_child_that_nobody_waited_for_is_not_alive() -> None:
     child.wait()
 
 
-def test_process_is_known_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "_stat", lambda pid: None)
-    monkeypatch.setattr(Path, "exists", lambda path: False)
-    assert Process.of(os.getpid()).started is None
-    assert Process.of(os.getpid()).alive()
+def test_process_that_is_gone_or_of_another_host_is_not_alive() -> None:
     child = subprocess.Popen(["true"])
+    process = Process.of(child.pid)
     child.wait()
-    assert not Process.of(child.pid).alive()
+    assert not process.alive()
+    assert not replace(Process.of(os.getpid()), host="another-host").alive()
+
+
+def test_process_is_the_same_one_after_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    me, boot_s = Process.of(os.getpid()), psutil.boot_time()
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_s + 3600)
+    assert me.alive()
