@@ -10,12 +10,13 @@ from dataclasses import replace
 from kdlab import catalog
 from kdlab.devices import Machine
 from kdlab.errors import Fault, UsageError
+from kdlab.jobs import gate
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.planning import facts as facts_of
-from kdlab.planning import gate, pairing
 from kdlab.planning import out_of_memory as memory
+from kdlab.planning import pairing
 from kdlab.planning import weights as weight_files
 from kdlab.planning.facts import Facts, PastJob
 from kdlab.planning.history import History

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.errors import Fault
+from kdlab.jobs import gate
 from kdlab.jobs.events import (
     Event,
     JobCancelled,
@@ -30,13 +31,13 @@ from kdlab.jobs.events import (
     settled,
 )
 from kdlab.jobs.files import DISK_FULL, disk_full, read_json, write_json
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.lease import LeaseInfo, holder, try_lock
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import JobResult
-from kdlab.planning import gate
 from kdlab.planning import out_of_memory as memory
-from kdlab.running.executors.base import TAKEN, Executor, Handle, Keepers
+from kdlab.running.executors.base import TAKEN, Executor, Keepers
 
 TAIL_LINES = 15
 _TAIL_BYTES = 16384

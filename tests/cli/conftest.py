@@ -13,11 +13,11 @@ import pytest
 
 from kdlab.cli import app
 from kdlab.jobs.events import Event, EventLog, JobProgress, JobStarted
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.lease import LeaseInfo, Process
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.plan import Plan, PlannedJob
-from kdlab.running.executors.base import Handle
 from kdlab.running.executors.local import Local
 from tests.stubs.stub_job import COMMAND, make_result, prepared
 

@@ -17,11 +17,12 @@ from kdlab.devices import detect
 from kdlab.errors import UsageError
 from kdlab.jobs.events import JobStarted, read_from
 from kdlab.jobs.files import read_json
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.lease import holder
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.result import JobResult
-from kdlab.running.executors.base import TAKEN, Executor, Handle, command, load
+from kdlab.running.executors.base import TAKEN, Executor, command, load
 from kdlab.running.executors.inline import Inline
 from kdlab.running.executors.local import Local
 from kdlab.running.executors.slurm import Slurm

@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 
 from kdlab.jobs.events import JobFinished, JobStarted, read_from
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.lease import LeaseInfo
 from kdlab.jobs.paths import JobPaths
-from kdlab.running.executors.base import Handle
 
 pytestmark = pytest.mark.e2e
 

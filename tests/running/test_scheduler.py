@@ -32,12 +32,12 @@ from kdlab.jobs.events import (
     read_from,
 )
 from kdlab.jobs.files import DISK_FULL
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job, Resources, read_job
 from kdlab.jobs.lease import LeaseInfo, Process, holder
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.running import scheduler
-from kdlab.running.executors.base import Handle
 from kdlab.running.executors.inline import Inline
 from kdlab.running.executors.local import Local
 from kdlab.running.scheduler import Feed

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from kdlab.devices import Gpu, Machine
 from kdlab.jobs.events import EventLog, JobCancelled, JobEvaluated, JobFailed, JobFinished, JobStarted
 from kdlab.jobs.files import write_json
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.paths import JobPaths, Runs
-from kdlab.running.executors.base import Handle
 from tests.stubs.stub_job import make_result
 
 TERM_SHARE = {"rm": 0.02, "pfi": 0.1}

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from kdlab.devices import Gpu, Machine
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.lease import LeaseInfo, holder
 from kdlab.jobs.paths import JobPaths
-from kdlab.running.executors.base import Handle
 
 IDLE = "idle"
 OTHERS = "used by others"

@@ -17,8 +17,9 @@ from kdlab.errors import MachineError
 
 if TYPE_CHECKING:
     from kdlab.cli.screen.snapshot import Seen, Snapshot
+    from kdlab.jobs.handle import Handle
     from kdlab.jobs.paths import JobPaths, Runs
-    from kdlab.running.executors.base import Handle, Keepers
+    from kdlab.running.executors.base import Keepers
 
 PATIENCE_S = 120.0
 """Seconds in which a job is expected to reach its next checkpoint."""
@@ -157,8 +158,8 @@ class _Stopping:
 
 def _handle(paths: JobPaths) -> Handle | None:
     """The process that works on a job, or the name by which a cluster knows it."""
+    from kdlab.jobs.handle import Handle
     from kdlab.jobs.lease import holder
-    from kdlab.running.executors.base import Handle
 
     handle = Handle.read(paths)
     if handle and (handle.ref or (handle.process and handle.process.alive())):

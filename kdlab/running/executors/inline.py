@@ -9,10 +9,10 @@ import traceback
 from collections.abc import Collection, Mapping
 
 from kdlab.devices import Machine
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.lease import Process
 from kdlab.jobs.paths import JobPaths
-from kdlab.running.executors.base import Handle
 from kdlab.running.executors.local import Local
 
 MODULE = "kdlab.training.job"

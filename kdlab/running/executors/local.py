@@ -10,11 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 
 from kdlab import devices
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.lease import Process
 from kdlab.jobs.paths import JobPaths
 from kdlab.running.executors import base
-from kdlab.running.executors.base import Handle
 
 _LOOK_AGAIN_S = 10.0
 

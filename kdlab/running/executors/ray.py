@@ -12,11 +12,12 @@ from typing import Any
 
 from kdlab.devices import Machine
 from kdlab.errors import MachineError, UsageError
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
 from kdlab.running.executors import _ray
-from kdlab.running.executors.base import Handle, environment, machine_of
 from kdlab.running.executors.base import command as training
+from kdlab.running.executors.base import environment, machine_of
 
 _STOPPED = 128 + signal.SIGTERM
 _DEAF_S = 5.0

@@ -11,10 +11,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 from kdlab.devices import Machine
 from kdlab.errors import MachineError, UsageError
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
 from kdlab.running.executors import _slurm
-from kdlab.running.executors.base import TAKEN, Handle, environment, machine_of
+from kdlab.running.executors.base import TAKEN, environment, machine_of
 from kdlab.running.executors.base import command as training
 
 _STOPPED = 128 + signal.SIGTERM

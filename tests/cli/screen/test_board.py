@@ -32,11 +32,11 @@ from kdlab.jobs.events import (
     JobSkipped,
     JobStarted,
 )
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.lease import LeaseInfo, Process
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
-from kdlab.running.executors.base import Handle
 
 GPUS = Machine((0, 1), (Gpu(0, "GPU-aaaa", 80.0), Gpu(1, "GPU-bbbb", 80.0)))
 CORES = Machine((0, 1))

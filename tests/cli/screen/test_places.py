@@ -8,10 +8,10 @@ import pytest
 
 from kdlab.cli.screen.places import Place, place, ranges, without_jobs
 from kdlab.devices import Gpu, Machine
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.lease import Lease, LeaseInfo, Process
 from kdlab.jobs.paths import JobPaths
-from kdlab.running.executors.base import Handle
 
 NUMBERS = {"GPU-aaaaaaaaaa": 0, "GPU-bbbbbbbbbb": 1, "GPU-cccccccccc": 2}
 ME = Process.of(os.getpid())

@@ -9,9 +9,9 @@ import pytest
 from kdlab.cli.screen.snapshot import Snapshot
 from kdlab.jobs.events import JobCancelled, JobCheckpointed, JobEvaluated, JobFailed
 from kdlab.jobs.files import write_json
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.lease import LeaseInfo
 from kdlab.running.driver import driving
-from kdlab.running.executors.base import Handle
 from tests.cli.conftest import BEGAN, FAR, Lab, at
 
 SAVED = (JobCheckpointed, {"iteration": 400})

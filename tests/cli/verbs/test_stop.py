@@ -7,9 +7,9 @@ import pytest
 
 from kdlab.cli.verbs import stop
 from kdlab.jobs.events import Event, JobCancelled, JobSkipped, JobStarted
+from kdlab.jobs.handle import Handle
 from kdlab.running import scheduler
 from kdlab.running.driver import driving
-from kdlab.running.executors.base import Handle
 from kdlab.running.executors.local import Local
 from tests.cli.conftest import Lab, wait_for
 from tests.stubs.stub_job import COMMAND

@@ -20,11 +20,11 @@ if find_spec("ray") is None:
 
 from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.events import Event, JobCancelled, JobFinished, JobRetried, JobStarted, read_from
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Resources
 from kdlab.jobs.paths import Runs
 from kdlab.running import scheduler
 from kdlab.running.executors import _ray
-from kdlab.running.executors.base import Handle
 from kdlab.running.executors.ray import Ray
 from tests.stubs.stub_job import COMMAND, make_job, make_plan, prepared
 from tests.stubs.stub_ray import free_port, ray_started, start_node

@@ -11,12 +11,13 @@ import pytest
 from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.events import Event, JobCancelled, JobFinished, JobRetried, JobStarted
 from kdlab.jobs.files import write_json
+from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.result import JobResult
 from kdlab.running import scheduler
 from kdlab.running.executors import _slurm
-from kdlab.running.executors.base import TAKEN, Handle, load
+from kdlab.running.executors.base import TAKEN, load
 from kdlab.running.executors.slurm import Slurm
 from tests.stubs import stub_slurm
 from tests.stubs.stub_job import COMMAND, make_job, make_plan, prepared

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from kdlab.jobs import gate
 from kdlab.jobs.job import Job
-from kdlab.planning import gate
 
 
 def teacher(kind: Any = "evaluate", **inputs: Any) -> Job:

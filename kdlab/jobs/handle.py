@@ -1,0 +1,45 @@
+"""The handle of a started job: how whoever comes later finds its process, or a cluster's job."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from kdlab.jobs.files import read_json, write_json
+from kdlab.jobs.lease import Process
+from kdlab.jobs.paths import JobPaths
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A started job, as `handle.json` in its folder keeps it.
+
+    Args:
+        executor: the key of the executor that started it.
+        process: the leader of the job's process group; None where a cluster decides when and where it runs.
+        devices: core numbers or GPU UUIDs that it leases.
+        ref: the name by which a cluster knows it.
+    """
+
+    executor: str
+    process: Process | None = None
+    devices: tuple[str, ...] = ()
+    ref: str = ""
+
+    @classmethod
+    def read(cls, paths: JobPaths) -> Self | None:
+        """The handle of the newest start, whether it still runs or not; None where there never was one."""
+        data: dict[str, Any] | None = read_json(paths.handle)
+        if data is None:
+            return None
+        process = data["process"] and Process(**data["process"])
+        return cls(data["executor"], process, tuple(data["devices"]), data.get("ref", ""))
+
+    def write(self, paths: JobPaths) -> None:
+        """Replace `handle.json`."""
+        write_json(paths.handle, asdict(self))
+
+    @property
+    def here(self) -> bool:
+        """Whether it is a process of this host."""
+        return self.process is not None and self.process.here
