@@ -87,7 +87,7 @@ def drive(
         MachineError: a job never fits on this machine, or the runs folder cannot be written.
     """
     _save(plan, runs)
-    follower = Follower(plan.to_dict(), runs)
+    follower = Follower(plan, runs)
 
     def grow(active: int) -> Sequence[PlannedJob]:
         nonlocal plan
@@ -97,7 +97,7 @@ def drive(
             new = [planned for planned in more if planned.job.id not in known]
             plan = replace(plan, jobs=(*plan.jobs, *new))
             _save(plan, runs)
-            follower.plan = plan.to_dict()
+            follower.plan = plan
         return more
 
     files: Sequence[Path] = ()

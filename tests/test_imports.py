@@ -76,7 +76,7 @@ def test_arrows_point_down() -> None:
 @pytest.mark.parametrize(
     ("room", "text"),
     [
-        ("planning", "from kdlab.reporting import records"),
+        ("planning", "from kdlab.reporting import tables"),
         ("training", "import kdlab.planning.build"),
         ("jobs", "def late():\n    from kdlab import catalog"),
         ("session", "from kdlab.cli.screen.console import Screen"),

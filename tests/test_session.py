@@ -14,7 +14,7 @@ from kdlab.errors import MachineError
 from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobProgress, JobQueued, JobReused
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
-from kdlab.reporting.records import newest_plan
+from kdlab.jobs.store import newest_plan
 from kdlab.reporting.tracking import SyncReport
 from kdlab.running.driver import Driver
 from kdlab.running.executors.inline import Inline
@@ -28,9 +28,9 @@ class FakeFollower:
     """Notes when it was closed and with which files."""
 
     log: list[Any]
-    last_plan: dict[str, Any]
+    last_plan: Plan
 
-    def __init__(self, plan: dict[str, Any], runs: Runs) -> None:
+    def __init__(self, plan: Plan, runs: Runs) -> None:
         FakeFollower.log = ["opened"]
         self.plan = plan
 
@@ -71,7 +71,7 @@ def test_a_plan_runs_to_its_end(executor: Local, runs: Runs) -> None:
 def test_a_driven_plan_is_the_newest(executor: Local, runs: Runs) -> None:
     plan = make_plan(make_job())
     session.drive(plan, executor, runs)
-    assert newest_plan(runs) == plan.to_dict()
+    assert newest_plan(runs) == plan
 
 
 def test_other_shells_see_who_drives_a_plan_and_how_to_go_on(executor: Local, runs: Runs) -> None:
@@ -179,16 +179,14 @@ class TestGrowing:
         assert outcome.complete
         assert sorted(outcome.ends) == ["student-a", "student-b", "student-c"]
         saved = newest_plan(runs)
-        assert saved is not None
-        assert [planned["job"]["arm"] for planned in saved["jobs"]] == ["a", "b", "c"]
+        assert [planned.job.arm for planned in saved.jobs] == ["a", "b", "c"]
         assert FakeFollower.last_plan == saved
 
     def test_plan_is_saved_before_a_new_job_is_told(self, executor: Local, runs: Runs) -> None:
         known: list[bool] = []
 
         def look(event: Event) -> None:
-            saved = newest_plan(runs) or {"jobs": []}
-            known.append(event.job in [planned["job"]["id"] for planned in saved["jobs"]])
+            known.append(event.job in [planned.job.id for planned in newest_plan(runs).jobs])
 
         session.drive(
             make_plan(make_job("a")), executor, runs, [look], feed=self.feed(make_plan(make_job("b")))
@@ -208,8 +206,7 @@ class TestGrowing:
 
         outcome = session.drive(plan, executor, runs, [see], feed=feed)
         saved = newest_plan(runs)
-        assert saved is not None
-        assert len(saved["jobs"]) == 1
+        assert len(saved.jobs) == 1
         assert [type(event) for event in ended] == [JobFailed, JobQueued, JobFailed]
         assert not outcome.complete
 

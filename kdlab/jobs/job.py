@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Self
 
+from kdlab.errors import UsageError
 from kdlab.jobs.files import read_json
 from kdlab.jobs.paths import JobPaths
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of all files in a runs folder: 1 was kdlab 0.1, whose settings, ids and results had another form."""
 NUMERICS = 1
 """Raised by every commit that changes a number of any result; part of every job's id."""
 
@@ -104,8 +107,30 @@ def read_job(paths: JobPaths) -> Job:
 
     Raises:
         FileNotFoundError: the folder has no `job.json`.
+        UsageError: it is of another version of kdlab.
     """
     data = read_json(paths.job)
     if data is None:
         raise FileNotFoundError(paths.job)
+    check_schema(data, paths.job)
     return Job.from_dict(data)
+
+
+def check_schema(data: Any, path: Path) -> None:
+    """See that a file of a runs folder is of this version; one that tells no version is damaged at most.
+
+    Raises:
+        UsageError: it is of another version; names the folder, for none of it can be read.
+    """
+    found = data.get("schema", SCHEMA) if isinstance(data, dict) else SCHEMA
+    if found == SCHEMA:
+        return
+    runs = next((folder.parent for folder in path.parents if folder.name in ("jobs", "plans")), path.parent)
+    version = "0.1" if found == 1 else "a later version"
+    raise UsageError(
+        f"{runs} is a runs folder of kdlab {version}, which this version cannot read",
+        where=str(path),
+        got=f"schema {found}",
+        known=f"schema {SCHEMA}",
+        fix=f"move it away: mv {runs} {runs}-old   or set KDLAB_RUNS to another folder",
+    )

@@ -184,6 +184,12 @@ class Lease:
                 replace(self._info, heartbeat=heartbeat).write(self._paths)
 
 
+def newest_attempt(paths: JobPaths) -> int:
+    """The number of the newest process that worked on a job, 0 before the first."""
+    info = LeaseInfo.read(paths)
+    return info.attempt if info else 0
+
+
 def holder(paths: JobPaths) -> LeaseInfo | None:
     """Who works in a job's folder now, None where nobody does."""
     info = LeaseInfo.read(paths)

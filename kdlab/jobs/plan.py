@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import SCHEMA, Job
+from kdlab.jobs.job import SCHEMA, Job, check_schema
 from kdlab.jobs.paths import Runs
 
 
@@ -50,11 +51,16 @@ class Plan:
     dataset: dict[str, Any]
     notes: tuple[str, ...] = ()
 
+    @property
+    def is_search(self) -> bool:
+        """Whether its jobs are trials of `kdlab tune`, which are no arms to compare."""
+        return "study" in self.recipe
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""
         # not asdict(): it copies the settings of every job, which takes seconds where there are a thousand
         jobs = [{**vars(planned), "job": planned.job.to_dict()} for planned in self.jobs]
-        return {"schema": SCHEMA, **vars(self), "jobs": jobs, "notes": list(self.notes)}
+        return {**vars(self), "jobs": jobs, "notes": list(self.notes)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -64,9 +70,24 @@ class Plan:
         known["notes"] = tuple(data["notes"])
         return cls(**known)
 
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The plan in a file.
+
+        Raises:
+            UsageError: it is of another version of kdlab.
+        """
+        data = json.loads(path.read_text())
+        check_schema(data, path)
+        return cls.from_dict(data)
+
     def save(self, runs: Runs) -> Path:
         """Write the plan down as `plans/<id>.json`; the newest file is the newest plan."""
-        path = runs.plans / f"{self.id}.json"
+        path = self.path(runs)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, self.to_dict())
+        write_json(path, {"schema": SCHEMA, **self.to_dict()})
         return path
+
+    def path(self, runs: Runs) -> Path:
+        """Its file, whether it exists or not."""
+        return runs.plans / f"{self.id}.json"

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from kdlab.errors import MachineError
 from kdlab.jobs.files import read_json, write_json
-from kdlab.jobs.job import SCHEMA, Kind
+from kdlab.jobs.job import SCHEMA, Kind, check_schema
 from kdlab.jobs.paths import JobPaths
 
 
@@ -65,9 +65,11 @@ class JobResult:
 
         Raises:
             MachineError: the file is damaged.
+            UsageError: it is of another version of kdlab.
         """
         try:
             data = read_json(paths.result)
+            check_schema(data, paths.result)
             known = None if data is None else {key: data[key] for key in data if key != "schema"}
             return None if known is None else cls(**known)
         except (ValueError, TypeError) as error:

@@ -10,15 +10,16 @@ from dataclasses import replace
 from kdlab import catalog
 from kdlab.devices import Machine
 from kdlab.errors import Fault, UsageError
-from kdlab.jobs import gate
+from kdlab.jobs import gate, store
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
+from kdlab.jobs.store import PastJob
 from kdlab.planning import facts as facts_of
 from kdlab.planning import out_of_memory as memory
 from kdlab.planning import pairing
 from kdlab.planning import weights as weight_files
-from kdlab.planning.facts import Facts, PastJob
+from kdlab.planning.facts import Facts
 from kdlab.planning.history import History
 from kdlab.planning.jobs import jobs_of
 from kdlab.recipe.settings import Recipe
@@ -36,14 +37,14 @@ def prepare(
         KdlabError: the data or the models are not to be had, or a method cannot serve the pair.
     """
     facts = facts_of.gather(recipe, machine, progress)
-    return build(recipe, facts, facts_of.past_jobs(runs), memory.failures(runs))
+    return build(recipe, facts, store.past_jobs(runs), store.shortages(runs))
 
 
 def build(
     recipe: Recipe,
     facts: Facts,
     past: Mapping[str, PastJob],
-    out_of_memory: Mapping[str, memory.Failure] | None = None,
+    out_of_memory: Mapping[str, store.Shortage] | None = None,
 ) -> Plan:
     """The plan of a recipe: a pure function of its arguments.
 

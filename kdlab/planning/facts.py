@@ -18,9 +18,6 @@ from kdlab.datasets.base import DatasetFiles, cache_dir
 from kdlab.devices import Machine
 from kdlab.errors import Fault, MachineError, UsageError
 from kdlab.jobs.files import read_json, write_json
-from kdlab.jobs.job import Job, read_job
-from kdlab.jobs.paths import Runs
-from kdlab.jobs.result import JobResult
 from kdlab.planning import weights as weight_files
 from kdlab.planning.weights import WeightFile
 from kdlab.recipe.settings import ModelSettings, Recipe
@@ -28,14 +25,6 @@ from kdlab.recipe.settings import ModelSettings, Recipe
 PROBE = "kdlab.training.probe"
 FROM_CONFIG = ("backbone", "code", "config", "imports")
 """What the probe reads of an mmdet config for the settings of a job."""
-
-
-@dataclass(frozen=True)
-class PastJob:
-    """A job that finished earlier."""
-
-    job: Job
-    result: JobResult
 
 
 @dataclass(frozen=True)
@@ -84,20 +73,6 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
     student, *teacher = _probe(requests, progress)
     gpu_gb = min((gpu.memory_gb for gpu in machine.gpus), default=None)
     return Facts(files, student, teacher[0] if teacher else None, machine.device, versions(), weights, gpu_gb)
-
-
-def past_jobs(runs: Runs) -> dict[str, PastJob]:
-    """All finished jobs under `runs`, by id; folders that cannot be read are passed over."""
-    found = {}
-    for path in (runs.folder / "jobs").glob("*/result.json"):
-        paths = runs.job(path.parent.name)
-        try:
-            job, result = read_job(paths), JobResult.read(paths)
-        except (OSError, ValueError, KeyError, TypeError, MachineError):
-            continue
-        if result is not None:
-            found[job.id] = PastJob(job, result)
-    return found
 
 
 def model_settings(

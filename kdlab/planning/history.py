@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from kdlab.jobs.job import Job
-from kdlab.planning.facts import PastJob
+from kdlab.jobs.store import PastJob
 
 
 @dataclass(frozen=True)

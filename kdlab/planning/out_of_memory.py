@@ -6,35 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from kdlab.jobs.files import read_json
 from kdlab.jobs.job import Job
-from kdlab.jobs.paths import JobPaths, Runs
+from kdlab.jobs.store import Shortage
 from kdlab.planning.jobs import job_id
 
 USABLE = 0.9
 """Part of a GPU's memory up to which a job is expected to fit."""
 
-Failure = Mapping[str, Any]
 
-
-def failure_of(paths: JobPaths) -> Failure | None:
-    """What `failure.json` says where the job ran out of GPU memory.
-
-    Its "peak_gb" of "total_gb" is what a forward of "micro_batch" images took; "batchnorm" is whether the
-    model has BatchNorm in training mode.
-    """
-    failure: dict[str, Any] | None = read_json(paths.failure)
-    return failure if failure and failure.get("kind") == "oom" else None
-
-
-def failures(runs: Runs) -> dict[str, Failure]:
-    """Those of all jobs, by id."""
-    folders = [path.parent.name for path in (runs.folder / "jobs").glob("*/failure.json")]
-    found = {name: failure_of(runs.job(name)) for name in folders}
-    return {name: failure for name, failure in found.items() if failure}
-
-
-def fitting(jobs: Iterable[Job], failed: Mapping[str, Failure], gpu_gb: float | None) -> Iterator[Job]:
+def fitting(jobs: Iterable[Job], failed: Mapping[str, Shortage], gpu_gb: float | None) -> Iterator[Job]:
     """The jobs, those that ran out of memory on such a GPU before in smaller micro-batches.
 
     What needs such a job needs the one that takes its place, and gets another id by that.
@@ -56,7 +36,7 @@ def fitting(jobs: Iterable[Job], failed: Mapping[str, Failure], gpu_gb: float | 
         yield now
 
 
-def smaller(job: Job, failure: Failure) -> Job | None:
+def smaller(job: Job, failure: Shortage) -> Job | None:
     """The job with half the micro-batch and an id of its own; None where that would be another training.
 
     BatchNorm in training mode looks at all images of a forward pass, so fewer of them change what is learned.
@@ -67,7 +47,7 @@ def smaller(job: Job, failure: Failure) -> Job | None:
     return _identified(job, {**job.settings, "micro_batch": images // 2}, job.parents)
 
 
-def advice(job: Job, failure: Failure) -> str:
+def advice(job: Job, failure: Shortage) -> str:
     """What to do about a job that ran out of memory, with the settings that should fit."""
     if less := smaller(job, failure):
         return f"it is queued again with {less.settings['micro_batch']} images a forward pass"
@@ -95,6 +75,6 @@ def _identified(job: Job, settings: dict[str, Any], parents: tuple[str, ...]) ->
     return replace(job, id=job_id(job.kind, settings, parents), settings=settings, parents=parents)
 
 
-def _as_small(failure: Failure, gpu_gb: float | None) -> bool:
+def _as_small(failure: Shortage, gpu_gb: float | None) -> bool:
     """Whether the GPU here is no larger than the one that was too small."""
     return gpu_gb is None or gpu_gb <= 1.05 * float(failure.get("total_gb") or gpu_gb)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
+from kdlab.jobs.plan import Plan
 from kdlab.jobs.result import JobResult
-from kdlab.reporting.records import Record
+from kdlab.jobs.status import JobStatus
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Arm:
     name: str
     distils: bool
     inherits: bool
-    records: tuple[Record, ...]
+    records: tuple[JobStatus, ...]
     planned: int
     micro_batch: int = 0
 
@@ -52,16 +53,16 @@ class Arm:
         return [metrics[metric] for metrics in found if metric in metrics]
 
 
-def arms_of(plan: Mapping[str, Any], records: Sequence[Record], pool: bool) -> tuple[Arm | None, list[Arm]]:
+def arms_of(plan: Plan, records: Sequence[JobStatus], pool: bool) -> tuple[Arm | None, list[Arm]]:
     """The teacher's row, if the plan has one, and the arms in the order of the recipe.
 
     Unless they are to be pooled, the seeds of an arm that ran in micro-batches have a row of their own.
     """
     teachers = tuple(record for record in records if record.job.is_teacher)
-    inherits = plan["recipe"].get("inherits", ())
+    inherits = plan.recipe.get("inherits", ())
     arms = []
-    for name, methods in plan["recipe"]["arms"].items():
-        rows: dict[int, list[Record]] = {}
+    for name, methods in plan.recipe["arms"].items():
+        rows: dict[int, list[JobStatus]] = {}
         own = [one for one in records if one.job.kind == "student" and one.job.arm == name]
         for one in own:
             rows.setdefault(0 if pool else one.job.settings.get("micro_batch") or 0, []).append(one)

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from kdlab.jobs import status, store
 from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan
 from kdlab.jobs.result import JobResult
+from kdlab.jobs.status import JobStatus
 from kdlab.reporting.arms import Arm, arms_of
 from kdlab.reporting.index import Index, Progress, Resampled
-from kdlab.reporting.records import Record, collect
 from kdlab.reporting.statistics import (
     SEEDS_FOR_A_TEST,
     Crossed,
@@ -73,8 +75,8 @@ class Comparison:
     """All that tables and plots of one plan are made of.
 
     Args:
-        plan: content of the plan's file.
-        records: its jobs.
+        plan: which.
+        records: its jobs as they are.
         teacher: None where the plan has none.
         arms: in the order of the recipe, the baseline among them.
         baseline: the first arm without methods.
@@ -84,8 +86,8 @@ class Comparison:
         unlike: whether models were measured on other images or objects, so that some cannot be paired there.
     """
 
-    plan: Mapping[str, Any]
-    records: Sequence[Record]
+    plan: Plan
+    records: Sequence[JobStatus]
     teacher: Arm | None
     arms: Sequence[Arm]
     baseline: Arm | None
@@ -101,7 +103,7 @@ class Comparison:
 
 
 def of_plan(
-    plan: Mapping[str, Any],
+    plan: Plan,
     runs: Runs,
     *,
     pool: bool = False,
@@ -111,21 +113,22 @@ def of_plan(
     """Compare the arms of a plan by what its jobs left in `runs`.
 
     Args:
-        plan: content of the plan's file.
+        plan: which.
         runs: where the jobs are.
         pool: average jobs that ran in micro-batches with those that ran whole.
         whole: with the history and the losses of each job, which plots show and take longer to read.
         progress: told what takes time.
     """
     index = Index(runs, progress)
-    records = collect(plan, runs, None if whole else index)
+    ids = [planned.job.id for planned in plan.jobs]
+    records = status.of_plan(plan, runs, store.results(runs, ids) if whole else index.results(ids))
     done = [record.job.id for record in records if record.result is not None]
     return compare(plan, records, index.resampled(done), pool=pool)
 
 
 def compare(
-    plan: Mapping[str, Any],
-    records: Sequence[Record],
+    plan: Plan,
+    records: Sequence[JobStatus],
     resampled: Mapping[str, Resampled],
     *,
     pool: bool = False,
@@ -133,7 +136,7 @@ def compare(
     """Compare the arms of a plan.
 
     Args:
-        plan: content of the plan's file.
+        plan: which.
         records: what became of its jobs.
         resampled: AP on resampled images, by job; jobs may be missing.
         pool: average jobs that ran in micro-batches with those that ran whole.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean, median
-from typing import Any
 
+from kdlab.jobs.status import JobStatus
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.columns import COLUMNS, NONE, P_READING, View, method_ratios
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.provenance import provenance
-from kdlab.reporting.records import Record
 from kdlab.reporting.reference import Published
 from kdlab.reporting.statistics import SEEDS_FOR_A_TEST
 from kdlab.reporting.tables import Cell, Column, Mark, Table
@@ -123,13 +122,13 @@ def _says_nothing(column: Column, comparison: Comparison) -> bool:
     return column.key == "best_AP" and not any(map(_best_differs, comparison.records))
 
 
-def _best_differs(record: Record) -> bool:
+def _best_differs(record: JobStatus) -> bool:
     result = record.result
     return result is not None and result.best.get("AP") != result.metrics.get("AP")
 
 
 def _title(comparison: Comparison) -> str:
-    recipe = comparison.plan["recipe"]
+    recipe = comparison.plan.recipe
     counts = sorted({len(arm.results) for arm in comparison.arms})
     n = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "0"
     return f"{recipe.get('title') or recipe['name']}, n={n}"
@@ -155,15 +154,11 @@ def _footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]
     yield from provenance(records)
     if comparison.baseline is None and comparison.arms:
         yield "no gains: no arm is without methods"
-    yield from _query(plan)
-    yield f"plan {plan['id']} of {plan['recipe']['name']}"
-    if command := plan["recipe"].get("command"):
-        yield f"made again by: {command}"
-
-
-def _query(plan: Mapping[str, Any]) -> Iterator[str]:
-    if "metrics" in plan.get("query", ""):
+    if "metrics" in plan.recipe.get("query", ""):
         yield "warning: these runs were chosen by their results, so what they have in common can be luck"
+    yield f"plan {plan.id} of {plan.recipe['name']}"
+    if command := plan.recipe.get("command"):
+        yield f"made again by: {command}"
 
 
 def _unlikely(comparison: Comparison) -> Iterator[str]:
@@ -184,7 +179,7 @@ def _unmatched(comparison: Comparison) -> Iterator[str]:
         yield f"no interval over images for {jobs} without a whole matches.npz: {labels}"
 
 
-def _in_micro_batches(records: Sequence[Record]) -> list[str]:
+def _in_micro_batches(records: Sequence[JobStatus]) -> list[str]:
     """Which jobs ran out of memory and were trained in parts."""
     cut = {record.job.label: record.job.settings.get("micro_batch") for record in records}
     told = ", ".join(f"{label} ({images} images)" for label, images in cut.items() if images)

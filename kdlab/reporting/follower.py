@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan
 from kdlab.reporting.tracking import SyncReport, left, sync
 
 TURN_S = 2.0
@@ -22,15 +22,13 @@ class Follower:
     """Syncs every few seconds from a thread of its own, while the plan runs.
 
     Args:
-        plan: content of the plan's file; may be replaced by that of a plan that has grown.
+        plan: which; may be replaced by one that has grown.
         runs: where the jobs are.
         store: as for `sync`.
         every_s: seconds between two syncs, at least.
     """
 
-    def __init__(
-        self, plan: dict[str, Any], runs: Runs, *, store: str | None = None, every_s: float = 5.0
-    ) -> None:
+    def __init__(self, plan: Plan, runs: Runs, *, store: str | None = None, every_s: float = 5.0) -> None:
         self.report = SyncReport()
         self.plan = plan
         self._runs, self._store, self._every_s = runs, store, every_s

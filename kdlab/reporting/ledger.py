@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.jobs.files import read_json, write_json
+from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths, Runs
+from kdlab.jobs.status import State, state_of
 from kdlab.reporting.points import began_ms
-from kdlab.reporting.records import State, job_state
 
 STATUS: dict[State, str] = {
-    "pending": "SCHEDULED",
-    "running": "RUNNING",
-    "interrupted": "KILLED",
-    "done": "FINISHED",
-    "failed": "FAILED",
-    "cancelled": "KILLED",
-    "skipped": "KILLED",
+    State.QUEUED: "SCHEDULED",
+    State.RUNNING: "RUNNING",
+    State.INTERRUPTED: "KILLED",
+    State.DONE: "FINISHED",
+    State.FAILED: "FAILED",
+    State.CANCELLED: "KILLED",
+    State.SKIPPED: "KILLED",
+    State.PRUNED: "KILLED",
 }
 """What MLflow calls the states of a job."""
 
@@ -72,11 +74,11 @@ class Ledger:
             return Entry(self.store)
         return Entry(**data)
 
-    def behind(self, job: str) -> bool:
+    def behind(self, job: Job) -> bool:
         """Whether anything happened to a job since its entry was written; cheap, however long the log."""
-        paths, entry = self._runs.job(job), self.read(job)
+        paths, entry = self._runs.job(job.id), self.read(job.id)
         began = began_ms(paths.events, entry.began_ms)
-        return began is not None and (entry.began_ms != began or entry.seen != snapshot(paths))
+        return began is not None and (entry.began_ms != began or entry.seen != snapshot(job, paths))
 
     def write(self, name: str, entry: Entry) -> None:
         """Keep an entry."""
@@ -96,15 +98,15 @@ class Ledger:
         return self._folder / f"{name}.json"
 
 
-def snapshot(paths: JobPaths) -> list[int | str]:
+def snapshot(job: Job, paths: JobPaths) -> list[int | str]:
     """What changes with a job: the size of its log and how far it got."""
-    return [paths.events.stat().st_size, job_state(paths)]
+    return [paths.events.stat().st_size, state_of(job, paths)]
 
 
 def plan_status(states: set[State]) -> str:
     """What MLflow calls the state of a plan: that of its worst job, once none is running."""
-    if states == {"done"}:
+    if states == {State.DONE}:
         return "FINISHED"
-    ended_badly: tuple[State, ...] = ("failed", "cancelled", "interrupted", "skipped")
+    ended_badly = (State.FAILED, State.CANCELLED, State.INTERRUPTED, State.SKIPPED)
     worst = next((state for state in ended_badly if state in states), None)
-    return "RUNNING" if worst is None or "running" in states else STATUS[worst]
+    return "RUNNING" if worst is None or State.RUNNING in states else STATUS[worst]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kdlab.reporting.records import Record
+from kdlab.jobs.status import JobStatus
 
 
-def provenance(records: Sequence[Record]) -> list[str]:
+def provenance(records: Sequence[JobStatus]) -> list[str]:
     """A note each on data, commit, versions and machine of the finished jobs; none without a finished job."""
     done = [(record, record.result.environment) for record in records if record.result is not None]
     if not done:
@@ -22,7 +22,7 @@ def provenance(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def _origin(name: str, told: Iterable[tuple[Record, str]]) -> str:
+def _origin(name: str, told: Iterable[tuple[JobStatus, str]]) -> str:
     """ "commit: abc" or, if cells differ, "cells differ in commit: abc (teacher); def (all others)"."""
     groups: dict[str, list[str]] = {}
     for record, value in told:

@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from kdlab.errors import MachineError, UsageError
-from kdlab.jobs.job import SCHEMA, Job, read_job
+from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.reporting import mlflow_store
 from kdlab.reporting.ledger import Ledger
 
@@ -20,9 +21,7 @@ QUERY = "mlflow:"
 EXAMPLE = f"{QUERY}params.`schedule.epochs` = '12' and tags.`kdlab.arm` = 'rm'"
 
 
-def plans(
-    wanted: str, runs: Runs, progress: Callable[[str], None] = lambda text: None
-) -> list[dict[str, Any]]:
+def plans(wanted: str, runs: Runs, progress: Callable[[str], None] = lambda text: None) -> list[Plan]:
     """Plans of the finished jobs whose MLflow runs a filter lets through.
 
     Jobs of different data, schedules, students or teachers are never in one plan; a baseline, which has no
@@ -100,7 +99,7 @@ def _groups(students: Iterable[Job]) -> list[list[Job]]:
     return groups + [jobs for world, jobs in alone.items() if world not in taught]
 
 
-def _plan(group: list[Job], wanted: str, runs: Runs) -> dict[str, Any]:
+def _plan(group: list[Job], wanted: str, runs: Runs) -> Plan:
     """The plan of a group: its teacher, and its students under names that tell its arms apart."""
     names: dict[str, str] = {}
     arms: dict[str, Any] = {}
@@ -115,19 +114,20 @@ def _plan(group: list[Job], wanted: str, runs: Runs) -> dict[str, Any]:
     teachers = [_job(parent, runs) for parent in {job.parents[0]: None for job in group if job.parents}]
     jobs = [*teachers, *students]
     inheriting = {job.arm for job in students if job.settings.get("inherit")}
-    return {
-        "schema": SCHEMA,
-        "id": hashlib.sha256(" ".join(job.id for job in jobs).encode()).hexdigest()[:8],
-        "query": wanted,
-        "recipe": {
+    return Plan(
+        id=hashlib.sha256(" ".join(job.id for job in jobs).encode()).hexdigest()[:8],
+        recipe={
             "name": f"{QUERY}{wanted}",
+            "query": wanted,
             "title": _title(students[0].settings),
             "command": f"kdlab report {shlex.quote(QUERY + wanted)}",
             "arms": arms,
             "inherits": [name for name in arms if name in inheriting],
         },
-        "jobs": [{"job": job.to_dict()} for job in jobs],
-    }
+        jobs=tuple(PlannedJob(job, True, "finished") for job in jobs),
+        device="",
+        dataset={},
+    )
 
 
 def _title(settings: dict[str, Any]) -> str:

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from kdlab.jobs.job import TOLERATED_AP
 from kdlab.jobs.result import JobResult
-from kdlab.reporting.records import Record
+from kdlab.jobs.status import JobStatus
 
 USELESS_AP = 1.0
 """A teacher below this AP, in points, has nothing to teach: most often its weights did not load."""
 
 
-def teacher_notes(record: Record) -> Iterator[str]:
+def teacher_notes(record: JobStatus) -> Iterator[str]:
     """A sentence for each such thing about a teacher's job."""
     if record.result is None:
         yield f"teacher: {record.state}"

@@ -15,13 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kdlab.jobs.events import last_in
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths, Runs
+from kdlab.jobs.plan import Plan
 from kdlab.jobs.result import JobResult
+from kdlab.jobs.status import State, state_of
 from kdlab.reporting import mlflow_store
 from kdlab.reporting.ledger import STATUS, Entry, Ledger, plan_status, snapshot
 from kdlab.reporting.points import Point, began_ms, key, segments
-from kdlab.reporting.records import State, job_state, last_event
 
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
 _TAG_CHARACTERS, _PARAM_CHARACTERS = 5000, 6000
@@ -43,7 +45,7 @@ class SyncReport:
 
 
 def sync(
-    plan: dict[str, Any],
+    plan: Plan,
     runs: Runs,
     *,
     store: str | None = None,
@@ -56,7 +58,7 @@ def sync(
     server has everything this returns without importing mlflow.
 
     Args:
-        plan: content of the plan's file.
+        plan: which.
         runs: where the jobs are; `tracking/` in it remembers what the server has.
         store: address of the MLflow server or database, by default `MLFLOW_TRACKING_URI`, else
             `mlflow.db` in `runs`.
@@ -80,7 +82,7 @@ def sync(
     return SyncReport(sender.sent, 0 if sender.complete else sender.left(), sender.error)
 
 
-def left(plan: dict[str, Any], runs: Runs, store: str | None = None) -> int:
+def left(plan: Plan, runs: Runs, store: str | None = None) -> int:
     """How many points of a plan are ready and not sent."""
     return _Sender(plan, runs, store).left()
 
@@ -90,15 +92,15 @@ class _Sender:
 
     def __init__(
         self,
-        plan: dict[str, Any],
+        plan: Plan,
         runs: Runs,
         store: str | None,
         deadline_s: float | None = None,
         files: Sequence[Path] = (),
     ) -> None:
         self.sent, self.error, self.complete = 0, "", False
-        self._plan, self._name = plan, f"plan-{plan['id']}"
-        self._jobs = [Job.from_dict(planned["job"]) for planned in plan["jobs"]]
+        self._plan, self._name = plan, f"plan-{plan.id}"
+        self._jobs = [planned.job for planned in plan.jobs]
         self._runs, self._files = runs, files
         self._ledger = Ledger(runs, store or os.environ.get("MLFLOW_TRACKING_URI") or None)
         self._until = math.inf if deadline_s is None else time.monotonic() + deadline_s
@@ -108,7 +110,7 @@ class _Sender:
         return bool(self._jobs_behind()) or self._ledger.read(self._name).seen != self._plan_seen()
 
     def _jobs_behind(self) -> list[Job]:
-        return [job for job in self._jobs if self._ledger.behind(job.id)]
+        return [job for job in self._jobs if self._ledger.behind(job)]
 
     def left(self) -> int:
         """How many points are ready and not sent."""
@@ -123,7 +125,7 @@ class _Sender:
         """Send what is behind until the time is over. What the server refuses for one run stops no other."""
         self._client = mlflow_store.client(self._ledger)
         self._experiment = mlflow_store.experiment(
-            self._client, f"kdlab/{self._plan['recipe']['name']}", self._ledger
+            self._client, f"kdlab/{self._plan.recipe['name']}", self._ledger
         )
         self._open_plan()
         for job in self._jobs_behind():
@@ -147,14 +149,14 @@ class _Sender:
         """Send a job's points, one segment after the other, and its end."""
         paths = self._runs.job(job.id)
         # Looked at before anything is read: what is written from here on is for the next sync.
-        seen, state = snapshot(paths), job_state(paths)
+        seen, state = snapshot(job, paths), state_of(job, paths)
         entry = self._ledger.read(job.id)
         began = began_ms(paths.events, entry.began_ms)
         if began is not None and entry.began_ms != began:
             entry = self._open_job(job, began)
             entry.began_ms = began
             self._ledger.write(job.id, entry)
-        for segment in segments(paths.events, entry.offset, finished=state == "done"):
+        for segment in segments(paths.events, entry.offset, finished=state is State.DONE):
             self._log(entry.run_id, segment.points)
             entry.offset = segment.end
             self._ledger.write(job.id, entry)
@@ -169,7 +171,7 @@ class _Sender:
         """The entry of the job's run, which is found by its tags or made."""
         tags = {"kdlab.kind": job.kind, "kdlab.job": job.id, "kdlab.began": str(began)}
         more = {
-            "kdlab.plan": self._plan["id"],
+            "kdlab.plan": self._plan.id,
             "kdlab.arm": job.arm,
             "kdlab.seed": str(job.seed),
             "mlflow.parentRunId": self._ledger.read(self._name).run_id,
@@ -178,7 +180,7 @@ class _Sender:
 
     def _end_job(self, run_id: str, paths: JobPaths, state: State) -> None:
         """Send a job's state and, where it ended, what it left behind."""
-        if state in ("pending", "running"):
+        if state.active:
             self._client.update_run(run_id, status=STATUS[state])
             return
         ended = _last_ms(paths)
@@ -200,8 +202,8 @@ class _Sender:
         files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files}
         sent = self._ledger.read(self._name).seen or {"files": {}}
         return {
-            "status": plan_status({job_state(self._runs.job(job.id)) for job in self._jobs}),
-            "reuses": [job for job, plan in plans.items() if plan not in ("", self._plan["id"])],
+            "status": plan_status({state_of(job, self._runs.job(job.id)) for job in self._jobs}),
+            "reuses": [job for job, plan in plans.items() if plan not in ("", self._plan.id)],
             "files": {**sent["files"], **files},
         }
 
@@ -209,10 +211,10 @@ class _Sender:
         """Find or make the run of the plan."""
         if self._ledger.read(self._name).run_id:
             return
-        recipe = self._plan["recipe"]
-        tags = {"kdlab.kind": "plan", "kdlab.plan": self._plan["id"]}
+        recipe = self._plan.recipe
+        tags = {"kdlab.kind": "plan", "kdlab.plan": self._plan.id}
         command = f"kdlab run {recipe['name']}"
-        name = f"{recipe['name']} {self._plan['id']}"
+        name = f"{recipe['name']} {self._plan.id}"
         more = {"kdlab.recipe": recipe["name"], "mlflow.source.name": command}
         settings = _flat(recipe, depth=2)
         entry = self._open_run(tags, more, name, self._saved_ms(), settings)
@@ -237,7 +239,7 @@ class _Sender:
 
     def _saved_ms(self) -> int:
         """When the plan was last written down, in Unix milliseconds."""
-        path = self._runs.plans / f"{self._plan['id']}.json"
+        path = self._plan.path(self._runs)
         return round(1000 * (path.stat().st_mtime if path.exists() else time.time()))
 
     def _open_run(
@@ -260,7 +262,7 @@ class _Sender:
 
 def _last_ms(paths: JobPaths) -> int:
     """When a job last said something, in Unix milliseconds; 0 where it never did."""
-    event = last_event(paths)
+    event = last_in(paths.events)
     return 0 if event is None else round(1000 * event.time)
 
 

@@ -6,41 +6,33 @@ So it does not matter which scheduler started it, or whether one was there when 
 from __future__ import annotations
 
 import fcntl
-import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from kdlab.errors import Fault
-from kdlab.jobs import gate
+from kdlab.jobs import gate, store
 from kdlab.jobs.events import (
     Event,
     JobCancelled,
-    JobCheckpointed,
     JobFailed,
     JobFinished,
-    JobProgress,
     JobRetried,
     JobReused,
-    JobStarted,
-    read_from,
     settled,
 )
-from kdlab.jobs.files import DISK_FULL, disk_full, read_json, write_json
+from kdlab.jobs.files import DISK_FULL, disk_full, write_json
 from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
-from kdlab.jobs.lease import LeaseInfo, holder, try_lock
+from kdlab.jobs.lease import holder, newest_attempt, try_lock
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import JobResult
+from kdlab.jobs.status import JobStatus
 from kdlab.planning import out_of_memory as memory
 from kdlab.running.executors.base import TAKEN, Executor, Keepers
-
-TAIL_LINES = 15
-_TAIL_BYTES = 16384
 
 
 @dataclass
@@ -51,38 +43,37 @@ class Task:
         job: what it is.
         paths: its folder.
         handle: its process, while it runs.
-        offset: up to where its events were read.
-        iteration: the last one reported.
-        saved: the last one checkpointed.
-        last_word: what the job itself said of its end.
-        began: Unix seconds at which the attempt began.
         kills: how often its process was killed since it last got further.
         saved_before: the last iteration that was checkpointed when it was last killed.
         cancelled: this scheduler asked it to stop.
-        told_end: when it will end as it says itself, in Unix seconds.
+        status: what it said so far, since this scheduler knows it.
+        begun: Unix seconds at which it was started here.
     """
 
     job: Job
     paths: JobPaths
     handle: Handle | None = None
-    offset: int = 0
-    iteration: int = 0
-    saved: int = 0
-    last_word: Event | None = None
-    began: float = field(default_factory=time.time)
     kills: int = 0
     saved_before: int = 0
     cancelled: bool = False
-    told_end: float | None = None
+    status: JobStatus = field(init=False)
+    begun: float = field(init=False, default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        self.status = JobStatus(self.job)
 
     def says(self, kind: type[Event], /, **told: Any) -> Event:
         """An event of this job in its newest attempt."""
-        lease = LeaseInfo.read(self.paths)
-        return kind(job=self.job.id, attempt=lease.attempt if lease else 0, **told)
+        return kind(job=self.job.id, attempt=newest_attempt(self.paths), **told)
 
     def ends_at(self, cost_s: float) -> float:
         """When it will end, in Unix seconds: as it says itself, else as its cost lets one expect."""
-        return max(time.time(), self.told_end or self.began + cost_s)
+        return max(time.time(), self.status.ends_at or self.began + cost_s)
+
+    @property
+    def began(self) -> float:
+        """Unix seconds at which the attempt began: as it says itself, else when it was started here."""
+        return self.status.started.time if self.status.started else self.begun
 
     def prepare(self) -> None:
         """Write down what the job is, and forget an earlier wish to stop it."""
@@ -109,9 +100,7 @@ class Task:
         self.handle = self._running(keepers)
         if self.handle is None:
             return None
-        log = read_from(self.paths.events)
-        self.offset = log.offset
-        return self._heed(settled(log.events))
+        return _without_ends(settled(self.status.follow(self.paths)))
 
     def begin(self, executor: Executor, keepers: Keepers) -> list[Event] | None:
         """Start the job, unless another scheduler did or even brought it to its end.
@@ -127,16 +116,15 @@ class Task:
             if (history := self.adopt(keepers)) is not None:
                 return history
             self.paths.failure.unlink(missing_ok=True)
-            self.offset = self.paths.events.stat().st_size if self.paths.events.exists() else 0
-            self.began, self.last_word = time.time(), None
+            self.status.forget()
+            self.status.offset = self.paths.events.stat().st_size if self.paths.events.exists() else 0
+            self.begun = time.time()
             self.handle = executor.start(self.job, self.paths)
         return None if self.handle is None else []
 
     def follow(self) -> list[Event]:
         """What the job said since the last call; its end is left to `outcome`."""
-        log = read_from(self.paths.events, self.offset)
-        self.offset = log.offset
-        return self._heed(log.events)
+        return _without_ends(self.status.follow(self.paths))
 
     def outcome(self, code: int | None, retries: int) -> Event:
         """How the process ended.
@@ -172,74 +160,52 @@ class Task:
             return None
         return Handle("", info.process)
 
-    def _heed(self, events: list[Event]) -> list[Event]:
-        told = []
-        for event in events:
-            match event:
-                case JobStarted():
-                    self.began, self.last_word, self.told_end = event.time, None, None
-                    self.iteration = self.saved = event.iteration
-                case JobProgress():
-                    self.iteration, self.told_end = event.iteration, event.time + event.eta_s
-                case JobCheckpointed():
-                    self.saved = event.iteration
-                case JobFinished() | JobFailed() | JobCancelled():
-                    self.last_word = event
-                    continue
-            told.append(event)
-        return told
-
     def _finished(self) -> Event | None:
         if (result := JobResult.read(self.paths)) is None:
             return None
         remove_states(self.paths)
-        if isinstance(self.last_word, JobFinished):
-            return self.last_word
+        if isinstance(self.status.end, JobFinished):
+            return self.status.end
         return self.says(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
 
     def _failed_by_itself(self, code: int | None) -> Event | None:
         if code == TAKEN or _signal(code) == signal.SIGTERM:
             # who ended it ended its loader processes too, and it took their loss for a failure of its own
             return None
-        data: dict[str, Any] | None = read_json(self.paths.failure)
-        if data is None and isinstance(self.last_word, JobFailed):
-            data = asdict(self.last_word)
-        if data is None:
-            return None
-        fault = Fault(**{part.name: str(data.get(part.name) or "") for part in fields(Fault)})
-        if shortage := memory.failure_of(self.paths):
-            fault = replace(fault, fix=memory.advice(self.job, shortage))
-        kind = str(data.get("kind") or "")
-        return self._failed(fault, after_s=float(data.get("after_s") or 0.0), kind=kind)
+        failure = self.status.failure(self.paths)
+        if failure and (shortage := store.shortage(self.paths)):
+            return replace(failure, fix=memory.advice(self.job, shortage))
+        return failure
 
     def _stopped(self, code: int | None) -> Event | None:
         wished = self.cancelled or self.paths.stop_request.exists()
         # a cluster that takes a job away asks it to stop just as a person does
-        told = isinstance(self.last_word, JobCancelled) and code != TAKEN
+        told = isinstance(self.status.end, JobCancelled) and code != TAKEN
         if not (wished or told or _signal(code) in (signal.SIGINT, signal.SIGTERM)):
             return None
-        return self.says(JobCancelled, iteration=self.saved)
+        return self.says(JobCancelled, iteration=self.status.saved)
 
     def _died(self, code: int | None, retries: int, *, counts: bool) -> Event:
-        number = _signal(code)
+        number, after_s = _signal(code), time.time() - self.began
+        fix = "the end of its log may tell"
         if code == DISK_FULL:
-            return self._failed(disk_full(self.paths.folder), time.time() - self.began)
+            return self.status.failed(self.paths, disk_full(self.paths.folder), after_s)
         if code not in (None, TAKEN) and number is None:
             if self._in_other_hands():
                 return self.says(JobRetried, why="another process works on it already")
             what = f"the process ended with exit code {code}, without a result and without a reason"
-            return self._failed(Fault(what, fix="the end of its log may tell"), time.time() - self.began)
+            return self.status.failed(self.paths, Fault(what, fix=fix), after_s)
         # the lease of a lost host, which was followed until it was stale, is no second loss
-        self.kills = self.kills + counts if self.saved <= self.saved_before else 1
-        self.saved_before = self.saved
+        self.kills = self.kills + counts if self.status.saved <= self.saved_before else 1
+        self.saved_before = self.status.saved
         how = f"was killed ({number.name})" if number else "vanished" if code is None else "was taken away"
         if self.kills <= retries:
             return self.says(JobRetried, why=f"the process {how}")
         times = f" {self.kills} times without getting further" if self.kills > 1 else ""
-        fix = "the end of its log may tell; kdlab run again goes on from the last checkpoint"
+        fix += "; kdlab run again goes on from the last checkpoint"
         if number in (signal.SIGKILL, None):
             fix = "most often the memory is full: run fewer jobs at once (-j 1) or lower schedule.batch_size"
-        return self._failed(Fault(f"the process {how}{times}", fix=fix), time.time() - self.began)
+        return self.status.failed(self.paths, Fault(f"the process {how}{times}", fix=fix), after_s)
 
     def _in_other_hands(self) -> bool:
         """Whether a process that this scheduler did not know of has the job; it is adopted then.
@@ -248,12 +214,6 @@ class Task:
         """
         other = holder(self.paths)
         return other is not None and other.shows_life()
-
-    def _failed(self, fault: Fault, after_s: float, kind: str = "") -> Event:
-        stood = f"iteration {self.iteration}" if self.iteration else "before the first step"
-        told = asdict(fault) | {"where": fault.where or stood}
-        log = self.paths.log
-        return self.says(JobFailed, **told, kind=kind, after_s=after_s, log=str(log), tail=_tail(log))
 
 
 @contextmanager
@@ -278,11 +238,6 @@ def _signal(code: int | None) -> signal.Signals | None:
         return None
 
 
-def _tail(log: Path) -> tuple[str, ...]:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return ()
-    return tuple(lines[-TAIL_LINES:])
+def _without_ends(events: Iterable[Event]) -> list[Event]:
+    """What a job says but for its end, which `Task.outcome` judges."""
+    return [event for event in events if not isinstance(event, JobFinished | JobFailed | JobCancelled)]

@@ -11,11 +11,11 @@ from typing import Any
 
 from kdlab.datasets._tuning_split import images_of, tuning_split
 from kdlab.devices import Machine
+from kdlab.jobs import store
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.planning import build as plans
 from kdlab.planning import facts as facts_of
-from kdlab.planning import out_of_memory as memory
 from kdlab.planning.history import History
 from kdlab.recipe import loader as recipes
 from kdlab.recipe.document import Document
@@ -94,9 +94,9 @@ def _planned(
 ) -> Search:
     facts = next(iter(trials.variants.values())).facts
     assert facts.learned is not None
-    past = facts_of.past_jobs(runs)
+    past = store.past_jobs(runs)
     history = History(past)
-    failed = memory.failures(runs)
+    failed = store.shortages(runs)
     jobs = [plans.planned(job, facts, past, history) for job in trials.preparation(failed)]
     plan = Plan(
         id=hashlib.sha256(study.encode()).hexdigest()[:8],

@@ -11,11 +11,12 @@ from typing import Any
 
 from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.job import Job
+from kdlab.jobs.store import Shortage
 from kdlab.planning import build as plan
 from kdlab.planning import pairing
 from kdlab.planning.facts import Facts
 from kdlab.planning.jobs import jobs_of, scaling
-from kdlab.planning.out_of_memory import Failure, fitting
+from kdlab.planning.out_of_memory import fitting
 from kdlab.recipe.settings import Recipe, Schedule
 from kdlab.tuning import scale
 from kdlab.tuning.space import WEIGHT, Dimension, as_in, methods_with
@@ -86,7 +87,7 @@ class Trials:
                 if faults := list(pairing.faults(self._of_trial(values), facts.student, facts.teacher)):
                     raise UsageError(faults=faults)
 
-    def job(self, values: Values, failed: Mapping[str, Failure] | None = None) -> Job:
+    def job(self, values: Values, failed: Mapping[str, Shortage] | None = None) -> Job:
         """The job of a trial.
 
         Args:
@@ -95,12 +96,12 @@ class Trials:
         """
         return self.jobs(values, failed)[-1]
 
-    def jobs(self, values: Values, failed: Mapping[str, Failure] | None = None) -> list[Job]:
+    def jobs(self, values: Values, failed: Mapping[str, Shortage] | None = None) -> list[Job]:
         """The job of a trial behind all that it needs; arguments as for `job`."""
         student = self.student_of(values)
         return self._fitting(jobs_of(self._of_trial(values), self.variants[student].facts), student, failed)
 
-    def preparation(self, failed: Mapping[str, Failure] | None = None) -> list[Job]:
+    def preparation(self, failed: Mapping[str, Shortage] | None = None) -> list[Job]:
         """What comes before the first trial: the teacher, what methods prepare of it, a measured pass."""
         found: dict[str, Job] = {}
         for student in self.variants:
@@ -108,7 +109,7 @@ class Trials:
             found |= {job.id: job for job in parents}
         return [*found.values(), *self.scales(failed).values()]
 
-    def scales(self, failed: Mapping[str, Failure] | None = None) -> dict[Student, Job]:
+    def scales(self, failed: Mapping[str, Shortage] | None = None) -> dict[Student, Job]:
         """The job that measures each student: how large its losses are, how long an image takes.
 
         There are none where that would decide nothing.
@@ -128,7 +129,7 @@ class Trials:
         """Which of the students a trial trains."""
         return tuple((key, values[f"student.{key}"]) for key in self.recipe.tune.student)
 
-    def _scale(self, student: Student, failed: Mapping[str, Failure] | None) -> Job:
+    def _scale(self, student: Student, failed: Mapping[str, Shortage] | None) -> Job:
         of_which = "".join(f" {key} {value}" for key, value in student)
         job = scaling(
             self.job(self.usual(student), failed), f"scale of {self.arm}{of_which}", scale.ITERATIONS
@@ -137,7 +138,7 @@ class Trials:
         return small
 
     def _fitting(
-        self, jobs: Iterable[Job], student: Student, failed: Mapping[str, Failure] | None
+        self, jobs: Iterable[Job], student: Student, failed: Mapping[str, Shortage] | None
     ) -> list[Job]:
         known = (failed or {}) if self.recipe.resources.on_oom == "micro_batch" else {}
         return list(fitting(jobs, known, self.variants[student].facts.gpu_gb))

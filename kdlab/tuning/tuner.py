@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
+from kdlab.jobs import store
 from kdlab.jobs.events import (
     Event,
     JobCancelled,
@@ -28,7 +29,6 @@ from kdlab.jobs.lease import holder
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import PlannedJob
 from kdlab.jobs.result import JobResult
-from kdlab.planning import out_of_memory as memory
 from kdlab.planning.build import with_memory
 from kdlab.running.task import remove_states
 from kdlab.tuning import scale
@@ -160,9 +160,9 @@ class Tuner:
         return {job.id for job in self.trials.preparation(self._failed_before)}
 
     @cached_property
-    def _failed_before(self) -> Mapping[str, memory.Failure]:
+    def _failed_before(self) -> Mapping[str, store.Shortage]:
         """What ran out of memory before this command, by which its plan was made."""
-        return memory.failures(self.runs)
+        return store.shortages(self.runs)
 
     def _fed(self, active: int) -> Sequence[PlannedJob]:
         self.stopping |= self.stop_request.exists()
@@ -239,7 +239,7 @@ class Tuner:
 
     def _jobs(self, asked: Asked) -> list[Job]:
         """The jobs of a trial as they can be run now; the study notes its own before that starts."""
-        jobs = self.trials.jobs(asked.values, memory.failures(self.runs))
+        jobs = self.trials.jobs(asked.values, store.shortages(self.runs))
         self.study.note_job(asked.number, jobs[-1].id, asked.values)
         return jobs
 

@@ -16,13 +16,13 @@ from mlflow import MlflowClient
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.verbs.plan import Prepared
 from kdlab.cli.verbs.run import execute
+from kdlab.jobs import store
 from kdlab.jobs.events import EventLog, JobFinished
 from kdlab.jobs.files import write_json
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan
 from kdlab.jobs.result import JobResult
 from kdlab.planning import build as planning
-from kdlab.planning import facts as facts_of
 from kdlab.recipe import loader as recipe
 from kdlab.reporting.ledger import STATUS, Entry, Ledger, snapshot
 from kdlab.reporting.points import began_ms
@@ -47,7 +47,7 @@ def build(runs: Runs, *overrides: str, seeds: int = SEEDS) -> Plan:
     """The plan of the digits recipe, of four arms, for many seeds."""
     loaded = recipe.load("digits/quickstart", [f"seeds={json.dumps(list(range(seeds)))}", *overrides])
     facts = replace(FACTS, versions=dict.fromkeys(FACTS.versions, "1"))
-    return planning.build(loaded, facts, facts_of.past_jobs(runs))
+    return planning.build(loaded, facts, store.past_jobs(runs))
 
 
 def finish(plan: Plan, runs: Runs) -> None:
@@ -73,7 +73,7 @@ def finish(plan: Plan, runs: Runs) -> None:
             [best], losses, {"step_s": 0.1}, {"params": 10}, {"torch": "1", "mmdet": "1"}, 60.0, 1.0, 1,
         )  # fmt: skip
         result.write(paths)
-        seen = snapshot(paths)
+        seen = snapshot(job, paths)
         entry = Entry(ledger.store, "0" * 32, plan.id, began_ms(paths.events) or 0, 0, STATUS["done"], seen)
         ledger.write(job.id, entry)
 

@@ -16,6 +16,7 @@ from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job
 from kdlab.jobs.matches import IOU_THRESHOLDS, Matches
 from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.jobs.result import JobResult
 from kdlab.reporting.index import RESAMPLES, Index, _keep, _stamps
 from tests.benchmarks.planning import METRICS, timed
@@ -40,9 +41,8 @@ def record(runs: Runs) -> None:
         write_json(paths.job, job.to_dict())
         _result(job, rng.normal(30, 1)).write(paths)
         paths.matches.write_bytes(b"resampled already")
-    plan = {"schema": 1, "id": "0badcafe", "recipe": {"name": "bench", "arms": arms}, "notes": []}
-    runs.plans.mkdir()
-    write_json(runs.plans / "0badcafe.json", plan | {"jobs": [{"job": job.to_dict()} for job in jobs]})
+    planned = tuple(PlannedJob(job, True, "reused") for job in jobs)
+    Plan("0badcafe", {"name": "bench", "arms": arms}, planned, "cpu", {}).save(runs)
     _resampled(runs, jobs, rng)
 
 

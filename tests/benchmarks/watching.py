@@ -16,7 +16,7 @@ from rich.console import Console
 
 from kdlab import session
 from kdlab.cli.screen.board import Board
-from kdlab.cli.screen.progress import PlanView
+from kdlab.cli.screen.progress import PlanStatus
 from kdlab.jobs.events import Event
 from kdlab.jobs.files import read_json
 from kdlab.jobs.job import Resources
@@ -95,7 +95,7 @@ def watched(plan: Plan, seconds: int) -> tuple[str, str]:
     """What all costs with board and MLflow, once that has begun; and what its beginning took."""
     with simulated(JOBS) as folder:
         executor, runs = Local(command=COMMAND), Runs(folder / "runs")
-        view = PlanView(plan, executor.machine)
+        view = PlanStatus(plan, executor.machine)
         console = Console(file=io.StringIO(), force_terminal=True, width=140, height=40)
         sent = runs.folder / "tracking" / f"plan-{plan.id}.json"
         with Board(view, runs, console, lambda: executor.machine.gpus) as board:

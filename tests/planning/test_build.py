@@ -12,8 +12,9 @@ from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.errors import UsageError
 from kdlab.jobs.job import Job
 from kdlab.jobs.result import JobResult
+from kdlab.jobs.store import PastJob
 from kdlab.planning import build as plan
-from kdlab.planning.facts import Facts, PastJob
+from kdlab.planning.facts import Facts
 from kdlab.planning.weights import WeightFile
 from kdlab.recipe import loader as recipe
 from kdlab.recipe.loader import Recipe

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kdlab.jobs.job import Job
 from kdlab.jobs.result import JobResult
-from kdlab.planning.facts import PastJob
+from kdlab.jobs.store import PastJob
 from kdlab.planning.history import History
 
 SETTINGS = st.fixed_dictionaries(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kdlab.jobs import store
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.paths import Runs
@@ -93,4 +94,4 @@ def test_failures_are_those_of_memory_alone(tmp_path: Path) -> None:
     runs = Runs(tmp_path)
     write_json(prepared(runs, make_job("a")).failure, FULL)
     write_json(prepared(runs, make_job("b")).failure, {"what": "the loss is not finite"})
-    assert memory.failures(runs) == {"student-a": FULL}
+    assert store.shortages(runs) == {"student-a": FULL}

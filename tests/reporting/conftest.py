@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from kdlab.jobs.events import Event, JobCheckpointed, JobEvaluated, JobFinished, JobProgress, JobStarted
-from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.jobs.result import JobResult
 
 ENVIRONMENT = {
@@ -38,17 +38,16 @@ class Workbench:
         job = Job(f"{kind}-{arm}{seed}", kind, arm, seed, settings, inputs=FILES)
         return replace(job, **changes)
 
-    def plan(self, jobs: Sequence[Job], arms: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    def plan(self, jobs: Sequence[Job], arms: dict[str, Any] | None = None, **changes: Any) -> Plan:
         names = dict.fromkeys(job.arm for job in jobs if job.kind == "student")
         recipe = {
             "name": "digits/quickstart",
             "title": "RetinaNet R18 -> R9, digits",
             "arms": arms or {name: {} if name == "baseline" else {name: {}} for name in names},
         }
-        planned = [{"job": job.to_dict(), "done": False, "why": "new"} for job in jobs]
-        plan = {"schema": 1, "id": "7f3a0001", "recipe": recipe, "jobs": planned, "notes": [], **changes}
-        self.runs.plans.mkdir(parents=True, exist_ok=True)
-        write_json(self.runs.plans / f"{plan['id']}.json", plan)
+        planned = tuple(PlannedJob(job, False, "new") for job in jobs)
+        plan = replace(Plan("7f3a0001", recipe, planned, "cpu", {}), **changes)
+        plan.save(self.runs)
         return plan
 
     def finish(self, job: Job, ap: float = 30.0, **changes: Any) -> JobResult:

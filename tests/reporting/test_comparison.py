@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kdlab.jobs import status
 from kdlab.reporting.comparison import Comparison, compare
 from kdlab.reporting.index import Resampled
-from kdlab.reporting.records import collect
 
 BASELINE = (20.0, 21.0, 19.5)
 RM = (22.0, 23.5, 21.0)
@@ -24,7 +24,7 @@ def compared(
         bench.finish(job, arms[arm][seed])
     plan = bench.plan(list(jobs.values()))
     made = {job.id: resampled(arms[arm][seed], seed) for (arm, seed), job in jobs.items()}
-    return compare(plan, collect(plan, bench.runs), made if images is None else images)
+    return compare(plan, status.of_plan(plan, bench.runs), made if images is None else images)
 
 
 def resampled(ap: float, seed: int, truth: str = "same", spread: float = 0.5) -> Resampled:
@@ -77,7 +77,7 @@ def test_job_that_measures_no_detector_lacks_no_matches(bench, kind) -> None:
     bench.finish(jobs[0], 20.0)
     bench.finish(jobs[1], metrics={}, best={}, history=[])
     plan = bench.plan(jobs)
-    assert compare(plan, collect(plan, bench.runs), {}).unmatched == ("baseline seed 0",)
+    assert compare(plan, status.of_plan(plan, bench.runs), {}).unmatched == ("baseline seed 0",)
 
 
 def test_models_measured_on_other_images_are_not_paired(bench) -> None:
@@ -111,7 +111,7 @@ def test_a_result_without_ap_is_compared_with_nothing(bench) -> None:
     for job in jobs:
         bench.finish(job, metrics={"AP": 20.0} if job.seed else {"AP50": 30.0})
     plan = bench.plan(jobs)
-    assert compare(plan, collect(plan, bench.runs), {}).gains["rm"].seeds == (1,)
+    assert compare(plan, status.of_plan(plan, bench.runs), {}).gains["rm"].seeds == (1,)
 
 
 def test_without_a_baseline_there_are_no_gains(bench) -> None:

@@ -119,8 +119,8 @@ def test_missing_jobs_are_named_with_their_state(bench):
     results = {("baseline", 0): 30.0, ("rm", 0): 31.0, ("rm", 1): 31.2, ("rm", 2): None, ("teacher", 0): None}
     shown = made(bench, results)
     assert texts(shown, "rm")["n"] == "2 of 3"
-    assert "rm: n=2 of 3, seed 2 pending" in shown.footnotes
-    assert "teacher: pending" in shown.footnotes
+    assert "rm: n=2 of 3, seed 2 queued" in shown.footnotes
+    assert "teacher: queued" in shown.footnotes
 
 
 def test_arm_without_results_keeps_its_row(bench):
@@ -345,8 +345,8 @@ def test_times_that_cannot_be_are_called_so(bench):
 
 
 def test_runs_chosen_by_their_results_are_called_so(bench):
-    plan = bench.plan([bench.job("baseline")])
-    notes = table(of_plan(plan | {"query": "metrics.`val/AP` > 20"}, bench.runs)).footnotes
+    recipe = {"name": "d", "arms": {"baseline": {}}, "query": "metrics.`val/AP` > 20"}
+    notes = table(of_plan(bench.plan([bench.job("baseline")], recipe=recipe), bench.runs)).footnotes
     assert any(note.startswith("warning: these runs were chosen by their results") for note in notes)
 
 

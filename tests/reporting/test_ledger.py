@@ -39,10 +39,10 @@ def test_address_of_the_database_of_the_runs_is_the_default(bench, ledger):
     ("states", "status"),
     [
         ({"done"}, "FINISHED"),
-        ({"done", "pending"}, "RUNNING"),
+        ({"done", "queued"}, "RUNNING"),
         ({"done", "failed", "running"}, "RUNNING"),
         ({"done", "failed", "cancelled", "skipped"}, "FAILED"),
-        ({"done", "cancelled", "pending"}, "KILLED"),
+        ({"done", "cancelled", "queued"}, "KILLED"),
         ({"done", "interrupted"}, "KILLED"),
     ],
 )

@@ -9,12 +9,13 @@ import pandas
 import pytest
 
 from kdlab.jobs.job import Job
+from kdlab.jobs.plan import Plan
 from kdlab.jobs.result import JobResult
+from kdlab.jobs.status import JobStatus, State
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison, Gain
 from kdlab.reporting.plots import PLOTS, draw, pictures, write_plots
 from kdlab.reporting.plots.plot import Plot
-from kdlab.reporting.records import Record
 from kdlab.reporting.statistics import Interval
 
 METRICS = {"AP": 30.0, "AP50": 50.0, "APs": 20.0, "APl": 40.0}
@@ -50,7 +51,11 @@ def result(arm: str, seed: int, ap: float) -> JobResult:
 
 def arm(name: str, aps: tuple[float, ...], change: Change) -> Arm:
     records = [
-        Record(Job(f"{name}{seed}", "student", name, seed, {}), "done", change(result(name, seed, ap)))
+        JobStatus(
+            Job(f"{name}{seed}", "student", name, seed, {}),
+            state=State.DONE,
+            result=change(result(name, seed, ap)),
+        )
         for seed, ap in enumerate(aps)
     ]
     return Arm(name, name != "baseline", False, tuple(records), len(aps))
@@ -71,7 +76,7 @@ def compared(
         for name, values in aps.items()
         if name != "baseline"
     }
-    plan = {"id": "7f3a", "recipe": {"name": "digits/gfl", "title": "GFL $R18$ -> R9_x"}}
+    plan = Plan("7f3a", {"name": "digits/gfl", "title": "GFL $R18$ -> R9_x"}, (), "cpu", {})
     return Comparison(plan, [], teacher, arms, arms[0], gains)
 
 

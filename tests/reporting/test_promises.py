@@ -12,10 +12,11 @@ import pytest
 
 from kdlab.jobs.job import Job
 from kdlab.jobs.matches import IOU_THRESHOLDS, Matches
+from kdlab.jobs.plan import Plan
+from kdlab.jobs.status import JobStatus, State
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import compare
 from kdlab.reporting.index import Resampled
-from kdlab.reporting.records import Record
 from kdlab.reporting.resampling import average_precision, draw
 from tests.stubs.stub_job import make_result
 
@@ -69,10 +70,14 @@ def experiment(rng: np.random.Generator, skill: float, method: str):
             resampled[job.id] = Resampled(np.array(others), IMAGES, "truth")
             result = make_result(job)
             records.append(
-                Record(job, "done", type(result)(**{**vars(result), "metrics": {"AP": float(ap)}}))
+                JobStatus(
+                    job,
+                    state=State.DONE,
+                    result=type(result)(**{**vars(result), "metrics": {"AP": float(ap)}}),
+                )
             )
         arms.append(Arm(arm, arm != "baseline", False, tuple(records), SEEDS))
-    plan = {"recipe": {"arms": {"baseline": {}, "rm": {"rm": {}}}}}
+    plan = Plan("7f3a", {"arms": {"baseline": {}, "rm": {"rm": {}}}}, (), "cpu", {})
     return compare(plan, [record for arm in arms for record in arm.records], resampled).gains["rm"]
 
 

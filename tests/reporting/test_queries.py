@@ -36,7 +36,7 @@ def recorded(bench):
 
 
 def arms(made) -> list[list[str]]:
-    return [sorted(f"{one['job']['arm']} {one['job']['seed']}" for one in plan["jobs"]) for plan in made]
+    return [sorted(f"{one.job.arm} {one.job.seed}" for one in plan.jobs) for plan in made]
 
 
 def test_filter_picks_jobs_by_metrics_tags_and_settings_and_is_refused_where_it_is_none(recorded) -> None:

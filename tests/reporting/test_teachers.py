@@ -9,19 +9,19 @@ import pytest
 
 from kdlab.jobs.job import Job
 from kdlab.jobs.result import JobResult
-from kdlab.reporting.records import Record
+from kdlab.jobs.status import JobStatus, State
 from kdlab.reporting.teachers import teacher_notes
 
 CHECKPOINT = {"file": "gfl_r101.pth", "sha256": "0123456789abcdef", "keys": {"whole": True}}
 
 
-def record(ap: float, model: dict[str, Any] | None = None, **inputs: Any) -> Record:
+def record(ap: float, model: dict[str, Any] | None = None, **inputs: Any) -> JobStatus:
     job = Job("evaluate-1", "evaluate", "teacher", 0, {}, inputs=inputs)
     metrics = {"AP": ap}
     result = JobResult(
         job.id, job.kind, job.arm, 0, metrics, metrics, {}, [], [], {}, model or {}, {}, 1.0, 1.0, 1
     )
-    return Record(job, "done", result)
+    return JobStatus(job, state=State.DONE, result=result)
 
 
 def test_a_checkpoint_is_named_with_its_digest() -> None:

@@ -25,8 +25,9 @@ FIRST_SYNC = """
 import sys
 from pathlib import Path
 from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan
 from kdlab.reporting.tracking import sync
-plan = {"id": "0", "recipe": {"name": "digits/first", "arms": {}}, "jobs": []}
+plan = Plan("0", {"name": "digits/first", "arms": {}}, (), "cpu", {})
 report = sync(plan, Runs(Path(sys.argv[1])))
 assert not report.error, report.error
 """

@@ -571,7 +571,7 @@ def test_disk_that_fills_up_is_told(runs: Runs, monkeypatch: pytest.MonkeyPatch)
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("kdlab.running.executors.base.write_json", full)
+    monkeypatch.setattr("kdlab.jobs.handle.write_json", full)
     with pytest.raises(MachineError, match="No space left on device"):
         list(events_of(make_plan(make_job(steps=1000)), runs))
     assert holder(runs.job("student-a")) is None

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from kdlab.cli.screen.console import Screen, duration
 from kdlab.cli.screen.lines import STOPPING, Lines
-from kdlab.cli.screen.places import Place, place, ranges, without_jobs
-from kdlab.cli.screen.progress import JobView, PlanView
+from kdlab.cli.screen.places import ranges, without_jobs
+from kdlab.cli.screen.progress import PlanStatus
 from kdlab.cli.screen.rows import (
     DROPPED_FIRST,
     DROPPED_FIRST_WITH_GPUS,
@@ -30,6 +30,7 @@ from kdlab.cli.screen.rows import (
 from kdlab.devices import Gpu
 from kdlab.jobs.events import Event
 from kdlab.jobs.paths import Runs
+from kdlab.jobs.status import JobStatus, State
 
 Gpus = Callable[[], Sequence[Gpu]]
 
@@ -47,27 +48,28 @@ def no_gpus() -> Sequence[Gpu]:
     return ()
 
 
-def watcher(view: PlanView, runs: Runs, screen: Screen, *, live: bool, gpus: Gpus = no_gpus) -> Board | Lines:
+def watcher(
+    plan: PlanStatus, runs: Runs, screen: Screen, *, live: bool, gpus: Gpus = no_gpus
+) -> Board | Lines:
     """What shows a plan from `__enter__` to `close`: the board if `live` and possible, else lines."""
-    return Board(view, runs, screen.err, gpus) if live and screen.live else Lines(view, screen)
+    return Board(plan, runs, screen.err, gpus) if live and screen.live else Lines(plan, screen)
 
 
 class Board:
     """Redraws itself: counts, a row a running job, the GPUs without one, and what ended last.
 
     Args:
-        view: the plan.
+        plan: what runs.
         runs: where the job folders are.
         console: the terminal.
         gpus: gives the GPUs of this machine that jobs can have, as they were last seen.
     """
 
-    def __init__(self, view: PlanView, runs: Runs, console: Console, gpus: Gpus = no_gpus) -> None:
-        self._view, self._runs, self._gpus = view, runs, gpus
+    def __init__(self, plan: PlanStatus, runs: Runs, console: Console, gpus: Gpus = no_gpus) -> None:
+        self._plan, self._runs, self._gpus = plan, runs, gpus
         self._began, self._looked, self._asked = time.monotonic(), 0.0, 0.0
         self._eta, self._rest_s = "", _LOOK_EVERY_S
         self._numbers = {gpu.uuid: gpu.index for gpu in gpus()}
-        self._places: dict[str, Place] = {}
         self._others: dict[str, str] = {}
         self._stopping, self._resized = False, Resized()
         self._widths = self._reserved()
@@ -75,7 +77,7 @@ class Board:
 
     def see(self, event: Event) -> None:
         """Show an event."""
-        self._view.see(event)
+        self._plan.see(event)
 
     def stopping(self) -> None:
         """Show that the jobs were asked to stop; for signal handlers, so it must not use streams."""
@@ -97,25 +99,21 @@ class Board:
         # one row less, so that what a person types does not scroll the frame away
         width, room = options.max_width, max(2, console.height - 2)
         self._look()
-        starting, waiting = self._placed()
+        running, queued = self._plan.of_state(State.RUNNING), self._plan.of_state(State.QUEUED)
+        # importing torch takes seconds before a process says anything
+        starting = [status for status in queued if status.process]
+        waiting = [status for status in queued if status.in_queue]
         yield from self._resized.clearing(width)
         yield self._header(width, len(starting))
-        lines = list(self._working([*self._view.of_state("running"), *starting, *waiting], width, room))
+        lines = list(self._working([*running, *starting, *waiting], width, room))
         yield from lines
-        told = [view for view in self._view.ended if not (self._stopping and view.state == "skipped")]
+        told = [one for one in self._plan.ended if not (self._stopping and one.state is State.SKIPPED)]
         yield from _ended(told[len(told) - min(len(told), _SHOWN_ENDED, room - len(lines)) :], width)
 
-    def _placed(self) -> tuple[list[JobView], list[JobView]]:
-        """Jobs whose process is there and has not spoken yet, and those that a cluster has in its queue."""
-        # importing torch takes seconds
-        views = [view for view in self._view.of_state("queued") if view.job.id in self._places]
-        waiting = [view for view in views if self._places[view.job.id].waits]
-        return [view for view in views if view not in waiting], waiting
-
-    def _working(self, shown: Sequence[JobView], width: int, room: int) -> Iterator[Text]:
+    def _working(self, shown: Sequence[JobStatus], width: int, room: int) -> Iterator[Text]:
         """A row a job at work and one for the GPUs without a job, by GPU; what does not fit is counted."""
         now = time.time()
-        cells = [(self._order(view), row(view, self._places.get(view.job.id), now)) for view in shown]
+        cells = [(self._order(status), row(status, now, self._numbers)) for status in shown]
         idle = [] if self._over else list(_idle_rows(self._others, self._numbers))
         if len(cells) + len(idle) > room:
             idle = []
@@ -126,20 +124,20 @@ class Board:
         yield from rows([cell for _, cell in ordered], width, self._widths, dropped_first=dropped)
         if left:
             yield line([("skipped", f"and {left} more, see them with: kdlab status")], width)
-        if not cells and self._view.counts["queued"] and not self._stopping:
+        if not cells and self._plan.counts["queued"] and not self._stopping:
             yield line([("skipped", "waiting for a free device")], width)
 
     @property
     def _over(self) -> bool:
         """Whether nothing more runs or will."""
-        counts = self._view.counts
-        left = counts["running"] or self._places if self._stopping else counts["running"] or counts["queued"]
-        return not left
+        counts = self._plan.counts
+        if self._stopping:
+            return not (counts["running"] or any(one.at_work for one in self._plan.of_state(State.QUEUED)))
+        return not (counts["running"] or counts["queued"])
 
-    def _order(self, view: JobView) -> int:
+    def _order(self, status: JobStatus) -> int:
         """The lowest GPU of a job; of one that has none, or none here, a number behind all of them."""
-        found = self._places.get(view.job.id)
-        return min((self._numbers.get(uuid, _LAST) for uuid in found.gpus), default=_LAST) if found else _LAST
+        return min((self._numbers.get(uuid, _LAST) for uuid in status.devices), default=_LAST)
 
     def _look(self) -> None:
         """Once a second: what is left of the plan, and where its jobs are; rarer who else has GPUs."""
@@ -147,14 +145,14 @@ class Board:
         if now - self._looked < self._rest_s:
             return
         self._looked = now
-        left = self._view.left_s(time.time())
+        left = self._plan.left_s(time.time())
         self._eta = "?" if left is None else duration(left)
         gpus = self._gpus()
         self._numbers = {gpu.uuid: gpu.index for gpu in gpus}
-        active = (*self._view.of_state("running"), *self._view.of_state("queued"))
-        found = {view.job.id: place(view.job, self._runs.job(view.job.id), self._numbers) for view in active}
-        self._places = {job: where for job, where in found.items() if where}
-        ours = {uuid for where in self._places.values() for uuid in where.gpus}
+        active = [status for status in self._plan.jobs.values() if status.state.active]
+        for status in active:
+            status.locate(self._runs.job(status.job.id))
+        ours = {device for status in active for device in status.devices}
         if now - self._asked >= _ASK_EVERY_S or self._others.keys() != self._numbers.keys() - ours:
             self._asked = now
             self._others = without_jobs(gpus, ours)
@@ -162,10 +160,12 @@ class Board:
         self._rest_s = max(_LOOK_EVERY_S, _REST * (time.thread_time() - began_s))
 
     def _reserved(self) -> dict[str, int]:
-        return reserved_widths(self._view) | {"slot": self._widest_slot()}
+        return reserved_widths([status.job for status in self._plan.jobs.values()]) | {
+            "slot": self._widest_slot()
+        }
 
     def _header(self, width: int, starting: int) -> Text:
-        plan, counts = self._view.plan, self._view.counts
+        plan, counts = self._plan.plan, self._plan.counts
         counts += Counter(running=starting)
         counts["queued"] -= starting
         parts = {"id": f"plan {plan.id[:4]}", "name": plan.recipe["name"]}
@@ -183,7 +183,7 @@ class Board:
     def _widest_slot(self) -> int:
         """Characters of "gpu12-15" where jobs have four GPUs of sixteen; 0 without GPUs."""
         last = max(self._numbers.values(), default=-1)
-        most = max(planned.job.resources.gpus for planned in self._view.plan.jobs)
+        most = max(planned.job.resources.gpus for planned in self._plan.plan.jobs)
         return len(ranges("gpu", range(last + 1 - most, last + 1))) if last >= 0 else 0
 
 
@@ -197,8 +197,9 @@ def _idle_rows(said: Mapping[str, str], numbers: Mapping[str, int]) -> Iterator[
         yield found[0], {"slot": ranges("gpu", found), "note": what}
 
 
-def _ended(views: Sequence[JobView], width: int) -> Iterator[Text]:
+def _ended(ended: Sequence[JobStatus], width: int) -> Iterator[Text]:
     """A line a job that ended, with what came of it."""
-    label = max((len(view.job.label) for view in views), default=0)
-    for view in views:
-        yield line([(view.state, f"{view.state:<9}  {view.job.label:<{label}}  {ending(view)}")], width)
+    label = max((len(status.job.label) for status in ended), default=0)
+    for status in ended:
+        told = f"{status.state:<9}  {status.job.label:<{label}}  {ending(status)}"
+        yield line([(status.state, told)], width)

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Self
 
 from kdlab.cli.screen.console import Screen, duration
-from kdlab.cli.screen.progress import JobView, PlanView
-from kdlab.cli.screen.rows import GAP, ending, row, short
+from kdlab.cli.screen.progress import PlanStatus
+from kdlab.cli.screen.rows import COUNTED, GAP, ending, row, short
 from kdlab.jobs.events import (
     Event,
     JobCheckpointed,
@@ -20,6 +20,7 @@ from kdlab.jobs.events import (
     JobReused,
     JobStarted,
 )
+from kdlab.jobs.status import JobStatus
 
 LINE_EVERY_S = 10.0
 STOPPING = "stopping at a checkpoint, Ctrl-C again kills"
@@ -28,20 +29,20 @@ STOPPING = "stopping at a checkpoint, Ctrl-C again kills"
 class Lines:
     """A timestamped line an event; of progress at most one a job every ten seconds."""
 
-    def __init__(self, view: PlanView, screen: Screen) -> None:
-        self._view, self._screen = view, screen
+    def __init__(self, plan: PlanStatus, screen: Screen) -> None:
+        self._plan, self._screen = plan, screen
         self._stock = True
         self._told: dict[str, float] = {}
 
     def see(self, event: Event) -> None:
         """Show an event."""
-        view = self._view.see(event)
+        status = self._plan.see(event)
         if self._stock and isinstance(event, JobQueued | JobReused):
             return
         self._stock = False
-        if text := self._text(event, view):
+        if text := self._text(event, status):
             moment = datetime.fromtimestamp(event.time).strftime("%F %T")
-            self._screen.say(f"{moment}  {short(view.job.id)}  {view.job.label}  {text}")
+            self._screen.say(f"{moment}  {short(status.job.id)}  {status.job.label}  {text}")
 
     def stopping(self) -> None:
         """See `Board.stopping`."""
@@ -56,13 +57,14 @@ class Lines:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _text(self, event: Event, view: JobView) -> str:
+    def _text(self, event: Event, status: JobStatus) -> str:
+        counted = COUNTED.get(status.job.kind)
         match event:
-            case JobStarted() if view.measures:
+            case JobStarted() if counted == "images":
                 return f"measures on {event.device}: {event.iterations} images"
-            case JobEvaluated() if view.measures:
+            case JobEvaluated() if counted == "images":
                 return f"AP {event.metrics.get('AP', 0.0):.1f} on {event.iteration} images"
-            case JobStarted(iteration=0) if view.job.kind == "scale":
+            case JobStarted(iteration=0) if counted:
                 return f"started on {event.device}: {event.iterations} iterations"
             case JobStarted(iteration=0):
                 return f"started on {event.device}: {event.epochs} epochs, {event.iterations} iterations"
@@ -70,7 +72,7 @@ class Lines:
                 return f"goes on after iteration {event.iteration} of {event.iterations} on {event.device}"
             case JobProgress() if time.monotonic() - self._told.get(event.job, -LINE_EVERY_S) >= LINE_EVERY_S:
                 self._told[event.job] = time.monotonic()
-                cells = row(view, None, time.time())
+                cells = row(status, time.time())
                 return GAP.join(cells[name] for name in ("epoch", "det", "terms", "ETA") if cells[name])
             case JobEvaluated():
                 return f"AP {event.metrics.get('AP', 0.0):.1f} after epoch {event.epoch}"
@@ -78,11 +80,11 @@ class Lines:
                 return f"checkpoint at iteration {event.iteration}"
             case JobRetried():
                 return f"{event.why}; another process goes on from the last checkpoint"
-        return f"{view.state}: {ending(view)}{self._so_far()}" if view.end is event else ""
+        return f"{status.state}: {ending(status)}{self._so_far()}" if status.end is event else ""
 
     def _so_far(self) -> str:
-        counts, left = self._view.counts, self._view.left_s(time.time())
+        counts, left = self._plan.counts, self._plan.left_s(time.time())
         eta = "?" if left is None else duration(left)
         over = not counts["running"] and not counts["queued"]
-        every = len(self._view.jobs) + self._view.to_come
+        every = len(self._plan.jobs) + self._plan.to_come
         return f"  ({counts['done']} of {every} done{'' if over else f', ETA {eta}'})"

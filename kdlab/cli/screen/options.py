@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdlab import catalog
+from kdlab.errors import KdlabError
+
+if TYPE_CHECKING:
+    from kdlab.jobs.plan import Plan
 
 
 def recipe_names(incomplete: str) -> list[tuple[str, str]]:
@@ -28,12 +33,8 @@ def method_names(incomplete: str) -> list[tuple[str, str]]:
 
 def job_names(incomplete: str) -> list[tuple[str, str]]:
     """Ids of the newest plan's jobs, each with its label, and the labels of one word."""
-    from kdlab.jobs.job import Job
-    from kdlab.jobs.paths import Runs
-    from kdlab.reporting import records
-
-    plan = records.newest_plan(Runs.here())
-    jobs = [Job.from_dict(planned["job"]) for planned in plan["jobs"]] if plan else []
+    plan = next(_plans(), None)
+    jobs = [planned.job for planned in plan.jobs] if plan else []
     # bash would not quote a label of several words
     labels = [(job.label, job.id) for job in jobs if " " not in job.label]
     known = [*((job.id, job.label) for job in jobs), *labels]
@@ -42,11 +43,18 @@ def job_names(incomplete: str) -> list[tuple[str, str]]:
 
 def plan_names(incomplete: str) -> list[str]:
     """Ids of the plans that were run here, and the names of their recipes."""
+    plans = list(_plans())
+    names = [*dict.fromkeys(plan.recipe["name"] for plan in plans), *(plan.id for plan in plans)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _plans() -> Iterator[Plan]:
+    """The plans that can be read, the newest first; a shell that completes must see no error."""
+    from kdlab.jobs import store
     from kdlab.jobs.paths import Runs
 
-    paths = sorted(Runs.here().plans.glob("*.json"))
-    recipes = dict.fromkeys(json.loads(path.read_text())["recipe"]["name"] for path in paths)
-    return [name for name in (*recipes, *(path.stem for path in paths)) if name.startswith(incomplete)]
+    with suppress(KdlabError):
+        yield from store.plans(Runs.here())
 
 
 RecipeName = Annotated[

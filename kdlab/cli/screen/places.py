@@ -3,73 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 from kdlab.devices import Gpu, Machine
-from kdlab.jobs.handle import Handle
-from kdlab.jobs.job import Job
-from kdlab.jobs.lease import LeaseInfo, holder
-from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.status import JobStatus
 
 IDLE = "idle"
 OTHERS = "used by others"
 OTHER_RUN = "used by another kdlab run"
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a job is.
+def place(status: JobStatus, numbers: Mapping[str, int]) -> str:
+    """ "gpu0-3", "core1", "slurm node3", or a cluster's name for a job that waits: "slurm 1234".
 
     Args:
-        told: "gpu0-3", "core1", "slurm node3", or the name by which a cluster knows it: "slurm 1234".
-        gpus: the UUIDs of those of this machine that it has.
-        waits: "queued in slurm" before a cluster starts it; "" where it runs.
-        away: whether it is, or will be, on a host that need not be this one.
-    """
-
-    told: str
-    gpus: tuple[str, ...] = ()
-    waits: str = ""
-    away: bool = False
-
-
-def place(job: Job, paths: JobPaths, numbers: Mapping[str, int]) -> Place | None:
-    """Where a job is now, None where nobody works on it; looks at its handle and its lease.
-
-    Args:
-        job: which.
-        paths: its folder.
+        status: of the job, once it was located; "" where nobody has it.
         numbers: of this machine's GPUs, by UUID.
     """
-    handle = Handle.read(paths)
-    if handle and handle.process and handle.process.alive():
-        return _here(job, handle, numbers)
-    if info := holder(paths):
-        executor = handle.executor if handle and handle.ref else ""
-        host = "" if info.process.here and not executor else info.process.host.partition(".")[0]
-        return Place(f"{executor} {host}".strip(), away=bool(host))
-    if handle and handle.ref and _unbegun(paths):
-        return Place(f"{handle.executor} {handle.ref}", waits=f"queued in {handle.executor}", away=True)
-    return None
-
-
-def _here(job: Job, handle: Handle, numbers: Mapping[str, int]) -> Place:
-    if not job.resources.gpus:
-        return Place(ranges("core", map(int, handle.devices)))
-    known = [numbers[uuid] for uuid in handle.devices if uuid in numbers]
-    if len(known) < len(handle.devices):
-        return Place(f"gpu {','.join(uuid[:8] for uuid in handle.devices)}", handle.devices)
-    return Place(ranges("gpu", known), handle.devices)
-
-
-def _unbegun(paths: JobPaths) -> bool:
-    """Whether a process has yet to take the job's lease since it was handed to a cluster, and is wanted."""
-    if paths.stop_request.exists():
-        return False
-    if LeaseInfo.read(paths) is None:
-        return True
-    return paths.lease.stat().st_mtime_ns < paths.handle.stat().st_mtime_ns
+    handle, process = status.handle, status.process
+    if status.in_queue and handle:
+        return f"{handle.executor} {handle.ref}"
+    if process is None:
+        return ""
+    if status.devices and not status.job.resources.gpus:
+        return ranges("core", map(int, status.devices))
+    if status.devices:
+        known = [numbers[uuid] for uuid in status.devices if uuid in numbers]
+        whole = len(known) == len(status.devices)
+        return ranges("gpu", known) if whole else f"gpu {','.join(uuid[:8] for uuid in status.devices)}"
+    executor = handle.executor if handle and handle.ref else ""
+    host = "" if process.here and not executor else process.host.partition(".")[0]
+    return f"{executor} {host}".strip()
 
 
 def ranges(word: str, numbers: Iterable[int]) -> str:

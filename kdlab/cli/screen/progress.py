@@ -1,6 +1,6 @@
-"""A running plan as numbers: its events folded, and what is left of it in seconds.
+"""A plan as numbers: its jobs by state, who drives it, and what is left of it in seconds.
 
-One thread folds while another draws, so what is drawn reads each value once.
+One thread folds events while another draws, so what is drawn reads each value once.
 """
 
 from __future__ import annotations
@@ -8,181 +8,119 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean
+from typing import Self
 
-from kdlab.devices import Machine
-from kdlab.jobs.events import (
-    Event,
-    JobCancelled,
-    JobEvaluated,
-    JobFailed,
-    JobFinished,
-    JobProgress,
-    JobQueued,
-    JobRetried,
-    JobReused,
-    JobSkipped,
-    JobStarted,
-)
+from kdlab import catalog
+from kdlab.devices import Machine, detect
+from kdlab.jobs.events import Event, JobFinished, JobReused
 from kdlab.jobs.job import Job
+from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
+from kdlab.jobs.status import JobStatus, State, look_at
 from kdlab.running import backfill as packing
-
-_STATES: dict[type[Event], str] = {
-    JobQueued: "queued",
-    JobRetried: "queued",
-    JobStarted: "running",
-    JobReused: "done",
-    JobFinished: "done",
-    JobFailed: "failed",
-    JobCancelled: "cancelled",
-    JobSkipped: "skipped",
-}
+from kdlab.running.driver import Driver
 
 
 @dataclass
-class JobView:
-    """What is known of one job.
+class PlanStatus:
+    """What is known of a plan: by its events as they happen, or by the files of its jobs.
 
     Args:
-        job: what it is.
-        cost_s: what the plan expects it to take, None where it does not know.
-        state: queued, running, done, failed, cancelled, skipped, or pruned by a search.
-        started: how its newest process began.
-        last: its last report on training.
-        ap: of its last evaluation, 0 to 100.
-        measured: the epoch of that; 0 before the first one.
-        end: the event that ended it.
-        hopeless: whether a search has ended it.
-    """
-
-    job: Job
-    cost_s: float | None
-    state: str = "queued"
-    started: JobStarted | None = None
-    last: JobProgress | None = None
-    ap: float | None = None
-    measured: int = 0
-    end: Event | None = None
-    hopeless: bool = False
-
-    def see(self, event: Event) -> None:
-        """Take an event of this job in."""
-        if state := _STATES.get(type(event)):
-            self.state = "pruned" if self.hopeless and state == "cancelled" else state
-        match event:
-            case JobStarted():
-                self.started, self.last, self.end = event, None, None
-            case JobProgress():
-                self.last = event
-            case JobEvaluated(metrics=metrics, epoch=epoch):
-                self.ap, self.measured = metrics.get("AP"), epoch
-            case JobReused(metrics=metrics) | JobFinished(metrics=metrics):
-                self.ap, self.end = metrics.get("AP"), event
-            case JobFailed() | JobCancelled() | JobSkipped():
-                self.end = event
-
-    @property
-    def measures(self) -> bool:
-        """Whether the job counts images that it measures on, and not steps of training."""
-        return self.job.kind == "evaluate"
-
-    @property
-    def fraction(self) -> float:
-        """How much of the training or measuring is done, 0 to 1."""
-        at = self.last or self.started
-        return at.iteration / at.iterations if at and at.iterations else 0.0
-
-    @property
-    def epoch(self) -> str:
-        """The epoch under way, "5/12"; "" before the first process began."""
-        at = self.last or self.started
-        if at is None:
-            return ""
-        done = at.iteration * at.epochs // max(1, at.iterations)
-        return f"{min(at.epochs, done + 1)}/{at.epochs}"
-
-    @property
-    def losses(self) -> tuple[float | None, dict[str, float]]:
-        """The detector's own loss, and the weighted losses of the methods by instance."""
-        last = self.last
-        given = last.losses if last else {}
-        if "loss" not in given:
-            return None, {}
-        names = [key.removeprefix("raw_") for key in given if key.startswith("raw_")]
-        terms = {name: given[f"loss_{name}"] for name in names if f"loss_{name}" in given}
-        return given["loss"] - sum(terms.values()), terms
-
-    def left_s(self, now: float) -> float | None:
-        """Seconds until it ends, None where nobody knows."""
-        if self.state not in ("queued", "running"):
-            return 0.0
-        if self.state == "running" and (last := self.last):
-            return max(0.0, last.eta_s - (now - last.time))
-        if self.cost_s is None or self.started is None:
-            return self.cost_s
-        return max(0.0, self.cost_s * (1 - self.fraction))
-
-
-@dataclass
-class PlanView:
-    """What is known of a plan.
-
-    Args:
-        plan: what runs.
-        machine: what it runs on.
+        plan: which.
+        machine: what it runs on; where nobody says, this machine is looked at once that matters.
         jobs_at_once: a limit beside the machine's.
         to_come: jobs like its last one that it does not hold yet.
+        jobs: by id, in the plan's order.
+        ended: those that were seen to end, in that order.
+        driver: the last process that drove it, of which only the files tell.
     """
 
     plan: Plan
-    machine: Machine
+    machine: Machine | None = None
     jobs_at_once: int | None = None
     to_come: int = 0
-    jobs: dict[str, JobView] = field(init=False)
-    ended: list[JobView] = field(init=False, default_factory=list)
+    jobs: dict[str, JobStatus] = field(init=False, default_factory=dict)
+    ended: list[JobStatus] = field(init=False, default_factory=list)
+    driver: Driver | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        costs = {planned.job.id: planned.cost_s for planned in self.plan.jobs}
-        self.jobs = {
-            planned.job.id: JobView(planned.job, costs[planned.job.id]) for planned in self.plan.jobs
-        }
+        self.grow(self.plan.jobs, self.to_come)
+
+    @classmethod
+    def read(cls, plan: Plan, runs: Runs) -> Self:
+        """A plan as its files tell it now."""
+        made = cls(plan)
+        made.look(runs)
+        return made
 
     def grow(self, more: Sequence[PlannedJob], to_come: int) -> None:
         """Take in that the plan holds more jobs now, and how many are still to come."""
-        new = {planned.job.id: JobView(planned.job, planned.cost_s) for planned in more}
+        new = {planned.job.id: JobStatus(planned.job, planned.cost_s) for planned in more}
         # another thread may be going through the old ones
         self.jobs, self.to_come = {**self.jobs, **new}, to_come
 
-    def see(self, event: Event) -> JobView:
+    def see(self, event: Event) -> JobStatus:
         """Take an event in; the job that it is about."""
-        view = self.jobs[event.job]
-        view.see(event)
+        status = self.jobs[event.job]
+        status.see(event)
         if isinstance(event, JobFinished):
-            self._learn(view.job)
-        if view.end is event and not isinstance(event, JobReused):
-            self.ended.append(view)
-        return view
+            self._learn(status.job)
+        if status.end is event and not isinstance(event, JobReused):
+            self.ended.append(status)
+        return status
 
-    def of_state(self, state: str) -> list[JobView]:
+    def look(self, runs: Runs) -> None:
+        """Bring everything up to date from the files."""
+        self.driver = Driver.of(self.plan.id, runs)
+        look_at(self.plan, runs, self.jobs)
+
+    @property
+    def driven(self) -> bool:
+        """Whether a `kdlab run` brings the plan to its end now."""
+        return self.driver is not None and self.driver.at_work
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen by itself."""
+        return not self.driven and not any(status.at_work for status in self.jobs.values())
+
+    @property
+    def command(self) -> str:
+        """What a person types to go on with the plan."""
+        if self.driver and self.driver.command:
+            return self.driver.command
+        name, path = self.plan.recipe["name"], self.plan.recipe.get("path", "")
+        named = name in catalog.recipes() or not Path(path).is_file()
+        return f"kdlab {'tune' if self.plan.is_search else 'run'} {name if named else path}"
+
+    def of_state(self, state: State) -> list[JobStatus]:
         """The jobs in a state, in the plan's order."""
-        return [view for view in self.jobs.values() if view.state == state]
+        return [status for status in self.jobs.values() if status.state is state]
 
     @property
     def counts(self) -> Counter[str]:
         """How many jobs there are in each state."""
-        return Counter(view.state for view in self.jobs.values()) + Counter(queued=self.to_come)
+        return Counter(str(status.state) for status in self.jobs.values()) + Counter(queued=self.to_come)
+
+    @property
+    def gpus(self) -> dict[str, int]:
+        """The numbers of the GPUs, by UUID."""
+        self.machine = self.machine or detect()
+        return {gpu.uuid: gpu.index for gpu in self.machine.gpus}
 
     def left_s(self, now: float) -> float | None:
         """Seconds until the last job ends, None where one of them is unknown."""
-        active = [view for view in self.jobs.values() if view.state in ("running", "queued")]
-        left = {view.job.id: view.left_s(now) for view in active}
+        active = [status for status in self.jobs.values() if status.state.active]
+        left = {status.job.id: status.left_s(now) for status in active}
         known = {job: seconds for job, seconds in left.items() if seconds is not None}
         coming = self._coming()
         if len(known) < len(left) or coming is None:
             return None
-        running = [view.job.id for view in active if view.state == "running"]
-        jobs = [*(view.job for view in active), *(job for job, _ in coming)]
+        self.machine = self.machine or detect()
+        running = [status.job.id for status in active if status.state is State.RUNNING]
+        jobs = [*(status.job for status in active), *(job for job, _ in coming)]
         known |= {job.id: cost_s for job, cost_s in coming}
         return makespan_s(known, jobs, self.machine, self.jobs_at_once, running)
 
@@ -191,8 +129,8 @@ class PlanView:
         if not self.to_come:
             return []
         last = [*self.jobs.values()][-1].job
-        ended = [view for view in self.ended if view.job.kind == last.kind]
-        times = [view.end.time - view.started.time for view in ended if view.end and view.started]
+        ended = [status for status in self.ended if status.job.kind == last.kind]
+        times = [one.end.time - one.started.time for one in ended if one.end and one.started]
         if not times:
             return None
         return [
@@ -202,14 +140,11 @@ class PlanView:
 
     def _learn(self, done: Job) -> None:
         """A job that ended tells what other seeds of its arm take, where the plan did not know."""
-        walls = [
-            view.end.wall_s
-            for view in self.jobs.values()
-            if view.job.arm == done.arm and isinstance(view.end, JobFinished)
-        ]
-        for view in self.of_state("queued"):
-            if view.job.arm == done.arm and view.cost_s is None:
-                view.cost_s = fmean(walls)
+        twins = [status for status in self.jobs.values() if status.job.arm == done.arm]
+        walls = [status.end.wall_s for status in twins if isinstance(status.end, JobFinished)]
+        for status in twins:
+            if status.state is State.QUEUED and status.cost_s is None:
+                status.cost_s = fmean(walls)
 
 
 def makespan_s(

@@ -8,9 +8,10 @@ from rich.control import Control
 from rich.text import Text
 
 from kdlab.cli.screen.console import duration
-from kdlab.cli.screen.places import Place
-from kdlab.cli.screen.progress import JobView, PlanView
-from kdlab.jobs.events import JobCancelled, JobFailed, JobFinished, JobReused, JobSkipped
+from kdlab.cli.screen.places import place
+from kdlab.jobs.events import JobFailed, JobFinished, JobReused, JobSkipped
+from kdlab.jobs.job import Job
+from kdlab.jobs.status import JobStatus, State
 
 GAP = "  "
 _BAR_MIN, _BAR_MAX = 6, 24
@@ -18,6 +19,9 @@ COLUMNS = ("slot", "id", "label", "epoch", "bar", "AP", "det", "terms", "ETA")
 DROPPED_FIRST = ("id", "slot", "bar", "det", "terms", "epoch", "AP", "ETA")
 DROPPED_FIRST_WITH_GPUS = ("id", "bar", "det", "terms", "epoch", "AP", "ETA")
 _OF_RUNNING = {"bar", "ETA"}
+COUNTED = {"evaluate": "images", "scale": "step"}
+"""What jobs count, by kind, where it is no epochs."""
+NO_GPUS: Mapping[str, int] = {}
 STYLES = {
     **{"slot": "dim", "id": "dim", "bar": "cyan", "AP": "bold", "terms": "magenta", "note": "dim"},
     **{"done": "green", "failed": "bold red", "cancelled": "yellow", "skipped": "dim", "pruned": "dim"},
@@ -31,36 +35,50 @@ def short(job: str) -> str:
     return f"{kind}-{digits[:4]}"
 
 
-def row(view: JobView, place: Place | None, now: float) -> dict[str, str]:
-    """The cells of a running job; that of the bar is a fraction, for its width is not known here."""
-    det, terms = view.losses
-    left = view.left_s(now)
+def row(status: JobStatus, now: float, numbers: Mapping[str, int] = NO_GPUS) -> dict[str, str]:
+    """The cells of a running job; that of the bar is a fraction, for its width is not known here.
+
+    Args:
+        status: of the job.
+        now: Unix seconds.
+        numbers: of this machine's GPUs, by UUID.
+    """
+    det, terms = losses(status)
+    left = status.left_s(now)
     return {
-        "slot": place.told if place else "",
-        "id": short(view.job.id),
-        "label": view.job.label,
-        "epoch": _stage(view, place),
-        "bar": str(view.fraction),
-        "AP": "" if view.ap is None else f"AP {view.ap:.1f}",
+        "slot": place(status, numbers),
+        "id": short(status.job.id),
+        "label": status.job.label,
+        "epoch": _stage(status),
+        "bar": str(status.fraction),
+        "AP": "" if status.ap is None else f"AP {status.ap:.1f}",
         "det": "" if det is None else f"det {_loss(det)}",
         "terms": GAP.join(f"{name} {_loss(value)}" for name, value in terms.items()),
         "ETA": f"ETA {'?' if left is None else duration(left)}",
     }
 
 
-def _stage(view: JobView, place: Place | None) -> str:
+def losses(status: JobStatus) -> tuple[float | None, dict[str, float]]:
+    """The detector's own loss, and the weighted losses of the methods by instance."""
+    given = status.last.losses if status.last else {}
+    if "loss" not in given:
+        return None, {}
+    names = [key.removeprefix("raw_") for key in given if key.startswith("raw_")]
+    terms = {name: given[f"loss_{name}"] for name in names if f"loss_{name}" in given}
+    return given["loss"] - sum(terms.values()), terms
+
+
+def _stage(status: JobStatus) -> str:
     """How far a job is: "ep 5/12", "step 7/30" or "images 80/200"; "starts" before its process spoke."""
-    if not view.started:
-        return place.waits if place and place.waits else "starts"
-    if not (view.measures or view.job.kind == "scale"):
-        return f"ep {view.epoch}"
-    at = view.last or view.started
-    return f"{'images' if view.measures else 'step'} {at.iteration}/{at.iterations}"
+    at = status.last or status.started
+    if at is None:
+        return note(status) if status.in_queue else "starts"
+    counted = COUNTED.get(status.job.kind)
+    return f"{counted} {at.iteration}/{at.iterations}" if counted else f"ep {status.epoch}"
 
 
-def reserved_widths(view: PlanView) -> dict[str, int]:
+def reserved_widths(jobs: Sequence[Job]) -> dict[str, int]:
     """Characters that each column will need, so that the columns stay where they are while the plan runs."""
-    jobs = [known.job for known in view.jobs.values()]
     terms = [[f"{name} 0.05" for name in job.settings.get("methods", ())] for job in jobs]
     return {
         "label": max((len(job.label) for job in jobs), default=0),
@@ -164,24 +182,30 @@ def _loss(value: float) -> str:
     return f"{value:.2f}" if size < 10 else f"{value:.1f}" if size < 100 else f"{value:.0f}"
 
 
-def _measured(metrics: Mapping[str, float]) -> str:
-    """ "AP 31.8, "; nothing of a job that measures no detector."""
-    return f"AP {metrics['AP']:.1f}, " if "AP" in metrics else ""
+def ending(status: JobStatus) -> str:
+    """What came of a job that ended, in a clause."""
+    measured = f"AP {status.ap:.1f}, " if status.state is State.DONE and status.ap is not None else ""
+    return measured + note(status)
 
 
-def ending(view: JobView) -> str:
-    """What came of a job that ended, in a clause; "" of one that goes on."""
-    if view.state == "pruned":
-        return f"AP {view.ap or 0:.1f} after epoch {view.measured} promised too little"
-    match event := view.end:
-        case JobFinished():
-            return f"{_measured(event.metrics)}{duration(event.wall_s)}"
+def note(status: JobStatus) -> str:
+    """Why a job is in its state, or what came of it; "" where there is nothing to say."""
+    match status.state:
+        case State.RUNNING:
+            return f"attempt {status.attempt}" if status.attempt > 1 else ""
+        case State.QUEUED:
+            return f"queued in {status.handle.executor}" if status.in_queue and status.handle else ""
+        case State.INTERRUPTED | State.CANCELLED:
+            return f"checkpoint at iteration {status.saved}" if status.saved else "no checkpoint yet"
+        case State.PRUNED:
+            return f"AP {status.ap or 0:.1f} after epoch {status.measured} promised too little"
+    match status.end:
+        case JobFinished(wall_s=wall_s):
+            return duration(wall_s)
         case JobReused():
-            return f"{_measured(event.metrics)}by another kdlab run"
-        case JobFailed():
-            return event.what
-        case JobCancelled():
-            return f"keeps its checkpoint of iteration {event.iteration}"
-        case JobSkipped():
-            return event.why
+            return "by another kdlab run"
+        case JobFailed(what=what):
+            return what
+        case JobSkipped(why=why):
+            return why
     return ""

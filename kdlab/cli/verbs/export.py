@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdlab.cli.screen.console import Screen
-from kdlab.errors import Fault, JobError, KdlabError, MachineError, UsageError, suggestion
+from kdlab.errors import Fault, JobError, KdlabError, MachineError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 PROCESS = "kdlab.training.export"
 EXPORTS = Path("exports")
-QUICKSTART = "kdlab run digits/quickstart"
 _WITHOUT_DETECTOR = {
     "prepare": "trains no detector",
     "scale": "takes a few steps to see how large the losses are and keeps no weights",
@@ -94,41 +93,22 @@ def export(
 
 
 def find(runs: Runs, name: str, seed: int | None = None) -> Job:
-    """The job that a person means: an arm of the newest plan, else an id or its beginning.
+    """The job that a person means; of an arm with several seeds the first, unless one is named.
 
     Raises:
         UsageError: no job fits, or several do.
     """
-    from kdlab.jobs.job import Job, read_job
-    from kdlab.reporting import records
+    from kdlab.jobs import store
 
-    plan = records.newest_plan(runs)
-    planned = [Job.from_dict(entry["job"]) for entry in plan["jobs"]] if plan else []
-    arm = [job for job in planned if job.arm == name]
-    fitting = [job for job in arm if seed in (None, job.seed)]
-    if fitting:
-        return fitting[0]
-    if arm:
-        seeds = ", ".join(str(job.seed) for job in arm)
-        raise UsageError(
-            f"{name} has no seed {seed} in the newest plan", known=seeds, fix=f"--seed {arm[0].seed}"
-        )
-    ids = sorted(path.parent.name for path in (runs.folder / "jobs").glob("*/job.json"))
-    begun = [job_id for job_id in ids if job_id == name] or [
-        one for one in ids if name and one.startswith(name)
-    ]
-    if len(begun) == 1:
-        return read_job(runs.job(begun[0]))
-    if begun:
-        what = f"{name} begins the ids of {len(begun)} jobs"
-        raise UsageError(what, got=name, known=", ".join(begun), fix=f"name one: {begun[0]}")
-    arms = list(dict.fromkeys(job.arm for job in planned))
-    raise UsageError(
-        f"no job here is called {name!r}",
-        where=str(runs.folder),
-        known=", ".join([*arms, *ids]) or "none yet",
-        fix=suggestion(name, [*arms, *ids]) or ("kdlab ls runs" if ids else QUICKSTART),
-    )
+    found = store.jobs(runs, name)
+    if any(job.arm != name for job in found):
+        return store.job(runs, name)
+    for job in found:
+        if seed in (None, job.seed):
+            return job
+    seeds = ", ".join(str(job.seed) for job in found)
+    what = f"{name} has no seed {seed} in the newest plan"
+    raise UsageError(what, known=seeds, fix=f"--seed {found[0].seed}")
 
 
 def _finished(runs: Runs, job: Job) -> Job:
@@ -137,29 +117,21 @@ def _finished(runs: Runs, job: Job) -> Job:
     Raises:
         UsageError: it is not, with the command that finishes it; or it makes no detector.
     """
-    from kdlab.reporting import records
+    from kdlab.jobs import store
+    from kdlab.jobs.status import State, state_of
 
     if why := _WITHOUT_DETECTOR.get(job.kind):
         raise UsageError(f"{job.label} {why}, so there is nothing to export", where=job.id)
-    state = records.job_state(runs.job(job.id))
-    if state == "done":
+    state = state_of(job, runs.job(job.id))
+    if state is State.DONE:
         return job
+    plans = (plan for plan in store.plans(runs) if any(each.job.id == job.id for each in plan.jobs))
+    recipe = next((plan.recipe for plan in plans), {"name": "RECIPE", "path": "RECIPE"})
     raise UsageError(
         f"{job.label} is {state}, so there are no weights to export",
         where=job.id,
-        fix=f"kdlab run {_recipe_of(runs, job)}",
+        fix=f"kdlab run {recipe['name'] if '/' in recipe['name'] else recipe['path']}",
     )
-
-
-def _recipe_of(runs: Runs, job: Job) -> str:
-    """The recipe of the newest plan that has the job; a file's path where it is no shipped one."""
-    plans = sorted(runs.plans.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for plan in (json.loads(path.read_text()) for path in plans):
-        if any(entry["job"]["id"] == job.id for entry in plan["jobs"]):
-            name: str = plan["recipe"]["name"]
-            path: str = plan["recipe"]["path"]
-            return name if "/" in name else path
-    return "RECIPE"
 
 
 def _wish(onnx: bool, size: str | None, nms: bool) -> dict[str, Any] | None:

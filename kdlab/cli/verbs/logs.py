@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from kdlab.cli.screen import pick
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import JobName
 from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdlab.cli.screen.snapshot import Snapshot
+    from kdlab.cli.screen.progress import PlanStatus
     from kdlab.jobs.paths import Runs
 
 LINES = 100
@@ -50,31 +49,32 @@ def logs(
       2026-03-02 10:04:38 starting on core 1
       ...
     """
-    from kdlab.cli.screen.snapshot import Snapshot
+    from kdlab.cli.screen.progress import PlanStatus
+    from kdlab.jobs import store
     from kdlab.jobs.paths import Runs
 
     runs = Runs.here()
-    plan, (name,) = pick.chosen(runs, [job])
-    snapshot, path = Snapshot(plan, runs), runs.job(name).log
-    if not path.exists() and (not follow or _ended(snapshot, name, runs)):
-        view = snapshot.of(name).view
-        what = f"{view.job.label} has printed nothing yet: it is {view.state}"
+    plan, (name,) = store.chosen(runs, [job])
+    seen, path = PlanStatus.read(plan, runs), runs.job(name).log
+    if not path.exists() and (not follow or _ended(seen, name, runs)):
+        status = seen.jobs[name]
+        what = f"{status.job.label} has printed nothing yet: it is {status.state}"
         raise UsageError(what, where=str(path), fix="kdlab status" if follow else screen.command() + " -f")
     try:
-        for text in _texts(path, lines, (lambda: _ended(snapshot, name, runs)) if follow else None):
+        for text in _texts(path, lines, (lambda: _ended(seen, name, runs)) if follow else None):
             _put(screen, name, path, text)
     except KeyboardInterrupt:
         return
     screen.next("kdlab status")
 
 
-def _ended(snapshot: Snapshot, name: str, runs: Runs) -> bool:
+def _ended(seen: PlanStatus, name: str, runs: Runs) -> bool:
     """Whether no process will write into the job's log any more, as far as can be told."""
-    snapshot.look()
-    seen = snapshot.of(name)
-    if seen.view.state in ("queued", "interrupted") and snapshot.driven:
+    seen.look(runs)
+    status = seen.jobs[name]
+    if status.state.startable and seen.driven:
         return runs.job(name).stop_request.exists()
-    return seen.place is None
+    return not status.at_work
 
 
 def _texts(path: Path, lines: int, ended: Callable[[], bool] | None) -> Iterator[str]:

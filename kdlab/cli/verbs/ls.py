@@ -129,24 +129,20 @@ def _options(options: dict[str, Option]) -> dict[str, Any]:
 
 def _runs() -> list[dict[str, Any]]:
     """The plans, the newest first."""
-    from kdlab import session
-    from kdlab.reporting import records
+    from kdlab.jobs import store
+    from kdlab.jobs.paths import Runs
+    from kdlab.jobs.status import of_plan
 
-    runs = session.runs_here()
-    paths = sorted(runs.plans.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    entries = []
-    for path in paths:
-        plan = records.load_plan(runs, path.stem)
-        jobs = Counter(record.state for record in records.collect(plan, runs))
-        entries.append(
-            {
-                "plan": path.stem,
-                "recipe": plan["recipe"]["name"],
-                "jobs": dict(jobs),
-                "run": datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes"),
-            }
-        )
-    return entries
+    runs = Runs.here()
+    return [
+        {
+            "plan": plan.id,
+            "recipe": plan.recipe["name"],
+            "jobs": dict(Counter(str(status.state) for status in of_plan(plan, runs))),
+            "run": datetime.fromtimestamp(plan.path(runs).stat().st_mtime).isoformat(" ", "minutes"),
+        }
+        for plan in store.plans(runs)
+    ]
 
 
 _LISTS = {

@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdlab import catalog
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import plan_names
 from kdlab.errors import KdlabError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from kdlab.jobs.paths import Runs
+    from kdlab.jobs.plan import Plan
     from kdlab.reporting.comparison import Comparison
     from kdlab.reporting.tables import Table
     from kdlab.reporting.tracking import SyncReport
 
 RESULTS = Path("results")
-QUICKSTART = "kdlab run digits/quickstart"
 
 
 class Format(StrEnum):
@@ -108,15 +109,14 @@ def report(
             written(screen, one, comparison.plan, formats, comparison if plots else None)
         if plots:
             _plot(screen, comparison)
-    plans = [dict(one.plan) for one in compared if "query" not in one.plan]
-    for plan in plans:
+    for plan in [one.plan for one in compared if "query" not in one.plan.recipe]:
         tell_tracking(screen, tracking.sync(plan, runs, deadline_s=session.TRACKING_S))
     screen.next(_next(compared[0], plots))
 
 
 def _next(comparison: Comparison, plots: bool) -> str:
     """What one does after looking: train what is missing, else look closer."""
-    recipe = comparison.plan["recipe"]
+    recipe = comparison.plan.recipe
     name = shlex.quote(recipe["name"])
     if not all(arm.whole for arm in comparison.arms):
         return str(recipe.get("command") or f"kdlab run {name}")
@@ -135,16 +135,20 @@ def _compared(
         pool: average jobs that ran in micro-batches with those that ran whole.
         whole: with the course of training, which plots show.
     """
-    from kdlab.reporting import comparison, queries, records
+    from kdlab.jobs import store
+    from kdlab.reporting import comparison, queries
 
-    plans = [] if sources else [_newest(screen, runs)]
+    plans = []
+    if not sources:
+        plans = [store.newest_plan(runs, searches=False)]
+        screen.say(f"plan {plans[0].id} of {plans[0].recipe['name']}, the newest in {runs.folder}")
     with screen.working("comparing") as progress:
         for source in sources:
             if source.startswith(queries.QUERY):
                 send_all(screen, runs)
                 plans += queries.plans(source.removeprefix(queries.QUERY), runs, progress)
             else:
-                plans.append(records.load_plan(runs, source, searches=False))
+                plans.append(store.plan(runs, source, searches=False, recipes=catalog.recipes()))
         for plan in plans:
             yield comparison.of_plan(plan, runs, pool=pool, whole=whole, progress=progress)
 
@@ -161,11 +165,12 @@ def send_all(screen: Screen, runs: Runs, limit_s: float | None = None) -> bool:
         Whether MLflow has everything.
     """
     from kdlab import session
-    from kdlab.reporting import records, tracking
+    from kdlab.jobs import store
+    from kdlab.reporting import tracking
 
     until = time.monotonic() + (session.TRACKING_S if limit_s is None else limit_s)
     complete = True
-    for plan in records.all_plans(runs):
+    for plan in store.plans(runs):
         done = tracking.sync(plan, runs, deadline_s=max(0.0, until - time.monotonic()))
         tell_tracking(screen, done)
         complete = complete and not (done.left or done.error)
@@ -185,9 +190,7 @@ def _shaped(
     else:
         made = comparison_table.table(comparison)
         if reported:
-            made = comparison_table.with_reported(
-                made, reference.published(comparison.plan["recipe"]["name"])
-            )
+            made = comparison_table.with_reported(made, reference.published(comparison.plan.recipe["name"]))
     if sort:
         made = made.sorted_by(sort)
     return made.only(_listed(cols)) if cols else made.usual()
@@ -239,7 +242,7 @@ def _plot(screen: Screen, comparison: Comparison) -> None:
 def written(
     screen: Screen,
     table: Table,
-    plan: Mapping[str, Any],
+    plan: Plan,
     formats: Sequence[str] = ("md", "csv"),
     plotted: Comparison | None = None,
 ) -> list[Path]:
@@ -285,7 +288,7 @@ def tell_tracking(screen: Screen, done: SyncReport) -> None:
         )
 
 
-def results_stem(plan: Mapping[str, Any]) -> str:
+def results_stem(plan: Plan) -> str:
     """Where a plan's table belongs below `results/`: under its recipe's name.
 
     A plan of a recipe that `--set` changed, or that was edited since, keeps its id in the name, so that a
@@ -293,23 +296,13 @@ def results_stem(plan: Mapping[str, Any]) -> str:
     """
     from kdlab.recipe import loader as recipes
 
-    if "query" in plan:
-        return f"query/{plan['id']}"
-    told = plan["recipe"]
+    told = plan.recipe
+    if "query" in told:
+        return f"query/{plan.id}"
     name: str = told["name"]
     try:
         stands = recipes.load(told["path"] if Path(told["path"]).is_file() else name).to_dict()
     except KdlabError:
         stands = {}
     same = all(stands.get(key) == value for key, value in told.items() if key not in ("path", "command"))
-    return name if same else f"{name}-{plan['id']}"
-
-
-def _newest(screen: Screen, runs: Runs) -> dict[str, Any]:
-    from kdlab.reporting import records
-
-    plan = records.newest_plan(runs, searches=False)
-    if plan is None:
-        raise UsageError("nothing to compare was run here yet", where=str(runs.folder), fix=QUICKSTART)
-    screen.say(f"plan {plan['id']} of {plan['recipe']['name']}, the newest in {runs.folder}")
-    return plan
+    return name if same else f"{name}-{plan.id}"

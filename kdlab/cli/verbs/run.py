@@ -121,10 +121,10 @@ def execute(
     """
     from kdlab import session
     from kdlab.cli.screen.board import watcher
-    from kdlab.cli.screen.progress import PlanView
+    from kdlab.cli.screen.progress import PlanStatus
 
-    view = PlanView(made.plan, made.machine, jobs_at_once)
-    with watcher(view, made.runs, screen, live=live, gpus=gpus_of(made)) as board:
+    status = PlanStatus(made.plan, made.machine, jobs_at_once)
+    with watcher(status, made.runs, screen, live=live, gpus=gpus_of(made)) as board:
 
         def publish(outcome: Outcome) -> Sequence[Path]:
             board.close()
@@ -164,10 +164,11 @@ def may_cost(screen: Screen, plan: Plan) -> bool:
 
 def smaller(made: Prepared) -> bool:
     """Whether a job ran out of memory that a new plan will have in smaller parts."""
+    from kdlab.jobs import store
     from kdlab.planning import out_of_memory as memory
 
     jobs = [planned.job for planned in made.plan.jobs]
-    failed = [(job, memory.failure_of(made.runs.job(job.id))) for job in jobs]
+    failed = [(job, store.shortage(made.runs.job(job.id))) for job in jobs]
     return any(failure and memory.smaller(job, failure) for job, failure in failed)
 
 
@@ -208,16 +209,15 @@ def _publish(screen: Screen, made: Prepared, complete: bool) -> list[Path]:
     """Print the table; write it too where nothing is missing. Returns the files."""
     from kdlab.reporting import comparison, comparison_table, renderers
 
-    plan = made.plan.to_dict()
     with screen.working("comparing") as progress:
-        table = comparison_table.table(comparison.of_plan(plan, made.runs, progress=progress)).usual()
+        table = comparison_table.table(comparison.of_plan(made.plan, made.runs, progress=progress)).usual()
     if screen.json:
         screen.emit(**table.to_dict())
     else:
         screen.data(renderers.to_terminal(table))
     if not complete:
         return []
-    return written(screen, table, plan)
+    return written(screen, table, made.plan)
 
 
 def _conclude(screen: Screen, made: Prepared, outcome: Outcome) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdlab.cli.screen import pick
+from kdlab import catalog
 from kdlab.cli.screen.console import Screen, duration, styled
 from kdlab.cli.screen.options import PlanName
 
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.text import Text
 
-    from kdlab.cli.screen.snapshot import Seen, Snapshot
+    from kdlab.cli.screen.progress import PlanStatus
+    from kdlab.jobs.events import JobFailed
+    from kdlab.jobs.paths import Runs
+    from kdlab.jobs.status import JobStatus, State
 
 _EVERY_S = 1.0
 _BAR, _NOTE = 6, 28
 _ALWAYS = ("done", "running", "queued", "failed")
-_SOMETIMES = ("interrupted", "skipped")
+_SOMETIMES = ("interrupted", "cancelled", "skipped")
 _COLUMNS = ("state", "slot", "id", "label", "epoch", "AP", "ETA")
 _WATCHED = ("state", "slot", "id", "label", "epoch", "AP", "bar", "ETA")
 _DROPPED_FIRST = ("bar", "id", "epoch", "slot", "AP", "ETA")
@@ -51,56 +55,79 @@ def status(
       $ kdlab status digits/quickstart --json
       {"schema": 1, "plan": ...
     """
-    from kdlab.cli.screen.snapshot import Snapshot
+    from kdlab.cli.screen.failures import boxes
+    from kdlab.cli.screen.progress import PlanStatus
+    from kdlab.jobs import store
     from kdlab.jobs.paths import Runs
 
     runs = Runs.here()
-    snapshot = Snapshot(pick.plan(runs, plan), runs)
-    shown = watch and screen.live
+    seen = PlanStatus.read(store.plan(runs, plan, recipes=catalog.recipes()), runs)
     if watch:
         with suppress(KeyboardInterrupt):
-            _watch(screen, snapshot)
+            _watch(screen, seen, runs)
     elif screen.json:
-        screen.emit(**snapshot.to_dict())
-    if not screen.json and not shown:
-        for line in lines(snapshot, screen.out.width, whole_ids=screen.verbose):
+        screen.emit(**_as_data(seen))
+    if not screen.json and not (watch and screen.live):
+        for line in lines(seen, screen.out.width, whole_ids=screen.verbose):
             screen.data(line)
     if screen.verbose and not screen.json:
-        for line in _failures(snapshot):
-            screen.data(line)
-    screen.next(_next(snapshot))
+        labels = {job: f"{status.job.label} ({job})" for job, status in seen.jobs.items()}
+        for text in boxes(_failures(seen, runs), labels):
+            screen.data(styled(text))
+    screen.next(_next(seen))
 
 
 def lines(
-    snapshot: Snapshot, width: int, room: int | None = None, *, whole_ids: bool = False
+    seen: PlanStatus, width: int, room: int | None = None, *, whole_ids: bool = False
 ) -> Iterator[Text]:
     """A plan as it stands: counts, who drives it, and a row a job.
 
     Args:
-        snapshot: the plan.
+        seen: the plan.
         width: of the terminal, in characters.
         room: rows that there are; jobs that do not fit are counted. None for any number.
         whole_ids: whether ids are shown in full.
     """
     from kdlab.cli.screen.rows import line, rows
 
-    yield _head(snapshot, width)
-    yield line([("note", f"  {_drive(snapshot)}")], width)
-    jobs = list(snapshot.jobs)
+    yield _head(seen, width)
+    yield line([("note", f"  {_drive(seen)}")], width)
+    jobs = _by_state(seen)
     shown = jobs if room is None or len(jobs) <= room - 2 else jobs[: max(1, room - 3)]
-    now = time.time()
-    cells = [_cells(seen, now, whole_id=whole_ids) for seen in shown]
+    now, numbers = time.time(), _gpu_numbers(seen)
+    cells = [_cells(status, now, numbers, whole_id=whole_ids) for status in shown]
     reserved = {"bar": _BAR, "note": min(_NOTE, max(len(cell["note"]) for cell in cells))}
     yield from rows(cells, width, reserved, _COLUMNS if room is None else _WATCHED, _DROPPED_FIRST)
     if left := len(jobs) - len(shown):
         yield line([("note", f"  and {left} more")], width)
 
 
-def _head(snapshot: Snapshot, width: int) -> Text:
+def eta_s(seen: PlanStatus) -> float | None:
+    """Seconds until the plan ends; None where nobody knows, nobody drives it, or a cluster has it."""
+    if not seen.driven or any(status.away for status in seen.jobs.values()):
+        return None
+    return seen.left_s(time.time())
+
+
+def _by_state(seen: PlanStatus) -> list[JobStatus]:
+    """The jobs, first those that somebody should look at, else in the plan's order."""
+    from kdlab.jobs.status import State
+
+    order = list(State)
+    return sorted(seen.jobs.values(), key=lambda status: order.index(status.state))
+
+
+def _gpu_numbers(seen: PlanStatus) -> dict[str, int]:
+    """The numbers of this machine's GPUs, by UUID; nobody is asked before a job has some."""
+    wanted = any(status.devices and status.job.resources.gpus for status in seen.jobs.values())
+    return seen.gpus if wanted else {}
+
+
+def _head(seen: PlanStatus, width: int) -> Text:
     from kdlab.cli.screen.rows import GAP, line
 
-    counts, left = snapshot.counts, snapshot.left_s(time.time())
-    parts = {"id": f"plan {snapshot.plan.id[:4]}", "name": snapshot.plan.recipe["name"]}
+    counts, left = seen.counts, eta_s(seen)
+    parts = {"id": f"plan {seen.plan.id[:4]}", "name": seen.plan.recipe["name"]}
     parts |= {state: f"{state} {counts[state]}" for state in _ALWAYS}
     parts |= {state: f"{state} {counts[state]}" for state in _SOMETIMES if counts[state]}
     if left:
@@ -113,91 +140,133 @@ def _head(snapshot: Snapshot, width: int) -> Text:
     )
 
 
-def _drive(snapshot: Snapshot) -> str:
+def _drive(seen: PlanStatus) -> str:
     """Whether somebody brings the plan to its end, else how to go on."""
-    if snapshot.driven and (driver := snapshot.driver):
+    if seen.driven and (driver := seen.driver):
         return f"driven by process {driver.process.pid} on {driver.process.host}: {driver.command}"
-    if not snapshot.counts.keys() - {"done"}:
+    if not seen.counts.keys() - {"done"}:
         return "all done"
-    return f"no kdlab run drives it: {snapshot.command} goes on"
+    return f"no kdlab run drives it: {seen.command} goes on"
 
 
-def _cells(seen: Seen, now: float, *, whole_id: bool) -> dict[str, str]:
-    from kdlab.cli.screen.rows import row
+def _cells(status: JobStatus, now: float, numbers: dict[str, int], *, whole_id: bool) -> dict[str, str]:
+    from kdlab.cli.screen.rows import note, row
+    from kdlab.jobs.status import State
 
-    view, running = seen.view, seen.view.state == "running"
-    cells = row(view, seen.place, now) | {"state": f"  {view.state}", "note": seen.note}
-    if not running:
+    cells = row(status, now, numbers) | {"state": f"  {status.state}", "note": note(status)}
+    if status.state is not State.RUNNING:
         cells |= {"ETA": "", "bar": "0"}
-    if not running and (view.state == "done" or not view.started):
-        cells["epoch"] = ""
-    return cells | ({"id": view.job.id} if whole_id else {})
+        if status.state is State.DONE or not status.started:
+            cells["epoch"] = ""
+    return cells | ({"id": status.job.id} if whole_id else {})
 
 
-def _failures(snapshot: Snapshot) -> Iterator[Text]:
-    """The boxes that `kdlab run` ends in."""
-    from kdlab.cli.screen.failures import boxes
+def _as_data(seen: PlanStatus) -> dict[str, Any]:
+    """The plan's state as plain data."""
+    from kdlab.jobs.status import State
+
+    now, numbers = time.time(), _gpu_numbers(seen)
+    return {
+        "plan": seen.plan.id,
+        "recipe": seen.plan.recipe["name"],
+        "driven": seen.driven,
+        "command": seen.command,
+        "counts": {state: seen.counts[state] for state in State},
+        "eta_s": eta_s(seen),
+        "jobs": [_job_as_data(status, now, numbers) for status in _by_state(seen)],
+    }
+
+
+def _job_as_data(status: JobStatus, now: float, numbers: dict[str, int]) -> dict[str, Any]:
+    from kdlab.cli.screen.places import place
+    from kdlab.cli.screen.rows import note
+    from kdlab.jobs.status import State
+
+    at = status.last or status.started
+    return {
+        "id": status.job.id,
+        "label": status.job.label,
+        "arm": status.job.arm,
+        "seed": status.job.seed,
+        "state": status.state,
+        "where": place(status, numbers),
+        "epoch": status.epoch,
+        "iteration": status.iteration,
+        "iterations": at.iterations if at else None,
+        "AP": status.ap,
+        "eta_s": status.left_s(now) if status.state is State.RUNNING else None,
+        "attempt": status.attempt,
+        "note": note(status),
+    }
+
+
+def _failures(seen: PlanStatus, runs: Runs) -> Iterator[JobFailed]:
+    """How jobs failed; of those that ran out of memory with what would fit."""
+    from kdlab.jobs import store
     from kdlab.jobs.events import JobFailed
+    from kdlab.planning import out_of_memory as memory
 
-    ends = [seen.view.end for seen in snapshot.jobs if seen.view.state == "failed"]
-    labels = {seen.view.job.id: f"{seen.view.job.label} ({seen.view.job.id})" for seen in snapshot.jobs}
-    yield from map(styled, boxes([end for end in ends if isinstance(end, JobFailed)], labels))
+    for job, status in seen.jobs.items():
+        if isinstance(status.end, JobFailed):
+            shortage = store.shortage(runs.job(job))
+            yield replace(status.end, fix=memory.advice(status.job, shortage)) if shortage else status.end
 
 
-def _next(snapshot: Snapshot) -> str:
-    if snapshot.driven or snapshot.counts["running"]:
+def _next(seen: PlanStatus) -> str:
+    if seen.driven or seen.counts["running"]:
         return "kdlab status -w"
-    done = snapshot.counts["done"] == len(snapshot.plan.jobs)
-    report = f"kdlab report --table {snapshot.plan.recipe['name']}"
-    return report if done and not snapshot.searches else snapshot.command
+    done = seen.counts["done"] == len(seen.plan.jobs)
+    report = f"kdlab report --table {seen.plan.recipe['name']}"
+    return report if done and not seen.plan.is_search else seen.command
 
 
 class _Frame:
     """The state of a plan as a terminal shows it, in as many rows as it has."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, seen: PlanStatus) -> None:
         from kdlab.cli.screen.rows import Resized
 
-        self._snapshot, self._resized = snapshot, Resized()
+        self._seen, self._resized = seen, Resized()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from self._resized.clearing(options.max_width)
-        yield from lines(self._snapshot, options.max_width, console.height - 1)
+        yield from lines(self._seen, options.max_width, console.height - 1)
 
 
-def _watch(screen: Screen, snapshot: Snapshot) -> None:
+def _watch(screen: Screen, seen: PlanStatus, runs: Runs) -> None:
     """Show the plan until nothing more happens: a frame on a terminal, elsewhere a line a change."""
     if not screen.live:
-        _tell_changes(screen, snapshot)
+        _tell_changes(screen, seen, runs)
         return
     from rich.live import Live
 
-    with Live(_Frame(snapshot), console=screen.err, auto_refresh=False) as live:
-        while not snapshot.over:
+    with Live(_Frame(seen), console=screen.err, auto_refresh=False) as live:
+        while not seen.over:
             time.sleep(_EVERY_S)
-            snapshot.look()
+            seen.look(runs)
             live.refresh()
 
 
-def _tell_changes(screen: Screen, snapshot: Snapshot) -> None:
-    told: dict[str, str] = {}
+def _tell_changes(screen: Screen, seen: PlanStatus, runs: Runs) -> None:
+    told: dict[str, State] = {}
     while True:
-        for seen in snapshot.jobs:
-            if told.get(seen.view.job.id) != seen.view.state:
-                told[seen.view.job.id] = seen.view.state
-                _tell(screen, seen)
-        if snapshot.over:
+        for status in _by_state(seen):
+            if told.get(status.job.id) != status.state:
+                told[status.job.id] = status.state
+                _tell(screen, status, _gpu_numbers(seen))
+        if seen.over:
             return
         time.sleep(_EVERY_S)
-        snapshot.look()
+        seen.look(runs)
 
 
-def _tell(screen: Screen, seen: Seen) -> None:
+def _tell(screen: Screen, status: JobStatus, numbers: dict[str, int]) -> None:
+    from kdlab.cli.screen.places import place
+    from kdlab.cli.screen.rows import note, short
+
     if screen.json:
-        screen.emit(**seen.to_dict(time.time()))
+        screen.emit(**_job_as_data(status, time.time(), numbers))
         return
-    where = seen.place.told if seen.place else ""
-    from kdlab.cli.screen.rows import short
-
-    parts = (time.strftime("%F %T"), short(seen.view.job.id), seen.view.job.label, seen.view.state, where)
-    screen.say("  ".join(part for part in (*parts, seen.note) if part))
+    job, moment = status.job, time.strftime("%F %T")
+    parts = (moment, short(job.id), job.label, status.state, place(status, numbers), note(status))
+    screen.say("  ".join(part for part in parts if part))

@@ -10,21 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdlab.cli.screen import pick
 from kdlab.cli.screen.console import UNLIMITED, Screen, duration
 from kdlab.cli.screen.options import JobNames
 from kdlab.errors import MachineError
 
 if TYPE_CHECKING:
-    from kdlab.cli.screen.snapshot import Seen, Snapshot
+    from kdlab.cli.screen.progress import PlanStatus
     from kdlab.jobs.handle import Handle
-    from kdlab.jobs.paths import JobPaths, Runs
+    from kdlab.jobs.paths import Runs
+    from kdlab.jobs.status import JobStatus, State
     from kdlab.running.executors.base import Keepers
 
 PATIENCE_S = 120.0
 """Seconds in which a job is expected to reach its next checkpoint."""
 _LOOK_EVERY_S = 0.5
-_WAITING = ("queued", "interrupted")
 
 
 def stop(
@@ -45,19 +44,20 @@ def stop(
       $ kdlab stop 'rm+pfi seed 0' --now
         done  rm+pfi seed 0 (student-6c24...)  had ended before: ...
     """
-    from kdlab.cli.screen.snapshot import Snapshot
+    from kdlab.cli.screen.progress import PlanStatus
+    from kdlab.jobs import store
     from kdlab.jobs.paths import Runs
 
     runs = Runs.here()
-    plan, names = pick.chosen(runs, jobs or [])
-    snapshot = Snapshot(plan, runs)
-    active = [seen.view.job.id for seen in snapshot.jobs if _stoppable(snapshot, seen, runs)]
+    plan, names = store.chosen(runs, jobs or [])
+    seen = PlanStatus.read(plan, runs)
+    active = [job for job, status in seen.jobs.items() if _stoppable(seen, status, runs)]
     wanted = names or active
-    if snapshot.searches and not names:
+    if plan.is_search and not names:
         # or others would begin in place of the trials that end
         runs.stop_request(plan.id).touch()
-    before = {name: snapshot.of(name).view.state for name in wanted}
-    stopping = _Stopping(snapshot, runs, [name for name in wanted if name in active])
+    before = {name: seen.jobs[name].state for name in wanted}
+    stopping = _Stopping(seen, runs, [name for name in wanted if name in active])
     try:
         stopping.ask(now=now)
         stopping.wait(screen, now=now)
@@ -65,41 +65,41 @@ def stop(
         screen.say("not waited for: they stop at their next checkpoint all the same")
         raise
     told = [stopping.became(name, before[name], now=now) for name in wanted]
-    _show(screen, snapshot, told)
-    screen.next(snapshot.command)
+    _show(screen, seen, told)
+    screen.next(seen.command)
     return int(any(one["became"] == "running" for one in told))
 
 
-def _stoppable(snapshot: Snapshot, seen: Seen, runs: Runs) -> bool:
+def _stoppable(seen: PlanStatus, status: JobStatus, runs: Runs) -> bool:
     """Whether the job runs, or would without being stopped."""
-    if seen.view.state not in _WAITING:
-        return seen.view.state == "running"
-    asked = runs.job(seen.view.job.id).stop_request.exists()
-    return not asked and (snapshot.driven or seen.place is not None)
+    if not status.state.startable:
+        return status.process is not None
+    asked = runs.job(status.job.id).stop_request.exists()
+    return not asked and (seen.driven or status.in_queue)
 
 
 class _Stopping:
     """Jobs that are to stop.
 
     Args:
-        snapshot: their plan.
+        seen: their plan.
         runs: where they are.
         jobs: their ids.
     """
 
-    def __init__(self, snapshot: Snapshot, runs: Runs, jobs: Sequence[str]) -> None:
-        self._snapshot, self._runs, self._jobs = snapshot, runs, jobs
+    def __init__(self, seen: PlanStatus, runs: Runs, jobs: Sequence[str]) -> None:
+        self._seen, self._runs, self._jobs = seen, runs, jobs
         self._cancelled: dict[str, Handle] = {}
 
     def ask(self, *, now: bool) -> None:
         """Tell the jobs, first those that wait, so that none of them starts in place of one that ends."""
-        for name in sorted(self._jobs, key=lambda name: self._snapshot.of(name).view.state == "running"):
-            paths, seen = self._runs.job(name), self._snapshot.of(name)
+        for name in sorted(self._jobs, key=lambda name: self._seen.jobs[name].process is not None):
+            paths = self._runs.job(name)
             paths.folder.mkdir(parents=True, exist_ok=True)
             paths.stop_request.touch()
             # what a cluster has in its queue reads no files yet
-            if now or (seen.place and seen.place.waits):
-                self._end(name, 0.0 if now else PATIENCE_S)
+            if now or self._seen.jobs[name].in_queue:
+                self._end(self._seen.jobs[name], 0.0 if now else PATIENCE_S)
 
     def wait(self, screen: Screen, *, now: bool) -> None:
         """Wait until nobody works on them, or patience ends."""
@@ -110,35 +110,34 @@ class _Stopping:
         with screen.working(f"{working} {_counted(left)}") as progress:
             while left and time.monotonic() < until:
                 time.sleep(_LOOK_EVERY_S)
-                self._reap()
-                self._snapshot.look()
-                if (at_work := sum(self._snapshot.of(name).place is not None for name in self._jobs)) < left:
-                    left = at_work
-                    if left:
-                        progress(f"{working} {_counted(left)} left")
+                if self._cancelled:
+                    # lets those who cancelled a job end what its leader leaves behind
+                    with suppress(MachineError):
+                        self._keepers.ended(self._cancelled)
+                self._seen.look(self._runs)
+                before, left = left, sum(self._seen.jobs[name].at_work for name in self._jobs)
+                if 0 < left < before:
+                    progress(f"{working} {_counted(left)} left")
 
-    def became(self, name: str, before: str, *, now: bool) -> dict[str, str]:
+    def became(self, name: str, before: State, *, now: bool) -> dict[str, str]:
         """What came of a job that was in the state `before`."""
-        seen = self._snapshot.of(name)
-        state, note = seen.view.state, seen.note
-        if before in ("done", "failed", "skipped"):
-            note = f"had ended before{f': {note}' if note else ''}"
-        elif state == "running":
-            hint = "" if now else f", end it with: kdlab stop {name} --now"
-            note = f"has not stopped after {duration(PATIENCE_S)}{hint}"
-        elif name not in self._jobs:
-            note = "nobody runs it"
-        elif before == "running" and state in _WAITING:
-            state = "killed" if now else "stopped"
-        elif before in _WAITING:
-            state, note = "stopped", "does not start"
-        return {"id": name, "label": seen.view.job.label, "became": state, "note": note}
+        from kdlab.cli.screen.rows import note
+        from kdlab.jobs.status import State
 
-    def _reap(self) -> None:
-        """Let those who cancelled a job end what its leader leaves behind."""
-        if self._cancelled:
-            with suppress(MachineError):
-                self._keepers.ended(self._cancelled)
+        status = self._seen.jobs[name]
+        told, why = str(status.state), note(status)
+        if before in (State.DONE, State.FAILED, State.SKIPPED):
+            why = f"had ended before{f': {why}' if why else ''}"
+        elif status.state is State.RUNNING:
+            hint = "" if now else f", end it with: kdlab stop {name} --now"
+            why = f"has not stopped after {duration(PATIENCE_S)}{hint}"
+        elif name not in self._jobs:
+            why = "nobody runs it"
+        elif before is State.RUNNING and status.state.startable:
+            told = "killed" if now else "stopped"
+        elif before.startable:
+            told, why = "stopped", "does not start"
+        return {"id": name, "label": status.job.label, "became": told, "note": why}
 
     @cached_property
     def _keepers(self) -> Keepers:
@@ -146,42 +145,35 @@ class _Stopping:
 
         return base.Keepers(base.load("local"))
 
-    def _end(self, name: str, grace_s: float) -> None:
+    def _end(self, status: JobStatus, grace_s: float) -> None:
         """Cancel a job where it can be reached from here; elsewhere it reads that it is to stop."""
-        paths = self._runs.job(name)
-        handle = _handle(paths)
+        from kdlab.jobs.handle import Handle
+
+        handle = status.handle
+        if handle and not handle.ref and handle.process != status.process:
+            handle = None
+        if handle is None and status.process:
+            handle = Handle("", status.process)
         with suppress(MachineError):
             if handle and (keeper := self._keepers.of(handle)):
                 keeper.cancel(handle, grace_s)
-                self._cancelled[name] = handle
-
-
-def _handle(paths: JobPaths) -> Handle | None:
-    """The process that works on a job, or the name by which a cluster knows it."""
-    from kdlab.jobs.handle import Handle
-    from kdlab.jobs.lease import holder
-
-    handle = Handle.read(paths)
-    if handle and (handle.ref or (handle.process and handle.process.alive())):
-        return handle
-    info = holder(paths)
-    return Handle("", info.process) if info else None
+                self._cancelled[status.job.id] = handle
 
 
 def _counted(jobs: int) -> str:
     return f"{jobs} job{'s' * (jobs != 1)}"
 
 
-def _show(screen: Screen, snapshot: Snapshot, told: Sequence[dict[str, str]]) -> None:
+def _show(screen: Screen, seen: PlanStatus, told: Sequence[dict[str, str]]) -> None:
     """A line a job with what came of it."""
     from kdlab.cli.screen.rows import line
 
-    recipe = snapshot.plan.recipe["name"]
+    recipe = seen.plan.recipe["name"]
     if screen.json:
-        screen.emit(plan=snapshot.plan.id, recipe=recipe, command=snapshot.command, jobs=told)
+        screen.emit(plan=seen.plan.id, recipe=recipe, command=seen.command, jobs=told)
         return
     if not told:
-        screen.data(f"plan {snapshot.plan.id[:4]}  {recipe}  nothing runs")
+        screen.data(f"plan {seen.plan.id[:4]}  {recipe}  nothing runs")
     wide = max((len(f"{one['label']} ({one['id']})") for one in told), default=0)
     for one in told:
         name = f"{one['label']} ({one['id']})"

@@ -191,26 +191,26 @@ def _run(
     """Search, with the board on the screen."""
     from kdlab import session
     from kdlab.cli.screen.board import watcher
-    from kdlab.cli.screen.progress import PlanView
+    from kdlab.cli.screen.progress import PlanStatus
     from kdlab.running.driver import alone
 
     tuner = _tuner(search, made, study, limits)
-    view = PlanView(made.plan, made.machine, limits["jobs"], to_come=tuner.to_come)
+    status = PlanStatus(made.plan, made.machine, limits["jobs"], to_come=tuner.to_come)
     with (
         alone(made.plan.id, made.runs),
-        watcher(view, made.runs, screen, live=live, gpus=gpus_of(made)) as board,
+        watcher(status, made.runs, screen, live=live, gpus=gpus_of(made)) as board,
     ):
         # of an earlier command; one that is refused must not take it from the command at work
         tuner.stop_request.unlink(missing_ok=True)
 
         def feed(active: int) -> Sequence[PlannedJob]:
             more = tuner.feed(active)
-            view.grow(more, tuner.to_come)
+            status.grow(more, tuner.to_come)
             return more
 
         def see(event: Event) -> None:
             tuner.see(event)
-            view.jobs[event.job].hopeless = event.job in tuner.pruned
+            status.jobs[event.job].pruned = event.job in tuner.pruned
             board.see(event)
 
         def stop() -> None:

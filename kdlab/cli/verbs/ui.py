@@ -17,7 +17,6 @@ import typer
 
 from kdlab.cli.screen import server
 from kdlab.cli.screen.console import Screen
-from kdlab.cli.screen.pick import QUICKSTART
 from kdlab.cli.verbs.report import send_all
 from kdlab.errors import MachineError, UsageError
 
@@ -150,16 +149,14 @@ def _mlflow(screen: Screen, runs: Runs) -> _Site:
         UsageError: nothing was run here.
         MachineError: there is no database.
     """
-    from kdlab.reporting import mlflow_store, records
+    from kdlab.jobs import store
+    from kdlab.reporting import mlflow_store
     from kdlab.reporting.ledger import Ledger
 
-    plan = records.newest_plan(runs)
-    if plan is None:
-        raise UsageError("nothing was run here yet", where=str(runs.folder), fix=QUICKSTART)
+    recipe = store.newest_plan(runs).recipe["name"]
     with screen.working("sending to MLflow what it lacks"):
         complete = send_all(screen, runs)
     ledger = Ledger(runs, os.environ.get("MLFLOW_TRACKING_URI") or None)
-    recipe = plan["recipe"]["name"]
 
     def page() -> str:
         found = mlflow_store.experiment_id(f"kdlab/{recipe}", ledger)

@@ -221,7 +221,7 @@ def finished(arms: Iterable[Arm]) -> list[Arm]:
 
 def of_what(comparison: Comparison) -> str:
     """ "RetinaNet R101 -> R50, n=3, after epoch 24"."""
-    recipe = comparison.plan["recipe"]
+    recipe = comparison.plan.recipe
     counts = sorted({len(arm.results) for arm in comparison.arms} or {0})
     n = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     results = [result for arm in comparison.arms for result in arm.results.values()]

@@ -15,8 +15,8 @@ from rich.console import Console
 from kdlab.cli.screen.board import Board
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.lines import Lines
-from kdlab.cli.screen.progress import PlanView, makespan_s
-from kdlab.cli.screen.rows import row
+from kdlab.cli.screen.progress import PlanStatus, makespan_s
+from kdlab.cli.screen.rows import losses, row
 from kdlab.devices import Gpu, Machine
 from kdlab.jobs.events import (
     Event,
@@ -58,8 +58,8 @@ def make_plan(costs: dict[str, float | None] | None = None, gpus: int = 0) -> Pl
 
 def make_view(
     costs: dict[str, float | None] | None = None, machine: Machine = CORES, at_once: int | None = None
-) -> PlanView:
-    return PlanView(make_plan(costs, gpus=1 if machine.gpus else 0), machine, at_once)
+) -> PlanStatus:
+    return PlanStatus(make_plan(costs, gpus=1 if machine.gpus else 0), machine, at_once)
 
 
 def started(job: str, iteration: int = 0) -> JobStarted:
@@ -80,13 +80,13 @@ def finished(job: str, ap: float = 31.8, wall_s: float = 60.0) -> JobFinished:
     return JobFinished(job=job, metrics={"AP": ap}, wall_s=wall_s)
 
 
-def teach(view: PlanView, *events: Event) -> PlanView:
+def teach(view: PlanStatus, *events: Event) -> PlanStatus:
     for event in events:
         view.see(event)
     return view
 
 
-class TestPlanView:
+class TestPlanStatus:
     def test_counts_follow_the_events(self) -> None:
         view = teach(
             make_view(),
@@ -102,7 +102,7 @@ class TestPlanView:
         view = teach(
             make_view(), started("student-00000002"), progress("student-00000002", rm=0.05, pfi=0.11)
         )
-        det, terms = view.jobs["student-00000002"].losses
+        det, terms = losses(view.jobs["student-00000002"])
         assert det == pytest.approx(0.81)
         assert terms == pytest.approx({"rm": 0.05, "pfi": 0.11})
 
@@ -129,7 +129,7 @@ class TestPlanView:
         twin = replace(view.plan.jobs[1].job, id="student-0000000b", seed=1)
         plan = replace(view.plan, jobs=(*view.plan.jobs, PlannedJob(twin, False, "new")))
         view = teach(
-            PlanView(plan, CORES), started("student-00000000"), finished("student-00000000", wall_s=77.0)
+            PlanStatus(plan, CORES), started("student-00000000"), finished("student-00000000", wall_s=77.0)
         )
         assert view.left_s(0.0) == 77.0
 
@@ -150,55 +150,55 @@ class TestGrowing:
         return PlannedJob(job, False, "trial")
 
     @pytest.fixture
-    def view(self) -> PlanView:
+    def view(self) -> PlanStatus:
         """A search of 5 trials after its teacher, one at work and one at its end."""
         plan = make_plan()
-        view = PlanView(replace(plan, jobs=plan.jobs[:1]), CORES, to_come=5)
+        view = PlanStatus(replace(plan, jobs=plan.jobs[:1]), CORES, to_come=5)
         view.grow([self.trial(0), self.trial(1)], to_come=3)
         first, second = (f"student-1000000{number}" for number in range(2))
         events = (finished("teacher-9c1e22ab"), started(first), started(second))
         return teach(view, *events, replace(finished(first), time=100.0))
 
-    def test_what_is_to_come_counts_as_queued(self, view: PlanView) -> None:
+    def test_what_is_to_come_counts_as_queued(self, view: PlanStatus) -> None:
         assert view.counts == {"done": 2, "running": 1, "queued": 3}
 
-    def test_time_left_takes_trials_for_what_such_took(self, view: PlanView) -> None:
+    def test_time_left_takes_trials_for_what_such_took(self, view: PlanStatus) -> None:
         teach(view, replace(progress("student-10000001", time=100.0), eta_s=50.0))
         # three of 100 s on two cores, of which one is busy for 50 s more
         assert view.left_s(100.0) == 250.0 - 50.0
 
     def test_time_left_is_unknown_before_one_has_ended(self) -> None:
-        view = PlanView(make_plan(dict.fromkeys(["teacher", *ARMS], HOUR)), CORES, to_come=3)
+        view = PlanStatus(make_plan(dict.fromkeys(["teacher", *ARMS], HOUR)), CORES, to_come=3)
         assert view.left_s(0.0) is None
         view.grow([], to_come=0)
         assert view.left_s(0.0) == 2 * HOUR
 
-    def test_job_that_is_given_again_is_queued_again(self, view: PlanView) -> None:
+    def test_job_that_is_given_again_is_queued_again(self, view: PlanStatus) -> None:
         view.grow([self.trial(0)], to_come=3)
         assert view.jobs["student-10000000"].state == "queued"
         assert len(view.jobs) == 3
 
-    def test_job_that_a_search_has_ended_is_pruned(self, view: PlanView) -> None:
+    def test_job_that_a_search_has_ended_is_pruned(self, view: PlanStatus) -> None:
         job = "student-10000001"
         teach(view, progress(job, 400), JobEvaluated(job=job, epoch=4, iteration=400, metrics={"AP": 3.2}))
-        view.jobs[job].hopeless = True
+        view.jobs[job].pruned = True
         teach(view, JobCancelled(job=job, iteration=400))
         assert view.jobs[job].state == "pruned"
         assert view.counts["pruned"] == 1
 
     def test_lines_tell_pruned_trials_and_count_all(
-        self, view: PlanView, capfd: pytest.CaptureFixture[str]
+        self, view: PlanStatus, capfd: pytest.CaptureFixture[str]
     ) -> None:
         job, lines = "student-10000001", Lines(view, Screen())
         lines.see(JobEvaluated(job=job, epoch=4, iteration=400, metrics={"AP": 3.2}))
-        view.jobs[job].hopeless = True
+        view.jobs[job].pruned = True
         lines.see(JobCancelled(job=job, iteration=400))
         told = capfd.readouterr().err.splitlines()[-1]
         assert "pruned: AP 3.2 after epoch" in told
         assert "promised too little  (2 of 6 done" in told
 
-    def test_board_tells_pruned_trials_apart(self, view: PlanView, tmp_path: Path) -> None:
-        view.jobs["student-10000001"].hopeless = True
+    def test_board_tells_pruned_trials_apart(self, view: PlanStatus, tmp_path: Path) -> None:
+        view.jobs["student-10000001"].pruned = True
         teach(view, JobCancelled(job="student-10000001", iteration=400))
         lines = frame(view, Runs(tmp_path), 120)
         assert "done 2  running 0  queued 3  failed 0  pruned 1" in lines[0]
@@ -244,7 +244,7 @@ class TestMakespan:
 
 
 @pytest.fixture
-def busy(tmp_path: Path) -> tuple[PlanView, Runs]:
+def busy(tmp_path: Path) -> tuple[PlanStatus, Runs]:
     """A plan at work: the teacher done, two students running on GPUs, the last one starting."""
     runs = Runs(tmp_path)
     view = teach(
@@ -264,20 +264,20 @@ def busy(tmp_path: Path) -> tuple[PlanView, Runs]:
     return view, runs
 
 
-def frame(view: PlanView, runs: Runs, width: int, height: int = 25) -> list[str]:
+def frame(view: PlanStatus, runs: Runs, width: int, height: int = 25) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
-    console.print(Board(view, runs, console, lambda: view.machine.gpus))
+    console.print(Board(view, runs, console, lambda: view.machine.gpus if view.machine else ()))
     return console.file.getvalue().splitlines()
 
 
 class TestBoard:
     @pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 120, 200])
-    def test_no_line_wraps_at_any_width(self, busy: tuple[PlanView, Runs], width: int) -> None:
+    def test_no_line_wraps_at_any_width(self, busy: tuple[PlanStatus, Runs], width: int) -> None:
         lines = frame(*busy, width)
         assert len(lines) == 5
         assert max(map(len, lines)) <= width
 
-    def test_a_wide_terminal_shows_everything(self, busy: tuple[PlanView, Runs]) -> None:
+    def test_a_wide_terminal_shows_everything(self, busy: tuple[PlanStatus, Runs]) -> None:
         head, baseline, rm_pfi, *_ = frame(*busy, 200)
         counts = "done 1  running 3  queued 0  failed 0  0s, ETA ?"
         assert head.rstrip() == f"plan 7f3a  coco/retinanet_r101_r50  {counts}"
@@ -287,7 +287,7 @@ class TestBoard:
         ]
         assert rm_pfi.split()[-8:] == ["det", "0.81", "rm", "0.05", "pfi", "0.11", "ETA", "0s"]
 
-    def test_eighty_columns_keep_what_matters(self, busy: tuple[PlanView, Runs]) -> None:
+    def test_eighty_columns_keep_what_matters(self, busy: tuple[PlanStatus, Runs]) -> None:
         row = frame(*busy, 80)[2]
         for part in ("rm+pfi seed 0", "ep 5/12", "det 0.81", "rm 0.05", "pfi 0.11", "ETA"):
             assert part in row
@@ -300,12 +300,12 @@ class TestBoard:
         view = teach(make_view(), started(job), progress(job, rm=loss))
         assert f"  rm {text}  " in frame(view, Runs(tmp_path), 100)[1]
 
-    def test_columns_line_up(self, busy: tuple[PlanView, Runs]) -> None:
+    def test_columns_line_up(self, busy: tuple[PlanStatus, Runs]) -> None:
         baseline, rm_pfi = frame(*busy, 200)[1:3]
         assert baseline.index("det 0.81") == rm_pfi.index("det 0.81")
         assert "AP 30.2" in baseline
 
-    def test_a_process_that_has_not_spoken_yet_is_shown(self, busy: tuple[PlanView, Runs]) -> None:
+    def test_a_process_that_has_not_spoken_yet_is_shown(self, busy: tuple[PlanStatus, Runs]) -> None:
         assert re.search(r"rm seed 0 +starts", "\n".join(frame(*busy, 100)))
 
     def test_waiting_for_devices_is_said(self, tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ class TestBoard:
         assert ended[0].split() == ["done", "teacher", "AP", "31.8,", "1m00s"]
 
     def test_stopping_is_shown_and_what_waits_is_not_called_skipped(
-        self, busy: tuple[PlanView, Runs]
+        self, busy: tuple[PlanStatus, Runs]
     ) -> None:
         view, runs = busy
         console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
@@ -343,7 +343,7 @@ class TestGpus:
     @staticmethod
     def board(
         folder: Path, jobs: dict[str, tuple[int, ...]], gpus: int, *, busy: tuple[int, ...] = ()
-    ) -> tuple[PlanView, Runs]:
+    ) -> tuple[PlanStatus, Runs]:
         """Jobs at work on some of `gpus` GPUs, by arm; those of `busy` are a stranger's."""
         machine = Machine((0,), tuple(Gpu(n, f"GPU-{n:02}", 80.0, n in busy) for n in range(gpus)))
         runs, made = Runs(folder), []
@@ -356,7 +356,7 @@ class TestGpus:
                 paths = runs.job(job.id)
                 paths.folder.mkdir(parents=True)
                 Handle("local", Process.of(1), tuple(f"GPU-{n:02}" for n in numbers)).write(paths)
-        view = PlanView(Plan("7f3a0001", {"name": "coco/x"}, tuple(made), "cuda", {}), machine)
+        view = PlanStatus(Plan("7f3a0001", {"name": "coco/x"}, tuple(made), "cuda", {}), machine)
         return teach(view, *(started(each.job.id) for each in made if jobs[each.job.arm])), runs
 
     @pytest.fixture(autouse=True)
@@ -412,7 +412,7 @@ class TestGpus:
         view, runs = self.board(tmp_path, {"a": (), "b": ()}, 8)
         teach(view, JobCancelled(job="student-00000000", iteration=9))
         console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
-        board = Board(view, runs, console, lambda: view.machine.gpus)
+        board = Board(view, runs, console, lambda: view.machine.gpus if view.machine else ())
         board.stopping()
         console.print(board)
         text = console.file.getvalue()
@@ -420,7 +420,7 @@ class TestGpus:
         assert "Ctrl-C" not in text
 
 
-def test_a_resized_terminal_is_cleared_once(busy: tuple[PlanView, Runs]) -> None:
+def test_a_resized_terminal_is_cleared_once(busy: tuple[PlanStatus, Runs]) -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
     board = Board(*busy, console)
     frames = []
@@ -492,7 +492,7 @@ class TestLines:
             (JobFailed(job="student-00000000", what="no memory"), "failed: no memory  (0 of 4 done, ETA ?)"),
             (
                 JobCancelled(job="student-00000000", iteration=9),
-                "cancelled: keeps its checkpoint of iteration 9",
+                "cancelled: checkpoint at iteration 9",
             ),
             (JobSkipped(job="student-00000000", why="it needs teacher"), "skipped: it needs teacher"),
             (JobRetried(job="student-00000000", why="the process vanished"), "the process vanished; another"),
@@ -510,16 +510,16 @@ class TestLines:
 def test_a_measured_teacher_counts_its_images(capfd: pytest.CaptureFixture[str]) -> None:
     job = Job("evaluate-9c1e22ab", "evaluate", "teacher", 0, {"methods": {}})
     plan = Plan("7f3a0002", {"name": "tiny"}, (PlannedJob(job, False, "new"),), "cpu", {})
-    view = PlanView(plan, CORES)
+    view = PlanStatus(plan, CORES)
     begun = JobStarted(job=job.id, device="cpu", epochs=1, iterations=200)
     at = JobProgress(
         job=job.id, epoch=1, epochs=1, iteration=80, iterations=200, losses={}, lr=0.0, step_s=0.1,
         data_s=0.0, eta_s=12.0,
     )  # fmt: skip
     evaluated = JobEvaluated(job=job.id, epoch=1, iteration=200, metrics={"AP": 38.9})
-    assert row(teach(view, begun).jobs[job.id], None, 0.0)["epoch"] == "images 0/200"
-    assert row(teach(view, at).jobs[job.id], None, 0.0)["epoch"] == "images 80/200"
-    lines = Lines(PlanView(plan, CORES), Screen())
+    assert row(teach(view, begun).jobs[job.id], 0.0)["epoch"] == "images 0/200"
+    assert row(teach(view, at).jobs[job.id], 0.0)["epoch"] == "images 80/200"
+    lines = Lines(PlanStatus(plan, CORES), Screen())
     for event in (begun, at, evaluated):
         lines.see(event)
     told = [line.partition("teacher  ")[2] for line in capfd.readouterr().err.splitlines()]
@@ -531,19 +531,19 @@ def test_a_measured_teacher_counts_its_images(capfd: pytest.CaptureFixture[str])
 def test_a_job_that_scales_losses_counts_its_steps(capfd: pytest.CaptureFixture[str]) -> None:
     job = Job("scale-9c1e22ab", "scale", "scale rm", 0, {"methods": {"rm": {}}})
     plan = Plan("7f3a0002", {"name": "tiny"}, (PlannedJob(job, False, "new"),), "cpu", {})
-    view = PlanView(plan, CORES)
+    view = PlanStatus(plan, CORES)
     begun = JobStarted(job=job.id, device="cpu", epochs=1, iterations=30)
     at = JobProgress(
         job=job.id, epoch=0, epochs=1, iteration=12, iterations=30, lr=0.0, step_s=0.1, data_s=0.0, eta_s=2.0,
         losses={"loss": 1.0, "loss_rm": 0.25, "raw_rm": 0.5},
     )  # fmt: skip
     end = JobFinished(job=job.id, metrics={}, wall_s=3.0)
-    assert row(teach(view, begun).jobs[job.id], None, 0.0)["epoch"] == "step 0/30"
-    cells = row(teach(view, at).jobs[job.id], None, 0.0)
+    assert row(teach(view, begun).jobs[job.id], 0.0)["epoch"] == "step 0/30"
+    cells = row(teach(view, at).jobs[job.id], 0.0)
     assert [cells[name] for name in ("label", "epoch", "det", "terms")] == [
         "scale rm", "step 12/30", "det 0.75", "rm 0.25"
     ]  # fmt: skip
-    lines = Lines(PlanView(plan, CORES), Screen())
+    lines = Lines(PlanStatus(plan, CORES), Screen())
     for event in (begun, at, end):
         lines.see(event)
     told = [line.partition("scale rm  ")[2] for line in capfd.readouterr().err.splitlines()]

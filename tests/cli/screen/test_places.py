@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from kdlab.cli.screen.places import Place, place, ranges, without_jobs
+from kdlab.cli.screen.places import place, ranges, without_jobs
 from kdlab.devices import Gpu, Machine
 from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.lease import Lease, LeaseInfo, Process
 from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.status import JobStatus
 
 NUMBERS = {"GPU-aaaaaaaaaa": 0, "GPU-bbbbbbbbbb": 1, "GPU-cccccccccc": 2}
 ME = Process.of(os.getpid())
@@ -23,9 +24,15 @@ def paths(tmp_path: Path) -> JobPaths:
     return JobPaths(tmp_path)
 
 
-def where(paths: JobPaths, gpus: int = 0) -> Place | None:
-    job = Job("student-00000000", "student", "a", 0, {}, resources=Resources(gpus=gpus))
-    return place(job, paths, NUMBERS)
+def located(paths: JobPaths, gpus: int = 0) -> JobStatus:
+    status = JobStatus(Job("student-00000000", "student", "a", 0, {}, resources=Resources(gpus=gpus)))
+    status.locate(paths)
+    return status
+
+
+def where(paths: JobPaths, gpus: int = 0) -> str | None:
+    status = located(paths, gpus)
+    return place(status, NUMBERS) if status.at_work else None
 
 
 def aged(path: Path) -> None:
@@ -46,14 +53,15 @@ def test_a_job_that_never_started_is_nowhere(paths: JobPaths) -> None:
 
 def test_a_process_here_is_where_its_devices_are(paths: JobPaths) -> None:
     Handle("local", ME, ("1", "0")).write(paths)
-    assert where(paths) == Place("core0-1")
+    assert where(paths) == "core0-1"
     Handle("local", ME, ("GPU-aaaaaaaaaa", "GPU-cccccccccc")).write(paths)
-    assert where(paths, gpus=2) == Place("gpu0,2", ("GPU-aaaaaaaaaa", "GPU-cccccccccc"))
+    assert where(paths, gpus=2) == "gpu0,2"
+    assert located(paths, gpus=2).devices == ("GPU-aaaaaaaaaa", "GPU-cccccccccc")
 
 
 def test_a_gpu_without_a_number_here_is_told_by_its_name(paths: JobPaths) -> None:
     Handle("local", ME, ("GPU-dddddddddd",)).write(paths)
-    assert where(paths, gpus=1) == Place("gpu GPU-dddd", ("GPU-dddddddddd",))
+    assert where(paths, gpus=1) == "gpu GPU-dddd"
 
 
 def test_a_job_whose_process_died_is_nowhere(paths: JobPaths) -> None:
@@ -63,21 +71,24 @@ def test_a_job_whose_process_died_is_nowhere(paths: JobPaths) -> None:
 
 def test_a_job_in_this_very_process_has_a_place_without_devices(paths: JobPaths) -> None:
     with Lease.acquire(paths):
-        assert where(paths) == Place("")
+        assert where(paths) == ""
 
 
 def test_a_job_on_another_host_names_it_while_its_heart_beats(paths: JobPaths) -> None:
     LeaseInfo(1, FAR, time.time()).write(paths)
-    assert where(paths) == Place("node3", away=True)
+    assert where(paths) == "node3"
+    assert located(paths).away
     LeaseInfo(1, FAR, time.time() - 3600).write(paths)
     assert where(paths) is None
 
 
 def test_a_cluster_s_job_waits_until_a_process_takes_its_lease(paths: JobPaths) -> None:
     Handle("slurm", ref="1234").write(paths)
-    assert where(paths) == Place("slurm 1234", waits="queued in slurm", away=True)
+    assert where(paths) == "slurm 1234"
+    assert located(paths).in_queue
     LeaseInfo(1, FAR, time.time()).write(paths)
-    assert where(paths) == Place("slurm node3", away=True)
+    assert where(paths) == "slurm node3"
+    assert located(paths).away
 
 
 def test_a_cluster_s_job_that_ended_is_nowhere_until_it_is_handed_in_again(paths: JobPaths) -> None:
@@ -87,7 +98,7 @@ def test_a_cluster_s_job_that_ended_is_nowhere_until_it_is_handed_in_again(paths
     assert where(paths) is None
     Handle("slurm", ref="1235").write(paths)
     aged(paths.lease)
-    assert where(paths) == Place("slurm 1235", waits="queued in slurm", away=True)
+    assert where(paths) == "slurm 1235"
 
 
 def test_a_cluster_s_job_that_was_stopped_in_its_queue_waits_no_more(paths: JobPaths) -> None:

@@ -14,6 +14,7 @@ from kdlab.errors import JobError, MachineError, UsageError
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import Runs
+from kdlab.jobs.plan import Plan, PlannedJob
 from tests.stubs.stub_job import make_result
 
 IDS = {"baseline": "student-aa11", "rm": "student-ab22", "teacher": "teacher-ac33"}
@@ -39,9 +40,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
         for arm, job_id in IDS.items()
     ]
     jobs.append(add(runs, Job("student-ab99", "student", "rm", 1, {}), done=False))
-    runs.plans.mkdir()
     recipe = {"name": "digits/quickstart", "path": "recipes/digits/quickstart.yaml"}
-    write_json(runs.plans / "7f3a.json", {"recipe": recipe, "jobs": [{"job": job.to_dict()} for job in jobs]})
+    Plan("7f3a", recipe, tuple(PlannedJob(job, False, "new") for job in jobs), "cpu", {}).save(runs)
     return runs
 
 
@@ -78,10 +78,10 @@ def test_a_job_is_found_by_arm_and_seed_or_by_id(
 @pytest.mark.parametrize(
     ("name", "seed", "said"),
     [
-        ("student-a", None, "begins the ids of 3 jobs"),
+        ("student-a", None, "fits 3 jobs"),
         ("rm", 7, "no seed 7"),
         ("basline", None, "did you mean baseline"),
-        ("", None, "no job here"),
+        ("", None, "there is no job"),
     ],
 )
 def test_what_names_no_single_job_is_told(name: str, seed: int | None, said: str, runs: Runs) -> None:
@@ -99,7 +99,7 @@ def test_an_unfinished_job_names_the_command_that_finishes_it(
 ) -> None:
     assert app.main(["export", "rm", "--seed", "1"]) == 2
     err = capfd.readouterr().err
-    assert "rm seed 1 is pending" in err
+    assert "rm seed 1 is queued" in err
     assert "fix    kdlab run digits/quickstart" in err
     assert not asked
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from kdlab.cli.screen.snapshot import Snapshot
+from kdlab.cli.screen.progress import PlanStatus
 from kdlab.cli.verbs import status
 from kdlab.jobs.events import JobCheckpointed
 from kdlab.jobs.files import write_json
@@ -86,7 +86,16 @@ def test_json_is_one_object(lab: Lab) -> None:
     told = json.loads(out)
     assert (code, err, told["schema"], told["plan"], told["driven"]) == (0, "", 1, "7f3a0001", False)
     assert told["counts"] == {
-        **{"running": 1, "failed": 1, "interrupted": 1, "queued": 0, "skipped": 0, "pruned": 0, "done": 1}
+        **{
+            "running": 1,
+            "failed": 1,
+            "interrupted": 1,
+            "cancelled": 0,
+            "queued": 0,
+            "skipped": 0,
+            "pruned": 0,
+            "done": 1,
+        }
     }
     first = told["jobs"][0]
     assert {key: first[key] for key in ("id", "state", "where", "epoch", "iteration", "attempt")} == {
@@ -139,7 +148,7 @@ class TestWatch:
             lab.jobs[f"more{number}"] = lab.job(f"student-{number:08x}", "rm+pfi+cwd", number)
         mixed(lab)
         console = Console(file=io.StringIO(), width=width, height=24, force_terminal=True, color_system=None)
-        console.print(status._Frame(Snapshot(lab.save(), lab.runs)))
+        console.print(status._Frame(PlanStatus.read(lab.save(), lab.runs)))
         lines = console.file.getvalue().splitlines()
         assert len(lines) < 24
         assert max(map(len, lines)) <= width
@@ -148,11 +157,11 @@ class TestWatch:
 
     def test_eighty_columns_leave_room_for_a_cause(self, lab: Lab) -> None:
         mixed(lab)
-        lines = [line.plain for line in status.lines(Snapshot(lab.save(), lab.runs), 80, 24)]
+        lines = [line.plain for line in status.lines(PlanStatus.read(lab.save(), lab.runs), 80, 24)]
         assert lines[3].endswith("out of luck")
         assert lines[4].endswith("checkpoint at iteration 400")
 
     def test_a_narrow_screen_keeps_where_a_job_runs(self, lab: Lab) -> None:
         lab.at_work("b0")
-        lines = [line.plain for line in status.lines(Snapshot(lab.save(), lab.runs), 60, 24)]
+        lines = [line.plain for line in status.lines(PlanStatus.read(lab.save(), lab.runs), 60, 24)]
         assert lines[2].split() == ["running", "node3", "baseline", "seed", "0", "ep", "5/12", "ETA", "1h05m"]

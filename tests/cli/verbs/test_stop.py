@@ -48,7 +48,7 @@ def test_all_that_runs_stops_at_a_checkpoint(lab: Lab) -> None:
     ]
     assert "checkpoint at iteration" in out
     assert err.splitlines()[-1] == NEXT
-    assert lab("status")[1].count("interrupted") == 3, "a count and two jobs"
+    assert lab("status")[1].count("cancelled") == 3, "a count and two jobs"
 
 
 def test_only_the_named_job_stops(lab: Lab) -> None:

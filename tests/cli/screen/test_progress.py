@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from kdlab.cli.screen.snapshot import Snapshot
+from kdlab.cli.screen.places import place
+from kdlab.cli.screen.progress import PlanStatus
+from kdlab.cli.screen.rows import note
+from kdlab.cli.verbs import status as verb
 from kdlab.jobs.events import JobCancelled, JobCheckpointed, JobEvaluated, JobFailed
 from kdlab.jobs.files import write_json
 from kdlab.jobs.handle import Handle
@@ -17,13 +20,13 @@ from tests.cli.conftest import BEGAN, FAR, Lab, at
 SAVED = (JobCheckpointed, {"iteration": 400})
 
 
-def look(lab: Lab) -> Snapshot:
-    return Snapshot(lab.save(), lab.runs)
+def look(lab: Lab) -> PlanStatus:
+    return PlanStatus.read(lab.save(), lab.runs)
 
 
 def state(lab: Lab, key: str) -> tuple[str, str]:
-    seen = look(lab).of(lab.jobs[key].id)
-    return seen.view.state, seen.note
+    status = look(lab).jobs[lab.jobs[key].id]
+    return status.state, note(status)
 
 
 def test_a_job_that_nobody_began_is_queued(lab: Lab) -> None:
@@ -32,25 +35,23 @@ def test_a_job_that_nobody_began_is_queued(lab: Lab) -> None:
 
 def test_a_job_at_work_is_running_where_its_lease_says(lab: Lab) -> None:
     lab.at_work("b0", attempt=2)
-    seen = look(lab).of(lab.jobs["b0"].id)
-    assert (seen.view.state, seen.attempt, seen.note) == ("running", 2, "attempt 2")
-    assert seen.place is not None
-    assert seen.place.told == "node3"
-    assert seen.view.epoch == "5/12"
+    status = look(lab).jobs[lab.jobs["b0"].id]
+    assert (status.state, status.attempt, note(status)) == ("running", 2, "attempt 2")
+    assert place(status, {}) == "node3"
+    assert status.epoch == "5/12"
 
 
-def test_a_finished_job_is_done_by_its_result_alone(lab: Lab) -> None:
-    lab.said("b0", BEGAN, at(450))
+def test_a_finished_job_says_how_long_it_took(lab: Lab) -> None:
     lab.done("b0")
-    seen = look(lab).of(lab.jobs["b0"].id)
-    assert (seen.view.state, seen.view.ap, seen.note) == ("done", 12.5, "1s")
-    assert seen.view.started is None, "its log is not read"
+    assert state(lab, "b0") == ("done", "1s")
 
 
-@pytest.mark.parametrize("last", [at(450), (JobCancelled, {"iteration": 400})])
-def test_a_job_that_nobody_works_on_any_more_is_interrupted(last: Any, lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("last", "word"), [(at(450), "interrupted"), ((JobCancelled, {"iteration": 400}), "cancelled")]
+)
+def test_a_job_that_nobody_works_on_any_more_tells_its_checkpoint(last: Any, word: str, lab: Lab) -> None:
     lab.said("b0", BEGAN, SAVED, last)
-    assert state(lab, "b0") == ("interrupted", "checkpoint at iteration 400")
+    assert state(lab, "b0") == (word, "checkpoint at iteration 400")
 
 
 def test_a_process_that_died_without_a_word_leaves_its_job_interrupted(lab: Lab) -> None:
@@ -63,21 +64,14 @@ def test_a_trial_that_a_search_has_ended_is_pruned(lab: Lab) -> None:
     paths = lab.said("b0", BEGAN, evaluated, (JobCancelled, {"iteration": 200}))
     paths.stop_request.touch()
     plan = lab.save()
-    seen = Snapshot(replace(plan, recipe={**plan.recipe, "study": "digits/gfl-3fa2c1"}), lab.runs)
-    assert seen.of(lab.jobs["b0"].id).view.state == "pruned"
-    assert seen.of(lab.jobs["b0"].id).note == "AP 3.1 after epoch 2 promised too little"
-    assert [one.view.state for one in seen.jobs][-1] == "pruned"
-    assert seen.to_dict()["counts"]["pruned"] == 1
+    seen = PlanStatus.read(replace(plan, recipe={**plan.recipe, "study": "digits/gfl-3fa2c1"}), lab.runs)
+    assert note(seen.jobs[lab.jobs["b0"].id]) == "AP 3.1 after epoch 2 promised too little"
+    assert seen.counts["pruned"] == 1
 
 
-def test_a_failure_is_told_with_its_cause_and_its_log(lab: Lab) -> None:
-    paths = lab.said("b0", BEGAN, at(450))
-    paths.log.write_text("first\nlast\n")
-    write_json(paths.failure, {"what": "the loss is not finite", "after_s": 3.0})
-    seen = look(lab).of(lab.jobs["b0"].id)
-    assert (seen.view.state, seen.note) == ("failed", "the loss is not finite")
-    assert isinstance(seen.view.end, JobFailed)
-    assert seen.view.end.tail == ("first", "last")
+def test_a_failure_is_told_with_its_cause(lab: Lab) -> None:
+    write_json(lab.said("b0", BEGAN, at(450)).failure, {"what": "the loss is not finite", "after_s": 3.0})
+    assert state(lab, "b0") == ("failed", "the loss is not finite")
 
 
 def test_what_needs_a_failed_job_is_skipped(lab: Lab) -> None:
@@ -100,33 +94,24 @@ def test_a_job_in_a_cluster_s_queue_is_queued_there_whatever_it_said_before(lab:
 
 def test_a_later_look_reads_what_is_new(lab: Lab) -> None:
     paths = lab.at_work("b0")
-    snapshot = look(lab)
+    seen = look(lab)
     lab.said("b0", at(700), (JobEvaluated, {"epoch": 7, "iteration": 700, "metrics": {"AP": 9.0}}))
     LeaseInfo(1, FAR, time.time()).write(paths)
-    snapshot.look()
-    view = snapshot.of(lab.jobs["b0"].id).view
-    assert (view.epoch, view.ap) == ("8/12", 9.0)
-
-
-def test_a_new_process_that_has_not_spoken_yet_shows_nothing_of_the_last_one(lab: Lab) -> None:
-    paths = lab.said("b0", BEGAN, at(450))
-    snapshot = look(lab)
-    LeaseInfo(2, FAR, time.time()).write(paths)
-    snapshot.look()
-    view = snapshot.of(lab.jobs["b0"].id).view
-    assert (view.state, view.started) == ("running", None)
+    seen.look(lab.runs)
+    status = seen.jobs[lab.jobs["b0"].id]
+    assert (status.epoch, status.ap) == ("8/12", 9.0)
 
 
 def test_the_plan_goes_on_while_a_run_drives_it_or_a_job_is_at_work(lab: Lab) -> None:
-    snapshot = look(lab)
-    assert snapshot.over
+    seen = look(lab)
+    assert seen.over
     with driving("7f3a0001", lab.runs, "kdlab run digits/quickstart -j 1"):
-        snapshot.look()
-        assert (snapshot.over, snapshot.driven) == (False, True)
+        seen.look(lab.runs)
+        assert (seen.over, seen.driven) == (False, True)
     lab.at_work("b0")
-    snapshot.look()
-    assert (snapshot.over, snapshot.driven) == (False, False)
-    assert snapshot.command == "kdlab run digits/quickstart -j 1"
+    seen.look(lab.runs)
+    assert (seen.over, seen.driven) == (False, False)
+    assert seen.command == "kdlab run digits/quickstart -j 1"
 
 
 def test_the_plan_goes_on_while_a_cluster_has_a_job_of_it(lab: Lab) -> None:
@@ -137,15 +122,20 @@ def test_the_plan_goes_on_while_a_cluster_has_a_job_of_it(lab: Lab) -> None:
 
 
 def test_time_left_is_told_while_a_run_drives_the_plan(lab: Lab) -> None:
-    snapshot = look(lab)
-    assert snapshot.left_s(0.0) is None
+    seen = look(lab)
+    assert verb.eta_s(seen) is None
     with driving("7f3a0001", lab.runs, ""):
-        snapshot.look()
-        assert snapshot.left_s(0.0) == 120.0, "four jobs of a minute; one waits for its teacher"
+        seen.look(lab.runs)
+        assert verb.eta_s(seen) == 120.0, "four jobs of a minute; one waits for its teacher"
 
 
 def test_those_that_somebody_should_look_at_come_first(lab: Lab) -> None:
     lab.done("teacher")
     lab.said("b0", BEGAN)
     lab.at_work("b1")
-    assert [seen.view.state for seen in look(lab).jobs] == ["running", "interrupted", "queued", "done"]
+    assert [status.state for status in verb._by_state(look(lab))] == [
+        "running",
+        "interrupted",
+        "queued",
+        "done",
+    ]

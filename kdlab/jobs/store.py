@@ -1,0 +1,218 @@
+"""Look-ups in a runs folder: which job or plan a person means, and what earlier jobs left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kdlab.errors import MachineError, UsageError, suggestion
+from kdlab.jobs.files import read_json
+from kdlab.jobs.job import Job, check_schema, read_job
+from kdlab.jobs.paths import JobPaths, Runs
+from kdlab.jobs.plan import Plan, PlannedJob
+from kdlab.jobs.result import JobResult
+
+QUICKSTART = "kdlab run digits/quickstart"
+_SHOWN = 12
+
+Shortage = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PastJob:
+    """A job that finished earlier."""
+
+    job: Job
+    result: JobResult
+
+
+def plans(runs: Runs) -> Iterator[Plan]:
+    """All plans, the newest first; each is read when it is asked for.
+
+    Raises:
+        UsageError: the folder is of another version of kdlab.
+        MachineError: a plan's file is damaged.
+    """
+    return map(_read_plan, _plan_files(runs))
+
+
+def newest_plan(runs: Runs, *, searches: bool = True) -> Plan:
+    """The plan that was saved last.
+
+    Args:
+        runs: where the plans are.
+        searches: False passes over those of `kdlab tune`, which compare nothing.
+
+    Raises:
+        UsageError: there is none yet.
+    """
+    found = next((plan for plan in plans(runs) if searches or not plan.is_search), None)
+    if found is None:
+        what = "nothing was run here yet" if searches else "nothing to compare was run here yet"
+        raise UsageError(what, where=str(runs.folder), fix=QUICKSTART)
+    return found
+
+
+def plan(runs: Runs, word: str | None, *, searches: bool = True, recipes: Collection[str] = ()) -> Plan:
+    """The plan that a word means: the beginning of its id, or a recipe's name for the newest of that.
+
+    Args:
+        runs: where the plans are.
+        word: as typed; None is the newest plan of all.
+        searches: as for `newest_plan`.
+        recipes: names of recipes that could be run instead.
+
+    Raises:
+        UsageError: no plan fits, or several do.
+    """
+    if word is None:
+        return newest_plan(runs, searches=searches)
+    files = _plan_files(runs)
+    fitting = [path for path in files if word and path.stem.startswith(word)]
+    if len(fitting) > 1:
+        known = [path.stem for path in fitting]
+        what = f"{word} begins the ids of {len(fitting)} plans"
+        raise UsageError(what, got=word, known=", ".join(known), fix=f"name one: {known[0]}")
+    if fitting:
+        found = _read_plan(fitting[0])
+        if found.is_search and not searches:
+            what = f"plan {found.id} is a search: its trials are compared by kdlab tune"
+            raise UsageError(what, got=found.id, fix=found.recipe["command"])
+        return found
+    names = []
+    for one in plans(runs):
+        if searches or not one.is_search:
+            if one.recipe["name"] == word:
+                return one
+            names.append(one.recipe["name"])
+    known = [*dict.fromkeys(names), *(path.stem for path in files)]
+    raise UsageError(
+        f"no plan in {runs.plans} is called {word!r}",
+        got=word,
+        known=", ".join(known) or "none yet",
+        fix=f"kdlab run {word}" if word in recipes else _fix(word, known, "kdlab ls runs"),
+    )
+
+
+def jobs(runs: Runs, word: str) -> list[Job]:
+    """The jobs that a word means: an id, a label, an arm, the beginning of an id; the newest plan goes first.
+
+    Raises:
+        UsageError: none fits.
+    """
+    newest = next(plans(runs), None)
+    planned = {each.job.id: each.job for each in newest.jobs} if newest else {}
+    others = sorted({path.parent.name for path in runs.folder.glob("jobs/*/job.json")} - planned.keys())
+    for found in (
+        [name for name in (*planned, *others) if name == word],
+        [name for name, job in planned.items() if job.label == word],
+        [name for name, job in planned.items() if job.arm == word],
+        [name for name in planned if word and name.startswith(word)],
+        [name for name in others if word and name.startswith(word)],
+    ):
+        if found:
+            return [planned.get(name) or read_job(runs.job(name)) for name in found]
+    labels = {name: job.label for name, job in planned.items()}
+    arms = [job.arm for job in planned.values()]
+    raise UsageError(
+        f"there is no job {word!r}",
+        where=str(runs.folder),
+        known=_listed([*planned, *others], labels) or "none yet",
+        fix=_fix(word, [*labels, *labels.values(), *arms, *others], "kdlab status"),
+    )
+
+
+def job(runs: Runs, word: str) -> Job:
+    """The one job that a word means.
+
+    Raises:
+        UsageError: none fits, or several do.
+    """
+    found = jobs(runs, word)
+    if len(found) > 1:
+        known = _listed([one.id for one in found], {one.id: one.label for one in found})
+        raise UsageError(f"{word} fits {len(found)} jobs", known=known, fix="name one by its id or its label")
+    return found[0]
+
+
+def chosen(runs: Runs, words: Sequence[str]) -> tuple[Plan, list[str]]:
+    """The newest plan and the ids of the jobs that `words` mean; those of other plans are added to it.
+
+    Raises:
+        UsageError: nothing was run here, or a word fits no job or several.
+    """
+    newest = newest_plan(runs)
+    meant = {one.id: one for one in (job(runs, word) for word in words)}
+    known = {planned.job.id for planned in newest.jobs}
+    added = [PlannedJob(one, False, "") for name, one in meant.items() if name not in known]
+    return replace(newest, jobs=(*added, *newest.jobs)), list(meant)
+
+
+def results(runs: Runs, ids: Iterable[str]) -> dict[str, JobResult]:
+    """Results by id, of those that have finished."""
+    found = {name: JobResult.read(runs.job(name)) for name in ids}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def past_jobs(runs: Runs) -> dict[str, PastJob]:
+    """All finished jobs by id; folders that cannot be read are passed over.
+
+    Raises:
+        UsageError: the folder is of another version of kdlab.
+    """
+    for path in _plan_files(runs)[:1]:
+        with suppress(ValueError):
+            check_schema(read_json(path), path)
+    found = {}
+    for path in (runs.folder / "jobs").glob("*/result.json"):
+        paths = runs.job(path.parent.name)
+        try:
+            job, result = read_job(paths), JobResult.read(paths)
+        except (OSError, ValueError, KeyError, TypeError, MachineError):
+            continue
+        if result is not None:
+            found[job.id] = PastJob(job, result)
+    return found
+
+
+def shortage(paths: JobPaths) -> Shortage | None:
+    """What `failure.json` says where the job ran out of GPU memory.
+
+    Its "peak_gb" of "total_gb" is what a forward of "micro_batch" images took; "batchnorm" is whether the
+    model has BatchNorm in training mode.
+    """
+    failure: Shortage | None = read_json(paths.failure)
+    return failure if failure and failure.get("kind") == "oom" else None
+
+
+def shortages(runs: Runs) -> dict[str, Shortage]:
+    """Those of all jobs that ran out of GPU memory, by id."""
+    folders = [path.parent.name for path in (runs.folder / "jobs").glob("*/failure.json")]
+    found = {name: shortage(runs.job(name)) for name in folders}
+    return {name: one for name, one in found.items() if one}
+
+
+def _plan_files(runs: Runs) -> list[Path]:
+    """The files of all plans, the newest first."""
+    return sorted(runs.plans.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def _read_plan(path: Path) -> Plan:
+    try:
+        return Plan.read(path)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        fix = "remove it, and run its recipe again: what is trained is reused"
+        raise MachineError("a plan's file is damaged", where=str(path), got=str(error), fix=fix) from error
+
+
+def _fix(word: str, known: Sequence[str], otherwise: str) -> str:
+    return suggestion(word, known) or (otherwise if known else QUICKSTART)
+
+
+def _listed(names: Sequence[str], labels: Mapping[str, str]) -> str:
+    """Ids, each with its label; of many the first."""
+    told = [f"{name} ({labels[name]})" if name in labels else name for name in names[:_SHOWN]]
+    return ", ".join([*told, *([f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])])
