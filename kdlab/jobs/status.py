@@ -156,9 +156,19 @@ class JobStatus:
 
     def locate(self, paths: JobPaths) -> None:
         """Find who has the job now: a process, or a cluster that has yet to start one."""
-        self.attempt, self.handle = newest_attempt(paths), Handle.read(paths)
-        self.process = self._process(paths)
-        self.in_queue = self.process is None and self._awaited(paths)
+        handle, process = Handle.read(paths), None
+        if handle and handle.process and handle.process.alive():
+            process = handle.process
+        # loader processes of a killed leader can hold its lock a while
+        elif (info := holder(paths)) and not (info.process.here and not info.process.alive()):
+            process = info.process
+        self.attempt, self.handle, self.process = newest_attempt(paths), handle, process
+        self.in_queue = False
+        if handle and handle.ref and not process and not paths.stop_request.exists():
+            # no process took the lease since the job was handed in
+            self.in_queue = (
+                not self.attempt or paths.lease.stat().st_mtime_ns < paths.handle.stat().st_mtime_ns
+            )
 
     def look(self, paths: JobPaths) -> None:
         """Bring all up to date from the job's folder; of a job that is done its result tells all."""
@@ -173,8 +183,15 @@ class JobStatus:
         elif self.in_queue and not paths.failure.exists():
             self.state = State.QUEUED
         # a process that ended just now may have left a result since
-        elif not self._finished(paths):
-            self._rest(paths)
+        elif self._finished(paths):
+            return
+        elif failure := self.failure(paths):
+            self.see(failure)
+        elif isinstance(self.end, JobCancelled):
+            self.state = State.CANCELLED
+        else:
+            begun = self.at or self.handle
+            self.state = State.INTERRUPTED if begun else State.QUEUED
 
     def finish(self, result: JobResult) -> None:
         """Take in what the job found; a teacher that misses what is expected has failed."""
@@ -232,25 +249,27 @@ class JobStatus:
         return self.state in (State.FAILED, State.SKIPPED)
 
     @property
+    def at(self) -> JobStarted | JobProgress | None:
+        """Its last report on training, or how its process began; None before that."""
+        return self.last or self.started
+
+    @property
     def iteration(self) -> int:
         """The last iteration that was reported."""
-        at = self.last or self.started
-        return at.iteration if at else 0
+        return self.at.iteration if self.at else 0
 
     @property
     def fraction(self) -> float:
         """How much of the training or measuring is done, 0 to 1."""
-        at = self.last or self.started
-        return at.iteration / at.iterations if at and at.iterations else 0.0
+        return self.at.iteration / self.at.iterations if self.at and self.at.iterations else 0.0
 
     @property
     def epoch(self) -> str:
         """The epoch under way, "5/12"; "" before the first process began."""
-        at = self.last or self.started
-        if at is None:
+        if self.at is None:
             return ""
-        done = at.iteration * at.epochs // max(1, at.iterations)
-        return f"{min(at.epochs, done + 1)}/{at.epochs}"
+        done = self.at.iteration * self.at.epochs // max(1, self.at.iterations)
+        return f"{min(self.at.epochs, done + 1)}/{self.at.epochs}"
 
     @property
     def ends_at(self) -> float | None:
@@ -267,37 +286,11 @@ class JobStatus:
             return self.cost_s
         return max(0.0, self.cost_s * (1 - self.fraction))
 
-    def _process(self, paths: JobPaths) -> Process | None:
-        if self.handle and self.handle.process and self.handle.process.alive():
-            return self.handle.process
-        info = holder(paths)
-        # loader processes of a killed leader can hold its lock a while
-        if info is None or (info.process.here and not info.process.alive()):
-            return None
-        return info.process
-
-    def _awaited(self, paths: JobPaths) -> bool:
-        """Whether a cluster is to start the job: no process took the lease since it was handed in."""
-        if not (self.handle and self.handle.ref) or paths.stop_request.exists():
-            return False
-        return not self.attempt or paths.lease.stat().st_mtime_ns < paths.handle.stat().st_mtime_ns
-
     def _finished(self, paths: JobPaths) -> bool:
         """Take the result in, if there is one."""
         if result := JobResult.read(paths):
             self.finish(result)
         return result is not None
-
-    def _rest(self, paths: JobPaths) -> None:
-        """Find the state of a job that nobody works on and that has no result."""
-        if failure := self.failure(paths):
-            self.see(failure)
-        elif isinstance(self.end, JobCancelled):
-            self.state = State.CANCELLED
-        elif self.started or self.last or self.handle:
-            self.state = State.INTERRUPTED
-        else:
-            self.state = State.QUEUED
 
 
 def of_plan(plan: Plan, runs: Runs, results: Mapping[str, JobResult] | None = None) -> list[JobStatus]:

@@ -34,10 +34,12 @@ def prepare(
     """Gather what must be known, then `build`.
 
     Raises:
-        KdlabError: the data or the models are not to be had, or a method cannot serve the pair.
+        KdlabError: the data or the models are not to be had, a method cannot serve the pair, or `runs` is of
+            another version of kdlab.
     """
-    facts = facts_of.gather(recipe, machine, progress)
-    return build(recipe, facts, store.past_jobs(runs), store.shortages(runs))
+    # first, for it tells at once where a folder is of another version
+    past = store.past_jobs(runs)
+    return build(recipe, facts_of.gather(recipe, machine, progress), past, store.shortages(runs))
 
 
 def build(

@@ -148,17 +148,13 @@ class Task:
 
     def _running(self, keepers: Keepers) -> Handle | None:
         """The process that works on the job now, also one that has yet to take its lease; None without."""
-        handle = Handle.read(self.paths)
-        if handle and handle.process and handle.process.alive():
+        self.status.locate(self.paths)
+        handle, process = self.status.handle, self.status.process
+        if handle and process and process.here and process == handle.process:
             return handle
-        known = handle and handle.ref and keepers.of(handle)
-        if handle and known and not keepers.ended({self.job.id: handle}):
+        if handle and handle.ref and (known := keepers.of(handle)) and not known.poll({self.job.id: handle}):
             return handle
-        info = holder(self.paths)
-        # Loader processes of a killed leader can hold its lock a while; the next attempt waits for them.
-        if info is None or (info.process.here and not info.process.alive()):
-            return None
-        return Handle("", info.process)
+        return Handle("", process) if process else None
 
     def _finished(self) -> Event | None:
         if (result := JobResult.read(self.paths)) is None:

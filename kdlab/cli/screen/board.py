@@ -160,9 +160,11 @@ class Board:
         self._rest_s = max(_LOOK_EVERY_S, _REST * (time.thread_time() - began_s))
 
     def _reserved(self) -> dict[str, int]:
-        return reserved_widths([status.job for status in self._plan.jobs.values()]) | {
-            "slot": self._widest_slot()
-        }
+        jobs = [status.job for status in self._plan.jobs.values()]
+        last, most = max(self._numbers.values(), default=-1), max(job.resources.gpus for job in jobs)
+        # "gpu12-15" where jobs have four GPUs of sixteen
+        slot = len(ranges("gpu", range(last + 1 - most, last + 1))) if last >= 0 else 0
+        return reserved_widths(jobs) | {"slot": slot}
 
     def _header(self, width: int, starting: int) -> Text:
         plan, counts = self._plan.plan, self._plan.counts
@@ -179,12 +181,6 @@ class Board:
                 parts.pop(name, None)
         marked = [("failed" if name == "failed" and counts["failed"] else "", parts[name]) for name in parts]
         return line(marked, width)
-
-    def _widest_slot(self) -> int:
-        """Characters of "gpu12-15" where jobs have four GPUs of sixteen; 0 without GPUs."""
-        last = max(self._numbers.values(), default=-1)
-        most = max(planned.job.resources.gpus for planned in self._plan.plan.jobs)
-        return len(ranges("gpu", range(last + 1 - most, last + 1))) if last >= 0 else 0
 
 
 def _idle_rows(said: Mapping[str, str], numbers: Mapping[str, int]) -> Iterator[tuple[int, dict[str, str]]]:

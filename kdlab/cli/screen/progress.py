@@ -106,7 +106,9 @@ class PlanStatus:
 
     @property
     def gpus(self) -> dict[str, int]:
-        """The numbers of the GPUs, by UUID."""
+        """The numbers of this machine's GPUs, by UUID; nobody is asked before a job has some."""
+        if not any(status.devices and status.job.resources.gpus for status in self.jobs.values()):
+            return {}
         self.machine = self.machine or detect()
         return {gpu.uuid: gpu.index for gpu in self.machine.gpus}
 

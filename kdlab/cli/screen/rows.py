@@ -70,8 +70,7 @@ def losses(status: JobStatus) -> tuple[float | None, dict[str, float]]:
 
 def _stage(status: JobStatus) -> str:
     """How far a job is: "ep 5/12", "step 7/30" or "images 80/200"; "starts" before its process spoke."""
-    at = status.last or status.started
-    if at is None:
+    if (at := status.at) is None:
         return note(status) if status.in_queue else "starts"
     counted = COUNTED.get(status.job.kind)
     return f"{counted} {at.iteration}/{at.iterations}" if counted else f"ep {status.epoch}"

@@ -94,7 +94,7 @@ def lines(
     yield line([("note", f"  {_drive(seen)}")], width)
     jobs = _by_state(seen)
     shown = jobs if room is None or len(jobs) <= room - 2 else jobs[: max(1, room - 3)]
-    now, numbers = time.time(), _gpu_numbers(seen)
+    now, numbers = time.time(), seen.gpus
     cells = [_cells(status, now, numbers, whole_id=whole_ids) for status in shown]
     reserved = {"bar": _BAR, "note": min(_NOTE, max(len(cell["note"]) for cell in cells))}
     yield from rows(cells, width, reserved, _COLUMNS if room is None else _WATCHED, _DROPPED_FIRST)
@@ -115,12 +115,6 @@ def _by_state(seen: PlanStatus) -> list[JobStatus]:
 
     order = list(State)
     return sorted(seen.jobs.values(), key=lambda status: order.index(status.state))
-
-
-def _gpu_numbers(seen: PlanStatus) -> dict[str, int]:
-    """The numbers of this machine's GPUs, by UUID; nobody is asked before a job has some."""
-    wanted = any(status.devices and status.job.resources.gpus for status in seen.jobs.values())
-    return seen.gpus if wanted else {}
 
 
 def _head(seen: PlanStatus, width: int) -> Text:
@@ -163,9 +157,10 @@ def _cells(status: JobStatus, now: float, numbers: dict[str, int], *, whole_id: 
 
 def _as_data(seen: PlanStatus) -> dict[str, Any]:
     """The plan's state as plain data."""
+    from kdlab.cli.screen.places import place
     from kdlab.jobs.status import State
 
-    now, numbers = time.time(), _gpu_numbers(seen)
+    now, gpus = time.time(), seen.gpus
     return {
         "plan": seen.plan.id,
         "recipe": seen.plan.recipe["name"],
@@ -173,26 +168,24 @@ def _as_data(seen: PlanStatus) -> dict[str, Any]:
         "command": seen.command,
         "counts": {state: seen.counts[state] for state in State},
         "eta_s": eta_s(seen),
-        "jobs": [_job_as_data(status, now, numbers) for status in _by_state(seen)],
+        "jobs": [_job_as_data(status, now, place(status, gpus)) for status in _by_state(seen)],
     }
 
 
-def _job_as_data(status: JobStatus, now: float, numbers: dict[str, int]) -> dict[str, Any]:
-    from kdlab.cli.screen.places import place
+def _job_as_data(status: JobStatus, now: float, where: str) -> dict[str, Any]:
     from kdlab.cli.screen.rows import note
     from kdlab.jobs.status import State
 
-    at = status.last or status.started
     return {
         "id": status.job.id,
         "label": status.job.label,
         "arm": status.job.arm,
         "seed": status.job.seed,
         "state": status.state,
-        "where": place(status, numbers),
+        "where": where,
         "epoch": status.epoch,
         "iteration": status.iteration,
-        "iterations": at.iterations if at else None,
+        "iterations": status.at.iterations if status.at else None,
         "AP": status.ap,
         "eta_s": status.left_s(now) if status.state is State.RUNNING else None,
         "attempt": status.attempt,
@@ -248,25 +241,22 @@ def _watch(screen: Screen, seen: PlanStatus, runs: Runs) -> None:
 
 
 def _tell_changes(screen: Screen, seen: PlanStatus, runs: Runs) -> None:
+    from kdlab.cli.screen.places import place
+    from kdlab.cli.screen.rows import note, short
+
     told: dict[str, State] = {}
     while True:
         for status in _by_state(seen):
-            if told.get(status.job.id) != status.state:
-                told[status.job.id] = status.state
-                _tell(screen, status, _gpu_numbers(seen))
+            job, where = status.job, place(status, seen.gpus)
+            if told.get(job.id) == status.state:
+                continue
+            told[job.id] = status.state
+            if screen.json:
+                screen.emit(**_job_as_data(status, time.time(), where))
+            else:
+                parts = (time.strftime("%F %T"), short(job.id), job.label, status.state, where, note(status))
+                screen.say("  ".join(filter(None, parts)))
         if seen.over:
             return
         time.sleep(_EVERY_S)
         seen.look(runs)
-
-
-def _tell(screen: Screen, status: JobStatus, numbers: dict[str, int]) -> None:
-    from kdlab.cli.screen.places import place
-    from kdlab.cli.screen.rows import note, short
-
-    if screen.json:
-        screen.emit(**_job_as_data(status, time.time(), numbers))
-        return
-    job, moment = status.job, time.strftime("%F %T")
-    parts = (moment, short(job.id), job.label, status.state, place(status, numbers), note(status))
-    screen.say("  ".join(part for part in parts if part))
