@@ -48,11 +48,6 @@ class Outcome:
         return [event for event in self.ends.values() if isinstance(event, JobFailed)]
 
 
-def runs_here() -> Runs:
-    """`$KDLAB_RUNS`, else `runs/` in the working directory."""
-    return Runs.here()
-
-
 def drive(
     plan: Plan,
     executor: Executor,

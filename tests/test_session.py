@@ -215,10 +215,3 @@ class TestGrowing:
         outcome = session.drive(make_plan(make_job("a")), executor, runs, feed=feed)
         assert not outcome.complete
         assert [failure.job for failure in outcome.failures] == ["student-b"]
-
-
-def test_the_runs_folder_is_the_environment_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KDLAB_RUNS", raising=False)
-    assert session.runs_here().folder == Path("runs")
-    monkeypatch.setenv("KDLAB_RUNS", "/elsewhere")
-    assert session.runs_here().folder == Path("/elsewhere")

@@ -211,3 +211,10 @@ class TestOlderFolder:
         self.aged(save(runs, "aaaa0000", "digits/a").path(runs))
         with pytest.raises(UsageError, match=r"kdlab 0\.1"):
             store.past_jobs(runs)
+
+
+def test_the_runs_folder_is_the_environment_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KDLAB_RUNS", raising=False)
+    assert Runs.here().folder == Path("runs")
+    monkeypatch.setenv("KDLAB_RUNS", "/elsewhere")
+    assert Runs.here().folder == Path("/elsewhere")

@@ -274,10 +274,10 @@ def _devices(found: dict[str, dict[str, Any]]) -> Iterator[Check]:
 
 
 def _folders() -> Iterator[Check]:
-    from kdlab import session
     from kdlab.datasets.base import cache_dir
+    from kdlab.jobs.paths import Runs
 
-    yield _folder("runs folder", session.runs_here().folder, "KDLAB_RUNS")
+    yield _folder("runs folder", Runs.here().folder, "KDLAB_RUNS")
     try:
         yield _folder("cache folder", cache_dir(), "KDLAB_CACHE")
     except KdlabError as error:

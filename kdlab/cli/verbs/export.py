@@ -76,10 +76,10 @@ def export(
       $ kdlab export rm+pfi --onnx --json --to deploy
       {"schema": 1, "job": "student-...", "folder": "deploy", "files": [...
     """
-    from kdlab import session
+    from kdlab.jobs.paths import Runs
 
     wish = _wish(onnx, size, nms)
-    runs = session.runs_here()
+    runs = Runs.here()
     chosen = _finished(runs, find(runs, job, seed))
     folder = to or EXPORTS / chosen.id
     request = {"job": str(runs.job(chosen.id).folder), "to": str(folder), "force": force, "onnx": wish}

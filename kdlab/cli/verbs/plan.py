@@ -80,11 +80,11 @@ def prepare(
 
 def planned(screen: Screen, recipe: Recipe, executor: str, gpus: str | None) -> Prepared:
     """As `prepare`, of a recipe that is loaded."""
-    from kdlab import session
+    from kdlab.jobs.paths import Runs
     from kdlab.planning import build as planning
     from kdlab.running.executors import base
 
-    runs = session.runs_here()
+    runs = Runs.here()
     with screen.working(f"planning {recipe.name}") as progress:
         runner = base.load(executor, gpu_numbers(gpus), recipe.resources.executors.get(executor))
         machine = runner.machine

@@ -97,9 +97,10 @@ def report(
       {"schema": 1, "tables": [{"schema": 1, "title": ...
     """
     from kdlab import session
+    from kdlab.jobs.paths import Runs
     from kdlab.reporting import tracking
 
-    runs = session.runs_here()
+    runs = Runs.here()
     compared = list(_compared(screen, sources or [], runs, pool=pool, whole=plots))
     made = [_shaped(one, classes, reported, cols, sort) for one in compared]
     _show(screen, made, compared, form, plots)

@@ -98,13 +98,13 @@ def tune(
 def _prepared(
     screen: Screen, recipe: str, overrides: Sequence[str], executor: str, gpus: str | None
 ) -> tuple[Search, Prepared]:
-    from kdlab import session
+    from kdlab.jobs.paths import Runs
     from kdlab.recipe import loader as recipes
     from kdlab.running.executors import base
     from kdlab.tuning import search
 
     base.check(executor)
-    runs = session.runs_here()
+    runs = Runs.here()
     told = recipes.load(recipe, overrides).resources.executors.get(executor)
     with screen.working(f"planning {recipe}") as progress:
         runner = base.load(executor, gpu_numbers(gpus), told)
