@@ -140,7 +140,10 @@ class _Schedule:
         """Take stock of new jobs: which are done, which others run already, which are left to start."""
         new = {each.job.id: Task(each.job, self._runs.job(each.job.id)) for each in jobs}
         self._tasks |= new
-        self._value(jobs)
+        costs = _costs_s(jobs, self._tasks)
+        self._costs |= costs
+        pieces = [Piece(each.job.id, 1.0, costs[each.job.id], each.job.parents) for each in jobs]
+        self._urgency |= packing.urgency(pieces)
         stock = [self._enter(task) for task in new.values()]
         waiting = [task for job, task in new.items() if job in self._waiting]
         histories = [task.adopt(self._keepers) or [] for task in waiting]
@@ -195,13 +198,6 @@ class _Schedule:
             return reused
         self._waiting[task.job.id] = task
         return task.says(JobQueued)
-
-    def _value(self, jobs: Sequence[PlannedJob]) -> None:
-        """What new jobs cost, and how urgent that makes them."""
-        costs = _costs_s(jobs, self._tasks)
-        pieces = [Piece(each.job.id, 1.0, costs[each.job.id], each.job.parents) for each in jobs]
-        self._costs |= costs
-        self._urgency |= packing.urgency(pieces)
 
     def _check_fit(self, tasks: Sequence[Task]) -> None:
         faults = [

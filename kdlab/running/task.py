@@ -187,7 +187,8 @@ class Task:
         if code == DISK_FULL:
             return self.status.failed(self.paths, disk_full(self.paths.folder), after_s)
         if code not in (None, TAKEN) and number is None:
-            if self._in_other_hands():
+            # a scheduler that was killed between the start of a job and the note of it leaves its process
+            if (other := holder(self.paths)) and other.shows_life():
                 return self.says(JobRetried, why="another process works on it already")
             what = f"the process ended with exit code {code}, without a result and without a reason"
             return self.status.failed(self.paths, Fault(what, fix=fix), after_s)
@@ -202,14 +203,6 @@ class Task:
         if number in (signal.SIGKILL, None):
             fix = "most often the memory is full: run fewer jobs at once (-j 1) or lower schedule.batch_size"
         return self.status.failed(self.paths, Fault(f"the process {how}{times}", fix=fix), after_s)
-
-    def _in_other_hands(self) -> bool:
-        """Whether a process that this scheduler did not know of has the job; it is adopted then.
-
-        A scheduler that is killed between the start of a job and the note of it leaves such a process.
-        """
-        other = holder(self.paths)
-        return other is not None and other.shows_life()
 
 
 @contextmanager

@@ -64,10 +64,9 @@ class Lines:
                 return f"measures on {event.device}: {event.iterations} images"
             case JobEvaluated() if counted == "images":
                 return f"AP {event.metrics.get('AP', 0.0):.1f} on {event.iteration} images"
-            case JobStarted(iteration=0) if counted:
-                return f"started on {event.device}: {event.iterations} iterations"
             case JobStarted(iteration=0):
-                return f"started on {event.device}: {event.epochs} epochs, {event.iterations} iterations"
+                epochs = "" if counted else f"{event.epochs} epochs, "
+                return f"started on {event.device}: {epochs}{event.iterations} iterations"
             case JobStarted():
                 return f"goes on after iteration {event.iteration} of {event.iterations} on {event.device}"
             case JobProgress() if time.monotonic() - self._told.get(event.job, -LINE_EVERY_S) >= LINE_EVERY_S:
@@ -80,11 +79,11 @@ class Lines:
                 return f"checkpoint at iteration {event.iteration}"
             case JobRetried():
                 return f"{event.why}; another process goes on from the last checkpoint"
-        return f"{status.state}: {ending(status)}{self._so_far()}" if status.end is event else ""
-
-    def _so_far(self) -> str:
+        if status.end is not event:
+            return ""
         counts, left = self._plan.counts, self._plan.left_s(time.time())
         eta = "?" if left is None else duration(left)
         over = not counts["running"] and not counts["queued"]
         every = len(self._plan.jobs) + self._plan.to_come
-        return f"  ({counts['done']} of {every} done{'' if over else f', ETA {eta}'})"
+        so_far = f"{counts['done']} of {every} done{'' if over else f', ETA {eta}'}"
+        return f"{status.state}: {ending(status)}  ({so_far})"

@@ -47,15 +47,13 @@ def ranges(word: str, numbers: Iterable[int]) -> str:
 
 def without_jobs(gpus: Sequence[Gpu], ours: Collection[str]) -> dict[str, str]:
     """What is to be said of the GPUs, by UUID, that no job of `ours` has."""
-    return {gpu.uuid: _said(gpu) for gpu in gpus if gpu.uuid not in ours}
-
-
-def _said(gpu: Gpu) -> str:
-    if gpu.busy:
-        return OTHERS
-    # nobody else can have it for the instant in which it is ours; a scheduler that asks just now asks again
-    lease = Machine((), (gpu,)).lease("gpu", 1)
-    if lease is None:
-        return OTHER_RUN
-    lease.close()
-    return IDLE
+    said = {gpu.uuid: OTHERS if gpu.busy else IDLE for gpu in gpus if gpu.uuid not in ours}
+    for gpu in gpus:
+        if said.get(gpu.uuid) == IDLE:
+            # nobody else can have it for the instant in which it is ours; who asks just now asks again
+            lease = Machine((), (gpu,)).lease("gpu", 1)
+            if lease is None:
+                said[gpu.uuid] = OTHER_RUN
+            else:
+                lease.close()
+    return said

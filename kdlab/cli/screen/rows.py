@@ -38,18 +38,23 @@ def short(job: str) -> str:
 def row(status: JobStatus, now: float, numbers: Mapping[str, int] = NO_GPUS) -> dict[str, str]:
     """The cells of a running job; that of the bar is a fraction, for its width is not known here.
 
+    How far it is: "ep 5/12", "step 7/30" or "images 80/200"; "starts" before its process spoke.
+
     Args:
         status: of the job.
         now: Unix seconds.
         numbers: of this machine's GPUs, by UUID.
     """
     det, terms = losses(status)
-    left = status.left_s(now)
+    at, left, counted = status.at, status.left_s(now), COUNTED.get(status.job.kind)
+    stage = note(status) if status.in_queue else "starts"
+    if at:
+        stage = f"{counted} {at.iteration}/{at.iterations}" if counted else f"ep {status.epoch}"
     return {
         "slot": place(status, numbers),
         "id": short(status.job.id),
         "label": status.job.label,
-        "epoch": _stage(status),
+        "epoch": stage,
         "bar": str(status.fraction),
         "AP": "" if status.ap is None else f"AP {status.ap:.1f}",
         "det": "" if det is None else f"det {_loss(det)}",
@@ -66,14 +71,6 @@ def losses(status: JobStatus) -> tuple[float | None, dict[str, float]]:
     names = [key.removeprefix("raw_") for key in given if key.startswith("raw_")]
     terms = {name: given[f"loss_{name}"] for name in names if f"loss_{name}" in given}
     return given["loss"] - sum(terms.values()), terms
-
-
-def _stage(status: JobStatus) -> str:
-    """How far a job is: "ep 5/12", "step 7/30" or "images 80/200"; "starts" before its process spoke."""
-    if (at := status.at) is None:
-        return note(status) if status.in_queue else "starts"
-    counted = COUNTED.get(status.job.kind)
-    return f"{counted} {at.iteration}/{at.iterations}" if counted else f"ep {status.epoch}"
 
 
 def reserved_widths(jobs: Sequence[Job]) -> dict[str, int]:
@@ -134,17 +131,13 @@ def rows(
 def _row(cell: Mapping[str, str], wide: Mapping[str, int], width: int) -> Text:
     if "label" not in cell:
         return line([("slot", f"{cell['slot']:<{wide.get('slot', 0)}}"), ("note", cell["note"])], width)
-    shown = {**cell, "bar": _bar(float(cell.get("bar", 0)), wide.get("bar", 0))}
-    filled = [name for name in wide if name not in _OF_RUNNING or shown[name] or not cell.get("note")]
-    styles = {name: cell[name].strip() if name == "state" else name for name in filled}
-    marked = [(styles[name], f"{shown[name]:<{wide[name]}}") for name in filled]
+    filled = round(float(cell.get("bar", 0)) * wide.get("bar", 0))
+    shown = {**cell, "bar": f"{'=' * (filled - 1)}>" if filled else ""}
+    names = [name for name in wide if name not in _OF_RUNNING or shown[name] or not cell.get("note")]
+    styles = {name: cell[name].strip() if name == "state" else name for name in names}
+    marked = [(styles[name], f"{shown[name]:<{wide[name]}}") for name in names]
     note = "failed" if styles.get("state") == "failed" else "note"
     return line([*marked, (note, cell.get("note", ""))], width)
-
-
-def _bar(fraction: float, width: int) -> str:
-    filled = round(fraction * width)
-    return f"{'=' * (filled - 1)}>" if filled else ""
 
 
 class Resized:

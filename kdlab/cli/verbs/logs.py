@@ -62,7 +62,11 @@ def logs(
         raise UsageError(what, where=str(path), fix="kdlab status" if follow else screen.command() + " -f")
     try:
         for text in _texts(path, lines, (lambda: _ended(seen, name, runs)) if follow else None):
-            _put(screen, name, path, text)
+            if screen.json:
+                screen.emit(job=name, log=str(path), lines=text.splitlines())
+            else:
+                sys.stdout.write(text)
+                sys.stdout.flush()
     except KeyboardInterrupt:
         return
     screen.next("kdlab status")
@@ -109,11 +113,3 @@ def _begin_of_last(file: BinaryIO, lines: int) -> int:
                 return begin + place + 1
         at = begin
     return 0
-
-
-def _put(screen: Screen, name: str, path: Path, text: str) -> None:
-    if screen.json:
-        screen.emit(job=name, log=str(path), lines=text.splitlines())
-        return
-    sys.stdout.write(text)
-    sys.stdout.flush()

@@ -13,7 +13,6 @@ from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
     from kdlab.devices import Machine
     from kdlab.jobs.job import Job
@@ -115,9 +114,13 @@ def gpu_hours(plan: Plan) -> tuple[float, int]:
 def preview(made: Prepared, *, jobs: bool = False) -> RenderableType:
     """The plan for people: a line an arm, or with `jobs` a line a job."""
     from rich.console import Group
+    from rich.table import Table
     from rich.text import Text
 
-    table = _grid()
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(4):
+        table.add_column(no_wrap=True)
+    table.add_column()
     for planned in [[one] for one in made.plan.jobs] if jobs else _by_arm(made.plan):
         name = planned[0].job.id if jobs else planned[0].job.arm
         about = planned[0].job.label if jobs else _model(planned[0].job)
@@ -129,16 +132,6 @@ def preview(made: Prepared, *, jobs: bool = False) -> RenderableType:
         )
     head = Text(f"plan {made.plan.id[:4]}  {made.plan.recipe['name']}  {total(made)}", style="bold")
     return Group(head, table, *(Text(f"  note: {note}") for note in made.plan.notes))
-
-
-def _grid() -> Table:
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for _ in range(4):
-        table.add_column(no_wrap=True)
-    table.add_column()
-    return table
 
 
 def _by_arm(plan: Plan) -> list[list[PlannedJob]]:

@@ -74,7 +74,12 @@ def status(
         labels = {job: f"{status.job.label} ({job})" for job, status in seen.jobs.items()}
         for text in boxes(_failures(seen, runs), labels):
             screen.data(styled(text))
-    screen.next(_next(seen))
+    if seen.driven or seen.counts["running"]:
+        screen.next("kdlab status -w")
+    elif seen.counts["done"] == len(seen.plan.jobs) and not seen.plan.is_search:
+        screen.next(f"kdlab report --table {seen.plan.recipe['name']}")
+    else:
+        screen.next(seen.command)
 
 
 def lines(
@@ -91,7 +96,12 @@ def lines(
     from kdlab.cli.screen.rows import line, rows
 
     yield _head(seen, width)
-    yield line([("note", f"  {_drive(seen)}")], width)
+    drive = f"no kdlab run drives it: {seen.command} goes on"
+    if seen.driven and (driver := seen.driver):
+        drive = f"driven by process {driver.process.pid} on {driver.process.host}: {driver.command}"
+    elif not seen.counts.keys() - {"done"}:
+        drive = "all done"
+    yield line([("note", f"  {drive}")], width)
     jobs = _by_state(seen)
     shown = jobs if room is None or len(jobs) <= room - 2 else jobs[: max(1, room - 3)]
     now, numbers = time.time(), seen.gpus
@@ -132,15 +142,6 @@ def _head(seen: PlanStatus, width: int) -> Text:
     return line(
         [("failed" if name == "failed" and counts[name] else "", parts[name]) for name in parts], width
     )
-
-
-def _drive(seen: PlanStatus) -> str:
-    """Whether somebody brings the plan to its end, else how to go on."""
-    if seen.driven and (driver := seen.driver):
-        return f"driven by process {driver.process.pid} on {driver.process.host}: {driver.command}"
-    if not seen.counts.keys() - {"done"}:
-        return "all done"
-    return f"no kdlab run drives it: {seen.command} goes on"
 
 
 def _cells(status: JobStatus, now: float, numbers: dict[str, int], *, whole_id: bool) -> dict[str, str]:
@@ -203,14 +204,6 @@ def _failures(seen: PlanStatus, runs: Runs) -> Iterator[JobFailed]:
         if isinstance(status.end, JobFailed):
             shortage = store.shortage(runs.job(job))
             yield replace(status.end, fix=memory.advice(status.job, shortage)) if shortage else status.end
-
-
-def _next(seen: PlanStatus) -> str:
-    if seen.driven or seen.counts["running"]:
-        return "kdlab status -w"
-    done = seen.counts["done"] == len(seen.plan.jobs)
-    report = f"kdlab report --table {seen.plan.recipe['name']}"
-    return report if done and not seen.plan.is_search else seen.command
 
 
 class _Frame:
