@@ -166,9 +166,8 @@ class JobStatus:
         self.in_queue = False
         if handle and handle.ref and not process and not paths.stop_request.exists():
             # no process took the lease since the job was handed in
-            self.in_queue = (
-                not self.attempt or paths.lease.stat().st_mtime_ns < paths.handle.stat().st_mtime_ns
-            )
+            began_ns = paths.lease.stat().st_mtime_ns if self.attempt else 0
+            self.in_queue = began_ns < paths.handle.stat().st_mtime_ns
 
     def look(self, paths: JobPaths) -> None:
         """Bring all up to date from the job's folder; of a job that is done its result tells all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -223,6 +224,22 @@ def test_result_tells_all_and_the_log_is_not_read(paths: JobPaths) -> None:
     assert (status.ap, status.started, status.result is None) == (12.5, None, False)
 
 
+def test_process_that_ends_while_one_looks_is_done(paths: JobPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    log(paths, BEGAN, AT)
+    monkeypatch.setattr(JobStatus, "locate", lambda status, paths: result(paths))
+    status = JobStatus(JOB)
+    status.look(paths)
+    assert status.state is State.DONE
+
+
+def test_lock_that_loaders_of_a_killed_process_still_hold_is_nobody_at_work(paths: JobPaths) -> None:
+    log(paths, BEGAN, AT)
+    LeaseInfo(1, GONE, time.time()).write(paths)
+    with paths.lock.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert state_of(JOB, paths) is State.INTERRUPTED
+
+
 def test_failure_tells_its_cause_where_it_stood_and_the_end_of_the_log(paths: JobPaths) -> None:
     log(paths, BEGAN, AT)
     failure(paths)
@@ -291,6 +308,9 @@ class TestOfPlan:
         assert student.state is State.SKIPPED
         assert isinstance(student.end, JobSkipped)
         assert student.end.why == "it needs teacher, which failed"
+        in_queue(paths)
+        assert of_plan(plan_of(TEACHER, JOB), runs)[1].state is State.QUEUED, "a cluster has it"
+        paths.handle.unlink()
         teacher.failure.unlink()
         assert [one.state for one in of_plan(plan_of(TEACHER, JOB), runs)] == [State.QUEUED, State.QUEUED]
 
