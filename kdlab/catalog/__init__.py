@@ -35,6 +35,29 @@ class DetectorInfo(PluginInfo):
 
 
 @dataclass(frozen=True)
+class BackboneInfo(PluginInfo):
+    """A backbone, with the widths that it takes.
+
+    Args:
+        width: of its paper, and of torchvision's weights.
+        width_step: every width is a multiple of it.
+        one_width: whether it comes in that width alone.
+    """
+
+    width: int
+    width_step: int = 1
+    one_width: bool = False
+
+    def width_fault(self, width: Any, init: str) -> str:
+        """What is wrong with a width beside `init:`; "" where nothing is."""
+        if not isinstance(width, int) or width == self.width:
+            return ""
+        if self.one_width or init == "imagenet":
+            return f"must be {self.width}: {self.key} with init: {init} comes in no other width"
+        return f"must be a multiple of {self.width_step} for {self.key}" if width % self.width_step else ""
+
+
+@dataclass(frozen=True)
 class DatasetInfo(PluginInfo):
     """A dataset, with the keyword-only arguments of its `prepare` as options."""
 
@@ -149,6 +172,12 @@ def detectors(folder: Path | None = None) -> dict[str, DetectorInfo]:
     return {file.info.key: _detector(file) for file in files if file.assigned("FAMILY")}
 
 
+def backbones(folder: Path | None = None) -> dict[str, BackboneInfo]:
+    """The backbones by name; a file has all of one kind. Raises as `methods` does."""
+    files = plugin_files(folder or PACKAGE / "backbones")
+    return {info.key: info for file in files for info in _backbones(file)}
+
+
 def config_file(name: str) -> Path | None:
     """The mmdet config that a recipe's `detector:` names: a path, or a name of mmdet's own configs.
 
@@ -217,6 +246,24 @@ def _detector(file: PluginFile) -> DetectorInfo:
     return DetectorInfo(**vars(file.info), **own)
 
 
+def _backbones(file: PluginFile) -> list[BackboneInfo]:
+    classes = [node for node in file.tree.body if isinstance(node, ast.ClassDef) and _is_a("Backbone", node)]
+    if len(classes) != 1:
+        file.refuse(f"has {len(classes)} classes with the base `Backbone`; a backbone's file has one")
+    own = {}
+    for statement in classes[0].body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in _BACKBONE_FACTS:
+                own[name] = file.literal(value, name)
+    names = own.pop("names", None)
+    if not isinstance(names, tuple) or not isinstance(own.get("width"), int):
+        file.refuse(f"class {classes[0].name} must say `names`, a tuple, and `width`, a number", classes[0])
+    return [BackboneInfo(**{**vars(file.info), "key": name}, **own) for name in names]
+
+
+_BACKBONE_FACTS = ("names", "width", "width_step", "one_width")
+
+
 def _dataset(file: PluginFile) -> DatasetInfo:
     if (prepare := function_in(file.tree.body, "prepare")) is None:
         file.refuse("has no function `prepare`, whose keyword-only arguments are the dataset's options")
@@ -233,7 +280,7 @@ def _executor(file: PluginFile) -> ExecutorInfo:
 
 
 def _method(file: PluginFile) -> MethodInfo:
-    classes = [node for node in file.tree.body if isinstance(node, ast.ClassDef) and _is_method(node)]
+    classes = [node for node in file.tree.body if isinstance(node, ast.ClassDef) and _is_a("Method", node)]
     if len(classes) != 1:
         file.refuse(f"has {len(classes)} classes with the base `Method`; a method's file has one")
     init = function_in(classes[0].body, "__init__")
@@ -245,8 +292,8 @@ def _method(file: PluginFile) -> MethodInfo:
     return MethodInfo(**vars(file.info), options=options, doc=doc, **_facts(file, classes[0], options))
 
 
-def _is_method(node: ast.ClassDef) -> bool:
-    return any(isinstance(base, ast.Name) and base.id == "Method" for base in node.bases)
+def _is_a(name: str, node: ast.ClassDef) -> bool:
+    return any(isinstance(base, ast.Name) and base.id == name for base in node.bases)
 
 
 def _facts(file: PluginFile, node: ast.ClassDef, options: dict[str, Option]) -> dict[str, Any]:

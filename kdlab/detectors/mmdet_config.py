@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from kdlab.detectors.sizing import SWIN_DEPTHS
+from kdlab import backbones
 from kdlab.errors import UsageError
 
 _TUPLE = "__tuple__"
@@ -51,7 +51,7 @@ def read_config(path: Path, init: str) -> dict[str, Any]:
         "config": as_json(model),
         "imports": imports,
         "code": code_of(imports),
-        "backbone": backbone_name(backbone),
+        "backbone": backbones.name_of(backbone),
     }
 
 
@@ -83,21 +83,6 @@ def code_of(modules: Iterable[str]) -> dict[str, str]:
             files = sorted(files[0].parent.rglob("*.py"))
         found[name] = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     return found
-
-
-def backbone_name(backbone: dict[str, Any]) -> str:
-    """ "resnet50" for mmdet's config of it; the type in small letters for one that recipes do not know."""
-    depth, depths = backbone.get("depth"), tuple(backbone.get("depths", SWIN_DEPTHS["swin_t"]))
-    match backbone["type"]:
-        case "ResNet":
-            return f"resnet{depth}"
-        case "ResNeXt":
-            return f"resnext{depth}_{backbone['groups']}x{backbone['base_width']}d"
-        case "MobileNetV2":
-            return "mobilenet_v2"
-        case "SwinTransformer":
-            return next((name for name, known in SWIN_DEPTHS.items() if known == depths), "swin")
-    return str(backbone["type"]).lower()
 
 
 def _refuse(model: dict[str, Any], path: Path, init: str) -> None:

@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import mmdet
-from mmdet.models.utils import make_divisible
 from mmengine.config import Config, ConfigDict
 
+from kdlab import backbones
+
 CONFIGS = Path(mmdet.__file__).parent / ".mim" / "configs"
-SWIN_DEPTHS = {"swin_t": (2, 2, 6, 2), "swin_s": (2, 2, 18, 2)}
-_SWIN_HEAD_CHANNELS = 32
-_MOBILENET_WIDTH = 32
-_MOBILENET_LAYERS = (1, 2, 4, 6)
-_MOBILENET_CHANNELS = (24, 32, 96, 320)
 
 
 def resized(base: str, settings: dict[str, Any], num_classes: int) -> ConfigDict:
@@ -25,7 +21,9 @@ def resized(base: str, settings: dict[str, Any], num_classes: int) -> ConfigDict
     model: ConfigDict = Config.fromfile(CONFIGS / base).model
     start = int(math.log2(settings["strides"][0])) - 2
     stages = min(4, start + len(settings["strides"]))
-    model.backbone, channels = _backbone(settings, stages)
+    name, learned = settings["backbone"], settings["init"] != "none"
+    backbone, channels = backbones.kind_of(name).config(name, settings["width"], stages, learned)
+    model.backbone = ConfigDict(**backbone)
     model.neck.update(
         in_channels=channels,
         out_channels=settings["neck_channels"],
@@ -69,58 +67,3 @@ def group_norm(channels: int) -> dict[str, Any]:
     most = max(1, min(32, channels // 8))
     groups = next(number for number in range(most, 0, -1) if channels % number == 0)
     return {"type": "GN", "num_groups": groups, "requires_grad": True}
-
-
-def _backbone(settings: dict[str, Any], stages: int) -> tuple[ConfigDict, list[int]]:
-    """mmdet's config of a backbone of so many stages, from stride 4 on, and the channels of each."""
-    name, width = settings["backbone"], settings["width"]
-    pretrained = settings["init"] != "none"
-    make = _mobilenet if name == "mobilenet_v2" else _swin if name in SWIN_DEPTHS else _resnet
-    config, channels = make(name, width, stages, pretrained)
-    return ConfigDict(**config), channels
-
-
-def _resnet(name: str, width: int, stages: int, pretrained: bool) -> tuple[dict[str, Any], list[int]]:
-    if name == "resnext101_64x4d":
-        kind: dict[str, Any] = dict(type="ResNeXt", depth=101, groups=64, base_width=4)
-    else:
-        kind = dict(type="ResNet", depth=int(name.removeprefix("resnet")))
-    config = dict(
-        **kind,
-        base_channels=width,
-        num_stages=stages,
-        strides=(1, 2, 2, 2)[:stages],
-        dilations=(1,) * stages,
-        out_indices=tuple(range(stages)),
-        style="pytorch",
-        norm_cfg=dict(type="BN", requires_grad=True),
-        # frozen layers and frozen statistics only make sense on weights that were learned somewhere
-        frozen_stages=1 if pretrained else -1,
-        norm_eval=pretrained,
-    )
-    expansion = 1 if kind["depth"] < 50 else 4
-    return config, [width * expansion * 2**stage for stage in range(stages)]
-
-
-def _mobilenet(name: str, width: int, stages: int, pretrained: bool) -> tuple[dict[str, Any], list[int]]:
-    factor = width / _MOBILENET_WIDTH
-    config = dict(
-        type="MobileNetV2",
-        widen_factor=factor,
-        out_indices=_MOBILENET_LAYERS[:stages],
-        norm_eval=pretrained,
-    )
-    return config, [make_divisible(channels * factor, 8) for channels in _MOBILENET_CHANNELS[:stages]]
-
-
-def _swin(name: str, width: int, stages: int, pretrained: bool) -> tuple[dict[str, Any], list[int]]:
-    config = dict(
-        type="SwinTransformer",
-        embed_dims=width,
-        depths=SWIN_DEPTHS[name][:stages],
-        num_heads=tuple(width // _SWIN_HEAD_CHANNELS * 2**stage for stage in range(stages)),
-        strides=(4, 2, 2, 2)[:stages],
-        out_indices=tuple(range(stages)),
-        drop_path_rate=0.2,
-    )
-    return config, [width * 2**stage for stage in range(stages)]

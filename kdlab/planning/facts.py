@@ -183,7 +183,7 @@ def _cache(request: dict[str, Any]) -> Path:
 
     Files of weights count by their content, which the request names too, and never by where they lie.
     """
-    rooms = ("detectors/*.py", "training/weights/*.py", "training/probe.py")
+    rooms = ("backbones/*.py", "detectors/*.py", "training/weights/*.py", "training/probe.py")
     sources = [path for room in rooms for path in sorted(catalog.PACKAGE.glob(room))]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     asked = {name: value for name, value in request.items() if name != "files"}

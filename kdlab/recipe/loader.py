@@ -14,7 +14,6 @@ from kdlab.errors import suggestion
 from kdlab.recipe.document import Document, KeyPath, shown
 from kdlab.recipe.files import command_of, find, told
 from kdlab.recipe.settings import (
-    USUAL_WIDTHS,
     DatasetSettings,
     MethodSettings,
     ModelSettings,
@@ -158,13 +157,17 @@ def _model(
             document.fault((section, key), "has no effect beside an mmdet config", got=detector, fix=fix)
         return raw
     info = _look_up(detector, detectors, (section, "detector"), "names no detector", document)
-    if info is None:
+    name = raw.get("backbone", "resnet50")
+    backbone = _look_up(name, catalog.backbones(), (section, "backbone"), "names no backbone", document)
+    if info is None or backbone is None:
         return raw
     if info.head_convs == 0 and raw.get("head_convs"):
         document.fault((section, "head_convs"), f"has no effect: {info.key} has no towers")
-    backbone = raw.get("backbone", "resnet50")
-    usual = {"width": USUAL_WIDTHS.get(str(backbone), 64), "strides": info.strides}
-    return {"backbone": backbone, "neck_channels": 256, "head_convs": info.head_convs, **usual} | raw
+    usual = {"width": backbone.width, "neck_channels": 256, "head_convs": info.head_convs}
+    settings = {"backbone": name, "strides": info.strides, **usual} | raw
+    if fault := backbone.width_fault(settings["width"], raw.get("init", "none")):
+        document.fault((section, "width"), fault, got=shown(settings["width"]))
+    return settings
 
 
 def _dataset(raw: Any, document: Document) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -27,12 +27,6 @@ _Choices = Annotated[tuple[Any, ...], Field(min_length=2), Listed]
 Objective = Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "latency"]
 Sampler = Literal["tpe", "random", "gp", "cmaes", "nsgaii", "qmc"]
 Pruner = Literal["hyperband", "halving", "median", "none"]
-
-Backbone = Literal[
-    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext101_64x4d", "mobilenet_v2",
-    "swin_t", "swin_s",
-]  # fmt: skip
-USUAL_WIDTHS = dict.fromkeys(get_args(Backbone), 64) | {"mobilenet_v2": 32, "swin_t": 96, "swin_s": 96}
 
 _STEP = {"milestones": (8 / 12, 11 / 12), "optimizer": "sgd", "lr": 0.01, "batch_size": 16}
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -72,7 +66,7 @@ class ModelSettings(Settings):
     Args:
         detector: a detector family of the catalog; or an mmdet config, by path or by its name in mmdet
             ("retinanet/retinanet_r50_fpn_1x_coco"): that says all sizes, and the five keys below are None.
-        backbone: a ResNet, ResNeXt, MobileNetV2 or Swin Transformer.
+        backbone: a backbone of the catalog.
         width: channels of its first stage (MobileNetV2: of its stem); those of its paper where left out.
         neck_channels: channels of every level.
         head_convs: convolutions of each tower; 0 for a family without towers.
@@ -84,7 +78,7 @@ class ModelSettings(Settings):
     """
 
     detector: str
-    backbone: Backbone | None = None
+    backbone: str | None = None
     width: PositiveInt | None = None
     neck_channels: PositiveInt | None = None
     head_convs: NonNegativeInt | None = None
@@ -94,12 +88,7 @@ class ModelSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        """ImageNet weights have one width, and an override elsewhere would change nothing."""
-        usual = USUAL_WIDTHS.get(self.backbone or "", self.width)
-        if self.width != usual and (self.init == "imagenet" or self.backbone == "resnext101_64x4d"):
-            raise ValueError(f"{self.backbone} with init: {self.init} comes in width: {usual} only")
-        if (self.backbone or "").startswith("swin") and self.width and self.width % 32:
-            raise ValueError(f"{self.backbone} has heads of 32 channels: width must be a multiple of 32")
+        """An override elsewhere would change nothing."""
         strays = [key for key in self.overrides if not key.startswith("model.")]
         if strays:
             raise ValueError(f"overrides must begin with model.: {', '.join(strays)}")

@@ -350,7 +350,7 @@ class TestLs:
         assert [line.split()[0] for line in out.splitlines()] == list(catalog.recipes())
         assert f"{len(catalog.methods())} methods" in err
 
-    @pytest.mark.parametrize("what", ["methods", "detectors", "datasets"])
+    @pytest.mark.parametrize("what", ["methods", "detectors", "backbones", "datasets"])
     def test_lists_everything_in_the_catalog(self, what: str, kdlab: Bench) -> None:
         _, out, _ = kdlab(f"ls {what}")
         assert [line.split()[0] for line in out.splitlines()] == list(getattr(catalog, what)())

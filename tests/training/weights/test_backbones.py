@@ -171,17 +171,6 @@ def test_imagenet_weights_that_torchvision_lacks_are_refused() -> None:
         first_weights({"init": "imagenet", "backbone": "cspdarknet"}, None)
 
 
-@pytest.mark.parametrize(
-    ("backbone", "width"),
-    [("resnet18", 64), ("resnet50", 64), ("resnext101_64x4d", 64), ("mobilenet_v2", 32), ("swin_t", 96)],
-)
-def test_torchvisions_weights_fit_the_backbone_of_that_name(
-    model_settings: Callable[..., Any], backbone: str, width: int
-) -> None:
-    settings = model_settings("gfl", backbone=backbone, width=width)
-    check_torchvision(backbone, detectors.build(settings, 3).backbone)
-
-
 @pytest.mark.parametrize("changed", [{"depth": 34}, {"base_channels": 32}, {"deep_stem": True}])
 def test_torchvisions_weights_are_refused_for_another_backbone(changed: dict[str, Any]) -> None:
     with pytest.raises(JobError, match="backbone does not load whole"):
