@@ -14,7 +14,7 @@ from mmdet.structures.bbox import bbox2roi
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
-from kdlab.detectors.base import Adapter, Recording, strides_of
+from kdlab.detectors.base import Adapter, Recording, strides_of, wrapped
 from kdlab.detectors.outputs import DetectorOutputs, Facts, RoiOutputs, Rois
 from kdlab.detectors.sizing import resized
 
@@ -56,19 +56,15 @@ class FasterRCNN(Adapter):
     @contextmanager
     def capturing(self, caught: Recording) -> Iterator[None]:
         """Learn on which proposals the loss inside trains the second stage, and what that says of them."""
-        head, original = self.head, self.head.bbox_loss
 
-        def seen(x: Any, sampling_results: list[Any]) -> dict[str, Any]:
+        def bbox_loss(original: Any, x: Any, sampling_results: list[Any]) -> dict[str, Any]:
             out: dict[str, Any] = original(x, sampling_results)
             caught.rois = _rois(sampling_results, self.num_classes)
             caught.roi_outputs = RoiOutputs(out["cls_score"].float(), out["bbox_pred"].float())
             return out
 
-        head.bbox_loss = seen
-        try:
+        with wrapped(self.head, "bbox_loss", bbox_loss):
             yield
-        finally:
-            del head.bbox_loss
 
     def outputs(self, caught: Recording) -> DetectorOutputs:
         """The interface over what one pass produced, in fp32."""

@@ -34,14 +34,18 @@ def resized(base: str, settings: dict[str, Any], num_classes: int) -> ConfigDict
     return model
 
 
-def dense(base: str, settings: dict[str, Any], num_classes: int) -> ConfigDict:
+def dense(base: str, settings: dict[str, Any], num_classes: int, group_norm: bool = True) -> ConfigDict:
     """`resized` of a one-stage detector, with a recipe's towers."""
     model = resized(base, settings, num_classes)
-    model.bbox_head.update(
-        in_channels=settings["neck_channels"],
-        feat_channels=settings["neck_channels"],
-        stacked_convs=settings["head_convs"],
-    )
+    head, channels = model.bbox_head, settings["neck_channels"]
+    head.update(in_channels=channels, feat_channels=channels, stacked_convs=settings["head_convs"])
+    if "anchor_generator" in head:
+        head.anchor_generator.strides = list(settings["strides"])
+    if group_norm:
+        # mmdet's 32 groups at 256 channels, fewer for fewer; they divide evenly
+        most = max(1, min(32, channels // 8))
+        groups = next(number for number in range(most, 0, -1) if channels % number == 0)
+        head.norm_cfg = {"type": "GN", "num_groups": groups, "requires_grad": True}
     return model
 
 
@@ -60,10 +64,3 @@ def _several(part: Any) -> Iterator[dict[str, Any]]:
         yield part
     elif part:
         yield from part
-
-
-def group_norm(channels: int) -> dict[str, Any]:
-    """The norm of a head's towers: mmdet's 32 groups at 256 channels, fewer for fewer; they divide evenly."""
-    most = max(1, min(32, channels // 8))
-    groups = next(number for number in range(most, 0, -1) if channels % number == 0)
-    return {"type": "GN", "num_groups": groups, "requires_grad": True}

@@ -103,7 +103,8 @@ class Distiller(BaseModel):
         teacher = self.teacher_outputs(inputs if inputs_teacher is None else inputs_teacher)
         # small differences of scores and features do not survive half precision
         with torch.autocast(inputs.device.type, enabled=False):
-            student, assignment = self.adapter.outputs(caught), self.adapter.assignment(caught)
+            student = self.adapter.outputs(caught)
+            assignment = self.adapter.assignment(caught, student, data_samples)
             batch = make_batch(data_samples, inputs, self.iteration, self.max_iterations)
             self.raw_terms = {}
             for term in self.terms.values():
