@@ -32,11 +32,12 @@ def family(detector: str) -> type[Adapter]:
 
 def adapt(model: nn.Module) -> Adapter:
     """How methods see an mmdet detector, by its head; of an unknown head they see the neck's maps alone."""
-    return next((one for one in _families() if one.fits(model)), Adapter)(model)
+    return next((one for one in families() if one.fits(model)), Adapter)(model)
 
 
 @cache
-def _families() -> tuple[type[Adapter], ...]:
+def families() -> tuple[type[Adapter], ...]:
+    """The adapter classes of all families."""
     modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
     return tuple(module.FAMILY for module in modules if hasattr(module, "FAMILY"))
 

@@ -59,7 +59,14 @@ class FasterRCNN(Adapter):
 
         def bbox_loss(original: Any, x: Any, sampling_results: list[Any]) -> dict[str, Any]:
             out: dict[str, Any] = original(x, sampling_results)
-            caught.rois = _rois(sampling_results, self.num_classes)
+            # in mmdet's order: image by image, its positives first
+            labels, objects = [], []
+            for sampled in sampling_results:
+                positives, negatives = sampled.pos_gt_labels, len(sampled.neg_priors)
+                labels += [positives, positives.new_full((negatives,), self.num_classes)]
+                objects += [sampled.pos_assigned_gt_inds, positives.new_full((negatives,), -1)]
+            boxes = bbox2roi([sampled.priors for sampled in sampling_results])
+            caught.rois = Rois(boxes, torch.cat(labels), torch.cat(objects))
             caught.roi_outputs = RoiOutputs(out["cls_score"].float(), out["bbox_pred"].float())
             return out
 
@@ -102,17 +109,6 @@ def two_stage(base: str, settings: dict[str, Any], num_classes: int) -> ConfigDi
     # mmdet's 1024 at 256 channels
     model.roi_head.bbox_head.update(in_channels=channels, fc_out_channels=4 * channels)
     return model
-
-
-def _rois(sampling_results: list[Any], num_classes: int) -> Rois:
-    """The sampled proposals of a batch as mmdet orders them: image by image, its positives first."""
-    labels, objects = [], []
-    for sampled in sampling_results:
-        positives, negatives = sampled.pos_gt_labels, len(sampled.neg_priors)
-        labels += [positives, positives.new_full((negatives,), num_classes)]
-        objects += [sampled.pos_assigned_gt_inds, positives.new_full((negatives,), -1)]
-    boxes = bbox2roi([sampled.priors for sampled in sampling_results])
-    return Rois(boxes, torch.cat(labels), torch.cat(objects))
 
 
 FAMILY = FasterRCNN

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +52,8 @@ def set_classes(model: ConfigDict, num_classes: int) -> None:
     """Write the number of classes into every head of a model that has one; an RPN has not."""
     for holder in (model, model.get("roi_head") or {}):
         for name in ("bbox_head", "mask_head"):
-            for head in _several(holder.get(name)):
+            part = holder.get(name) or []
+            # a cascade has a list of heads
+            for head in [part] if isinstance(part, dict) else part:
                 if "num_classes" in head:
                     head["num_classes"] = num_classes
-
-
-def _several(part: Any) -> Iterator[dict[str, Any]]:
-    """A head, the heads of a cascade, or none."""
-    if isinstance(part, dict):
-        yield part
-    elif part:
-        yield from part

@@ -54,11 +54,20 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
     job, result = read_job(paths), JobResult.read(paths)
     assert result is not None, "the command line asks for finished jobs only"
     name = "teacher" if job.is_teacher else "student"
-    _refuse_to_overwrite(to, name, force)
+    there = [f"{name}.{ending}" for ending in ENDINGS if (to / f"{name}.{ending}").exists()]
+    if there and not force:
+        raise UsageError(
+            "there is an export already",
+            where=str(to),
+            got=", ".join(there),
+            fix="add --force to replace it, or --to with another folder",
+        )
     state, origin = weights(paths, result), origin_of(job, result)
+    pickled = io.BytesIO()
+    torch.save({"state_dict": state, "meta": origin}, pickled)
     files = {
         "safetensors": safetensors(state, {"format": "pt", **_as_text(origin)}),
-        "pth": _pickled({"state_dict": state, "meta": origin}),
+        "pth": pickled.getvalue(),
         "py": config_text(job).encode(),
     }
     checks: list[dict[str, Any]] = []
@@ -179,23 +188,6 @@ def _model_config(job: Job) -> Any:
     # the weights come from the export, and a machine without a network must load them too
     model.backbone.init_cfg = None
     return model
-
-
-def _refuse_to_overwrite(to: Path, name: str, force: bool) -> None:
-    there = [to / f"{name}.{ending}" for ending in ENDINGS if (to / f"{name}.{ending}").exists()]
-    if there and not force:
-        raise UsageError(
-            "there is an export already",
-            where=str(to),
-            got=", ".join(path.name for path in there),
-            fix="add --force to replace it, or --to with another folder",
-        )
-
-
-def _pickled(content: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
 
 
 def _as_text(origin: dict[str, Any]) -> dict[str, str]:
