@@ -93,7 +93,7 @@ def test_mmdet_alone_predicts_what_each_detectors_job_does(
     command = [sys.executable, "-c", LOADING, json.dumps([folders, images])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])
-    assert set(answer["kdlab"]) <= {"kdlab", "kdlab.training", "kdlab.mmcv_ops.operators", "kdlab.errors"}
+    assert set(answer["kdlab"]) <= {"kdlab", "kdlab.mmcv_ops", "kdlab.mmcv_ops.operators", "kdlab.errors"}
     assert answer["classes"] == list(digits.classes)
     for detector in jobs:
         model = build(detector, classes=len(digits.classes), strides=STRIDES).eval()
