@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdlab.datasets.base import DatasetFiles, Split, cache_dir, fingerprint_of, make_once
+from kdlab.datasets.base import PARTS, DatasetFiles, Split, cache_dir, intact, labels_hash, make_once
 from kdlab.datasets.coco import load_labels
 from kdlab.errors import MachineError, UsageError
 
@@ -24,8 +23,6 @@ MOST_CUT = 5000
 
 LARGEST_SHARE = 0.5
 FEWEST_IMAGES = 10
-
-_PARTS = ("train", "val")
 
 
 def tuning_split(files: DatasetFiles, share: float, cache: Path | None = None) -> DatasetFiles:
@@ -44,12 +41,12 @@ def tuning_split(files: DatasetFiles, share: float, cache: Path | None = None) -
     their images by name and size; no image is asked for its size again.
 
     Args:
-        files: of a data set, with the fingerprint that it has now.
+        files: of a dataset, with the fingerprint that it has now.
         share: of the training images to cut, above 0 and at most 0.5; of the result at most `MOST_CUT`.
         cache: where to keep the labels; the user's cache folder where None.
 
     Returns:
-        The same data set with other labels; both parts lie in the folder of the training images.
+        The same dataset with other labels; both parts lie in the folder of the training images.
 
     Raises:
         UsageError: the share is out of range, there are too few images, or a part holds no objects.
@@ -67,8 +64,8 @@ def tuning_split(files: DatasetFiles, share: float, cache: Path | None = None) -
     if not folder.is_dir():
         parts = _cut(files.train.labels, share)
         make_once(folder, partial(_write, parts))
-    _require_intact(folder)
-    train, val = (Split(files.train.images, folder / f"{part}.json") for part in _PARTS)
+    intact(folder, "labels", partial(labels_hash, folder), "labels of a tuning split")
+    train, val = (Split(files.train.images, folder / f"{part}.json") for part in PARTS)
     return replace(files, train=train, val=val, fingerprint=key)
 
 
@@ -114,18 +111,18 @@ def _cut_names(images: Iterable[dict[str, Any]], share: float, labels: Path) -> 
             known=f"{FEWEST_IMAGES} or more",
             fix="label more training images",
         )
+
+    def place(name: str) -> bytes:
+        # JSON can spell names that UTF-8 cannot
+        return hashlib.sha256(name.encode(errors="surrogatepass")).digest()
+
     count = min(max(1, round(share * len(names))), MOST_CUT)
-    return set(sorted(names, key=_place)[:count])
+    return set(sorted(names, key=place)[:count])
 
 
 def _name(image: dict[str, Any]) -> str:
     """One spelling of an image's file name: "./a.jpg" is "a.jpg"."""
     return posixpath.normpath(str(image["file_name"]))
-
-
-def _place(name: str) -> bytes:
-    # JSON can spell names that UTF-8 cannot
-    return hashlib.sha256(name.encode(errors="surrogatepass")).digest()
 
 
 def _part(data: dict[str, Any], images: set[int]) -> dict[str, Any]:
@@ -140,28 +137,6 @@ def _part(data: dict[str, Any], images: set[int]) -> dict[str, Any]:
 def _write(parts: dict[str, dict[str, Any]], folder: Path) -> None:
     for part, content in parts.items():
         (folder / f"{part}.json").write_text(json.dumps(content))
-    counts = [len(parts[part]["images"]) for part in _PARTS]
-    made = {"version": VERSION, "images": counts, "labels": _labels_hash(folder)}
+    counts = [len(parts[part]["images"]) for part in PARTS]
+    made = {"version": VERSION, "images": counts, "labels": labels_hash(folder)}
     (folder / "made.json").write_text(json.dumps(made))
-
-
-def _labels_hash(folder: Path) -> str:
-    return fingerprint_of((folder / f"{part}.json", ()) for part in _PARTS)
-
-
-def _require_intact(folder: Path) -> None:
-    """Check that the files of a finished folder still are what was written there.
-
-    Raises:
-        MachineError: one was changed or removed.
-    """
-    try:
-        if _labels_hash(folder) == json.loads((folder / "made.json").read_text())["labels"]:
-            return
-    except (OSError, ValueError, KeyError):
-        pass  # A file that is gone or torn is the same to the user as one that was changed.
-    raise MachineError(
-        "labels of a tuning split in the cache were changed or removed",
-        where=str(folder),
-        fix=f"rm -r {shlex.quote(str(folder))}",
-    )

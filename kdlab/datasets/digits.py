@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import struct
 import zlib
 from collections.abc import Iterator
@@ -16,8 +15,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kdlab.datasets.base import DatasetFiles, Split, cache_dir, fingerprint, make_once, user_path
-from kdlab.errors import Fault, MachineError, UsageError, suggestion
+from kdlab.datasets.base import (
+    PARTS,
+    DatasetFiles,
+    Split,
+    cache_dir,
+    fingerprint,
+    intact,
+    make_once,
+    user_path,
+)
+from kdlab.errors import Fault, UsageError, suggestion
 
 # Raise it in the commit that changes a pixel or a box: scenes made before are then left alone.
 VERSION = 1
@@ -125,23 +133,25 @@ def prepare(
         MachineError: the cache cannot be written, or its files were damaged.
     """
     options = _Options(
-        image_px=image_px,
-        train_images=train_images,
-        val_images=val_images,
-        seed=seed,
-        min_digits=min_digits,
-        max_digits=max_digits,
-        min_size=min_size,
-        max_size=max_size,
-        background=background,
-        overlap=overlap,
+        image_px,
+        train_images,
+        val_images,
+        seed,
+        min_digits,
+        max_digits,
+        min_size,
+        max_size,
+        background,
+        overlap,
     )
     if faults := list(_range_faults(options)) or list(_conflicts(options)):
         raise UsageError(faults=faults)
     key = hashlib.sha256(json.dumps([VERSION, asdict(options)], sort_keys=True).encode()).hexdigest()[:12]
     folder = (user_path(cache) if cache else cache_dir()) / "digits" / key
     make_once(folder, partial(_build, options))
-    return _intact_files(folder)
+    train, val = (_split(folder, part) for part in PARTS)
+    made = intact(folder, "fingerprint", partial(fingerprint, [train, val]), "files of this dataset")
+    return DatasetFiles("digits", CLASSES, train, val, made["fingerprint"])
 
 
 def _range_faults(options: _Options) -> Iterator[Fault]:
@@ -176,22 +186,6 @@ def _split(folder: Path, name: str) -> Split:
     return Split(folder / name, folder / f"{name}.json")
 
 
-def _intact_files(folder: Path) -> DatasetFiles:
-    """The files of a finished folder, if they still are what was written there."""
-    train, val = _split(folder, "train"), _split(folder, "val")
-    try:
-        found = fingerprint([train, val])
-        if found == json.loads((folder / "made.json").read_text())["fingerprint"]:
-            return DatasetFiles("digits", CLASSES, train, val, found)
-    except (OSError, ValueError, KeyError):
-        pass  # A file that is gone or torn is the same to the user as one that was changed.
-    raise MachineError(
-        "files of this cached data set were changed or removed",
-        where=str(folder),
-        fix=f"rm -r {shlex.quote(str(folder))}",
-    )
-
-
 def _build(options: _Options, folder: Path) -> None:
     """Fill an empty folder with both splits and, last, what they were made from."""
     from sklearn.datasets import load_digits  # it takes two seconds, and most calls find the scenes made
@@ -201,7 +195,7 @@ def _build(options: _Options, folder: Path) -> None:
     cut = _FIRST_VAL_SOURCE
     _write_split(options, folder, "train", options.train_images, sources[:cut], digits[:cut])
     _write_split(options, folder, "val", options.val_images, sources[cut:], digits[cut:])
-    seal = fingerprint([_split(folder, "train"), _split(folder, "val")])
+    seal = fingerprint(_split(folder, part) for part in PARTS)
     made = {"version": VERSION, "options": asdict(options), "fingerprint": seal}
     (folder / "made.json").write_text(json.dumps(made, indent=1, sort_keys=True))
 
@@ -214,7 +208,7 @@ def _write_split(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(scenes):
-        rng = np.random.default_rng([options.seed, ("train", "val").index(name), index])
+        rng = np.random.default_rng([options.seed, PARTS.index(name), index])
         glyphs = _layout(rng, options, sources, digits)
         file_name = f"{index:06d}.png"
         (split.images / file_name).write_bytes(_png(_draw(rng, options, glyphs)))

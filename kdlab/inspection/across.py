@@ -25,7 +25,6 @@ def check(splits: Sequence[Labels]) -> Found:
     yield from _ids([labels for labels in splits if not labels.is_converted])
     yield from _sources(splits)
     yield from _classes(splits)
-    yield from _rare(splits)
     folders = sorted({(labels.folder / name).parent for labels in splits for name in labels.files})
     files = [file for folder in folders for file in files_below(folder)]
     listed = {labels.folder / name for labels in splits for name in labels.files}
@@ -59,18 +58,13 @@ def _sources(splits: Sequence[Labels]) -> Found:
 
 
 def _classes(splits: Sequence[Labels]) -> Found:
-    seen = {
-        labels.split: {labels.classes[number] for number in labels.category.tolist()} for labels in splits
-    }
-    train, val = seen.get("train", set()), seen.get("val", set())
+    seen: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
+    for labels in splits:
+        seen[labels.split] = Counter(labels.classes[number] for number in labels.category.tolist())
+    train, val = seen["train"].keys(), seen["val"].keys()
     yield from (("never-trained", Place("val", detail=name)) for name in sorted(val - train))
     yield from (("never-measured", Place("train", detail=name)) for name in sorted(train - val))
-
-
-def _rare(splits: Sequence[Labels]) -> Found:
-    counts: Counter[str] = Counter()
-    for labels in splits:
-        counts.update(labels.classes[number] for number in labels.category.tolist())
+    counts = sum(seen.values(), Counter())
     total = counts.total()
     for name, count in sorted(counts.items(), key=lambda item: item[1]):
         if count < _RARE * total:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -35,18 +34,17 @@ def _outside(labels: Labels) -> Found:
     cut = known & ~wholly & ((low < -_ROUNDING_PX) | (high > size + _ROUNDING_PX)).any(axis=1)
     for kind, which in (("zero-area", empty), ("box-outside", wholly), ("box-cut", cut)):
         for index in np.flatnonzero(which).tolist():
-            yield kind, labels.place(index, detail=_words(labels, index))
-
-
-def _words(labels: Labels, index: int) -> str:
-    name = labels.classes[int(labels.category[index])]
-    return f"{name} {' '.join(f'{value:g}' for value in labels.boxes[index])}"
+            name = labels.classes[int(labels.category[index])]
+            corners = " ".join(f"{value:g}" for value in labels.boxes[index])
+            yield kind, labels.place(index, detail=f"{name} {corners}")
 
 
 def _repeated(labels: Labels) -> Found:
     """Pairs of one class; a crowd may well hold single objects."""
     crowd = np.array([bool(entry.get("iscrowd")) for entry in labels.objects], bool)
-    for start, stop in _spans(labels):
+    for start, stop in pairwise([0, *np.cumsum(labels.counts).tolist()]):
+        if stop - start < 2:
+            continue
         boxes, category = labels.boxes[start:stop], labels.category[start:stop]
         alike = (category[:, None] == category) & ~(crowd[start:stop, None] | crowd[start:stop])
         equal = alike & (boxes[:, None] == boxes).all(axis=2)
@@ -54,13 +52,6 @@ def _repeated(labels: Labels) -> Found:
         for kind, pairs in (("box-twice", equal), ("near-duplicate", near)):
             for first, second in np.argwhere(np.triu(pairs, 1)).tolist():
                 yield kind, labels.place(start + first, start + second)
-
-
-def _spans(labels: Labels) -> Iterator[tuple[int, int]]:
-    """First and last + 1 object of each image that has two or more."""
-    for start, stop in pairwise([0, *np.cumsum(labels.counts).tolist()]):
-        if stop - start > 1:
-            yield start, stop
 
 
 def _ious(boxes: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Checks of a labels file beside its boxes: ids, categories, licences, segmentations, areas."""
+"""Checks of a labels file next to those of its boxes: ids, categories, licences, segmentations, areas."""
 
 from __future__ import annotations
 
@@ -51,10 +51,8 @@ def _categories(labels: Labels) -> Found:
     gaps = sorted(set(range(ids[0], ids[-1])) - set(ids))
     if gaps:
         shown = ", ".join(map(str, gaps))
-        yield (
-            "category-gaps",
-            Place(labels.split, detail=f"ids {ids[0]}..{ids[-1]} without {shown}", count=len(gaps)),
-        )
+        detail = f"ids {ids[0]}..{ids[-1]} without {shown}"
+        yield "category-gaps", Place(labels.split, detail=detail, count=len(gaps))
     if ids[0] == 0:
         yield "category-0", Place(labels.split, detail=f"ids 0..{ids[-1]}")
     seen = set(labels.category.tolist())
@@ -66,9 +64,8 @@ def _categories(labels: Labels) -> Found:
 def _licences(labels: Labels) -> Found:
     listed = labels.data.get("licenses")
     # A list, not a set: nothing has checked these ids, and one may be of any kind.
-    known = (
-        [entry.get("id") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    )
+    entries = listed if isinstance(listed, list) else []
+    known = [entry.get("id") for entry in entries if isinstance(entry, dict)]
     for image in labels.images:
         if "license" in image and image["license"] not in known:
             yield "licence-missing", Place(labels.split, image["file_name"], detail=f"{image['license']}")

@@ -1,4 +1,4 @@
-"""The whole inspection of a data set: read the labels, decode the images, gather what was found."""
+"""Inspection of a dataset: read the labels, decode the images, gather the defects."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdlab.datasets.base import DatasetFiles, Split
+from kdlab.datasets.base import PARTS, DatasetFiles, Split
 from kdlab.inspection import across, boxes, entries, images, voc
 from kdlab.inspection.findings import Defect, Place, defects
 from kdlab.inspection.images import ImageFacts, ImageTask
 from kdlab.inspection.labels import Labels, arranged, read
 from kdlab.inspection.summary import Summary, summary
-from kdlab.inspection.voc import Annotation, XmlFile
+from kdlab.inspection.voc import XmlFile
 
 OTHER = "other"
 """The split of labelled images that lie beside those of a recipe and that it does not name."""
@@ -24,10 +24,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found in a data set.
+    """Numbers and defects of a dataset.
 
     Args:
-        name: the data set's key.
+        name: the dataset's key.
         fingerprint: of the files that jobs would use.
         summaries: of each split, and of all where there are several.
         defects: the worst first.
@@ -66,38 +66,47 @@ def examine(
     """Look at every label and every image.
 
     Args:
-        files: the data set; labelled splits beside train and val are looked at too.
+        files: the dataset; labelled splits beside train and val are looked at too.
         progress: told what is counted, how much is done and how much there is.
         broken_images: what a job does at one, "stop" or "skip".
     """
     splits, found = _labels(files, progress)
-    listed, wrong = voc.read(list(_xml_files(splits)))
+    listed, wrong = voc.read(_xml_files(splits))
     others, more_wrong = voc.read(list(_other_xml(splits)))
     found += [*wrong, *more_wrong]
     if others:
         splits.append(arranged(OTHER, splits[0].folder, voc.as_coco(others, files.classes))[0])
     facts = _images(splits, progress)
-    found += list(_checks(splits, facts, [*listed, *others]))
+    for labels in splits:
+        found += [*boxes.check(labels), *entries.check(labels)]
+    found += [*across.check(splits), *images.check(facts), *images.repeated(facts)]
+    found += voc.check([*listed, *others])
     left_out = _left_out(facts) if broken_images == "skip" else 0
     told = tuple(defects(found, skips_broken=left_out > 0))
-    return Inspection(files.name, files.fingerprint, tuple(_summaries(splits, facts)), told, left_out)
+    summaries = [
+        summary(labels.split, [labels], [one for one in facts if one.task.split == labels.split])
+        for labels in splits
+    ]
+    if len(splits) > 1:
+        summaries.append(summary("all", splits, facts))
+    return Inspection(files.name, files.fingerprint, tuple(summaries), told, left_out)
 
 
 def _left_out(facts: Sequence[ImageFacts]) -> int:
-    """How many images a job skips; 0 where that would leave it none to learn from or to measure on."""
-    read = [found for found in facts if found.task.split in ("train", "val")]
+    """Images that a job skips; 0 where that would leave it none to learn from or to measure on."""
+    read = [found for found in facts if found.task.split in PARTS]
     whole = {found.task.split for found in read if not found.fault}
     return sum(bool(found.fault) for found in read) if len(whole) == 2 else 0
 
 
 def _labels(files: DatasetFiles, progress: Progress) -> tuple[list[Labels], list[tuple[str, Place]]]:
-    places = {"train": files.train, "val": files.val}
-    places |= _siblings(files)
-    splits, found = [], []
+    places = {"train": files.train, "val": files.val, **_siblings(files)}
+    splits: list[Labels] = []
+    found: list[tuple[str, Place]] = []
     for done, (name, split) in enumerate(places.items()):
         progress("label files", done, len(places))
         labels, wrong = read(name, split.images, split.labels)
-        splits += [labels] if labels else []
+        splits += filter(None, [labels])
         found += wrong
     progress("label files", len(places), len(places))
     return splits, found
@@ -117,12 +126,14 @@ def _siblings(files: DatasetFiles) -> dict[str, Split]:
     return found
 
 
-def _xml_files(splits: Sequence[Labels]) -> Iterator[XmlFile]:
+def _xml_files(splits: Sequence[Labels]) -> list[XmlFile]:
     """The XML files from which labels were converted, where the images name them."""
-    for labels in splits:
-        for image in labels.images:
-            if isinstance(xml := image.get("xml"), str):
-                yield XmlFile(labels.split, labels.folder / xml, image["file_name"])
+    return [
+        XmlFile(labels.split, labels.folder / image["xml"], image["file_name"])
+        for labels in splits
+        for image in labels.images
+        if isinstance(image.get("xml"), str)
+    ]
 
 
 def _other_xml(splits: Sequence[Labels]) -> Iterator[XmlFile]:
@@ -144,23 +155,3 @@ def _images(splits: Sequence[Labels], progress: Progress) -> list[ImageFacts]:
     ]
     progress("images", 0, len(tasks))
     return images.look(tasks, lambda done: progress("images", done, len(tasks)))
-
-
-def _checks(
-    splits: Sequence[Labels], facts: Sequence[ImageFacts], xml: Sequence[Annotation]
-) -> Iterator[tuple[str, Place]]:
-    for labels in splits:
-        yield from boxes.check(labels)
-        yield from entries.check(labels)
-    yield from across.check(splits)
-    yield from images.check(facts)
-    yield from images.repeated(facts)
-    yield from voc.check(xml)
-
-
-def _summaries(splits: Sequence[Labels], facts: Sequence[ImageFacts]) -> Iterator[Summary]:
-    for labels in splits:
-        own = [found for found in facts if found.task.split == labels.split]
-        yield summary(labels.split, [labels], own)
-    if len(splits) > 1:
-        yield summary("all", splits, facts)

@@ -1,4 +1,4 @@
-"""What a split holds, in numbers."""
+"""Numbers of a split."""
 
 from __future__ import annotations
 
@@ -57,25 +57,24 @@ def summary(name: str, splits: Sequence[Labels], facts: Sequence[ImageFacts]) ->
     objects = [entry for labels in splits for entry in labels.objects]
     narrowest, lowest = boxes[:, 2:].min(axis=0).tolist() if len(boxes) else (0.0, 0.0)
     whole = [found for found in facts if found.format]
+    per_image = (0, 0.0, 0)
+    if len(counts):
+        per_image = (int(counts.min()), float(np.median(counts)), int(counts.max()))
+    classes = {name: 0 for labels in splits for _, name in sorted(labels.classes.items())}
+    for labels in splits:
+        for number in labels.category.tolist():
+            classes[labels.classes[number]] += 1
     return Summary(
         name,
         len(counts),
         int((counts == 0).sum()),
         len(objects),
         sum(bool(entry.get("iscrowd") or entry.get("difficult")) for entry in objects),
-        (int(counts.min()), float(np.median(counts)), int(counts.max())) if len(counts) else (0, 0.0, 0),
-        _classes(splits),
+        per_image,
+        classes,
         bins(np.concatenate([labels.box_areas for labels in splits])),
         narrowest,
         lowest,
         dict(Counter(f"{found.format} {found.mode}" for found in whole).most_common()),
         dict(Counter(f"{found.size[0]}x{found.size[1]}" for found in whole).most_common()),
     )
-
-
-def _classes(splits: Sequence[Labels]) -> dict[str, int]:
-    counts = {name: 0 for labels in splits for _, name in sorted(labels.classes.items())}
-    for labels in splits:
-        for number, count in zip(*np.unique(labels.category, return_counts=True), strict=True):
-            counts[labels.classes[int(number)]] += int(count)
-    return counts

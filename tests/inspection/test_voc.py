@@ -40,7 +40,15 @@ def test_other_xml_of_another_class_adds_it(make_xml: Any, tmp_path: Path) -> No
     assert wrong == []
     assert made["categories"] == [{"id": 1, "name": "ant"}, {"id": 2, "name": "cat"}]
     assert made["annotations"] == [
-        {"id": 1, "image_id": 1, "bbox": [0, 0, 49, 49], "category_id": 2, "iscrowd": 1}
+        {
+            "id": 1,
+            "image_id": 1,
+            "bbox": [0, 0, 49, 49],
+            "category_id": 2,
+            "area": 49 * 49,
+            "iscrowd": 1,
+            "difficult": 1,
+        }
     ]
 
 
