@@ -1,4 +1,4 @@
-"""What was read of a recipe: plain data, where each value was written, and what is wrong with it."""
+"""A recipe as it was read: plain data, the place of each value, and the faults."""
 
 from __future__ import annotations
 
@@ -115,7 +115,12 @@ def is_option(place: str) -> bool:
 
 def dotted(path: KeyPath) -> str:
     """`arms.rm.weight`, with what a terminal would obey made visible."""
-    return ".".join(str(key) if str(key).isprintable() else ascii(key) for key in path)
+    return ".".join(printable(str(key)) for key in path)
+
+
+def printable(text: str) -> str:
+    """The text; with characters that are not printable, as Python writes it."""
+    return text if text.isprintable() else ascii(text)
 
 
 def shown(value: Any) -> str:
