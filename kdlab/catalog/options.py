@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-
 _PLAIN: dict[str, tuple[type | tuple[type, ...], str]] = {
     "int": (int, "a whole number"),
     "float": ((int, float), "a number"),

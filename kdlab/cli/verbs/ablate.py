@@ -117,8 +117,10 @@ def ablate(
     models = pairs_of([axis("--pairs", text) for text in pairs or []])
     changes = [*_seeds(seeds, overrides or []), *(overrides or [])]
     source = recipe or _of_this_folder(screen)
-    if not (dry_run or yes or _may_be_many(screen, request, len(models))):
-        _nothing(screen)
+    if request.arms() > FREE_ARMS and not (dry_run or yes):
+        of_each = f" for each of {len(models)} pairs" if len(models) > 1 else ""
+        if not screen.ask(f"this makes {request.arms()} arms{of_each}"):
+            _nothing(screen)
     wanted = [replace(request, overrides=(*changes, *pair)) for pair in models]
     derived = [_derived(source, one) for one in wanted]
     ready = [partial(planned, screen, loaded, executor, gpus) for _, loaded in derived]
@@ -126,9 +128,13 @@ def ablate(
         for one, _ in derived:
             _write(screen, one)
     made = [prepared() for prepared in ready]
+    if dry_run and screen.json:
+        screen.emit(plans=[one.plan.to_dict() for one in made])
+    else:
+        _show(screen.data if dry_run else screen.say, screen, made)
     if dry_run:
-        return _tell(screen, made)
-    _show(screen.say, screen, made)
+        screen.next(screen.command("--dry-run"))
+        return 0
     if not (yes or may_cost(screen, _together(made).plan)):
         _nothing(screen)
     options = {"jobs_at_once": jobs, "fail_fast": fail_fast, "live": executor != "inline"}
@@ -182,26 +188,9 @@ def _derived(source: str, request: Request) -> tuple[Derived, Recipe]:
     return made, recipes.resolve(replace(made.document, file=told(derived(made.name))), made.name)
 
 
-def _may_be_many(screen: Screen, request: Request, pairs: int) -> bool:
-    """Whether the arms are few, or the person agrees to their number."""
-    arms = request.arms()
-    of_each = f" for each of {pairs} pairs" if pairs > 1 else ""
-    return arms <= FREE_ARMS or screen.ask(f"this makes {arms} arms{of_each}")
-
-
 def _nothing(screen: Screen) -> NoReturn:
     screen.say("nothing was run")
     raise typer.Abort
-
-
-def _tell(screen: Screen, made: Sequence[Prepared]) -> int:
-    """What `--dry-run` is asked for."""
-    if screen.json:
-        screen.emit(plans=[one.plan.to_dict() for one in made])
-    else:
-        _show(screen.data, screen, made)
-    screen.next(screen.command("--dry-run"))
-    return 0
 
 
 def _show(put: Callable[[RenderableType], None], screen: Screen, made: Sequence[Prepared]) -> None:
