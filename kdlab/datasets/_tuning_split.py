@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdlab.datasets.base import PARTS, DatasetFiles, Split, cache_dir, intact, labels_hash, make_once
+from kdlab.datasets.base import PARTS, DatasetFiles, Split, cache_dir, intact, make_once, write_labels
 from kdlab.datasets.coco import load_labels
 from kdlab.errors import MachineError, UsageError
 
@@ -63,8 +62,9 @@ def tuning_split(files: DatasetFiles, share: float, cache: Path | None = None) -
     folder = (cache or cache_dir()) / "tuning" / key
     if not folder.is_dir():
         parts = _cut(files.train.labels, share)
-        make_once(folder, partial(_write, parts))
-    intact(folder, "labels", partial(labels_hash, folder), "labels of a tuning split")
+        counts = [len(parts[part]["images"]) for part in PARTS]
+        make_once(folder, partial(write_labels, parts, version=VERSION, images=counts))
+    intact(folder, "labels of a tuning split")
     train, val = (Split(files.train.images, folder / f"{part}.json") for part in PARTS)
     return replace(files, train=train, val=val, fingerprint=key)
 
@@ -76,7 +76,7 @@ def images_of(split: DatasetFiles) -> tuple[int, int]:
 
 
 def _cut(labels: Path, share: float) -> dict[str, dict[str, Any]]:
-    """The content of the two labels files."""
+    """The content of the two labels files: cut are the images whose names have the lowest hashes."""
     try:
         data = load_labels(labels)
     except OSError as error:
@@ -85,7 +85,17 @@ def _cut(labels: Path, share: float) -> dict[str, dict[str, Any]]:
             where=str(labels),
             fix="check its permissions, and that its disk is mounted",
         ) from error
-    names = _cut_names(data["images"], share, labels)
+    all_names = {_name(image) for image in data["images"]}
+    if len(all_names) < FEWEST_IMAGES:
+        raise UsageError(
+            "there are too few training images to put some aside",
+            where=str(labels),
+            got=str(len(all_names)),
+            known=f"{FEWEST_IMAGES} or more",
+            fix="label more training images",
+        )
+    count = min(max(1, round(share * len(all_names))), MOST_CUT)
+    names = set(sorted(all_names, key=_place)[:count])
     cut = {image["id"] for image in data["images"] if _name(image) in names}
     parts = {"train": _part(data, {image["id"] for image in data["images"]} - cut), "val": _part(data, cut)}
     for name, part in parts.items():
@@ -100,29 +110,14 @@ def _cut(labels: Path, share: float) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _cut_names(images: Iterable[dict[str, Any]], share: float, labels: Path) -> set[str]:
-    """File names of the images to cut: those whose hashes are the lowest."""
-    names = {_name(image) for image in images}
-    if len(names) < FEWEST_IMAGES:
-        raise UsageError(
-            "there are too few training images to put some aside",
-            where=str(labels),
-            got=str(len(names)),
-            known=f"{FEWEST_IMAGES} or more",
-            fix="label more training images",
-        )
-
-    def place(name: str) -> bytes:
-        # JSON can spell names that UTF-8 cannot
-        return hashlib.sha256(name.encode(errors="surrogatepass")).digest()
-
-    count = min(max(1, round(share * len(names))), MOST_CUT)
-    return set(sorted(names, key=place)[:count])
-
-
 def _name(image: dict[str, Any]) -> str:
     """One spelling of an image's file name: "./a.jpg" is "a.jpg"."""
     return posixpath.normpath(str(image["file_name"]))
+
+
+def _place(name: str) -> bytes:
+    # JSON can spell names that UTF-8 cannot
+    return hashlib.sha256(name.encode(errors="surrogatepass")).digest()
 
 
 def _part(data: dict[str, Any], images: set[int]) -> dict[str, Any]:
@@ -132,11 +127,3 @@ def _part(data: dict[str, Any], images: set[int]) -> dict[str, Any]:
         "images": [image for image in data["images"] if image["id"] in images],
         "annotations": [box for box in data["annotations"] if box["image_id"] in images],
     }
-
-
-def _write(parts: dict[str, dict[str, Any]], folder: Path) -> None:
-    for part, content in parts.items():
-        (folder / f"{part}.json").write_text(json.dumps(content))
-    counts = [len(parts[part]["images"]) for part in PARTS]
-    made = {"version": VERSION, "images": counts, "labels": labels_hash(folder)}
-    (folder / "made.json").write_text(json.dumps(made))

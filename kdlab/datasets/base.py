@@ -203,30 +203,36 @@ def make_once(folder: Path, build: Callable[[Path], None]) -> None:
 
 
 def labels_hash(folder: Path) -> str:
-    """Hash of the labels that were made in a cache folder."""
+    """Hash of the labels in a cache folder."""
     return fingerprint_of((folder / f"{part}.json", ()) for part in PARTS)
 
 
-def intact(folder: Path, key: str, seal: Callable[[], str], what: str) -> dict[str, Any]:
+def write_labels(labels: dict[str, dict[str, Any]], folder: Path, **made: Any) -> None:
+    """Write the labels of each part into a cache folder and, last, what `intact` compares them with."""
+    for part, content in labels.items():
+        (folder / f"{part}.json").write_text(json.dumps(content, sort_keys=True))
+    (folder / "made.json").write_text(json.dumps({**made, "labels": labels_hash(folder)}))
+
+
+def intact(
+    folder: Path, what: str, key: str = "labels", seal: Callable[[Path], str] = labels_hash
+) -> dict[str, Any]:
     """The content of `made.json` in a finished cache folder.
 
     Args:
         folder: of `make_once`.
+        what: it holds, for a message.
         key: under which `made.json` holds the hash of the files.
         seal: the hash that they have now.
-        what: they are, for a message.
 
     Raises:
         MachineError: a file was changed or removed.
     """
     try:
         made: dict[str, Any] = json.loads((folder / "made.json").read_text())
-        if seal() == made[key]:
+        if seal(folder) == made[key]:
             return made
     except (OSError, ValueError, KeyError):
         pass  # A file that is gone or torn is the same to the user as one that was changed.
-    raise MachineError(
-        f"{what} in the cache were changed or removed",
-        where=str(folder),
-        fix=f"rm -r {shlex.quote(str(folder))}",
-    )
+    fix = f"rm -r {shlex.quote(str(folder))}"
+    raise MachineError(f"{what} in the cache were changed or removed", where=str(folder), fix=fix)

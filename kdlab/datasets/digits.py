@@ -150,7 +150,7 @@ def prepare(
     folder = (user_path(cache) if cache else cache_dir()) / "digits" / key
     make_once(folder, partial(_build, options))
     train, val = (_split(folder, part) for part in PARTS)
-    made = intact(folder, "fingerprint", partial(fingerprint, [train, val]), "files of this dataset")
+    made = intact(folder, "files of this dataset", "fingerprint", lambda _: fingerprint([train, val]))
     return DatasetFiles("digits", CLASSES, train, val, made["fingerprint"])
 
 

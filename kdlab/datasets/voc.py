@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from kdlab.datasets._voc_xml import Entry, Labels, converted
+from kdlab.datasets._voc_xml import Entry, converted
 from kdlab.datasets.base import (
     PARTS,
     DatasetFiles,
@@ -21,11 +21,11 @@ from kdlab.datasets.base import (
     fingerprint_of,
     first_of,
     intact,
-    labels_hash,
     make_once,
     not_there,
     root_folder,
     unreadable,
+    write_labels,
 )
 from kdlab.errors import Fault, UsageError
 
@@ -98,8 +98,9 @@ def prepare(
     except OSError as error:
         raise unreadable(error, layout.root) from error
     if made is not None:
-        make_once(folder, partial(_write, *made))
-    stored = intact(folder, "labels", partial(labels_hash, folder), "converted labels")
+        found, labels = made
+        make_once(folder, partial(write_labels, labels, version=VERSION, classes=found))
+    stored = intact(folder, "converted labels")
     learned, measured = (Split(layout.root, folder / f"{part}.json") for part in PARTS)
     sizes = {part: [(entry.image, entry.size_bytes) for entry in entries[part]] for part in PARTS}
     seal = fingerprint_of([(learned.labels, sizes["train"]), (measured.labels, sizes["val"])])
@@ -195,10 +196,3 @@ def _key(root: Path, entries: dict[str, list[Entry]], classes: Sequence[str]) ->
             digest.update(json.dumps([entry.image, entry.xml, entry.size_bytes]).encode())
             digest.update(hashlib.sha256((root / entry.xml).read_bytes()).digest())
     return digest.hexdigest()[:12]
-
-
-def _write(classes: Sequence[str], labels: dict[str, Labels], folder: Path) -> None:
-    for part, content in labels.items():
-        (folder / f"{part}.json").write_text(json.dumps(content, sort_keys=True))
-    made = {"version": VERSION, "classes": list(classes), "labels": labels_hash(folder)}
-    (folder / "made.json").write_text(json.dumps(made, indent=1))

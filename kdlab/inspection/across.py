@@ -20,19 +20,9 @@ _NUMBERED = re.compile(r"(.*?)(\d+)([^\d]*)")
 _GAPS_SHOWN = 12
 
 
-def check(splits: Sequence[Labels]) -> Found:
-    """All of them."""
-    yield from _ids([labels for labels in splits if not labels.is_converted])
-    yield from _sources(splits)
-    yield from _classes(splits)
-    folders = sorted({(labels.folder / name).parent for labels in splits for name in labels.files})
-    files = [file for folder in folders for file in files_below(folder)]
-    listed = {labels.folder / name for labels in splits for name in labels.files}
-    yield from (("unlisted", Place("", str(file))) for file in files if file not in listed)
-    yield from _gaps({*files, *listed})
-
-
-def _ids(splits: Sequence[Labels]) -> Found:
+def ids(splits: Sequence[Labels]) -> Found:
+    """Ids of a split that another one has too."""
+    splits = [labels for labels in splits if not labels.is_converted]
     for what in ("image", "annotation"):
         first: dict[int, str] = {}
         counts: Counter[tuple[str, str]] = Counter()
@@ -45,7 +35,7 @@ def _ids(splits: Sequence[Labels]) -> Found:
             yield "id-over-splits", Place(split, detail=f"{count} {what} ids of {other}", count=count)
 
 
-def _sources(splits: Sequence[Labels]) -> Found:
+def sources(splits: Sequence[Labels]) -> Found:
     """An export makes several augmented copies of a photograph; they must not lie on both sides."""
     homes: dict[str, tuple[str, str]] = {}
     for labels in splits:
@@ -57,7 +47,8 @@ def _sources(splits: Sequence[Labels]) -> Found:
                     yield "source-leak", Place(labels.split, name, detail=f"of {split} {Path(other).name}")
 
 
-def _classes(splits: Sequence[Labels]) -> Found:
+def classes(splits: Sequence[Labels]) -> Found:
+    """Classes that are never learned or never measured, rare classes, and mostly small objects."""
     seen: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
     for labels in splits:
         seen[labels.split] = Counter(labels.classes[number] for number in labels.category.tolist())
@@ -77,6 +68,14 @@ def _classes(splits: Sequence[Labels]) -> Found:
         yield "small-objects", Place("", detail=detail, count=small)
 
 
+def files(splits: Sequence[Labels]) -> Found:
+    """Image files that no labels list, and gaps in their numbers."""
+    listed = {labels.folder / name for labels in splits for name in labels.files}
+    there = [file for folder in sorted({path.parent for path in listed}) for file in files_below(folder)]
+    yield from (("unlisted", Place("", str(file))) for file in there if file not in listed)
+    yield from _gaps({*there, *listed})
+
+
 def _gaps(files: set[Path]) -> Found:
     """Where most numbers of a range are there, those that lack were taken out."""
     groups: dict[tuple[Path, str, str], dict[int, str]] = {}
@@ -91,3 +90,6 @@ def _gaps(files: set[Path]) -> Found:
             shown = ", ".join(map(str, gaps[:_GAPS_SHOWN])) + ", ..." * (missing > _GAPS_SHOWN)
             detail = f"{numbers[low]}..{numbers[high]} without {shown}"
             yield "number-gaps", Place("", folder.name, detail=detail, count=missing)
+
+
+CHECKS = (ids, sources, classes, files)

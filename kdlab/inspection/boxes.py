@@ -17,15 +17,8 @@ _FEW, _USUAL = 2, 8
 _ENOUGH = 50
 
 
-def check(labels: Labels) -> Found:
-    """All of them."""
-    yield from _outside(labels)
-    yield from _repeated(labels)
-    yield from _few(labels)
-    yield from _one_based(labels)
-
-
-def _outside(labels: Labels) -> Found:
+def outside(labels: Labels) -> Found:
+    """Boxes that are empty, or wholly or in part outside their image."""
     low, side = labels.boxes[:, :2], labels.boxes[:, 2:]
     high, size = low + side, labels.sizes[labels.image]
     known = (size > 0).all(axis=1)
@@ -39,7 +32,7 @@ def _outside(labels: Labels) -> Found:
             yield kind, labels.place(index, detail=f"{name} {corners}")
 
 
-def _repeated(labels: Labels) -> Found:
+def repeated(labels: Labels) -> Found:
     """Pairs of one class; a crowd may well hold single objects."""
     crowd = np.array([bool(entry.get("iscrowd")) for entry in labels.objects], bool)
     for start, stop in pairwise([0, *np.cumsum(labels.counts).tolist()]):
@@ -64,7 +57,8 @@ def _ious(boxes: Floats) -> Floats:
     return np.asarray(np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0))
 
 
-def _few(labels: Labels) -> Found:
+def few(labels: Labels) -> Found:
+    """Images with one or two boxes in a split where most have many."""
     counts = labels.counts
     if not len(counts) or (usual := float(np.median(counts))) < _USUAL:
         return
@@ -73,9 +67,13 @@ def _few(labels: Labels) -> Found:
         yield "few-boxes", Place(labels.split, labels.images[index]["file_name"], detail=detail)
 
 
-def _one_based(labels: Labels) -> Found:
+def one_based(labels: Labels) -> Found:
+    """Boxes that end with their image in a split where none begins at 0."""
     if len(labels.boxes) < _ENOUGH or labels.boxes[:, :2].min() != 1:
         return
     ends = (labels.boxes[:, :2] + labels.boxes[:, 2:] == labels.sizes[labels.image]).any(axis=1)
     if count := int(ends.sum()):
         yield "one-based", Place(labels.split, count=count)
+
+
+CHECKS = (outside, repeated, few, one_based)

@@ -76,11 +76,18 @@ def examine(
     found += [*wrong, *more_wrong]
     if others:
         splits.append(arranged(OTHER, splits[0].folder, voc.as_coco(others, files.classes))[0])
-    facts = _images(splits, progress)
-    for labels in splits:
-        found += [*boxes.check(labels), *entries.check(labels)]
-    found += [*across.check(splits), *images.check(facts), *images.repeated(facts)]
-    found += voc.check([*listed, *others])
+    tasks = [
+        ImageTask(labels.split, name, labels.folder / name, *size)
+        for labels in splits
+        for name, size in zip(labels.files, labels.sizes.tolist(), strict=True)
+    ]
+    progress("images", 0, len(tasks))
+    facts = images.look(tasks, lambda done: progress("images", done, len(tasks)))
+    for check in (*boxes.CHECKS, *entries.CHECKS):
+        found += [one for labels in splits for one in check(labels)]
+    found += [*images.check(facts), *images.repeated(facts)]
+    found += [one for check in across.CHECKS for one in check(splits)]
+    found += [one for check in voc.CHECKS for one in check([*listed, *others])]
     left_out = _left_out(facts) if broken_images == "skip" else 0
     told = tuple(defects(found, skips_broken=left_out > 0))
     summaries = [
@@ -145,13 +152,3 @@ def _other_xml(splits: Sequence[Labels]) -> Iterator[XmlFile]:
         for path in sorted(xml_folder.glob("*.xml")):
             if path not in known:
                 yield XmlFile(OTHER, path, (folder / there.get(path.stem, f"{path.stem}.jpg")).as_posix())
-
-
-def _images(splits: Sequence[Labels], progress: Progress) -> list[ImageFacts]:
-    tasks = [
-        ImageTask(labels.split, name, labels.folder / name, *size)
-        for labels in splits
-        for name, size in zip(labels.files, labels.sizes.tolist(), strict=True)
-    ]
-    progress("images", 0, len(tasks))
-    return images.look(tasks, lambda done: progress("images", done, len(tasks)))

@@ -126,18 +126,13 @@ def check(facts: Sequence[ImageFacts]) -> Found:
         ending = Path(name).suffix.lower()
         if ending not in _SUFFIXES.get(found.format, (ending,)):
             yield "misnamed", Place(split, name, detail=f"is {found.format}")
-        yield from _geometry(found)
-
-
-def _geometry(found: ImageFacts) -> Found:
-    task = found.task
-    if found.orientation not in (0, 1):
-        yield "exif-turned", Place(task.split, task.name, detail=f"orientation {found.orientation}")
-    recorded = (task.width, task.height)
-    fitting = [found.size, found.size[::-1]] if found.orientation in TURNED else [found.size]
-    if recorded not in fitting:
-        detail = f"{found.size[0]}x{found.size[1]}, recorded {task.width:g}x{task.height:g}"
-        yield "size-differs", Place(task.split, task.name, detail=detail)
+        if found.orientation not in (0, 1):
+            yield "exif-turned", Place(split, name, detail=f"orientation {found.orientation}")
+        recorded = (found.task.width, found.task.height)
+        turned = found.orientation in TURNED and recorded == found.size[::-1]
+        if recorded != found.size and not turned:
+            detail = "{}x{}, recorded {:g}x{:g}".format(*found.size, *recorded)
+            yield "size-differs", Place(split, name, detail=detail)
 
 
 def repeated(facts: Sequence[ImageFacts]) -> Found:

@@ -40,9 +40,8 @@ def read(files: Sequence[XmlFile]) -> tuple[list[tuple[XmlFile, Annotation]], li
     return read, wrong
 
 
-def check(read: Read) -> Found:
-    """All checks of XML files, over all splits at once."""
-    yield from _paths(read)
+def words(read: Read) -> Found:
+    """Folders and file names that are not the usual, and sizes that are missing."""
     folders = Counter(found.words["folder"] for _, found in read)
     usual = max(folders, key=folders.__getitem__, default="")
     for file, found in read:
@@ -53,15 +52,18 @@ def check(read: Read) -> Found:
             yield "xml-filename", Place(file.split, file.path.name, detail=filename)
         if min(found.size) <= 0:
             yield "xml-size", Place(file.split, file.path.name)
+
+
+def flags(read: Read) -> Found:
+    """Marks of objects that the conversion leaves behind, or that no object has."""
     objects = [(file.split, entry) for file, found in read for entry in found.objects]
     if objects and not any(entry.difficult for _, entry in objects):
         yield "xml-difficult", Place("", count=len(objects))
     for split, count in Counter(split for split, entry in objects if entry.truncated).items():
         yield "xml-truncated", Place(split, count=count)
-    yield from _one_based(read)
 
 
-def _paths(read: Read) -> Found:
+def paths(read: Read) -> Found:
     """Absolute paths that are not here, by their first two folders, which name the machine and the user."""
     groups: Counter[str] = Counter()
     for _, found in read:
@@ -73,7 +75,7 @@ def _paths(read: Read) -> Found:
         yield "xml-path", Place("", detail=f"{count} of {top}/...", count=count)
 
 
-def _one_based(read: Read) -> Found:
+def one_based(read: Read) -> Found:
     """Boxes that end with their image, where the lowest corner of all boxes is 1."""
     boxes = [(file.split, entry.corners, found.size) for file, found in read for entry in found.objects]
     if min((min(corners[:2]) for _, corners, _ in boxes), default=0) != 1:
@@ -81,6 +83,9 @@ def _one_based(read: Read) -> Found:
     ends = [split for split, corners, size in boxes if corners[2] == size[0] or corners[3] == size[1]]
     for split, count in Counter(ends).items():
         yield "xml-one-based", Place(split, count=count)
+
+
+CHECKS = (paths, words, flags, one_based)
 
 
 def as_coco(read: Read, classes: Sequence[str]) -> Labels:
