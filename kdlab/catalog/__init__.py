@@ -172,13 +172,27 @@ def config_file(name: str) -> Path | None:
 
 def datasets(folder: Path | None = None) -> dict[str, DatasetInfo]:
     """The datasets by key; raises as `methods` does."""
-    return {file.info.key: _dataset(file) for file in plugin_files(folder or PACKAGE / "datasets")}
+    found = {}
+    for file in plugin_files(folder or PACKAGE / "datasets"):
+        prepare = function_in(file.tree.body, "prepare")
+        if prepare is None:
+            file.refuse("has no function `prepare`, whose keyword-only arguments are the dataset's options")
+        found[file.info.key] = DatasetInfo(**vars(file.info), options=options_of(file, prepare))
+    return found
 
 
 def executors(folder: Path | None = None) -> dict[str, ExecutorInfo]:
     """The executors by key; raises as `methods` does."""
-    files = plugin_files(folder or PACKAGE / "running" / "executors")
-    return {file.info.key: _executor(file) for file in files}
+    found = {}
+    for file in plugin_files(folder or PACKAGE / "running" / "executors"):
+        name = file.info.key.title()
+        nodes = [node for node in file.tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+        if not nodes:
+            file.refuse(f"has no class {name}, which starts the jobs")
+        init = function_in(nodes[0].body, "__init__")
+        options = options_of(file, init) if init else {}
+        found[file.info.key] = ExecutorInfo(**vars(file.info), options=options)
+    return found
 
 
 def recipes(folder: Path | None = None) -> dict[str, RecipeInfo]:
@@ -220,22 +234,6 @@ def _detector(file: PluginFile) -> DetectorInfo:
     sizes = {"strides": file.assigned("STRIDES"), "head_convs": file.assigned("HEAD_CONVS")}
     own = {name: file.literal(value, name.upper()) for name, value in sizes.items() if value}
     return DetectorInfo(**vars(file.info), **own)
-
-
-def _dataset(file: PluginFile) -> DatasetInfo:
-    if (prepare := function_in(file.tree.body, "prepare")) is None:
-        file.refuse("has no function `prepare`, whose keyword-only arguments are the dataset's options")
-    return DatasetInfo(**vars(file.info), options=options_of(file, prepare))
-
-
-def _executor(file: PluginFile) -> ExecutorInfo:
-    name = file.info.key.title()
-    nodes = [node for node in file.tree.body if isinstance(node, ast.ClassDef)]
-    classes = [node for node in nodes if node.name == name]
-    if not classes:
-        file.refuse(f"has no class {name}, which starts the jobs")
-    init = function_in(classes[0].body, "__init__")
-    return ExecutorInfo(**vars(file.info), options=options_of(file, init) if init else {})
 
 
 def _method(file: PluginFile) -> MethodInfo:

@@ -67,19 +67,19 @@ def derive(document: Document, base: str, request: Request) -> Derived:
         elif section != "methods":
             data[section] = value
     name = name_of(base, request)
-    head = _head(catalog.first_comment(document.text) or base, name, base, document, request)
+    head = "\n".join(f"# {printable(line)}" for line in _head(name, base, document, request))
     text = f"{head}\n{dump(data, lines=('methods', 'arms'))}"
     return Derived(name, Document(document.file, text, data, places | varied))
 
 
-def _head(title: str, name: str, base: str, document: Document, request: Request) -> str:
-    """The comment at the top: what it is of, and the commands that make it and run it."""
-    varied = [f"{one.key} {', '.join(one.texts)}" for one in request.vary]
-    varied += [one for one in reversed(request.overrides) if not of_seeds(one)]
+def _head(name: str, base: str, document: Document, request: Request) -> list[str]:
+    """The comment at the top: the title, and the commands that make it and run it."""
     what = f"ablation of {', '.join(request.losses)}{', one at a time' if request.each else ''}"
+    title = [catalog.first_comment(document.text) or base, what]
+    title += [f"{one.key} {', '.join(one.texts)}" for one in request.vary]
+    title += [one for one in reversed(request.overrides) if not of_seeds(one)]
     command = request.command(base if base in catalog.recipes() else shareable(document.file))
-    lines = ["; ".join([title, what, *varied]), command, f"or kdlab run {name}"]
-    return "\n".join(f"# {printable(line)}" for line in lines)
+    return ["; ".join(title), command, f"or kdlab run {name}"]
 
 
 def _check_losses(request: Request, methods: recipes.Methods) -> None:
@@ -206,7 +206,10 @@ def _arms(request: Request) -> tuple[dict[str, dict[str, Block]], dict[KeyPath, 
             arm: dict[str, Block] = {one: {} for one in chosen}
             for axis, value in zip(axes, values, strict=True):
                 arm[axis.owner][axis.option] = value
-            name = "+".join(_label(one, options) for one, options in arm.items())
+            labels = {
+                one: [f"{key}={text_of(value)}" for key, value in own.items()] for one, own in arm.items()
+            }
+            name = "+".join(f"{one}[{','.join(said)}]" if said else one for one, said in labels.items())
             if name in arms:
                 fix = "give the instances other names"
                 raise UsageError(f"two combinations are called {name}", where=request.said, fix=fix)
@@ -214,12 +217,6 @@ def _arms(request: Request) -> tuple[dict[str, dict[str, Block]], dict[KeyPath, 
             places["arms", name] = " ".join(dict.fromkeys(axis.said for axis in axes)) or request.said
             places |= {("arms", name, axis.owner, axis.option): axis.said for axis in axes}
     return arms, places
-
-
-def _label(instance: str, options: Block) -> str:
-    """ "rm" or "rm[rank=loc,score=logit]"."""
-    told = ",".join(f"{name}={text_of(value)}" for name, value in options.items())
-    return f"{instance}[{told}]" if told else instance
 
 
 def _effective(

@@ -110,8 +110,10 @@ def _resolved(document: Document) -> dict[str, Any]:
             data[section] = _model(data[section], detectors, section, document)
     if isinstance(teacher := data.get("teacher"), dict):
         _complete_teacher(teacher, schedule, document)
-    if "dataset" in data:
-        data["dataset"] = _dataset(data["dataset"], document)
+    if isinstance(dataset := data.get("dataset"), dict):
+        path, known = ("dataset", "name"), catalog.datasets()
+        plugin = _look_up(dataset.get("name"), known, path, "names no dataset", document)
+        data["dataset"] = _with_options(dataset, DatasetSettings, plugin, ("dataset",), document)
     methods = methods_for(data.get("student"))
     blocks = _method_blocks(data.pop("methods", {}), methods, document)
     if isinstance(data.get("arms"), dict):
@@ -156,14 +158,6 @@ def _model(
     backbone = raw.get("backbone", "resnet50")
     usual = {"width": USUAL_WIDTHS.get(str(backbone), 64), "strides": info.strides}
     return {"backbone": backbone, "neck_channels": 256, "head_convs": info.head_convs, **usual} | raw
-
-
-def _dataset(raw: Any, document: Document) -> Any:
-    """`dataset:` with its options apart and complete."""
-    if not isinstance(raw, dict):
-        return raw
-    info = _look_up(raw.get("name"), catalog.datasets(), ("dataset", "name"), "names no dataset", document)
-    return _with_options(raw, DatasetSettings, info, ("dataset",), document)
 
 
 def _complete_teacher(teacher: dict[str, Any], schedule: Any, document: Document) -> None:

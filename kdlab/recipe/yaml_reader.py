@@ -35,7 +35,18 @@ def read(path: Path, file: str, overrides: Sequence[str] = ()) -> Document:
     Raises:
         UsageError: the file cannot be read, or is not such YAML.
     """
-    document = Document(file, _text(path, file), places={(): f"{file}:1"})
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UsageError("is too large for a recipe", where=file, known="up to 1 MiB")
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror or error}", where=file) from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UsageError("is not UTF-8 text", where=f"{file}:{line}", fix="save it as UTF-8") from error
+    document = Document(file, text, places={(): f"{file}:1"})
     data = _plain(_compose(document.text, file), (), document)
     if not isinstance(data, dict):
         raise UsageError("is not a recipe: it must hold keys and values", where=document.places[()])
@@ -60,20 +71,6 @@ def values(text: str, said: str) -> list[Any]:
     if document.faults:
         raise document.error()
     return found
-
-
-def _text(path: Path, file: str) -> str:
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-        if len(content) <= MAX_BYTES:
-            return content.decode("utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror or error}", where=file) from error
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UsageError("is not UTF-8 text", where=f"{file}:{line}", fix="save it as UTF-8") from error
-    raise UsageError("is too large for a recipe", where=file, known="up to 1 MiB")
 
 
 SCALARS = {

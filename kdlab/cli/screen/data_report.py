@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from kdlab.datasets.base import DatasetFiles
     from kdlab.inspection.examine import Inspection
-    from kdlab.inspection.findings import Defect, Place
+    from kdlab.inspection.findings import Defect
     from kdlab.inspection.summary import Summary
 
 _LOOKS = {"error": "bold red", "warn": "yellow", "note": "dim"}
@@ -72,22 +72,14 @@ def report(screen: Screen, files: DatasetFiles, found: Inspection) -> None:
         for line in _lines(found.defects, screen.out.width):
             screen.data(line)
         screen.data("")
-    screen.data(Text(_verdict(found), style="bold" if found.usable else "bold red"))
-
-
-def _end(path: str, width: int) -> str:
-    """The path, or its end where it is longer: many begin alike."""
-    return path if len(path) <= width else f"…{path[1 - width :]}"
-
-
-def _verdict(found: Inspection) -> str:
     counts = Counter(defect.severity for defect in found.defects)
     words = {"error": "error", "warn": "warning", "note": "note"}
     told = ", ".join(_number(counts[severity], word) for severity, word in words.items())
     if not found.usable:
-        return f"{told}; training cannot use this data: mend the errors"
+        screen.data(Text(f"{told}; training cannot use this data: mend the errors", style="bold red"))
+        return
     left_out = f", leaving out {_number(found.left_out, 'broken image')}" if found.left_out else ""
-    return f"{told}: training can use this data{left_out}"
+    screen.data(Text(f"{told}: training can use this data{left_out}", style="bold"))
 
 
 def _number(count: int, noun: str) -> str:
@@ -191,8 +183,15 @@ def _examples(defect: Defect) -> str:
     """A few places, of all splits before of all files; numbers of objects count from 0."""
     if not any(place.split or str(place) for place in defect.places):
         return ""
+    # the first of each split before the second of any
+    seen: Counter[str] = Counter()
+    ranked = []
+    for order, place in enumerate(defect.places):
+        ranked.append((seen[place.split], order))
+        seen[place.split] += 1
     parts = []
-    for place in _chosen(defect.places):
+    for order in sorted(order for _, order in sorted(ranked)[:_EXAMPLES]):
+        place = defect.places[order]
         where = str(place)
         if where and place.split:
             where = f"{place.split}: {place}"
@@ -201,14 +200,3 @@ def _examples(defect: Defect) -> str:
     if more > 0:
         parts.append(f"{more:,} more")
     return "; ".join(parts)
-
-
-def _chosen(places: Sequence[Place]) -> list[Place]:
-    """A few of the places, the first of each split before the second of any."""
-    seen: dict[str, int] = {}
-    ranked = []
-    for order, place in enumerate(places):
-        rank = seen[place.split] = seen.get(place.split, -1) + 1
-        ranked.append((rank, order, place))
-    chosen = sorted(ranked, key=lambda entry: entry[:2])[:_EXAMPLES]
-    return [place for _, _, place in sorted(chosen, key=lambda entry: entry[1])]

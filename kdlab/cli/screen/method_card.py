@@ -42,7 +42,16 @@ def card(info: MethodInfo) -> RenderableType:
     head = Text.assemble((info.key, "bold"), "  ", info.summary)
     before = re.split(r"^(?:Args|Source|Raises):", info.doc, maxsplit=1, flags=re.MULTILINE)[0]
     prose = "\n".join(" ".join(paragraph.split()) for paragraph in before.strip().split("\n\n"))
-    return Group(head, Text(), Text(prose), Text(), table, Text(), Text("\n".join(_facts(info))))
+    needs, equal = info.needs_for({})
+    facts = [f"students    {serves(info)}; needs {', '.join(needs)}"]
+    if equal:
+        facts.append(f"the pair    must have equal {', '.join(equal)}")
+    for family, values in info.defaults_for.items():
+        said = ", ".join(f"{name} {_amount(value)}" for name, value in values.items())
+        facts.append(f"{family:<12}{said}")
+    if source := re.search(r"^Source:.*", info.doc, re.MULTILINE | re.DOTALL):
+        facts += ["", " ".join(source[0].split()).replace(" Differs:", "\nDiffers:")]
+    return Group(head, Text(), Text(prose), Text(), table, Text(), Text("\n".join(facts)))
 
 
 def options_explained(doc: str) -> dict[str, str]:
@@ -50,20 +59,6 @@ def options_explained(doc: str) -> dict[str, str]:
     section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", doc, re.MULTILINE | re.DOTALL)
     entries = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", section[1] if section else "", re.M | re.S)
     return {name: " ".join(text.split()) for name, text in entries}
-
-
-def _facts(info: MethodInfo) -> list[str]:
-    """Its needs, the defaults that differ, and its source."""
-    needs, equal = info.needs_for({})
-    lines = [f"students    {serves(info)}; needs {', '.join(needs)}"]
-    if equal:
-        lines.append(f"the pair    must have equal {', '.join(equal)}")
-    for family, values in info.defaults_for.items():
-        said = ", ".join(f"{name} {_amount(value)}" for name, value in values.items())
-        lines.append(f"{family:<12}{said}")
-    if source := re.search(r"^Source:.*", info.doc, re.MULTILINE | re.DOTALL):
-        lines += ["", " ".join(source[0].split()).replace(" Differs:", "\nDiffers:")]
-    return lines
 
 
 def _amount(value: object) -> str:

@@ -105,6 +105,8 @@ def ablate(
         + rm[rank=loc]   gfl r18  seed 0  cost unknown  new
         + rm[rank=both]  gfl r18  seed 0  cost unknown  new
     """
+    from kdlab.jobs.files import write_text
+    from kdlab.recipe.files import derived as derived_file
     from kdlab.recipe.variation import Request, axis, pairs_of
     from kdlab.running.executors import base
 
@@ -124,9 +126,11 @@ def ablate(
     wanted = [replace(request, overrides=(*changes, *pair)) for pair in models]
     derived = [_derived(source, one) for one in wanted]
     ready = [partial(planned, screen, loaded, executor, gpus) for _, loaded in derived]
-    if not dry_run:
-        for one, _ in derived:
-            _write(screen, one)
+    for one, _ in () if dry_run else derived:
+        path = derived_file(one.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, one.document.text)
+        screen.say(f"recipe written: {path}")
     made = [prepared() for prepared in ready]
     if dry_run and screen.json:
         screen.emit(plans=[one.plan.to_dict() for one in made])
@@ -205,17 +209,6 @@ def _together(made: Sequence[Prepared]) -> Prepared:
     """All plans as one that has each job once."""
     jobs = {planned.job.id: planned for one in made for planned in one.plan.jobs}
     return replace(made[0], plan=replace(made[0].plan, jobs=tuple(jobs.values())))
-
-
-def _write(screen: Screen, made: Derived) -> None:
-    """Write a derived recipe where `kdlab run` finds it by its name."""
-    from kdlab.jobs.files import write_text
-    from kdlab.recipe.files import derived
-
-    path = derived(made.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, made.document.text)
-    screen.say(f"recipe written: {path}")
 
 
 def _in_turn(
