@@ -94,7 +94,7 @@ class MethodInfo(PluginInfo):
         return replace(self, options=options, default_weight=weight)
 
     def unused(self, options: Mapping[str, Any]) -> dict[str, str]:
-        """Options that change nothing beside these resolved ones, each with the cause: "form: sigmoid"."""
+        """Options that change nothing next to these resolved ones, each with the cause: "form: sigmoid"."""
         return {
             name: f"{option}: {value}"
             for (option, value), names in self.unused_when.items()

@@ -104,7 +104,7 @@ class Option:
 
     @property
     def accepted(self) -> str:
-        """What it accepts, in words: "a number from 0 to 1"."""
+        """Accepted values in words: "a number from 0 to 1"."""
         low, high = self.limits
         if low == -math.inf or self.type.kind not in ("int", "float"):
             return str(self.type)

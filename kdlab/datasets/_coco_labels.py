@@ -75,7 +75,7 @@ def label_faults(data: dict[str, Any], where: str) -> Iterator[Fault]:
 
 
 def has_id(entry: Any) -> bool:
-    """Whether an image, an annotation or a category has a whole number as id."""
+    """True for an image, an annotation or a category with a whole number as id."""
     return isinstance(entry, dict) and isinstance(entry.get("id"), int)
 
 
@@ -103,12 +103,12 @@ def annotation_faults(
 
 
 def is_box(value: Any) -> bool:
-    """Whether `value` is a list of four finite numbers."""
+    """True for a list of four finite numbers."""
     return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number and no truth value."""
+    """True for a finite number that is no truth value."""
     try:
         return type(value) in (int, float) and math.isfinite(value)
     except OverflowError:  # a whole number beyond the largest float

@@ -70,7 +70,7 @@ def tuning_split(files: DatasetFiles, share: float, cache: Path | None = None) -
 
 
 def images_of(split: DatasetFiles) -> tuple[int, int]:
-    """How many images the two parts of a tuning split hold, without reading its labels."""
+    """Numbers of images in the two parts of a tuning split, without reading its labels."""
     train, val = json.loads((split.train.labels.parent / "made.json").read_text())["images"]
     return train, val
 

@@ -171,7 +171,7 @@ def cache_dir() -> Path:
 def make_once(folder: Path, build: Callable[[Path], None]) -> None:
     """Make `folder` unless it is there, so that it is either whole or absent.
 
-    `build` fills an empty folder beside it, which then gets its name in one step. Of several processes that
+    `build` fills an empty folder next to it, which then gets its name in one step. Of several processes that
     build at once the first to finish wins and the others use its folder; what a killed one leaves is never
     used.
 

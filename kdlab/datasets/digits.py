@@ -66,7 +66,7 @@ _Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class _Options:
-    """What a set is made from; `prepare` says what each means."""
+    """Options of a set; `prepare` says what each means."""
 
     image_px: int
     train_images: int
@@ -144,7 +144,7 @@ def prepare(
         background,
         overlap,
     )
-    if faults := list(_range_faults(options)) or list(_conflicts(options)):
+    if faults := list(_faults(options)):
         raise UsageError(faults=faults)
     key = hashlib.sha256(json.dumps([VERSION, asdict(options)], sort_keys=True).encode()).hexdigest()[:12]
     folder = (user_path(cache) if cache else cache_dir()) / "digits" / key
@@ -154,29 +154,32 @@ def prepare(
     return DatasetFiles("digits", CLASSES, train, val, made["fingerprint"])
 
 
-def _range_faults(options: _Options) -> Iterator[Fault]:
+def _faults(options: _Options) -> Iterator[Fault]:
+    """Options out of their range; where there are none, those that do not go together."""
+    sound = True
     for name, (kind, low, high) in _RANGES.items():
         value = getattr(options, name)
         right_kind = isinstance(value, (int, kind)) and not isinstance(value, bool)
         if not (right_kind and low <= value <= high):
+            sound = False
             known = f"{'whole numbers' if kind is int else 'numbers'} from {low} to {high}"
             yield Fault(f"dataset.{name} is out of range", got=repr(value), known=known)
     if options.background not in _LAYERS:
-        near = suggestion(str(options.background), list(_LAYERS))
-        known = ", ".join(_LAYERS)
+        sound = False
+        near, known = suggestion(str(options.background), list(_LAYERS)), ", ".join(_LAYERS)
         yield Fault("dataset.background is unknown", got=repr(options.background), known=known, fix=near)
-
-
-def _conflicts(options: _Options) -> Iterator[Fault]:
-    for low, high in (("min_digits", "max_digits"), ("min_size", "max_size")):
-        if getattr(options, low) > getattr(options, high):
-            got = f"{getattr(options, low)} > {getattr(options, high)}"
-            yield Fault(f"dataset.{low} exceeds dataset.{high}", got=got, fix=f"raise {high} or lower {low}")
-    if options.min_size * options.image_px < _SOURCE_PX:
+    if not sound:
+        return
+    for what in ("digits", "size"):
+        low, high = getattr(options, f"min_{what}"), getattr(options, f"max_{what}")
+        if low > high:
+            fix = f"raise max_{what} or lower min_{what}"
+            yield Fault(f"dataset.min_{what} exceeds dataset.max_{what}", got=f"{low} > {high}", fix=fix)
+    smallest_px = options.min_size * options.image_px
+    if smallest_px < _SOURCE_PX:
         yield Fault(
             "the smallest digits would be too small to read",
-            got=f"min_size {options.min_size} of image_px {options.image_px}"
-            f" is {options.min_size * options.image_px:.1f} px",
+            got=f"min_size {options.min_size} of image_px {options.image_px} is {smallest_px:.1f} px",
             known=f"at least {_SOURCE_PX} px, the size of the handwriting",
             fix=f"set dataset.min_size to {np.ceil(1000 * _SOURCE_PX / options.image_px) / 1000} or more",
         )

@@ -39,7 +39,7 @@ _FLAG = re.compile(r"\s+-?[01]$")
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a dataset keeps what; `prepare` says what each means."""
+    """Folders of a dataset; `prepare` says what each means."""
 
     root: Path
     images: str
@@ -52,7 +52,7 @@ class _Layout:
         return self.root / folder / self.splits / f"{name}.txt"
 
     def folder(self, split: str, part: str) -> Path:
-        """The folder `part` beside the list of a split."""
+        """The folder `part` next to the list of a split."""
         return self.root / split.rpartition("/")[0] / part
 
 

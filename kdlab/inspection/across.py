@@ -77,7 +77,7 @@ def files(splits: Sequence[Labels]) -> Found:
 
 
 def _gaps(files: set[Path]) -> Found:
-    """Where most numbers of a range are there, those that lack were taken out."""
+    """Numbers that lack in ranges of which most are there: such images were taken out."""
     groups: dict[tuple[Path, str, str], dict[int, str]] = {}
     for file in files:
         if match := _NUMBERED.fullmatch(file.stem):

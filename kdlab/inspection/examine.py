@@ -17,7 +17,7 @@ from kdlab.inspection.summary import Summary, summary
 from kdlab.inspection.voc import XmlFile
 
 OTHER = "other"
-"""The split of labelled images that lie beside those of a recipe and that it does not name."""
+"""The split of labelled images that lie next to those of a recipe, which does not name them."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -42,7 +42,7 @@ class Inspection:
 
     @property
     def usable(self) -> bool:
-        """Whether no defect makes a job stop."""
+        """True where no defect makes a job stop."""
         return all(defect.severity != "error" for defect in self.defects)
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def examine(
     """Look at every label and every image.
 
     Args:
-        files: the dataset; labelled splits beside train and val are looked at too.
+        files: the dataset; labelled splits next to train and val are looked at too.
         progress: told what is counted, how much is done and how much there is.
         broken_images: what a job does at one, "stop" or "skip".
     """
@@ -120,7 +120,7 @@ def _labels(files: DatasetFiles, progress: Progress) -> tuple[list[Labels], list
 
 
 def _siblings(files: DatasetFiles) -> dict[str, Split]:
-    """Splits beside train, where folder and labels bear the split's name: images/test, test.json."""
+    """Splits next to train, where folder and labels bear the split's name: images/test, test.json."""
     folder = files.train.images
     labels = os.path.relpath(files.train.labels, folder.parent)
     named = {os.path.normpath(split.labels) for split in (files.train, files.val)}
@@ -144,7 +144,7 @@ def _xml_files(splits: Sequence[Labels]) -> list[XmlFile]:
 
 
 def _other_xml(splits: Sequence[Labels]) -> Iterator[XmlFile]:
-    """XML files beside those, each with the image of its stem where there is one."""
+    """XML files next to those, each with the image of its stem where there is one."""
     known = {file.path: file.image for file in _xml_files(splits)}
     pairs = {(path.parent, Path(image).parent) for path, image in known.items()}
     for xml_folder, folder in sorted(pairs):

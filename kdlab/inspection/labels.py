@@ -70,7 +70,7 @@ class Labels:
 
     @property
     def is_converted(self) -> bool:
-        """Whether kdlab made them of XML files, so that ids and whole numbers are its own doing."""
+        """True for labels that kdlab made of XML files, so that ids and whole numbers are its own doing."""
         return any("xml" in image for image in self.images)
 
     @property
@@ -84,7 +84,7 @@ class Labels:
         return np.asarray(np.maximum(self.boxes[:, 2:], 0).prod(axis=1))
 
     def place(self, *objects: int, detail: str = "") -> Place:
-        """Where some objects of one image are, given their indices."""
+        """Place of some objects of one image, given their indices."""
         file = self.images[int(self.image[objects[0]])]["file_name"]
         return Place(self.split, file, tuple(int(self.number[index]) for index in objects), detail)
 
@@ -167,6 +167,6 @@ def _numbers(entries: Sequence[dict[str, Any]], key: str, default: Floats) -> Fl
 
 
 def bins(areas: Floats) -> dict[str, int]:
-    """How many of (O,) areas in px are small, medium and large."""
+    """Numbers of small, medium and large objects among (O,) areas in px."""
     small, large = int((areas < SMALL_PX2).sum()), int((areas >= LARGE_PX2).sum())
     return {"small": small, "medium": len(areas) - small - large, "large": large}

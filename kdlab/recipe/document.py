@@ -61,7 +61,7 @@ class Document:
         )
 
     def written(self, path: KeyPath) -> KeyPath:
-        """Where a resolved value stands: arms inherit from `methods:`, a teacher from `schedule:`."""
+        """Path where a resolved value stands: arms inherit from `methods:`, a teacher from `schedule:`."""
         source = path
         if path[:1] == ("arms",) and len(path) > 3:
             source = ("methods", *path[2:])
@@ -109,7 +109,7 @@ class Document:
 
 
 def is_option(place: str) -> bool:
-    """Whether a place is an option of the command line, which has no lines, and no file."""
+    """True for a place on the command line, which has no lines, not in a file."""
     return place.startswith("--")
 
 

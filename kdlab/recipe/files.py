@@ -15,7 +15,7 @@ from kdlab.recipe.document import Document, dotted, shortened, shown
 _SECTIONS = [re.compile(rf"^['\"]?{section}['\"]?\s*:", re.MULTILINE) for section in ("dataset", "student")]
 
 _LOCAL = re.compile(r"(^|[\s'\"{\[,])[/~]")
-"""Where a path of this machine begins; one of a URL has a slash before it."""
+"""Beginning of a path of this machine; one of a URL has a slash before it."""
 
 
 def find(name_or_path: str) -> tuple[str, Path]:
@@ -53,7 +53,7 @@ def told(path: Path) -> str:
 
 
 def command_of(name: str, document: Document, overrides: Sequence[str] = ()) -> str:
-    """What a person types for a recipe; for a derived one, which begins with it, the command that made it."""
+    """Command for a recipe; for a derived one, which begins with it, the command that made it."""
     said = typed(name, document)
     lines = [line.removeprefix("# ") for line in document.text.splitlines()[:2]]
     made = [line for line in lines if line.startswith("kdlab ablate ")] or [f"kdlab run {said}"]
@@ -61,7 +61,7 @@ def command_of(name: str, document: Document, overrides: Sequence[str] = ()) -> 
 
 
 def typed(name: str, document: Document) -> str:
-    """What a person types to name a recipe, as others may read it."""
+    """Name of a recipe on the command line, as others may read it."""
     known = name in catalog.recipes() or derived(name).is_file()
     return name if known else shareable(document.file)
 

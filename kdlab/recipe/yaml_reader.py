@@ -84,7 +84,7 @@ SCALARS = {
         )
     ]
 }
-"""What a plain scalar is, in PyYAML's form."""
+"""Patterns of plain scalars, in PyYAML's form."""
 
 
 class _Loader(yaml.SafeLoader):

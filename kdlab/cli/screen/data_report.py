@@ -22,7 +22,7 @@ _LOOKS = {"error": "bold red", "warn": "yellow", "note": "dim"}
 _CLASSES, _TRAITS = 12, 4
 _EXAMPLES = 3
 _WIDE = 150
-"""Columns from which examples stand beside what they are of, and not below."""
+"""Columns from which examples stand next to their defect, and not below."""
 _NAME_WIDTH = 32
 
 

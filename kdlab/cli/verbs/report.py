@@ -280,7 +280,7 @@ def tell_tracking(screen: Screen, done: SyncReport) -> None:
 
 
 def results_stem(plan: Mapping[str, Any]) -> str:
-    """Where a plan's table belongs below `results/`: under its recipe's name.
+    """Path of a plan's table below `results/`, without its ending: its recipe's name.
 
     A plan of a recipe that `--set` changed, or that was edited since, keeps its id in the name, so that a
     trial never replaces the numbers of the recipe as it stands. A query's is under `query/`.
