@@ -42,22 +42,8 @@ class DetectorInfo(PluginInfo):
 
 
 @dataclass(frozen=True)
-class DatasetInfo(PluginInfo):
-    """A dataset, with the keyword-only arguments of its `prepare` as options."""
-
-    options: dict[str, Option]
-
-
-@dataclass(frozen=True)
-class ExecutorInfo(PluginInfo):
-    """An executor, with the keyword-only arguments of its class as what `resources.<key>` may say."""
-
-    options: dict[str, Option]
-
-
-@dataclass(frozen=True)
 class MethodInfo(PluginInfo):
-    """A distillation method: its options, and what it needs of the two models.
+    """A distillation method with what it needs of the two models.
 
     Args:
         doc: the docstring of its class, which says what each option means.
@@ -71,7 +57,6 @@ class MethodInfo(PluginInfo):
         prepares: options that decide what is learned of the teacher before any student is trained.
     """
 
-    options: dict[str, Option]
     default_weight: float
     doc: str = ""
     needs: tuple[str, ...] = ()
@@ -170,18 +155,18 @@ def config_file(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def datasets(folder: Path | None = None) -> dict[str, DatasetInfo]:
+def datasets(folder: Path | None = None) -> dict[str, PluginInfo]:
     """The datasets by key; raises as `methods` does."""
     found = {}
     for file in plugin_files(folder or PACKAGE / "datasets"):
         prepare = function_in(file.tree.body, "prepare")
         if prepare is None:
             file.refuse("has no function `prepare`, whose keyword-only arguments are the dataset's options")
-        found[file.info.key] = DatasetInfo(**vars(file.info), options=options_of(file, prepare))
+        found[file.info.key] = replace(file.info, options=options_of(file, prepare))
     return found
 
 
-def executors(folder: Path | None = None) -> dict[str, ExecutorInfo]:
+def executors(folder: Path | None = None) -> dict[str, PluginInfo]:
     """The executors by key; raises as `methods` does."""
     found = {}
     for file in plugin_files(folder or PACKAGE / "running" / "executors"):
@@ -191,7 +176,7 @@ def executors(folder: Path | None = None) -> dict[str, ExecutorInfo]:
             file.refuse(f"has no class {name}, which starts the jobs")
         init = function_in(nodes[0].body, "__init__")
         options = options_of(file, init) if init else {}
-        found[file.info.key] = ExecutorInfo(**vars(file.info), options=options)
+        found[file.info.key] = replace(file.info, options=options)
     return found
 
 
@@ -267,7 +252,7 @@ def _method(file: PluginFile) -> MethodInfo:
     if "default_weight" not in facts:
         file.refuse(f"class {node.name} has no `default_weight`", node)
     doc = ast.get_docstring(node) or ""
-    return MethodInfo(**vars(file.info), options=options, doc=doc, **facts)
+    return MethodInfo(**vars(replace(file.info, options=options)), doc=doc, **facts)
 
 
 Options = Mapping[str, Option]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,11 +14,19 @@ from kdlab.errors import KdlabError
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """A plugin file: its key is the file's name, its summary the first line of the file's docstring."""
+    """A plugin of a folder.
+
+    Args:
+        key: the file's name without its ending.
+        path: of the file.
+        summary: the first line of the file's docstring.
+        options: the keyword-only arguments of what it defines, which a recipe may set.
+    """
 
     key: str
     path: Path
     summary: str
+    options: dict[str, Option] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -266,7 +266,7 @@ def method(raw: Any, methods: Methods, path: KeyPath, document: Document) -> Any
 def _with_options(
     raw: dict[str, Any],
     model: type[Settings],
-    info: catalog.DatasetInfo | catalog.MethodInfo | None,
+    info: PluginInfo | None,
     path: KeyPath,
     document: Document,
 ) -> dict[str, Any]:
@@ -280,7 +280,7 @@ def _with_options(
 
 def _options_of(
     raw: dict[str, Any],
-    info: catalog.DatasetInfo | catalog.ExecutorInfo | catalog.MethodInfo,
+    info: PluginInfo,
     path: KeyPath,
     document: Document,
     besides: Iterable[str] = (),
