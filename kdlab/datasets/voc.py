@@ -93,7 +93,13 @@ def prepare(
         if faults := list(_missing(layout, chosen)):
             raise UsageError(faults=faults)
         entries = _entries(layout, chosen)
-        folder = cache_dir() / "voc" / _key(layout.root, entries, classes)
+        digest = hashlib.sha256(json.dumps([VERSION, list(classes)]).encode())
+        for part in entries.values():
+            digest.update(b"%d\n" % len(part))
+            for entry in part:
+                digest.update(json.dumps([entry.image, entry.xml, entry.size_bytes]).encode())
+                digest.update(hashlib.sha256((layout.root / entry.xml).read_bytes()).digest())
+        folder = cache_dir() / "voc" / digest.hexdigest()[:12]
         made = None if folder.is_dir() else converted(layout.root, entries, classes)
     except OSError as error:
         raise unreadable(error, layout.root) from error
@@ -185,14 +191,3 @@ def _entries_of(layout: _Layout, split: str, faults: list[Fault]) -> list[Entry]
             told = f"stems without {what}: {len(stems)}"
             faults.append(Fault(told, where=str(folder), got=first_of(stems, 3), fix=fix))
     return found
-
-
-def _key(root: Path, entries: dict[str, list[Entry]], classes: Sequence[str]) -> str:
-    """12 hex digits over all that the conversion reads."""
-    digest = hashlib.sha256(json.dumps([VERSION, list(classes)]).encode())
-    for part in entries.values():
-        digest.update(b"%d\n" % len(part))
-        for entry in part:
-            digest.update(json.dumps([entry.image, entry.xml, entry.size_bytes]).encode())
-            digest.update(hashlib.sha256((root / entry.xml).read_bytes()).digest())
-    return digest.hexdigest()[:12]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdlab.datasets.base import PARTS, DatasetFiles, Split
+from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.inspection import across, boxes, entries, images, voc
 from kdlab.inspection.findings import Defect, Place, defects
-from kdlab.inspection.images import ImageFacts, ImageTask
+from kdlab.inspection.images import ImageTask
 from kdlab.inspection.labels import Labels, arranged, read
-from kdlab.inspection.summary import Summary, summary
+from kdlab.inspection.summary import Summary, summaries
 from kdlab.inspection.voc import XmlFile
 
 OTHER = "other"
@@ -88,22 +88,9 @@ def examine(
     found += [*images.check(facts), *images.repeated(facts)]
     found += [one for check in across.CHECKS for one in check(splits)]
     found += [one for check in voc.CHECKS for one in check([*listed, *others])]
-    left_out = _left_out(facts) if broken_images == "skip" else 0
+    left_out = images.skipped(facts) if broken_images == "skip" else 0
     told = tuple(defects(found, skips_broken=left_out > 0))
-    summaries = [
-        summary(labels.split, [labels], [one for one in facts if one.task.split == labels.split])
-        for labels in splits
-    ]
-    if len(splits) > 1:
-        summaries.append(summary("all", splits, facts))
-    return Inspection(files.name, files.fingerprint, tuple(summaries), told, left_out)
-
-
-def _left_out(facts: Sequence[ImageFacts]) -> int:
-    """Images that a job skips; 0 where that would leave it none to learn from or to measure on."""
-    read = [found for found in facts if found.task.split in PARTS]
-    whole = {found.task.split for found in read if not found.fault}
-    return sum(bool(found.fault) for found in read) if len(whole) == 2 else 0
+    return Inspection(files.name, files.fingerprint, summaries(splits, facts), told, left_out)
 
 
 def _labels(files: DatasetFiles, progress: Progress) -> tuple[list[Labels], list[tuple[str, Place]]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from kdlab.datasets._voc_xml import TURNED
+from kdlab.datasets.base import PARTS
 from kdlab.inspection.findings import Found, Place
 
 _ORIENTATION = 0x0112
@@ -158,6 +159,13 @@ def repeated(facts: Sequence[ImageFacts]) -> Found:
         splits = list(dict.fromkeys(task.split for task in same))
         if len(splits) > 1 and name not in leaked:
             yield "same-name", Place(splits[1], same[-1].name, detail=f"also {splits[0]}")
+
+
+def skipped(facts: Sequence[ImageFacts]) -> int:
+    """Broken images that a job skips; 0 where that would leave it none to learn from or to measure on."""
+    read = [found for found in facts if found.task.split in PARTS]
+    whole = {found.task.split for found in read if not found.fault}
+    return sum(bool(found.fault) for found in read) if len(whole) == len(PARTS) else 0
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -50,8 +50,18 @@ class Summary:
         return asdict(self)
 
 
-def summary(name: str, splits: Sequence[Labels], facts: Sequence[ImageFacts]) -> Summary:
-    """The numbers of some splits together."""
+def summaries(splits: Sequence[Labels], facts: Sequence[ImageFacts]) -> tuple[Summary, ...]:
+    """The numbers of each split, and of all together where there are several."""
+    found = []
+    for labels in splits:
+        own = [image for image in facts if image.task.split == labels.split]
+        found.append(_summary(labels.split, [labels], own))
+    if len(splits) > 1:
+        found.append(_summary("all", splits, facts))
+    return tuple(found)
+
+
+def _summary(name: str, splits: Sequence[Labels], facts: Sequence[ImageFacts]) -> Summary:
     counts = np.concatenate([labels.counts for labels in splits])
     boxes = np.concatenate([labels.boxes for labels in splits])
     objects = [entry for labels in splits for entry in labels.objects]

@@ -52,7 +52,7 @@ def test_other_xml_of_another_class_adds_it(make_xml: Any, tmp_path: Path) -> No
     ]
 
 
-@pytest.mark.parametrize("old", [b"<xmin>1</xmin>", b"<width>200", b"<annotation>"])
+@pytest.mark.parametrize("old", [b"<xmin>1</xmin>", b"<name>cat</name>", b"<width>200", b"<annotation>"])
 def test_what_cannot_be_read_is_named(old: bytes, voc_data: Any, told: Told) -> None:
     voc_data.files["xml/a.xml"] = voc_data.files["xml/a.xml"].replace(old, b"<width>wide" * (b"w" in old))
     assert [place[:12] for place in told(voc_data.examine(), "xml-unreadable")] == ["train: a.xml"]
