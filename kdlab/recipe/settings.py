@@ -1,4 +1,4 @@
-"""What a recipe may say: frozen settings, each value with its type, its range and its default."""
+"""Sections of a recipe: frozen settings, each value with its type, its range and its default."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def _executors() -> list[dict[str, Any]]:
     return [_with_options(info) for info in catalog.executors().values()]
 
 
-def _with_options(info: catalog.DatasetInfo | catalog.ExecutorInfo) -> dict[str, Any]:
+def _with_options(info: catalog.PluginInfo) -> dict[str, Any]:
     return {"name": info.key, "about": info.summary, **_options(info.options)}
 
 
