@@ -10,10 +10,10 @@ import ast
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, partial, wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kdlab.catalog.options import Option
 from kdlab.catalog.plugin_files import (
@@ -137,20 +137,43 @@ class RecipeInfo:
     summary: str
 
 
-def methods(folder: Path | None = None) -> dict[str, MethodInfo]:
+Info = TypeVar("Info", bound=PluginInfo)
+
+
+def listing(
+    *place: str,
+) -> Callable[[Callable[[Path], dict[str, Info]]], Callable[..., dict[str, Info]]]:
+    """Decorator: the plugins of a folder of this package, read anew only when one of its files changed."""
+
+    def of(read: Callable[[Path], dict[str, Info]]) -> Callable[..., dict[str, Info]]:
+        @cache
+        def as_of(folder: Path, _changed: tuple[tuple[Path, int], ...]) -> dict[str, Info]:
+            return read(folder)
+
+        @wraps(read)
+        def listed(folder: Path | None = None) -> dict[str, Info]:
+            folder = folder or PACKAGE.joinpath(*place)
+            files = sorted(folder.glob("*.py"))
+            return dict(as_of(folder, tuple((path, path.stat().st_mtime_ns) for path in files)))
+
+        return listed
+
+    return of
+
+
+@listing("methods")
+def methods(folder: Path) -> dict[str, MethodInfo]:
     """The distillation methods by key.
 
     Raises:
         KdlabError: a file has no docstring, not exactly one `Method` class, or what the class says of itself
             cannot be read without running it; names file and line.
     """
-    folder = folder or PACKAGE / "methods"
-    return dict(
-        _methods(folder, tuple((path, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.py"))))
-    )
+    return {file.info.key: _method(file) for file in plugin_files(folder)}
 
 
-def detectors(folder: Path | None = None) -> dict[str, DetectorInfo]:
+@listing("detectors")
+def detectors(folder: Path) -> dict[str, DetectorInfo]:
     """The detector families by key: the files that say `FAMILY = ...`, others there are what they share.
 
     `STRIDES = ...` and `HEAD_CONVS = ...` there are the family's own sizes, written as literals.
@@ -158,14 +181,13 @@ def detectors(folder: Path | None = None) -> dict[str, DetectorInfo]:
     Raises:
         KdlabError: as `methods` does.
     """
-    files = plugin_files(folder or PACKAGE / "detectors")
-    return {file.info.key: _detector(file) for file in files if file.assigned("FAMILY")}
+    return {file.info.key: _detector(file) for file in plugin_files(folder) if file.assigned("FAMILY")}
 
 
-def backbones(folder: Path | None = None) -> dict[str, BackboneInfo]:
+@listing("backbones")
+def backbones(folder: Path) -> dict[str, BackboneInfo]:
     """The backbones by name; a file has all of one kind. Raises as `methods` does."""
-    files = plugin_files(folder or PACKAGE / "backbones")
-    return {info.key: info for file in files for info in _backbones(file)}
+    return {info.key: info for file in plugin_files(folder) for info in _backbones(file)}
 
 
 def config_file(name: str) -> Path | None:
@@ -184,10 +206,11 @@ def config_file(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def datasets(folder: Path | None = None) -> dict[str, PluginInfo]:
+@listing("datasets")
+def datasets(folder: Path) -> dict[str, PluginInfo]:
     """The datasets by key; raises as `methods` does."""
     found = {}
-    for file in plugin_files(folder or PACKAGE / "datasets"):
+    for file in plugin_files(folder):
         prepare = function_in(file.tree.body, "prepare")
         if prepare is None:
             file.refuse("has no function `prepare`, whose keyword-only arguments are the dataset's options")
@@ -195,10 +218,11 @@ def datasets(folder: Path | None = None) -> dict[str, PluginInfo]:
     return found
 
 
-def executors(folder: Path | None = None) -> dict[str, PluginInfo]:
+@listing("running", "executors")
+def executors(folder: Path) -> dict[str, PluginInfo]:
     """The executors by key; raises as `methods` does."""
     found = {}
-    for file in plugin_files(folder or PACKAGE / "running" / "executors"):
+    for file in plugin_files(folder):
         name = file.info.key.title()
         nodes = [node for node in file.tree.body if isinstance(node, ast.ClassDef) and node.name == name]
         if not nodes:
@@ -236,12 +260,6 @@ def first_comment(text: str) -> str:
     """The first line of `text` that is a comment, without its marks; "" where there is none."""
     lines = (line.strip() for line in text.splitlines())
     return next((line.lstrip("#").strip() for line in lines if line.startswith("#")), "")
-
-
-@cache
-def _methods(folder: Path, _changed: tuple[tuple[Path, int], ...]) -> dict[str, MethodInfo]:
-    """The methods as the files of the folder were at those times; a search asks thousands of times."""
-    return {file.info.key: _method(file) for file in plugin_files(folder)}
 
 
 def _detector(file: PluginFile) -> DetectorInfo:

@@ -21,12 +21,15 @@ class PluginInfo:
         path: of the file.
         summary: the first line of the file's docstring.
         options: the keyword-only arguments of what it defines, which a recipe may set.
+        version: `VERSION = ...` there, 1 where left out. The commit that moves a number of the plugin raises
+            it, and with it the ids of the jobs that use it.
     """
 
     key: str
     path: Path
     summary: str
     options: dict[str, Option] = field(default_factory=dict, kw_only=True)
+    version: int = field(default=1, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,11 @@ def plugin_files(folder: Path) -> Iterator[PluginFile]:
         source = PluginFile(PluginInfo(path.stem, path, summary), tree)
         if not summary:
             source.refuse("has no docstring; its first line is the summary that people see")
-        yield source
+        written = source.assigned("VERSION")
+        version = 1 if written is None else source.literal(written, "VERSION")
+        if not isinstance(version, int) or version < 1:
+            source.refuse("VERSION must be a whole number from 1 on", written)
+        yield replace(source, info=replace(source.info, version=version))
 
 
 def assignments(body: list[ast.stmt]) -> dict[str, ast.expr]:

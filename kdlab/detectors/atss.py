@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mmengine.config import ConfigDict
 from torch import Tensor
 
 from kdlab.detectors.dense import DenseAdapter
 from kdlab.detectors.outputs import Branch
 from kdlab.detectors.sizing import dense
+from kdlab.jobs.spec import ModelSettings
 
 
 class ATSS(DenseAdapter):
@@ -21,7 +20,7 @@ class ATSS(DenseAdapter):
     reg_predictor = "atss_reg"
 
     @staticmethod
-    def config(settings: dict[str, Any], num_classes: int) -> ConfigDict:
+    def config(settings: ModelSettings, num_classes: int) -> ConfigDict:
         """mmdet's ATSS with the recipe's sizes."""
         return dense("atss/atss_r50_fpn_1x_coco.py", settings, num_classes)
 

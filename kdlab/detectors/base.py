@@ -14,6 +14,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from kdlab.detectors.outputs import Assignment, Branch, DetectorOutputs, Facts, RoiOutputs, Rois
+from kdlab.jobs.spec import ModelSettings
 
 _PROBED_PX = 256
 
@@ -56,7 +57,7 @@ class Adapter:
         self.model = model
 
     @staticmethod
-    def config(settings: dict[str, Any], num_classes: int) -> ConfigDict:
+    def config(settings: ModelSettings, num_classes: int) -> ConfigDict:
         """The mmdet config of the family for a recipe's model settings."""
         raise NotImplementedError
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kdlab.detectors.base import Adapter, Recording, strides_of, wrapped
 from kdlab.detectors.outputs import DetectorOutputs, Facts, RoiOutputs, Rois
 from kdlab.detectors.sizing import resized
+from kdlab.jobs.spec import ModelSettings
 
 STRIDES = (4, 8, 16, 32, 64)
 HEAD_CONVS = 0
@@ -37,7 +38,7 @@ class FasterRCNN(Adapter):
         return ours and model.roi_head.with_mask == cls.masks
 
     @staticmethod
-    def config(settings: dict[str, Any], num_classes: int) -> ConfigDict:
+    def config(settings: ModelSettings, num_classes: int) -> ConfigDict:
         """mmdet's Faster R-CNN with the recipe's sizes."""
         return two_stage("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", settings, num_classes)
 
@@ -92,10 +93,10 @@ class FasterRCNN(Adapter):
         head(self.head.shared_head(regions) if self.head.with_shared_head else regions)
 
 
-def two_stage(base: str, settings: dict[str, Any], num_classes: int) -> ConfigDict:
+def two_stage(base: str, settings: ModelSettings, num_classes: int) -> ConfigDict:
     """mmdet's two-stage config `base` with the recipe's backbone, widths, strides and classes."""
     model = resized(base, settings, num_classes)
-    channels, strides = settings["neck_channels"], list(settings["strides"])
+    channels, strides = settings.neck_channels, list(settings.strides)
     model.rpn_head.update(in_channels=channels, feat_channels=channels)
     model.rpn_head.anchor_generator.strides = strides
     for part in ("bbox", "mask"):

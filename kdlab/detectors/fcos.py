@@ -18,6 +18,7 @@ from kdlab.detectors.base import Recording, wrapped
 from kdlab.detectors.dense import BACKGROUND, DenseAdapter
 from kdlab.detectors.outputs import Branch, Priors
 from kdlab.detectors.sizing import dense
+from kdlab.jobs.spec import ModelSettings
 
 BASE = "fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py"
 INF = 1e8
@@ -33,10 +34,10 @@ class FCOS(DenseAdapter):
     reg_predictor = "conv_reg"
 
     @staticmethod
-    def config(settings: dict[str, Any], num_classes: int) -> ConfigDict:
+    def config(settings: ModelSettings, num_classes: int) -> ConfigDict:
         """mmdet's FCOS with the recipe's sizes, on a backbone in torchvision's style and normalisation."""
         model = dense(BASE, settings, num_classes)
-        strides = list(settings["strides"])
+        strides = list(settings.strides)
         bounds = [-1, *(8 * stride for stride in strides[:-1]), INF]
         model.bbox_head.update(strides=strides, regress_ranges=tuple(pairwise(bounds)))
         model.data_preprocessor.update(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 from mmdet.structures.bbox import bbox2distance
 from mmengine.config import ConfigDict
@@ -13,6 +12,7 @@ from torch import Tensor
 from kdlab.detectors.dense import DenseAdapter
 from kdlab.detectors.outputs import Facts
 from kdlab.detectors.sizing import dense
+from kdlab.jobs.spec import ModelSettings
 
 
 class GFL(DenseAdapter):
@@ -29,7 +29,7 @@ class GFL(DenseAdapter):
         return replace(super().facts, bins=self.head.reg_max + 1)
 
     @staticmethod
-    def config(settings: dict[str, Any], num_classes: int) -> ConfigDict:
+    def config(settings: ModelSettings, num_classes: int) -> ConfigDict:
         """mmdet's GFL with the recipe's sizes."""
         return dense("gfl/gfl_r50_fpn_1x_coco.py", settings, num_classes)
 

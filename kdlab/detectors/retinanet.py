@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mmengine.config import ConfigDict
 
 from kdlab.detectors.dense import DenseAdapter
 from kdlab.detectors.sizing import dense
+from kdlab.jobs.spec import ModelSettings
 
 
 class RetinaNet(DenseAdapter):
@@ -19,7 +18,7 @@ class RetinaNet(DenseAdapter):
     reg_predictor = "retina_reg"
 
     @staticmethod
-    def config(settings: dict[str, Any], num_classes: int) -> ConfigDict:
+    def config(settings: ModelSettings, num_classes: int) -> ConfigDict:
         """mmdet's RetinaNet with the recipe's sizes."""
         return dense("retinanet/retinanet_r50_fpn_1x_coco.py", settings, num_classes, group_norm=False)
 

@@ -4,42 +4,42 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import mmdet
 from mmengine.config import Config, ConfigDict
 
 from kdlab import backbones
+from kdlab.jobs.spec import ModelSettings
 
 CONFIGS = Path(mmdet.__file__).parent / ".mim" / "configs"
 
 
-def resized(base: str, settings: dict[str, Any], num_classes: int) -> ConfigDict:
+def resized(base: str, settings: ModelSettings, num_classes: int) -> ConfigDict:
     """The model part of mmdet's config `base` with a recipe's backbone, neck and classes."""
     # mmengine's `get_config` finds the same file after reading a hundred others
     model: ConfigDict = Config.fromfile(CONFIGS / base).model
-    start = int(math.log2(settings["strides"][0])) - 2
-    stages = min(4, start + len(settings["strides"]))
-    name, learned = settings["backbone"], settings["init"] != "none"
-    backbone, channels = backbones.kind_of(name).config(name, settings["width"], stages, learned)
+    start = int(math.log2(settings.strides[0])) - 2
+    stages = min(4, start + len(settings.strides))
+    name, learned = settings.backbone, settings.init != "none"
+    backbone, channels = backbones.kind_of(name).config(name, settings.width, stages, learned)
     model.backbone = ConfigDict(**backbone)
     model.neck.update(
         in_channels=channels,
-        out_channels=settings["neck_channels"],
+        out_channels=settings.neck_channels,
         start_level=start,
-        num_outs=len(settings["strides"]),
+        num_outs=len(settings.strides),
     )
     set_classes(model, num_classes)
     return model
 
 
-def dense(base: str, settings: dict[str, Any], num_classes: int, group_norm: bool = True) -> ConfigDict:
+def dense(base: str, settings: ModelSettings, num_classes: int, group_norm: bool = True) -> ConfigDict:
     """`resized` of a one-stage detector, with a recipe's towers."""
     model = resized(base, settings, num_classes)
-    head, channels = model.bbox_head, settings["neck_channels"]
-    head.update(in_channels=channels, feat_channels=channels, stacked_convs=settings["head_convs"])
+    head, channels = model.bbox_head, settings.neck_channels
+    head.update(in_channels=channels, feat_channels=channels, stacked_convs=settings.head_convs)
     if "anchor_generator" in head:
-        head.anchor_generator.strides = list(settings["strides"])
+        head.anchor_generator.strides = list(settings.strides)
     if group_norm:
         # mmdet's 32 groups at 256 channels, fewer for fewer; they divide evenly
         most = max(1, min(32, channels // 8))

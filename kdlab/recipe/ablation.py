@@ -10,10 +10,10 @@ from typing import Any
 
 from kdlab import catalog
 from kdlab.errors import Fault, UsageError, fixes, suggestion
+from kdlab.jobs.spec import MethodSettings
 from kdlab.recipe import loader as recipes
 from kdlab.recipe.document import Document, KeyPath, dotted, is_option, printable, shortened, shown
 from kdlab.recipe.files import shareable
-from kdlab.recipe.settings import MethodSettings
 from kdlab.recipe.variation import Request, check_distinct, name_of, of_seeds, text_of, yaml_of
 from kdlab.recipe.yaml_writer import dump
 

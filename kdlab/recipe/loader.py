@@ -10,19 +10,10 @@ from typing import Any, TypeVar
 from kdlab import catalog
 from kdlab.catalog.plugin_files import PluginInfo
 from kdlab.errors import fixes, suggestion
+from kdlab.jobs.spec import MethodSettings, ModelSettings, Schedule, Settings
 from kdlab.recipe.document import Document, KeyPath, shown
 from kdlab.recipe.files import command_of, find, told
-from kdlab.recipe.settings import (
-    DatasetSettings,
-    MethodSettings,
-    ModelSettings,
-    Recipe,
-    Resources,
-    Schedule,
-    Settings,
-    TeacherSettings,
-    TuneSettings,
-)
+from kdlab.recipe.settings import DatasetSettings, Recipe, Resources, TeacherSettings, TuneSettings
 from kdlab.recipe.yaml_reader import read
 
 __all__ = [

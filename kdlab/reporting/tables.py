@@ -8,8 +8,10 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from kdlab.errors import UsageError, suggestion
-from kdlab.jobs.job import SCHEMA
 from kdlab.reporting.statistics import Interval
+
+SCHEMA = 1
+"""Of a table as plain data."""
 
 Mark = Literal["", "bold", "underline", "dim"]
 

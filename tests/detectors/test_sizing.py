@@ -27,7 +27,7 @@ def test_mmdets_own_retinanet_comes_out_of_its_own_sizes(model_settings: Callabl
         "retinanet", backbone="resnet50", width=64, neck_channels=256, strides=(8, 16, 32, 64, 128)
     )
     own = Config.fromfile(CONFIGS / BASE).model
-    ours = resized(BASE, sizes | {"init": "imagenet"}, 80)
+    ours = resized(BASE, sizes.model_copy(update={"init": "imagenet"}), 80)
     assert {**ours.backbone, "init_cfg": None} == {
         **own.backbone,
         "init_cfg": None,

@@ -8,7 +8,6 @@ from typing import Any
 import pandas
 import pytest
 
-from kdlab.jobs.job import Job
 from kdlab.jobs.result import JobResult
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison, Gain
@@ -16,6 +15,7 @@ from kdlab.reporting.plots import PLOTS, draw, pictures, write_plots
 from kdlab.reporting.plots.plot import Plot
 from kdlab.reporting.records import Record
 from kdlab.reporting.statistics import Interval
+from tests.stubs.jobs import make
 
 METRICS = {"AP": 30.0, "AP50": 50.0, "APs": 20.0, "APl": 40.0}
 ARMS = {"baseline": (30.0, 31.0), "rm": (32.0, 32.0), "rm+pfi": (29.0, 34.0)}
@@ -50,7 +50,7 @@ def result(arm: str, seed: int, ap: float) -> JobResult:
 
 def arm(name: str, aps: tuple[float, ...], change: Change) -> Arm:
     records = [
-        Record(Job(f"{name}{seed}", "student", name, seed, {}), "done", change(result(name, seed, ap)))
+        Record(make(f"student-{name}{seed}", name, seed), "done", change(result(name, seed, ap)))
         for seed, ap in enumerate(aps)
     ]
     return Arm(name, name != "baseline", False, tuple(records), len(aps))

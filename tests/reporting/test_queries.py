@@ -8,6 +8,7 @@ from kdlab.errors import UsageError
 from kdlab.jobs.files import write_json
 from kdlab.reporting.queries import plans
 from kdlab.reporting.tracking import sync
+from tests.stubs.jobs import method
 
 SETTINGS = {
     "model": {"detector": "gfl", "backbone": "resnet18"},
@@ -27,7 +28,7 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 def recorded(bench):
     """Two seeds of a baseline and one of rm, all in MLflow."""
     jobs = [bench.job("baseline", seed, settings=SETTINGS) for seed in range(2)]
-    jobs.append(bench.job("rm", settings=SETTINGS | {"methods": {"rm": {"weight": 4.0}}}))
+    jobs.append(bench.job("rm", settings=SETTINGS | {"methods": {"rm": method("rm", weight=4.0)}}))
     for job in jobs:
         bench.train(job, ap=30.0 + job.seed)
         write_json(bench.runs.job(job.id).job, job.to_dict())
@@ -36,7 +37,8 @@ def recorded(bench):
 
 
 def arms(made) -> list[list[str]]:
-    return [sorted(f"{one['job']['arm']} {one['job']['seed']}" for one in plan["jobs"]) for plan in made]
+    jobs = [[one["job"] for one in plan["jobs"]] for plan in made]
+    return [sorted(f"{job['arm']} {job['spec']['seed']}" for job in plan) for plan in jobs]
 
 
 def test_filter_picks_jobs_by_metrics_tags_and_settings_and_is_refused_where_it_is_none(recorded) -> None:

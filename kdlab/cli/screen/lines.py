@@ -62,7 +62,7 @@ class Lines:
                 return f"measures on {event.device}: {event.iterations} images"
             case JobEvaluated() if view.measures:
                 return f"AP {event.metrics.get('AP', 0.0):.1f} on {event.iteration} images"
-            case JobStarted(iteration=0) if view.job.kind == "scale":
+            case JobStarted(iteration=0) if view.job.spec.counts == "steps":
                 return f"started on {event.device}: {event.iterations} iterations"
             case JobStarted(iteration=0):
                 return f"started on {event.device}: {event.epochs} epochs, {event.iterations} iterations"

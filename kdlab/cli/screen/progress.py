@@ -85,7 +85,7 @@ class JobView:
     @property
     def measures(self) -> bool:
         """Whether the job counts images that it measures on, and not steps of training."""
-        return self.job.kind == "evaluate"
+        return self.job.spec.counts == "images"
 
     @property
     def fraction(self) -> float:

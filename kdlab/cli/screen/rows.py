@@ -52,16 +52,17 @@ def _stage(view: JobView, place: Place | None) -> str:
     """How far a job is: "ep 5/12", "step 7/30" or "images 80/200"; "starts" before its process spoke."""
     if not view.started:
         return place.waits if place and place.waits else "starts"
-    if not (view.measures or view.job.kind == "scale"):
+    if view.job.spec.counts == "epochs":
         return f"ep {view.epoch}"
     at = view.last or view.started
-    return f"{'images' if view.measures else 'step'} {at.iteration}/{at.iterations}"
+    unit = "step" if view.job.spec.counts == "steps" else "images"
+    return f"{unit} {at.iteration}/{at.iterations}"
 
 
 def reserved_widths(view: PlanView) -> dict[str, int]:
     """Characters that each column will need, so that the columns stay where they are while the plan runs."""
     jobs = [known.job for known in view.jobs.values()]
-    terms = [[f"{name} 0.05" for name in job.settings.get("methods", ())] for job in jobs]
+    terms = [[f"{name} 0.05" for name in getattr(job.spec, "methods", ())] for job in jobs]
     return {
         "label": max((len(job.label) for job in jobs), default=0),
         "epoch": len("starts"),

@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 PROCESS = "kdlab.training.export"
 EXPORTS = Path("exports")
 QUICKSTART = "kdlab run digits/quickstart"
-_WITHOUT_DETECTOR = {
-    "prepare": "trains no detector",
-    "scale": "takes a few steps to see how large the losses are and keeps no weights",
-}
 _ABOUT = {
     ".safetensors": "weights under mmdet's names",
     ".pth": "the same with class names, for mmdet",
@@ -139,7 +135,7 @@ def _finished(runs: Runs, job: Job) -> Job:
     """
     from kdlab.reporting import records
 
-    if why := _WITHOUT_DETECTOR.get(job.kind):
+    if why := job.spec.instead:
         raise UsageError(f"{job.label} {why}, so there is nothing to export", where=job.id)
     state = records.job_state(runs.job(job.id))
     if state == "done":

@@ -12,6 +12,7 @@ from torchvision.models import get_model, get_model_weights
 
 from kdlab.backbones import kinds
 from kdlab.errors import JobError, MachineError
+from kdlab.jobs.spec import ModelSpec
 from kdlab.training import checkpoints, weights
 from kdlab.training.weights.key_report import KeyReport, fit
 
@@ -45,23 +46,23 @@ def fit_backbone(
     return fit(model, tensors, where)
 
 
-def first_weights(settings: Mapping[str, Any], path: str | None) -> Path | None:
+def first_weights(model: ModelSpec, path: str | None) -> Path | None:
     """The file that a model's backbone starts from; None where all is drawn.
 
     Args:
-        settings: of the model; "init" is "none", "imagenet" or "sha256:<hex>".
+        model: its `init` is "none", "imagenet" or "sha256:<hex>".
         path: where the file of that content lies now.
 
     Raises:
         MachineError: torchvision's file cannot be downloaded.
         JobError: the file is not the one that was planned with.
     """
-    if settings["init"] == "none":
+    if model.init == "none":
         return None
-    if settings["init"] == "imagenet":
-        return _torchvision_file(settings["backbone"])
+    if model.init == "imagenet":
+        return _torchvision_file(str(model.backbone))
     file = Path(path or "")
-    if not file.is_file() or f"sha256:{checkpoints.sha256(file)}" != settings["init"]:
+    if not file.is_file() or f"sha256:{checkpoints.sha256(file)}" != model.init:
         raise JobError(
             "the backbone's first weights are gone, or not the ones that were planned with",
             where=str(file),

@@ -5,8 +5,8 @@ import pytest
 from kdlab.cli.screen import pick
 from kdlab.cli.screen.options import job_names, plan_names
 from kdlab.errors import UsageError
-from kdlab.jobs.job import Job
 from tests.cli.conftest import TEACHER, Lab
+from tests.stubs.jobs import make
 from tests.stubs.stub_job import prepared
 
 OTHER = "student-0ld00000"
@@ -19,7 +19,7 @@ def chosen(lab: Lab, *words: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def saved(lab: Lab) -> None:
     lab.save()
-    prepared(lab.runs, Job(OTHER, "student", "gone", 0, {}))
+    prepared(lab.runs, make(OTHER, "gone"))
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import pytest
 
 from kdlab.cli.screen.places import Place, place, ranges, without_jobs
 from kdlab.devices import Gpu, Machine
-from kdlab.jobs.job import Job, Resources
+from kdlab.jobs.job import Resources
 from kdlab.jobs.lease import Lease, LeaseInfo, Process
 from kdlab.jobs.paths import JobPaths
 from kdlab.running.executors.base import Handle
+from tests.stubs.jobs import make
 
 NUMBERS = {"GPU-aaaaaaaaaa": 0, "GPU-bbbbbbbbbb": 1, "GPU-cccccccccc": 2}
 ME = Process.of(os.getpid())
@@ -24,7 +25,7 @@ def paths(tmp_path: Path) -> JobPaths:
 
 
 def where(paths: JobPaths, gpus: int = 0) -> Place | None:
-    job = Job("student-00000000", "student", "a", 0, {}, resources=Resources(gpus=gpus))
+    job = make("student-00000000", resources=Resources(gpus=gpus))
     return place(job, paths, NUMBERS)
 
 
