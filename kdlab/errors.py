@@ -102,3 +102,8 @@ def suggestion(word: str, known: Sequence[str]) -> str:
     """ "did you mean rm?" for the nearest of `known`, or "" where nothing is near."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else ""
+
+
+def fixes(*ways: str) -> str:
+    """Several fixes on one line, without the empty ones: "did you mean rm?   see: kdlab ls methods"."""
+    return "   ".join(filter(None, ways))

@@ -6,7 +6,6 @@ torch and mmdet are imported inside the fixtures, so that all other tests stay q
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Callable
 from functools import cache
@@ -16,6 +15,8 @@ from typing import Any
 import pytest
 
 import kdlab.mmcv_ops  # noqa: F401 - from here on mmdet finds its compiled operators
+from kdlab.jobs.spec import MethodSettings, ModelSpec
+from tests.stubs.jobs import method, model
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -44,20 +45,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def model_settings() -> Callable[..., dict[str, Any]]:
-    """`model_settings("gfl", width=16)`: a recipe's `student:` as plain data."""
+def model_settings() -> Callable[..., ModelSpec]:
+    """`model_settings("gfl", width=16)`: the model of a job."""
 
-    def model_settings(detector: str, **changes: Any) -> dict[str, Any]:
-        return {
-            "detector": detector,
-            "backbone": "resnet18",
-            "width": 8,
-            "neck_channels": 16,
-            "head_convs": 2,
-            "strides": (8, 16, 32),
-            "init": "none",
-            "overrides": {},
-        } | changes
+    def model_settings(detector: str, **changes: Any) -> ModelSpec:
+        return model(detector=detector, **{"head_convs": 2, "strides": [8, 16, 32]} | changes)
 
     return model_settings
 
@@ -74,7 +66,7 @@ def torch_() -> Any:
 
 
 @pytest.fixture(scope="session")
-def build(torch_: Any, model_settings: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+def build(torch_: Any, model_settings: Callable[..., ModelSpec]) -> Callable[..., Any]:
     """`build("gfl", seed=0, classes=3, width=8)`: a tiny model, its predictions unlike everywhere."""
     from kdlab import detectors
 
@@ -82,7 +74,7 @@ def build(torch_: Any, model_settings: Callable[..., dict[str, Any]]) -> Callabl
     def built(settings: str, classes: int, seed: int) -> Any:
         with torch_.random.fork_rng(devices=[]):
             torch_.manual_seed(seed)
-            model = detectors.build(json.loads(settings), classes)
+            model = detectors.build(ModelSpec.model_validate_json(settings), classes)
             heads = [getattr(model, name, None) for name in ("bbox_head", "rpn_head", "roi_head")]
             for layer in torch_.nn.ModuleList(filter(None, heads)).modules():
                 if isinstance(layer, torch_.nn.Conv2d):
@@ -94,7 +86,7 @@ def build(torch_: Any, model_settings: Callable[..., dict[str, Any]]) -> Callabl
         return model
 
     def build(detector: str, seed: int = 0, classes: int = CLASSES, **changes: Any) -> Any:
-        return copy.deepcopy(built(json.dumps(model_settings(detector, **changes)), classes, seed))
+        return copy.deepcopy(built(model_settings(detector, **changes).model_dump_json(), classes, seed))
 
     return build
 
@@ -131,19 +123,11 @@ def raw_batch(torch_: Any) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def term() -> Callable[..., dict[str, Any]]:
-    """`term("rm", score="logit")`: a recipe's `MethodSettings` as plain data."""
+def term() -> Callable[..., MethodSettings]:
+    """`term("rm", score="logit")`: a method of an arm."""
 
-    def term(method: str, *, weight: float = 1.0, warmup_iters: int = 0, match: str = "stride",
-             levels: Any = None, **options: Any) -> dict[str, Any]:  # fmt: skip
-        return {
-            "method": method,
-            "weight": weight,
-            "warmup_iters": warmup_iters,
-            "match": match,
-            "levels": levels,
-            "options": options,
-        }
+    def term(key: str, **changes: Any) -> MethodSettings:
+        return MethodSettings.model_validate(method(key, **changes))
 
     return term
 

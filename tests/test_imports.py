@@ -17,7 +17,7 @@ BELOW = {
     "errors": set(),
     "devices": {"errors"},
     "catalog": {"errors"},
-    "jobs": {"errors"},
+    "jobs": {"errors", "datasets"},
     "datasets": {"errors"},
     "inspection": {"errors", "datasets"},
     "recipe": {"errors", "catalog", "jobs"},
@@ -26,14 +26,17 @@ BELOW = {
     "tuning": {"devices", "errors", "catalog", "jobs", "datasets", "recipe", "planning", "running"},
     "reporting": {"errors", "catalog", "jobs"},
     "mmcv_ops": {"errors"},
-    "detectors": {"errors", "mmcv_ops"},
+    "backbones": {"errors"},
+    "detectors": {"errors", "jobs", "mmcv_ops", "backbones"},
     "methods": {"errors", "mmcv_ops", "detectors"},
-    "training": {"errors", "jobs", "datasets", "mmcv_ops", "detectors", "methods"},
+    "training": {"errors", "jobs", "datasets", "mmcv_ops", "backbones", "detectors", "methods"},
     "session": {"devices", "errors", "jobs", "recipe", "planning", "running", "tuning", "reporting"},
     "__main__": {"cli"},
     "__init__": set(),
 }
-BELOW["cli"] = BELOW.keys() - {"cli", "training", "detectors", "methods", "mmcv_ops", "__main__", "__init__"}
+BELOW["cli"] = BELOW.keys() - {
+    "cli", "training", "backbones", "detectors", "methods", "mmcv_ops", "__main__", "__init__"
+}  # fmt: skip
 HEAVY = {
     "mlflow": {"reporting/mlflow_store.py"},
     "optuna": {"tuning/study.py"},
@@ -42,7 +45,7 @@ HEAVY = {
     "psutil": {"jobs/lease.py"},
     "ray": {"running/executors/_ray.py"},
     **{
-        name: {"training/", "detectors/", "methods/", "mmcv_ops/"}
+        name: {"training/", "backbones/", "detectors/", "methods/", "mmcv_ops/"}
         for name in ("torch", "torchvision", "mmengine", "mmdet", "mmcv")
     },
 }

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial, wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kdlab.catalog.options import Option
-from kdlab.catalog.plugin_files import PluginFile, PluginInfo, function_in, options_of, plugin_files
+from kdlab.catalog.plugin_files import (
+    PluginFile,
+    PluginInfo,
+    assignments,
+    function_in,
+    options_of,
+    plugin_files,
+)
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -35,22 +42,31 @@ class DetectorInfo(PluginInfo):
 
 
 @dataclass(frozen=True)
-class DatasetInfo(PluginInfo):
-    """A dataset, with the keyword-only arguments of its `prepare` as options."""
+class BackboneInfo(PluginInfo):
+    """A backbone, with the widths that it takes.
 
-    options: dict[str, Option]
+    Args:
+        width: of its paper, and of torchvision's weights.
+        width_step: every width is a multiple of it.
+        one_width: whether it comes in that width alone.
+    """
 
+    width: int
+    width_step: int = 1
+    one_width: bool = False
 
-@dataclass(frozen=True)
-class ExecutorInfo(PluginInfo):
-    """An executor, with the keyword-only arguments of its class as what `resources.<key>` may say."""
-
-    options: dict[str, Option]
+    def width_fault(self, width: Any, init: str) -> str:
+        """What is wrong with a width beside `init:`; "" where nothing is."""
+        if not isinstance(width, int) or width == self.width:
+            return ""
+        if self.one_width or init == "imagenet":
+            return f"must be {self.width}: {self.key} with init: {init} comes in no other width"
+        return f"must be a multiple of {self.width_step} for {self.key}" if width % self.width_step else ""
 
 
 @dataclass(frozen=True)
 class MethodInfo(PluginInfo):
-    """A distillation method: its options, and what it needs of the two models.
+    """A distillation method with what it needs of the two models.
 
     Args:
         doc: the docstring of its class, which says what each option means.
@@ -64,7 +80,6 @@ class MethodInfo(PluginInfo):
         prepares: options that decide what is learned of the teacher before any student is trained.
     """
 
-    options: dict[str, Option]
     default_weight: float
     doc: str = ""
     needs: tuple[str, ...] = ()
@@ -87,7 +102,7 @@ class MethodInfo(PluginInfo):
         return replace(self, options=options, default_weight=weight)
 
     def unused(self, options: Mapping[str, Any]) -> dict[str, str]:
-        """Options that change nothing beside these resolved ones, each with the cause: "form: sigmoid"."""
+        """Options that change nothing next to these resolved ones, each with the cause: "form: sigmoid"."""
         return {
             name: f"{option}: {value}"
             for (option, value), names in self.unused_when.items()
@@ -105,14 +120,12 @@ class MethodInfo(PluginInfo):
     def needs_for(self, options: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(needs, requires_equal) of the method under these options; an option left out has its default."""
         values = {name: option.default for name, option in self.options.items()} | dict(options)
-
-        def merged(always: tuple[str, ...], when: dict[tuple[str, Any], tuple[str, ...]]) -> tuple[str, ...]:
-            besides = [
-                name for (option, value), names in when.items() if values[option] == value for name in names
-            ]
-            return tuple(dict.fromkeys([*always, *besides]))
-
-        return merged(self.needs, self.needs_when), merged(self.requires_equal, self.requires_equal_when)
+        needs, equal = [*self.needs], [*self.requires_equal]
+        for all_names, when in ((needs, self.needs_when), (equal, self.requires_equal_when)):
+            for (option, value), names in when.items():
+                if values[option] == value:
+                    all_names += names
+        return tuple(dict.fromkeys(needs)), tuple(dict.fromkeys(equal))
 
 
 @dataclass(frozen=True)
@@ -124,20 +137,43 @@ class RecipeInfo:
     summary: str
 
 
-def methods(folder: Path | None = None) -> dict[str, MethodInfo]:
+Info = TypeVar("Info", bound=PluginInfo)
+
+
+def listing(
+    *place: str,
+) -> Callable[[Callable[[Path], dict[str, Info]]], Callable[..., dict[str, Info]]]:
+    """Decorator: the plugins of a folder of this package, read anew only when one of its files changed."""
+
+    def of(read: Callable[[Path], dict[str, Info]]) -> Callable[..., dict[str, Info]]:
+        @cache
+        def as_of(folder: Path, _changed: tuple[tuple[Path, int], ...]) -> dict[str, Info]:
+            return read(folder)
+
+        @wraps(read)
+        def listed(folder: Path | None = None) -> dict[str, Info]:
+            folder = folder or PACKAGE.joinpath(*place)
+            files = sorted(folder.glob("*.py"))
+            return dict(as_of(folder, tuple((path, path.stat().st_mtime_ns) for path in files)))
+
+        return listed
+
+    return of
+
+
+@listing("methods")
+def methods(folder: Path) -> dict[str, MethodInfo]:
     """The distillation methods by key.
 
     Raises:
         KdlabError: a file has no docstring, not exactly one `Method` class, or what the class says of itself
             cannot be read without running it; names file and line.
     """
-    folder = folder or PACKAGE / "methods"
-    return dict(
-        _methods(folder, tuple((path, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.py"))))
-    )
+    return {file.info.key: _method(file) for file in plugin_files(folder)}
 
 
-def detectors(folder: Path | None = None) -> dict[str, DetectorInfo]:
+@listing("detectors")
+def detectors(folder: Path) -> dict[str, DetectorInfo]:
     """The detector families by key: the files that say `FAMILY = ...`, others there are what they share.
 
     `STRIDES = ...` and `HEAD_CONVS = ...` there are the family's own sizes, written as literals.
@@ -145,8 +181,13 @@ def detectors(folder: Path | None = None) -> dict[str, DetectorInfo]:
     Raises:
         KdlabError: as `methods` does.
     """
-    files = plugin_files(folder or PACKAGE / "detectors")
-    return {file.info.key: _detector(file) for file in files if file.assigned("FAMILY")}
+    return {file.info.key: _detector(file) for file in plugin_files(folder) if file.assigned("FAMILY")}
+
+
+@listing("backbones")
+def backbones(folder: Path) -> dict[str, BackboneInfo]:
+    """The backbones by name; a file has all of one kind. Raises as `methods` does."""
+    return {info.key: info for file in plugin_files(folder) for info in _backbones(file)}
 
 
 def config_file(name: str) -> Path | None:
@@ -165,15 +206,31 @@ def config_file(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def datasets(folder: Path | None = None) -> dict[str, DatasetInfo]:
+@listing("datasets")
+def datasets(folder: Path) -> dict[str, PluginInfo]:
     """The datasets by key; raises as `methods` does."""
-    return {file.info.key: _dataset(file) for file in plugin_files(folder or PACKAGE / "datasets")}
+    found = {}
+    for file in plugin_files(folder):
+        prepare = function_in(file.tree.body, "prepare")
+        if prepare is None:
+            file.refuse("has no function `prepare`, whose keyword-only arguments are the dataset's options")
+        found[file.info.key] = replace(file.info, options=options_of(file, prepare))
+    return found
 
 
-def executors(folder: Path | None = None) -> dict[str, ExecutorInfo]:
+@listing("running", "executors")
+def executors(folder: Path) -> dict[str, PluginInfo]:
     """The executors by key; raises as `methods` does."""
-    files = plugin_files(folder or PACKAGE / "running" / "executors")
-    return {file.info.key: _executor(file) for file in files}
+    found = {}
+    for file in plugin_files(folder):
+        name = file.info.key.title()
+        nodes = [node for node in file.tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+        if not nodes:
+            file.refuse(f"has no class {name}, which starts the jobs")
+        init = function_in(nodes[0].body, "__init__")
+        options = options_of(file, init) if init else {}
+        found[file.info.key] = replace(file.info, options=options)
+    return found
 
 
 def recipes(folder: Path | None = None) -> dict[str, RecipeInfo]:
@@ -188,13 +245,13 @@ def recipes(folder: Path | None = None) -> dict[str, RecipeInfo]:
 
 
 def recipe_folder() -> Path:
-    """Where the recipes are: inside the package when it was installed, else beside it."""
+    """The folder of the recipes: inside the package when it was installed, else next to it."""
     installed = PACKAGE / "recipes"
     return installed if installed.is_dir() else PACKAGE.parent / "recipes"
 
 
 def reference_folder() -> Path:
-    """Where the published numbers are: inside the package when it was installed, else beside it."""
+    """The folder of the published numbers: inside the package when it was installed, else next to it."""
     installed = PACKAGE / "reference"
     return installed if installed.is_dir() else PACKAGE.parent / "results" / "reference"
 
@@ -205,111 +262,110 @@ def first_comment(text: str) -> str:
     return next((line.lstrip("#").strip() for line in lines if line.startswith("#")), "")
 
 
-@cache
-def _methods(folder: Path, _changed: tuple[tuple[Path, int], ...]) -> dict[str, MethodInfo]:
-    """The methods as the files of the folder were at those times; a search asks thousands of times."""
-    return {file.info.key: _method(file) for file in plugin_files(folder)}
-
-
 def _detector(file: PluginFile) -> DetectorInfo:
     sizes = {"strides": file.assigned("STRIDES"), "head_convs": file.assigned("HEAD_CONVS")}
     own = {name: file.literal(value, name.upper()) for name, value in sizes.items() if value}
     return DetectorInfo(**vars(file.info), **own)
 
 
-def _dataset(file: PluginFile) -> DatasetInfo:
-    if (prepare := function_in(file.tree.body, "prepare")) is None:
-        file.refuse("has no function `prepare`, whose keyword-only arguments are the dataset's options")
-    return DatasetInfo(**vars(file.info), options=options_of(file, prepare))
+def _with_base(name: str, file: PluginFile) -> list[ast.ClassDef]:
+    classes = [node for node in file.tree.body if isinstance(node, ast.ClassDef)]
+    return [node for node in classes if name in map(ast.unparse, node.bases)]
 
 
-def _executor(file: PluginFile) -> ExecutorInfo:
-    name = file.info.key.title()
-    classes = [node for node in file.tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-    if not classes:
-        file.refuse(f"has no class {name}, which starts the jobs")
-    init = function_in(classes[0].body, "__init__")
-    return ExecutorInfo(**vars(file.info), options=options_of(file, init) if init else {})
+def _backbones(file: PluginFile) -> list[BackboneInfo]:
+    classes = _with_base("Backbone", file)
+    if len(classes) != 1:
+        file.refuse(f"has {len(classes)} classes with the base `Backbone`; a backbone's file has one")
+    written = assignments(classes[0].body)
+    own = {name: file.literal(value, name) for name, value in written.items() if name in _BACKBONE_FACTS}
+    names = own.pop("names", None)
+    if not isinstance(names, tuple) or not isinstance(own.get("width"), int):
+        file.refuse(f"class {classes[0].name} must say `names`, a tuple, and `width`, a number", classes[0])
+    return [BackboneInfo(**{**vars(file.info), "key": name}, **own) for name in names]
+
+
+_BACKBONE_FACTS = ("names", "width", "width_step", "one_width")
 
 
 def _method(file: PluginFile) -> MethodInfo:
-    classes = [node for node in file.tree.body if isinstance(node, ast.ClassDef) and _is_method(node)]
+    classes = _with_base("Method", file)
     if len(classes) != 1:
         file.refuse(f"has {len(classes)} classes with the base `Method`; a method's file has one")
-    init = function_in(classes[0].body, "__init__")
-    options = _limited(file, classes[0], options_of(file, init) if init else {})
+    node = classes[0]
+    init = function_in(node.body, "__init__")
+    options = options_of(file, init) if init else {}
     for option in options.values():
         if option.required:
             file.refuse(f"option {option.name} has no default; `{file.info.key}: {{}}` must work", init)
-    doc = ast.get_docstring(classes[0]) or ""
-    return MethodInfo(**vars(file.info), options=options, doc=doc, **_facts(file, classes[0], options))
-
-
-def _is_method(node: ast.ClassDef) -> bool:
-    return any(isinstance(base, ast.Name) and base.id == "Method" for base in node.bases)
-
-
-def _facts(file: PluginFile, node: ast.ClassDef, options: dict[str, Option]) -> dict[str, Any]:
-    """The class attributes of a method that `MethodInfo` holds, e.g. `needs = ("cls_maps",)`."""
-    facts: dict[str, Any] = {}
-    for statement in node.body:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in _FORMS:
-                facts[name] = file.literal(value, name)
-                if not _has_form(name, facts[name], options):
-                    file.refuse(f"`{name}` must be {_FORMS[name]}", value)
+    written = assignments(node.body)
+    # numbers are from 0 on, unless `limits = {"share": (0.01, 1.0)}` says otherwise
+    limits = dict.fromkeys(options, (0.0, math.inf))
+    if "limits" in written:
+        limits |= file.literal(written["limits"], "limits")
+        if limits.keys() != options.keys():
+            file.refuse("`limits` must be a dict {option: (lowest, highest)}", written["limits"])
+    options = {name: replace(option, limits=limits[name]) for name, option in options.items()}
+    facts = {name: file.literal(value, name) for name, value in written.items() if name in _FORMS}
+    for name, value in facts.items():
+        words, fits = _FORMS[name]
+        try:
+            sound = fits(value, options)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            file.refuse(f"`{name}` must be {words}", written[name])
     if "default_weight" not in facts:
         file.refuse(f"class {node.name} has no `default_weight`", node)
-    return facts
+    doc = ast.get_docstring(node) or ""
+    return MethodInfo(**vars(replace(file.info, options=options)), doc=doc, **facts)
 
 
-_FORMS = {
-    "default_weight": "a number",
-    "default_weight_when": "a dict {(option, one of its values): a number}",
-    "needs": "a tuple of names",
-    "requires_equal": "a tuple of names",
-    "prepares": "a tuple of names",
-    "needs_when": "a dict {(option, one of its values): tuple of names}",
-    "requires_equal_when": "a dict {(option, one of its values): tuple of names}",
-    "defaults_for": 'a dict {detector family: {option, or "weight": value}}',
-    "unused_when": "a dict {(option, one of its values): tuple of options}",
-}
+Options = Mapping[str, Option]
 
 
-def _has_form(name: str, value: Any, options: dict[str, Option]) -> bool:
-    if name == "default_weight":
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not name.endswith(("_when", "_for")):
-        return isinstance(value, tuple) and all(isinstance(entry, str) for entry in value)
-    try:
-        if name == "defaults_for":
-            return all(_are_defaults(entry, options) for entry in value.values())
-        if name == "unused_when" and not {word for words in value.values() for word in words} <= {*options}:
-            return False
-        always = name.removesuffix("_when")
-        cases = [(options[option], chosen, entry) for (option, chosen), entry in value.items()]
-        return all(
-            option.check(chosen) == chosen and _has_form(always, entry, {}) for option, chosen, entry in cases
-        )
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return False
+def _is_number(value: Any, _: Options) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _limited(file: PluginFile, node: ast.ClassDef, options: dict[str, Option]) -> dict[str, Option]:
-    """The options within `limits = {"share": (0.01, 1.0)}` of the class; other numbers are from 0 on."""
-    limits = dict.fromkeys(options, (0.0, math.inf))
-    for statement in node.body:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id="limits")], value=value):
-                limits |= file.literal(value, "limits")
-                if limits.keys() != options.keys():
-                    file.refuse("`limits` must be a dict {option: (lowest, highest)}", value)
-    return {name: replace(option, limits=limits[name]) for name, option in options.items()}
+def _are_names(value: Any, _: Options) -> bool:
+    return isinstance(value, tuple) and all(isinstance(entry, str) for entry in value)
 
 
-def _are_defaults(values: dict[str, Any], options: dict[str, Option]) -> bool:
-    """Whether these could be the defaults of a method's options and of its weight."""
+def _are_options(value: Any, options: Options) -> bool:
+    return _are_names(value, options) and set(value) <= options.keys()
+
+
+def _are_cases(value: Any, options: Options, *, fits: Callable[[Any, Options], bool]) -> bool:
     return all(
-        _has_form("default_weight", value, {}) if name == "weight" else options[name].check(value) == value
-        for name, value in values.items()
+        options[option].check(chosen) == chosen and fits(entry, options)
+        for (option, chosen), entry in value.items()
     )
+
+
+def _are_defaults(value: Any, options: Options) -> bool:
+    return all(
+        _is_number(default, options) if name == "weight" else options[name].check(default) == default
+        for defaults in value.values()
+        for name, default in defaults.items()
+    )
+
+
+_FORMS: dict[str, tuple[str, Callable[[Any, Options], bool]]] = {
+    "default_weight": ("a number", _is_number),
+    "default_weight_when": (
+        "a dict {(option, one of its values): a number}",
+        partial(_are_cases, fits=_is_number),
+    ),
+    **dict.fromkeys(("needs", "requires_equal", "prepares"), ("a tuple of names", _are_names)),
+    **dict.fromkeys(
+        ("needs_when", "requires_equal_when"),
+        ("a dict {(option, one of its values): tuple of names}", partial(_are_cases, fits=_are_names)),
+    ),
+    "defaults_for": ('a dict {detector family: {option, or "weight": value}}', _are_defaults),
+    "unused_when": (
+        "a dict {(option, one of its values): tuple of options}",
+        partial(_are_cases, fits=_are_options),
+    ),
+}
+"""Class attributes of a method that `MethodInfo` holds: their form in words, and its check."""

@@ -1,4 +1,4 @@
-"""What an option of a plugin accepts: its type, as an annotation says it, and the check of a value."""
+"""Options of a plugin: the type that an annotation says, and the check of a value."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+_PLAIN: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": (str, "text"),
+    "bool": (bool, "true or false"),
+}
+
 
 @dataclass(frozen=True)
 class OptionType:
-    """What an option accepts, as its annotation says.
+    """Type of an option, as its annotation says.
 
     Args:
         kind: int, float, str, bool, choice, tuple, list or optional; `list` is `tuple[X, ...]`.
@@ -26,16 +33,15 @@ class OptionType:
     def __str__(self) -> str:
         match self.kind:
             case "choice":
-                words = [json.dumps(choice).strip('"') for choice in self.choices]
-                return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+                *others, last = (json.dumps(choice).strip('"') for choice in self.choices)
+                return f"{', '.join(others)} or {last}" if others else last
             case "tuple":
                 return f"a list [{', '.join(map(str, self.of))}]"
             case "list":
                 return f"a list, each {self.of[0]}"
             case "optional":
                 return f"{self.of[0]} or null"
-        words_of_kind = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
-        return words_of_kind[self.kind]
+        return _PLAIN[self.kind][1]
 
     def converted(self, value: Any) -> Any:
         """See `Option.check`.
@@ -43,21 +49,24 @@ class OptionType:
         Raises:
             ValueError: it does not fit.
         """
-        match self.kind, value:
-            case "optional", _:
+        match self.kind:
+            case "optional":
                 return None if value is None else self.of[0].converted(value)
-            case "tuple", list() | tuple() if len(value) == len(self.of):
-                return tuple(kind.converted(entry) for kind, entry in zip(self.of, value, strict=True))
-            case "list", list() | tuple():
-                return tuple(self.of[0].converted(entry) for entry in value)
-            case "choice", _ if (type(value), value) in [(type(choice), choice) for choice in self.choices]:
-                return value
-            case ("int", int()) | ("float", int() | float()) if not isinstance(value, bool):
-                if self.kind == "int" or math.isfinite(value):
-                    return value if self.kind == "int" else float(value)
-            case ("str", str()) | ("bool", bool()):
-                return value
-        raise ValueError
+            case "tuple" | "list":
+                if not isinstance(value, (list, tuple)):
+                    raise ValueError
+                kinds = self.of if self.kind == "tuple" else self.of * len(value)
+                return tuple(kind.converted(entry) for kind, entry in zip(kinds, value, strict=True))
+            case "choice":
+                fits = [type(value), value] in [[type(choice), choice] for choice in self.choices]
+            case kind:
+                fits = isinstance(value, _PLAIN[kind][0]) and isinstance(value, bool) == (kind == "bool")
+        if self.kind == "float" and fits:
+            value = float(value)
+            fits = math.isfinite(value)
+        if not fits:
+            raise ValueError
+        return value
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,7 @@ class Option:
 
     @property
     def accepted(self) -> str:
-        """What it accepts, in words: "a number from 0 to 1"."""
+        """Accepted values in words: "a number from 0 to 1"."""
         low, high = self.limits
         if low == -math.inf or self.type.kind not in ("int", "float"):
             return str(self.type)

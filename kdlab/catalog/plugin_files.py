@@ -1,10 +1,10 @@
-"""A plugin file as its source tells of it: parsed, never imported."""
+"""Plugin files, parsed and never imported."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,11 +14,22 @@ from kdlab.errors import KdlabError
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """A plugin file: its key is the file's name, its summary the first line of the file's docstring."""
+    """A plugin of a folder.
+
+    Args:
+        key: the file's name without its ending.
+        path: of the file.
+        summary: the first line of the file's docstring.
+        options: the keyword-only arguments of what it defines, which a recipe may set.
+        version: `VERSION = ...` there, 1 where left out. The commit that moves a number of the plugin raises
+            it, and with it the ids of the jobs that use it.
+    """
 
     key: str
     path: Path
     summary: str
+    options: dict[str, Option] = field(default_factory=dict, kw_only=True)
+    version: int = field(default=1, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -30,14 +41,10 @@ class PluginFile:
 
     def assigned(self, name: str) -> ast.expr | None:
         """The value that the file gives to a name; None where it gives none."""
-        for node in self.tree.body:
-            match node:
-                case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
-                    return value
-        return None
+        return assignments(self.tree.body).get(name)
 
     def refuse(self, what: str, node: ast.expr | ast.stmt | ast.arg | None = None) -> NoReturn:
-        """Raise what is wrong with the file, with the line of `node` where it is known."""
+        """Raise a fault of the file, with the line of `node` where it is known."""
         where = f"{self.info.path}:{node.lineno}" if node else str(self.info.path)
         raise KdlabError(what, where=where, fix="mend the file, or move it out of that folder")
 
@@ -67,7 +74,21 @@ def plugin_files(folder: Path) -> Iterator[PluginFile]:
         source = PluginFile(PluginInfo(path.stem, path, summary), tree)
         if not summary:
             source.refuse("has no docstring; its first line is the summary that people see")
-        yield source
+        written = source.assigned("VERSION")
+        version = 1 if written is None else source.literal(written, "VERSION")
+        if not isinstance(version, int) or version < 1:
+            source.refuse("VERSION must be a whole number from 1 on", written)
+        yield replace(source, info=replace(source.info, version=version))
+
+
+def assignments(body: list[ast.stmt]) -> dict[str, ast.expr]:
+    """The values that statements give to names."""
+    found = {}
+    for node in body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                found[name] = value
+    return found
 
 
 def function_in(body: list[ast.stmt], name: str) -> ast.FunctionDef | None:
@@ -88,12 +109,11 @@ def options_of(file: PluginFile, function: ast.FunctionDef) -> dict[str, Option]
             known = "int, float, str, bool, Literal[...], tuple[...], X | None"
             file.refuse(f"option {name} must be annotated with one of {known}", argument)
         option = Option(name, kind, required=default is None)
+        options[name] = option
         if default is not None:
+            value = file.literal(default, f"the default of {name}")
             try:
-                option = replace(
-                    option, default=option.check(file.literal(default, f"the default of {name}"))
-                )
+                options[name] = replace(option, default=option.check(value))
             except ValueError as error:
                 file.refuse(f"the default of option {name} {error}", default)
-        options[name] = option
     return options

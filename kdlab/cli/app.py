@@ -23,7 +23,7 @@ import kdlab
 from kdlab.cli import verbs as package
 from kdlab.cli.screen import options
 from kdlab.cli.screen.console import Screen, show_error
-from kdlab.errors import Fault, KdlabError, MachineError, UsageError, suggestion
+from kdlab.errors import Fault, KdlabError, MachineError, UsageError, fixes, suggestion
 
 BUG, INTERRUPTED, PIPE_CLOSED, TERMINATED = 70, 130, 141, 143
 _ENVIRONMENT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -132,16 +132,15 @@ def _with_screen(function: Callable[..., int | None], argv: Sequence[str]) -> Ca
 
 
 def _told(error: Exception) -> tuple[str, int]:
-    """What to say of an error, and the exit code."""
+    """Message and exit code of an error."""
     if isinstance(error, KdlabError):
         return str(error), error.exit_code
     if isinstance(error, _BadUsage):
         return str(_usage_fault(error)), UsageError.exit_code
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
         fix = "make room or get permission there"
-        return str(
-            Fault(str(error.strerror), where=str(error.filename or ""), fix=fix)
-        ), MachineError.exit_code
+        fault = Fault(str(error.strerror), where=str(error.filename or ""), fix=fix)
+        return str(fault), MachineError.exit_code
     ours = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -156,12 +155,10 @@ def _told(error: Exception) -> tuple[str, int]:
 def _usage_fault(error: Any) -> Fault:
     """A mistake on the command line, as click found it."""
     verb = error.ctx.command_path if error.ctx else "kdlab"
-    if option := getattr(error, "option_name", "") if hasattr(error, "possibilities") else "":
+    near, what = "", error.format_message().rstrip(".").replace("Value error, ", "")
+    option = getattr(error, "option_name", "") if hasattr(error, "possibilities") else ""
+    if option:
         known = [name for parameter in error.ctx.command.params for name in parameter.opts]
         near = suggestion(option, [name for name in known if name.startswith("--")])
         what = f"there is no option {option}"
-    else:
-        near, what = "", error.format_message().rstrip(".").replace("Value error, ", "")
-    return Fault(
-        what[:1].lower() + what[1:], where=verb, fix="   ".join(filter(None, [near, f"see: {verb} --help"]))
-    )
+    return Fault(what[:1].lower() + what[1:], where=verb, fix=fixes(near, f"see: {verb} --help"))

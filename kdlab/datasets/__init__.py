@@ -1,1 +1,1 @@
-"""Data sets, one file each: `prepare(**options)` makes or finds the files and says where they are."""
+"""Datasets, one file each: `prepare(**options)` makes or finds the files and says where they are."""

@@ -1,25 +1,28 @@
-"""What can be wrong with the content of a COCO JSON file."""
+"""Faults of the content of a COCO JSON file."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Any
 
+from kdlab.datasets.base import first_of
 from kdlab.errors import Fault
 
-_SHOWN = 3
+NO_IMAGE, NO_CATEGORY = "of an image that is not listed", "of a category that is not listed"
+NO_BOX = "whose bbox is not [x, y, width, height]"
+NO_SIZE, NO_AREA = "without a whole width and height", "whose area is not a number"
+
 _FIXES = {
-    "images without a whole number as id": "give each image an id of its own",
-    "images with the id of another": "give each image an id of its own",
-    "images without a file_name": "name the file, relative to the folder of the images",
-    "images without a whole width and height": "write the size of the image file there",
-    "annotations without a whole number as id": "give each annotation an id of its own",
-    "annotations with the id of another": "give each annotation an id of its own",
-    "annotations of an image that is not listed": "list the image, or remove them",
-    "annotations of a category that is not listed": "list the category, or remove them",
-    "annotations whose bbox is not [x, y, width, height]": "write four numbers, or remove them",
-    "annotations whose area is not a number": "write a number, or leave area out: it is then width * height",
+    "without a whole number as id": "give each one an id of its own",
+    "with the id of another": "give each one an id of its own",
+    "without a file_name": "name the file, relative to the folder of the images",
+    NO_SIZE: "write the size of the image file there",
+    NO_IMAGE: "list the image, or remove them",
+    NO_CATEGORY: "list the category, or remove them",
+    NO_BOX: "write four numbers, or remove them",
+    NO_AREA: "write a number, or leave area out: it is then width * height",
 }
 
 
@@ -50,65 +53,63 @@ def label_faults(data: dict[str, Any], where: str) -> Iterator[Fault]:
         data: the file's content, with lists of images and annotations.
         where: the file.
     """
-    found: dict[str, list[str]] = {}
     images: set[int] = set()
-    for place, image in enumerate(data["images"]):
-        for what, who in _image_faults(image, place, images):
-            found.setdefault(what, []).append(who)
-    categories = {category["id"] for category in data["categories"] if _has_id(category)}
-    annotations: set[int] = set()
-    for place, box in enumerate(data["annotations"]):
-        for what, who in _annotation_faults(box, place, annotations, images, categories):
-            found.setdefault(what, []).append(who)
-    for what, all_of_them in found.items():
-        shown = ", ".join(all_of_them[:_SHOWN])
-        more = f" and {len(all_of_them) - _SHOWN} more" if len(all_of_them) > _SHOWN else ""
-        yield Fault(f"{what}: {len(all_of_them)}", where=where, got=shown + more, fix=_FIXES[what])
+    categories = {category["id"] for category in data["categories"] if has_id(category)}
+    faults_of = partial(annotation_faults, images=images, categories=categories)
+    found: dict[tuple[str, str], list[str]] = {}
+    for noun, ids, faults in (("image", images, _image_faults), ("annotation", set[int](), faults_of)):
+        for place, entry in enumerate(data[f"{noun}s"]):
+            if not has_id(entry):
+                unnamed = found.setdefault((noun, "without a whole number as id"), [])
+                unnamed.append(f"number {place} (from 0)")
+                continue
+            who = f"{noun} {entry['id']}"
+            if entry["id"] in ids:
+                found.setdefault((noun, "with the id of another"), []).append(who)
+            ids.add(entry["id"])
+            for what, got in faults(entry):
+                found.setdefault((noun, what), []).append(f"{who}: {got}"[:80] if got else who)
+    for (noun, what), entries in found.items():
+        told = f"{noun}s {what}: {len(entries)}"
+        yield Fault(told, where=where, got=first_of(entries, 3), fix=_FIXES[what])
 
 
-def _has_id(entry: Any) -> bool:
+def has_id(entry: Any) -> bool:
+    """True for an image, an annotation or a category with a whole number as id."""
     return isinstance(entry, dict) and isinstance(entry.get("id"), int)
 
 
-def _image_faults(image: Any, place: int, seen: set[int]) -> Iterator[tuple[str, str]]:
-    if not _has_id(image):
-        yield "images without a whole number as id", f"number {place} (from 0)"
-        return
-    who = f"image {image['id']}"
-    if image["id"] in seen:
-        yield "images with the id of another", who
-    seen.add(image["id"])
+def _image_faults(image: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if not isinstance(image.get("file_name"), str):
-        yield "images without a file_name", who
+        yield "without a file_name", ""
     if not all(isinstance(image.get(side), int) and image[side] > 0 for side in ("width", "height")):
-        yield "images without a whole width and height", who
+        yield NO_SIZE, ""
 
 
-def _annotation_faults(
-    box: Any, place: int, seen: set[int], images: set[int], categories: set[int]
+def annotation_faults(
+    entry: dict[str, Any], images: Collection[int], categories: Collection[int]
 ) -> Iterator[tuple[str, str]]:
-    if not _has_id(box):
-        yield "annotations without a whole number as id", f"number {place} (from 0)"
-        return
-    who = f"annotation {box['id']}"
-    if box["id"] in seen:
-        yield "annotations with the id of another", who
-    seen.add(box["id"])
-    image, category, corners = box.get("image_id"), box.get("category_id"), box.get("bbox")
+    """Kind and value of each fault of an annotation that has an id, those that make it useless first."""
+    image, category, area = entry.get("image_id"), entry.get("category_id"), entry.get("area")
+    # an id that cannot be hashed cannot be looked up either
     if not isinstance(image, int) or image not in images:
-        yield "annotations of an image that is not listed", f"{who}: image {image!r}"
+        yield NO_IMAGE, f"image {image!r}"
     if not isinstance(category, int) or category not in categories:
-        yield "annotations of a category that is not listed", f"{who}: category {category!r}"
-    if not (isinstance(corners, list) and len(corners) == 4 and all(map(_is_number, corners))):
-        yield "annotations whose bbox is not [x, y, width, height]", f"{who}: {corners!r}"[:80]
-    if box.get("area") is not None and not _is_number(box["area"]):
-        yield "annotations whose area is not a number", f"{who}: {box['area']!r}"
+        yield NO_CATEGORY, f"category {category!r}"
+    if not is_box(entry.get("bbox")):
+        yield NO_BOX, repr(entry.get("bbox"))
+    if area is not None and not is_number(area):
+        yield NO_AREA, repr(area)
 
 
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
+def is_box(value: Any) -> bool:
+    """True for a list of four finite numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+
+
+def is_number(value: Any) -> bool:
+    """True for a finite number that is no truth value."""
     try:
-        return math.isfinite(value)
+        return type(value) in (int, float) and math.isfinite(value)
     except OverflowError:  # a whole number beyond the largest float
         return False

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-import shlex
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdlab.datasets.base import DatasetFiles, Split, cache_dir, fingerprint_of, make_once
+from kdlab.datasets.base import PARTS, DatasetFiles, Split, cache_dir, intact, make_once, write_labels
 from kdlab.datasets.coco import load_labels
 from kdlab.errors import MachineError, UsageError
 
@@ -24,8 +22,6 @@ MOST_CUT = 5000
 
 LARGEST_SHARE = 0.5
 FEWEST_IMAGES = 10
-
-_PARTS = ("train", "val")
 
 
 def tuning_split(files: DatasetFiles, share: float, cache: Path | None = None) -> DatasetFiles:
@@ -44,12 +40,12 @@ def tuning_split(files: DatasetFiles, share: float, cache: Path | None = None) -
     their images by name and size; no image is asked for its size again.
 
     Args:
-        files: of a data set, with the fingerprint that it has now.
+        files: of a dataset, with the fingerprint that it has now.
         share: of the training images to cut, above 0 and at most 0.5; of the result at most `MOST_CUT`.
         cache: where to keep the labels; the user's cache folder where None.
 
     Returns:
-        The same data set with other labels; both parts lie in the folder of the training images.
+        The same dataset with other labels; both parts lie in the folder of the training images.
 
     Raises:
         UsageError: the share is out of range, there are too few images, or a part holds no objects.
@@ -66,20 +62,21 @@ def tuning_split(files: DatasetFiles, share: float, cache: Path | None = None) -
     folder = (cache or cache_dir()) / "tuning" / key
     if not folder.is_dir():
         parts = _cut(files.train.labels, share)
-        make_once(folder, partial(_write, parts))
-    _require_intact(folder)
-    train, val = (Split(files.train.images, folder / f"{part}.json") for part in _PARTS)
+        counts = [len(parts[part]["images"]) for part in PARTS]
+        make_once(folder, partial(write_labels, parts, version=VERSION, images=counts))
+    intact(folder, "labels of a tuning split")
+    train, val = (Split(files.train.images, folder / f"{part}.json") for part in PARTS)
     return replace(files, train=train, val=val, fingerprint=key)
 
 
 def images_of(split: DatasetFiles) -> tuple[int, int]:
-    """How many images the two parts of a tuning split hold, without reading its labels."""
+    """Numbers of images in the two parts of a tuning split, without reading its labels."""
     train, val = json.loads((split.train.labels.parent / "made.json").read_text())["images"]
     return train, val
 
 
 def _cut(labels: Path, share: float) -> dict[str, dict[str, Any]]:
-    """The content of the two labels files."""
+    """The content of the two labels files: cut are the images whose names have the lowest hashes."""
     try:
         data = load_labels(labels)
     except OSError as error:
@@ -88,7 +85,17 @@ def _cut(labels: Path, share: float) -> dict[str, dict[str, Any]]:
             where=str(labels),
             fix="check its permissions, and that its disk is mounted",
         ) from error
-    names = _cut_names(data["images"], share, labels)
+    all_names = {_name(image) for image in data["images"]}
+    if len(all_names) < FEWEST_IMAGES:
+        raise UsageError(
+            "there are too few training images to put some aside",
+            where=str(labels),
+            got=str(len(all_names)),
+            known=f"{FEWEST_IMAGES} or more",
+            fix="label more training images",
+        )
+    count = min(max(1, round(share * len(all_names))), MOST_CUT)
+    names = set(sorted(all_names, key=_place)[:count])
     cut = {image["id"] for image in data["images"] if _name(image) in names}
     parts = {"train": _part(data, {image["id"] for image in data["images"]} - cut), "val": _part(data, cut)}
     for name, part in parts.items():
@@ -101,21 +108,6 @@ def _cut(labels: Path, share: float) -> dict[str, dict[str, Any]]:
                 fix="choose another share, or label more training images",
             )
     return parts
-
-
-def _cut_names(images: Iterable[dict[str, Any]], share: float, labels: Path) -> set[str]:
-    """File names of the images to cut: those whose hashes are the lowest."""
-    names = {_name(image) for image in images}
-    if len(names) < FEWEST_IMAGES:
-        raise UsageError(
-            "there are too few training images to put some aside",
-            where=str(labels),
-            got=str(len(names)),
-            known=f"{FEWEST_IMAGES} or more",
-            fix="label more training images",
-        )
-    count = min(max(1, round(share * len(names))), MOST_CUT)
-    return set(sorted(names, key=_place)[:count])
 
 
 def _name(image: dict[str, Any]) -> str:
@@ -135,33 +127,3 @@ def _part(data: dict[str, Any], images: set[int]) -> dict[str, Any]:
         "images": [image for image in data["images"] if image["id"] in images],
         "annotations": [box for box in data["annotations"] if box["image_id"] in images],
     }
-
-
-def _write(parts: dict[str, dict[str, Any]], folder: Path) -> None:
-    for part, content in parts.items():
-        (folder / f"{part}.json").write_text(json.dumps(content))
-    counts = [len(parts[part]["images"]) for part in _PARTS]
-    made = {"version": VERSION, "images": counts, "labels": _labels_hash(folder)}
-    (folder / "made.json").write_text(json.dumps(made))
-
-
-def _labels_hash(folder: Path) -> str:
-    return fingerprint_of((folder / f"{part}.json", ()) for part in _PARTS)
-
-
-def _require_intact(folder: Path) -> None:
-    """Check that the files of a finished folder still are what was written there.
-
-    Raises:
-        MachineError: one was changed or removed.
-    """
-    try:
-        if _labels_hash(folder) == json.loads((folder / "made.json").read_text())["labels"]:
-            return
-    except (OSError, ValueError, KeyError):
-        pass  # A file that is gone or torn is the same to the user as one that was changed.
-    raise MachineError(
-        "labels of a tuning split in the cache were changed or removed",
-        where=str(folder),
-        fix=f"rm -r {shlex.quote(str(folder))}",
-    )

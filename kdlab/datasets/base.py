@@ -1,21 +1,25 @@
-"""What every data set hands over (`DatasetFiles`), its fingerprint, and the user's cache folder."""
+"""The files of a dataset (`DatasetFiles`), their fingerprint, and the user's cache folder."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shlex
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kdlab.errors import Fault, MachineError, suggestion
+from kdlab.errors import Fault, MachineError, UsageError, suggestion
+
+PARTS = ("train", "val")
 
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a data set.
+    """One part of a dataset.
 
     Args:
         images: folder that the labels' `file_name` entries are relative to.
@@ -28,10 +32,10 @@ class Split:
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """A data set on disk, as plain data that crosses a process boundary.
+    """A dataset on disk, as plain data that crosses a process boundary.
 
     Args:
-        name: the data set's key, as in a recipe.
+        name: the dataset's key, as in a recipe.
         classes: names in the order of the category ids, so that label k is the k-th lowest id.
         train: what the models learn from.
         val: what they are measured on.
@@ -48,22 +52,15 @@ class DatasetFiles:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain JSON values."""
-        splits = {
-            name: {"images": str(split.images), "labels": str(split.labels)}
-            for name, split in (("train", self.train), ("val", self.val))
-        }
-        return {
-            "name": self.name,
-            "classes": list(self.classes),
-            **splits,
-            "fingerprint": self.fingerprint,
-            "metrics": list(self.metrics),
-        }
+        data = asdict(self) | {"classes": list(self.classes), "metrics": list(self.metrics)}
+        for part in PARTS:
+            data[part] = {name: str(path) for name, path in data[part].items()}
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DatasetFiles:
         """Inverse of `to_dict`; jobs written before there was a choice are measured as COCO."""
-        train, val = (Split(Path(data[k]["images"]), Path(data[k]["labels"])) for k in ("train", "val"))
+        train, val = (Split(Path(data[part]["images"]), Path(data[part]["labels"])) for part in PARTS)
         metrics = tuple(data.get("metrics", ("coco",)))
         return cls(data["name"], tuple(data["classes"]), train, val, data["fingerprint"], metrics)
 
@@ -71,7 +68,7 @@ class DatasetFiles:
 def fingerprint(splits: Iterable[Split]) -> str:
     """16 hex digits of SHA-256 over the labels by content and the images by name and size.
 
-    Where the data set lies does not count, the order of the splits does. Hidden files are left out:
+    Where the dataset lies does not count, the order of the splits does. Hidden files are left out:
     file managers and notebooks leave them behind.
 
     Raises:
@@ -110,16 +107,39 @@ def _sizes(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, int]]:
                 yield prefix + entry.name, entry.stat().st_size
 
 
+def first_of(words: Sequence[str], most: int) -> str:
+    """ "a, b, c and 4 more"."""
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
+
+
 def not_there(option: str, path: Path, kind: str) -> Fault:
-    """An option of `dataset:` names a `kind` ("file", "folder") that is missing; tells what is beside it."""
-    beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-    known = ", ".join(beside[:8]) + (f" and {len(beside) - 8} more" if len(beside) > 8 else "")
-    near = suggestion(path.name, beside)
-    return Fault(
-        f"dataset.{option} is not a {kind}",
-        where=str(path),
-        known=known,
-        fix=near or f"put the {kind} there, or set dataset.{option} relative to dataset.root",
+    """The fault of an option of `dataset:` whose file or folder is missing, with what is next to it."""
+    siblings = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+    near = suggestion(path.name, siblings)
+    fix = near or f"put the {kind} there, or set dataset.{option} relative to dataset.root"
+    return Fault(f"dataset.{option} is not a {kind}", where=str(path), known=first_of(siblings, 8), fix=fix)
+
+
+def root_folder(root: str) -> Path:
+    """The folder that `dataset.root` names.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    folder = user_path(root)
+    if not folder.is_dir():
+        fix = "set dataset.root to the folder that holds the images and annotations"
+        raise UsageError("dataset.root is not a folder", where=str(folder), fix=fix)
+    return folder
+
+
+def unreadable(error: OSError, folder: Path) -> MachineError:
+    """The fault of a part of a dataset that is there and cannot be read."""
+    return MachineError(
+        f"this part of the dataset cannot be read: {error.strerror or error}",
+        where=str(error.filename or folder),
+        fix="check its permissions, and that its disk is mounted",
     )
 
 
@@ -151,7 +171,7 @@ def cache_dir() -> Path:
 def make_once(folder: Path, build: Callable[[Path], None]) -> None:
     """Make `folder` unless it is there, so that it is either whole or absent.
 
-    `build` fills an empty folder beside it, which then gets its name in one step. Of several processes that
+    `build` fills an empty folder next to it, which then gets its name in one step. Of several processes that
     build at once the first to finish wins and the others use its folder; what a killed one leaves is never
     used.
 
@@ -180,3 +200,39 @@ def make_once(folder: Path, build: Callable[[Path], None]) -> None:
             where=str(folder),
             fix="set KDLAB_CACHE to a folder that you may write to, with room on its disk",
         ) from error
+
+
+def labels_hash(folder: Path) -> str:
+    """Hash of the labels in a cache folder."""
+    return fingerprint_of((folder / f"{part}.json", ()) for part in PARTS)
+
+
+def write_labels(labels: dict[str, dict[str, Any]], folder: Path, **made: Any) -> None:
+    """Write the labels of each part into a cache folder and, last, what `intact` compares them with."""
+    for part, content in labels.items():
+        (folder / f"{part}.json").write_text(json.dumps(content, sort_keys=True))
+    (folder / "made.json").write_text(json.dumps({**made, "labels": labels_hash(folder)}))
+
+
+def intact(
+    folder: Path, what: str, key: str = "labels", seal: Callable[[Path], str] = labels_hash
+) -> dict[str, Any]:
+    """The content of `made.json` in a finished cache folder.
+
+    Args:
+        folder: of `make_once`.
+        what: it holds, for a message.
+        key: under which `made.json` holds the hash of the files.
+        seal: the hash that they have now.
+
+    Raises:
+        MachineError: a file was changed or removed.
+    """
+    try:
+        made: dict[str, Any] = json.loads((folder / "made.json").read_text())
+        if seal(folder) == made[key]:
+            return made
+    except (OSError, ValueError, KeyError):
+        pass  # A file that is gone or torn is the same to the user as one that was changed.
+    fix = f"rm -r {shlex.quote(str(folder))}"
+    raise MachineError(f"{what} in the cache were changed or removed", where=str(folder), fix=fix)

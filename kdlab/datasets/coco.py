@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from kdlab.datasets._coco_labels import category_names, label_faults
-from kdlab.datasets.base import DatasetFiles, Split, fingerprint, not_there, user_path
-from kdlab.errors import Fault, MachineError, UsageError
+from kdlab.datasets.base import DatasetFiles, Split, fingerprint, not_there, root_folder, unreadable
+from kdlab.errors import Fault, UsageError
 
 # A file of this size parses in well under a second; COCO's 450 MB take ten and several GB of memory.
 _PARSE_WHOLE_BYTES = 32 * 2**20
@@ -28,7 +27,7 @@ def prepare(
     """Find the files and read the classes; nothing is written.
 
     Args:
-        root: the data set's folder; the other paths are relative to it.
+        root: the dataset's folder; the other paths are relative to it.
         train_images: folder of the training images.
         val_images: folder of the validation images.
         train_labels: COCO JSON file of the training images.
@@ -38,36 +37,20 @@ def prepare(
         UsageError: all that is missing, or all that is wrong with the labels, at once.
         MachineError: a file is there and cannot be read.
     """
-    base = user_path(root)
-    folders = {"train_images": base / train_images, "val_images": base / val_images}
-    labels = {"train_labels": base / train_labels, "val_labels": base / val_labels}
-    train = Split(folders["train_images"], labels["train_labels"])
-    val = Split(folders["val_images"], labels["val_labels"])
+    base = root_folder(root)
+    train = Split(base / train_images, base / train_labels)
+    val = Split(base / val_images, base / val_labels)
+    folders = {"train_images": train.images, "val_images": val.images}
+    files = {"train_labels": train.labels, "val_labels": val.labels}
     try:
-        if faults := list(_missing(base, folders, labels)):
+        faults = [not_there(name, path, "folder") for name, path in folders.items() if not path.is_dir()]
+        faults += [not_there(name, path, "file") for name, path in files.items() if not path.is_file()]
+        if faults:
             raise UsageError(faults=faults)
         classes = _shared_classes(train.labels, val.labels)
         return DatasetFiles("coco", classes, train, val, fingerprint([train, val]))
     except OSError as error:
-        raise MachineError(
-            f"this part of the data set cannot be read: {error.strerror or error}",
-            where=str(error.filename or base),
-            fix="check its permissions, and that its disk is mounted",
-        ) from error
-
-
-def _missing(base: Path, folders: dict[str, Path], labels: dict[str, Path]) -> Iterator[Fault]:
-    """A fault for each path that is not there; only the root's where that is the cause of all."""
-    if not base.is_dir():
-        fix = "set dataset.root to the folder that holds the images and annotations"
-        yield Fault("dataset.root is not a folder", where=str(base), fix=fix)
-        return
-    for option, path in folders.items():
-        if not path.is_dir():
-            yield not_there(option, path, "folder")
-    for option, path in labels.items():
-        if not path.is_file():
-            yield not_there(option, path, "file")
+        raise unreadable(error, base) from error
 
 
 def _shared_classes(train: Path, val: Path) -> tuple[str, ...]:
@@ -81,40 +64,36 @@ def _shared_classes(train: Path, val: Path) -> tuple[str, ...]:
             faults += error.faults
     if faults:
         raise UsageError(faults=faults)
-    if found[0] != found[1]:
-        only_train, only_val = (dict(sorted(a.items() - b.items())) for a, b in (found, found[::-1]))
+    learned, measured = found
+    if learned != measured:
+        only_train = dict(sorted(learned.items() - measured.items()))
+        only_val = dict(sorted(measured.items() - learned.items()))
         raise UsageError(
             "the categories differ from those of the training labels",
             where=str(val),
             got=f"only here: {only_val or 'none'}; only in training: {only_train or 'none'}",
             fix="give both files the same categories, with the same ids",
         )
-    return tuple(name for _, name in sorted(found[0].items()))
+    return tuple(name for _, name in sorted(learned.items()))
 
 
 def _categories(labels: Path) -> dict[int, str]:
     """Name of each category id; the other labels are checked too where the file is small.
 
+    Of a large file the value of "categories" is read without parsing the rest, where that can be told. A file
+    cut short must not pass, so the end of the object has to be there.
+
     Raises:
         UsageError: see `load_labels`.
     """
     content = labels.read_bytes()
+    places = [] if len(content) <= _PARSE_WHOLE_BYTES else [m.end() for m in _CATEGORIES.finditer(content)]
     try:
-        found = _lone_categories(content) if len(content) > _PARSE_WHOLE_BYTES else None
-        return category_names(_checked(content, labels)["categories"] if found is None else found)
+        if len(places) == 1 and content[-64:].rstrip().endswith(b"}"):
+            return category_names(json.JSONDecoder().raw_decode(content[places[0] :].decode())[0])
+        return category_names(_checked(content, labels)["categories"])
     except ValueError as error:
-        raise _unreadable(labels, error) from error
-
-
-def _lone_categories(content: bytes) -> Any | None:
-    """The value of "categories" without parsing the rest, or None where only a whole parse can tell.
-
-    A file cut short must not pass, so the end of the object has to be there.
-    """
-    places = [match.end() for match in _CATEGORIES.finditer(content)]
-    if len(places) != 1 or not content[-64:].rstrip().endswith(b"}"):
-        return None
-    return json.JSONDecoder().raw_decode(content[places[0] :].decode())[0]
+        raise _not_coco(labels, error) from error
 
 
 def load_labels(labels: Path) -> dict[str, Any]:
@@ -128,7 +107,7 @@ def load_labels(labels: Path) -> dict[str, Any]:
         data = _checked(labels.read_bytes(), labels)
         category_names(data["categories"])
     except ValueError as error:
-        raise _unreadable(labels, error) from error
+        raise _not_coco(labels, error) from error
     for box in data["annotations"]:
         if box.get("area") is None:
             box["area"] = max(box["bbox"][2], 0) * max(box["bbox"][3], 0)
@@ -136,7 +115,7 @@ def load_labels(labels: Path) -> dict[str, Any]:
     return data
 
 
-def _unreadable(labels: Path, error: ValueError) -> UsageError:
+def _not_coco(labels: Path, error: ValueError) -> UsageError:
     fix = "write it again as COCO JSON, or fetch it again if it was cut short"
     return UsageError(str(error), where=str(labels), fix=fix)
 
@@ -149,7 +128,7 @@ def _checked(content: bytes, labels: Path) -> dict[str, Any]:
         UsageError: see `load_labels`.
     """
     try:
-        data = json.loads(content)
+        data: dict[str, Any] = json.loads(content)
     except ValueError as error:
         raise ValueError(f"this file is not JSON: {error}") from error
     for key in ("categories", "images", "annotations"):
@@ -159,4 +138,4 @@ def _checked(content: bytes, labels: Path) -> dict[str, Any]:
         raise ValueError('"images" or "annotations" is not a list')
     if faults := list(label_faults(data, str(labels))):
         raise UsageError(faults=faults)
-    return cast("dict[str, Any]", data)
+    return data

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import struct
 import zlib
 from collections.abc import Iterator
@@ -16,8 +15,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kdlab.datasets.base import DatasetFiles, Split, cache_dir, fingerprint, make_once, user_path
-from kdlab.errors import Fault, MachineError, UsageError, suggestion
+from kdlab.datasets.base import (
+    PARTS,
+    DatasetFiles,
+    Split,
+    cache_dir,
+    fingerprint,
+    intact,
+    make_once,
+    user_path,
+)
+from kdlab.errors import Fault, UsageError, suggestion
 
 # Raise it in the commit that changes a pixel or a box: scenes made before are then left alone.
 VERSION = 1
@@ -58,7 +66,7 @@ _Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class _Options:
-    """What a set is made from; `prepare` says what each means."""
+    """Options of a set; `prepare` says what each means."""
 
     image_px: int
     train_images: int
@@ -125,48 +133,53 @@ def prepare(
         MachineError: the cache cannot be written, or its files were damaged.
     """
     options = _Options(
-        image_px=image_px,
-        train_images=train_images,
-        val_images=val_images,
-        seed=seed,
-        min_digits=min_digits,
-        max_digits=max_digits,
-        min_size=min_size,
-        max_size=max_size,
-        background=background,
-        overlap=overlap,
+        image_px,
+        train_images,
+        val_images,
+        seed,
+        min_digits,
+        max_digits,
+        min_size,
+        max_size,
+        background,
+        overlap,
     )
-    if faults := list(_range_faults(options)) or list(_conflicts(options)):
+    if faults := list(_faults(options)):
         raise UsageError(faults=faults)
     key = hashlib.sha256(json.dumps([VERSION, asdict(options)], sort_keys=True).encode()).hexdigest()[:12]
     folder = (user_path(cache) if cache else cache_dir()) / "digits" / key
     make_once(folder, partial(_build, options))
-    return _intact_files(folder)
+    train, val = (_split(folder, part) for part in PARTS)
+    made = intact(folder, "files of this dataset", "fingerprint", lambda _: fingerprint([train, val]))
+    return DatasetFiles("digits", CLASSES, train, val, made["fingerprint"])
 
 
-def _range_faults(options: _Options) -> Iterator[Fault]:
+def _faults(options: _Options) -> Iterator[Fault]:
+    """Options out of their range; where there are none, those that do not go together."""
+    sound = True
     for name, (kind, low, high) in _RANGES.items():
         value = getattr(options, name)
         right_kind = isinstance(value, (int, kind)) and not isinstance(value, bool)
         if not (right_kind and low <= value <= high):
+            sound = False
             known = f"{'whole numbers' if kind is int else 'numbers'} from {low} to {high}"
             yield Fault(f"dataset.{name} is out of range", got=repr(value), known=known)
     if options.background not in _LAYERS:
-        near = suggestion(str(options.background), list(_LAYERS))
-        known = ", ".join(_LAYERS)
+        sound = False
+        near, known = suggestion(str(options.background), list(_LAYERS)), ", ".join(_LAYERS)
         yield Fault("dataset.background is unknown", got=repr(options.background), known=known, fix=near)
-
-
-def _conflicts(options: _Options) -> Iterator[Fault]:
-    for low, high in (("min_digits", "max_digits"), ("min_size", "max_size")):
-        if getattr(options, low) > getattr(options, high):
-            got = f"{getattr(options, low)} > {getattr(options, high)}"
-            yield Fault(f"dataset.{low} exceeds dataset.{high}", got=got, fix=f"raise {high} or lower {low}")
-    if options.min_size * options.image_px < _SOURCE_PX:
+    if not sound:
+        return
+    for what in ("digits", "size"):
+        low, high = getattr(options, f"min_{what}"), getattr(options, f"max_{what}")
+        if low > high:
+            fix = f"raise max_{what} or lower min_{what}"
+            yield Fault(f"dataset.min_{what} exceeds dataset.max_{what}", got=f"{low} > {high}", fix=fix)
+    smallest_px = options.min_size * options.image_px
+    if smallest_px < _SOURCE_PX:
         yield Fault(
             "the smallest digits would be too small to read",
-            got=f"min_size {options.min_size} of image_px {options.image_px}"
-            f" is {options.min_size * options.image_px:.1f} px",
+            got=f"min_size {options.min_size} of image_px {options.image_px} is {smallest_px:.1f} px",
             known=f"at least {_SOURCE_PX} px, the size of the handwriting",
             fix=f"set dataset.min_size to {np.ceil(1000 * _SOURCE_PX / options.image_px) / 1000} or more",
         )
@@ -174,22 +187,6 @@ def _conflicts(options: _Options) -> Iterator[Fault]:
 
 def _split(folder: Path, name: str) -> Split:
     return Split(folder / name, folder / f"{name}.json")
-
-
-def _intact_files(folder: Path) -> DatasetFiles:
-    """The files of a finished folder, if they still are what was written there."""
-    train, val = _split(folder, "train"), _split(folder, "val")
-    try:
-        found = fingerprint([train, val])
-        if found == json.loads((folder / "made.json").read_text())["fingerprint"]:
-            return DatasetFiles("digits", CLASSES, train, val, found)
-    except (OSError, ValueError, KeyError):
-        pass  # A file that is gone or torn is the same to the user as one that was changed.
-    raise MachineError(
-        "files of this cached data set were changed or removed",
-        where=str(folder),
-        fix=f"rm -r {shlex.quote(str(folder))}",
-    )
 
 
 def _build(options: _Options, folder: Path) -> None:
@@ -201,7 +198,7 @@ def _build(options: _Options, folder: Path) -> None:
     cut = _FIRST_VAL_SOURCE
     _write_split(options, folder, "train", options.train_images, sources[:cut], digits[:cut])
     _write_split(options, folder, "val", options.val_images, sources[cut:], digits[cut:])
-    seal = fingerprint([_split(folder, "train"), _split(folder, "val")])
+    seal = fingerprint(_split(folder, part) for part in PARTS)
     made = {"version": VERSION, "options": asdict(options), "fingerprint": seal}
     (folder / "made.json").write_text(json.dumps(made, indent=1, sort_keys=True))
 
@@ -214,7 +211,7 @@ def _write_split(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(scenes):
-        rng = np.random.default_rng([options.seed, ("train", "val").index(name), index])
+        rng = np.random.default_rng([options.seed, PARTS.index(name), index])
         glyphs = _layout(rng, options, sources, digits)
         file_name = f"{index:06d}.png"
         (split.images / file_name).write_bytes(_png(_draw(rng, options, glyphs)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
-from typing import Any
 
 import mmdet.models  # noqa: F401 - fills the registry
 from mmdet.registry import MODELS
@@ -18,6 +17,7 @@ import kdlab.mmcv_ops  # noqa: F401 - before anything imports mmdet
 from kdlab.detectors.base import Adapter
 from kdlab.detectors.mmdet_config import from_json
 from kdlab.detectors.sizing import set_classes
+from kdlab.jobs.spec import ModelSpec
 
 init_default_scope("mmdet")
 # a line for every weight that is drawn helps nobody
@@ -32,39 +32,40 @@ def family(detector: str) -> type[Adapter]:
 
 def adapt(model: nn.Module) -> Adapter:
     """How methods see an mmdet detector, by its head; of an unknown head they see the neck's maps alone."""
-    return next((one for one in _families() if one.fits(model)), Adapter)(model)
+    return next((one for one in families() if one.fits(model)), Adapter)(model)
 
 
 @cache
-def _families() -> tuple[type[Adapter], ...]:
+def families() -> tuple[type[Adapter], ...]:
+    """The adapter classes of all families."""
     modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
     return tuple(module.FAMILY for module in modules if hasattr(module, "FAMILY"))
 
 
-def build(settings: dict[str, Any], num_classes: int) -> nn.Module:
-    """The mmdet model of a recipe's `teacher:` or `student:`, with freshly drawn weights.
+def build(spec: ModelSpec, num_classes: int) -> nn.Module:
+    """The mmdet model of a detector with freshly drawn weights.
 
     Args:
-        settings: a `ModelSettings` as plain data.
-        num_classes: K of the data set.
+        spec: the detector and its sizes.
+        num_classes: K of the dataset.
     """
-    model = MODELS.build(config(settings, num_classes).model)
+    model = MODELS.build(config(spec, num_classes).model)
     model.init_weights()
     return model
 
 
-def config(settings: dict[str, Any], num_classes: int) -> Config:
-    """The mmdet config of a model, with `overrides` applied.
+def config(spec: ModelSpec, num_classes: int) -> Config:
+    """The mmdet config of a detector, with `overrides` applied.
 
     It is the family's, resized as the settings say, or the one that a plan read from an mmdet config file and
-    put into the settings, with the data set's number of classes.
+    put into the settings, with the dataset's number of classes.
     """
-    if found := settings.get("config"):
-        for module in settings["imports"]:
+    if spec.config is not None:
+        for module in spec.imports:
             importlib.import_module(module)
-        cfg = Config({"model": from_json(found)})
+        cfg = Config({"model": from_json(spec.config)})
         set_classes(cfg.model, num_classes)
     else:
-        cfg = Config({"model": family(settings["detector"]).config(settings, num_classes)})
-    cfg.merge_from_dict(settings["overrides"])
+        cfg = Config({"model": family(spec.detector).config(spec, num_classes)})
+    cfg.merge_from_dict(spec.overrides)
     return cfg

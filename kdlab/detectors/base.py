@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
 from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from kdlab.detectors.outputs import Assignment, Branch, DetectorOutputs, Facts, RoiOutputs, Rois
+from kdlab.jobs.spec import ModelSettings
 
 _PROBED_PX = 256
 
 
 @dataclass
 class Recording:
-    """What hooks caught during one pass of a model."""
+    """What hooks caught during one pass of a model.
+
+    Args:
+        feats: the neck's maps.
+        raw: what the head gave.
+        towers: pre-activation maps by (branch, conv).
+        assigned: the objects of an image and, (M,) over the priors that the head tried, which object each
+            serves: -1 none, -2 ignored by the loss. An image without objects may be missing.
+        rois: the sampled proposals of a two-stage loss.
+        roi_outputs: what the second stage said of them.
+    """
 
     feats: tuple[Tensor, ...] = ()
     raw: tuple[Any, ...] = ()
     towers: dict[tuple[Branch, int], list[Tensor]] = field(default_factory=dict)
-    gt_index: list[Tensor] = field(default_factory=list)
-    label_weights: list[Tensor] = field(default_factory=list)
+    assigned: list[tuple[InstanceData, Tensor]] = field(default_factory=list)
     rois: Rois | None = None
     roi_outputs: RoiOutputs | None = None
 
@@ -46,7 +57,7 @@ class Adapter:
         self.model = model
 
     @staticmethod
-    def config(settings: dict[str, Any], num_classes: int) -> ConfigDict:
+    def config(settings: ModelSettings, num_classes: int) -> ConfigDict:
         """The mmdet config of the family for a recipe's model settings."""
         raise NotImplementedError
 
@@ -136,9 +147,21 @@ class Adapter:
         feats = [feat.float() for feat in caught.feats]
         return DetectorOutputs(adapter=self, neck_maps=feats, feats=feats, levels=tuple(range(len(feats))))
 
-    def assignment(self, caught: Recording) -> Assignment | None:
-        """What `capturing` read of priors; None for a head without."""
+    def assignment(
+        self, caught: Recording, outputs: DetectorOutputs, data_samples: Sequence[Any]
+    ) -> Assignment | None:
+        """What `capturing` read from the loss of these samples; None for a head without priors."""
         return None
+
+
+@contextmanager
+def wrapped(owner: Any, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
+    """While inside, `owner.name(...)` is `wrapper(original, ...)`."""
+    setattr(owner, name, partial(wrapper, getattr(owner, name)))
+    try:
+        yield
+    finally:
+        delattr(owner, name)
 
 
 def strides_of(prior_generator: Any) -> tuple[int, ...]:

@@ -10,20 +10,21 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+from mmdet.models.task_modules.prior_generators import anchor_inside_flags
 from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from kdlab.detectors.base import Adapter, Recording, strides_of
+from kdlab.detectors.base import Adapter, Recording, strides_of, wrapped
 from kdlab.detectors.outputs import Assignment, Branch, DetectorOutputs, Facts, Priors, Tail
+
+BACKGROUND, IGNORED = -1, -2
 
 
 class DenseAdapter(Adapter):
     """A head that predicts at every cell. A family sets the literals and writes what differs."""
 
     provides = (*Adapter.provides, "cls_maps", "box_maps", "boxes", "assignment", "towers")
-    labels_at: ClassVar[int] = 0
-    label_weights_at: ClassVar[int | None] = 1
     cls_predictor: ClassVar[str]
     reg_predictor: ClassVar[str]
 
@@ -33,22 +34,20 @@ class DenseAdapter(Adapter):
         head = self.head
         sizes = [(-(-256 // stride),) * 2 for stride in strides_of(head.prior_generator)]
         priors = torch.cat(head.prior_generator.grid_priors(sizes, device="cpu")).double().numpy().round(3)
+        # methods read class maps as sigmoid logits
+        lacking = [] if head.use_sigmoid_cls else ["cls_maps"]
+        if not head.stacked_convs:
+            lacking.append("towers")
         found = super().facts
         return replace(
             found,
-            # methods read class maps as sigmoid logits
-            provides=tuple(name for name in found.provides if name not in self.lacks()),
+            provides=tuple(name for name in found.provides if name not in lacking),
             detector=type(self).__module__.rpartition(".")[2],
             anchors=head.prior_generator.num_base_priors[0],
             priors=hashlib.sha256(priors.tobytes()).hexdigest()[:16],
             tower_depth=head.stacked_convs,
             softmax=not head.use_sigmoid_cls,
         )
-
-    def lacks(self) -> tuple[str, ...]:
-        """What only other heads of its class have: class maps before a sigmoid, towers."""
-        softmax = () if self.head.use_sigmoid_cls else ("cls_maps",)
-        return (*softmax, *(() if self.head.stacked_convs else ("towers",)))
 
     def neck(self) -> tuple[tuple[int, ...], int]:
         """Strides and channels of the maps that the head reads."""
@@ -71,8 +70,10 @@ class DenseAdapter(Adapter):
         yield self.head, lambda _m, _i, out: setattr(caught, "raw", tuple(out))
         for key in towers:
             maps = caught.towers.setdefault(key, [])
-            # a copy, because the activation that follows works in place
-            yield self._before_activation(*key), lambda _m, _i, out, maps=maps: maps.append(out.clone())
+            layer = self._convs(key[0])[key[1]]
+            before_activation = layer.norm if layer.with_norm else layer.conv
+            # a copy, because the activation works in place
+            yield before_activation, lambda _m, _i, out, maps=maps: maps.append(out.clone())
 
     def look(self, inputs: Tensor, with_head: bool = True) -> None:
         """The neck's maps and, unless nobody asks for them, the head's."""
@@ -82,36 +83,25 @@ class DenseAdapter(Adapter):
 
     @contextmanager
     def capturing(self, caught: Recording) -> Iterator[None]:
-        """Learn which object each prior serves from the one target computation of the loss inside.
+        """Learn which object each prior serves from what the head's sampler hands to the loss inside.
 
-        Object k enters under the label -1-k; the labels that come out, mapped to all priors by mmdet
-        itself, name the objects, and are given back as the true ones.
+        Whatever an assigner looks at (IoU, costs of predictions), and however many a head has, what they
+        decide reaches the loss through `sampler.sample`.
         """
-        head, original = self.head, self.head._get_targets_single
 
-        def marked(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-            place = next(i for i, arg in enumerate(args) if isinstance(arg, InstanceData))
-            objects = args[place]
-            out = list(original(*args[:place], _mark(objects), *args[place + 1 :], **kwargs))
-            marks = out[self.labels_at]
-            gt_index = torch.where(marks < 0, -1 - marks, -1)
-            if len(objects):
-                true = objects.labels[gt_index.clamp(min=0)]
-                out[self.labels_at] = torch.where(marks < 0, true, marks)
-            weights = (
-                torch.ones_like(marks, dtype=torch.float32)
-                if self.label_weights_at is None
-                else out[self.label_weights_at]
-            )
-            caught.gt_index.append(torch.where(weights > 0, gt_index, -2))
-            caught.label_weights.append(weights)
-            return tuple(out)
+        # mmdet's own names: some heads hand them over by name
+        def sample(
+            original: Any, assign_result: Any, pred_instances: Any, gt_instances: Any, **kwargs: Any
+        ) -> Any:
+            sampled = original(assign_result, pred_instances, gt_instances, **kwargs)
+            gt_index = torch.full_like(assign_result.gt_inds, IGNORED)
+            gt_index[sampled.neg_inds] = BACKGROUND
+            gt_index[sampled.pos_inds] = sampled.pos_assigned_gt_inds
+            caught.assigned.append((gt_instances, gt_index))
+            return sampled
 
-        head._get_targets_single = marked
-        try:
+        with wrapped(self.head.sampler, "sample", sample):
             yield
-        finally:
-            del head._get_targets_single
 
     def outputs(self, caught: Recording) -> DetectorOutputs:
         """The interface over what one pass produced, in fp32."""
@@ -126,36 +116,59 @@ class DenseAdapter(Adapter):
             towers={key: [level.float() for level in maps] for key, maps in caught.towers.items()},
         )
 
-    def assignment(self, caught: Recording) -> Assignment:
-        """The assignment that `capturing` read."""
-        gt_index = torch.stack(caught.gt_index)
-        count = (gt_index >= 0).sum().float()
-        return Assignment(gt_index, torch.stack(caught.label_weights), reduce_mean(count).clamp(min=1))
+    def assignment(
+        self, caught: Recording, outputs: DetectorOutputs, data_samples: Sequence[Any]
+    ) -> Assignment:
+        """The assignment that `capturing` read from the loss of these samples."""
+        rows = []
+        for sample in data_samples:
+            # a head may try no prior of an image without objects
+            found = torch.full_like(outputs.priors.level, BACKGROUND)
+            for objects, gt_index in caught.assigned:
+                if objects is sample.gt_instances:
+                    found = gt_index
+            if len(found) < len(outputs.priors.level):
+                inside = self._inside(outputs.priors, sample.pad_shape, sample.img_shape)
+                found = _of_all(found, inside)
+            rows.append(found)
+        gt_index = torch.stack(rows)
+        positive = gt_index >= 0
+        label_weights = torch.where(positive, self.positive_weight, 1.0) * (gt_index != IGNORED)
+        return Assignment(gt_index, label_weights, reduce_mean(positive.sum().float()).clamp(min=1))
+
+    @property
+    def positive_weight(self) -> float:
+        """The weight of positives in the loss of classes, where that of background is 1."""
+        weight = self.head.train_cfg.get("pos_weight", -1)
+        return weight if weight > 0 else 1.0
 
     def as_in_training(self, box_maps: list[Tensor]) -> list[Tensor]:
         """Raw box maps as the head makes them in training mode."""
         return box_maps
 
     def decode(self, priors: Tensor, strides: Tensor, raw: Tensor) -> Tensor:
-        """(P, 4) xyxy in input pixels from raw box values (P, X) at priors (P, 2|4) of strides (P,)."""
-        raise NotImplementedError
+        """(P, 4) xyxy in input pixels from raw box values (P, X) at priors (P, 2|4) of strides (P,).
+
+        Here raw values are deltas to anchors; a family with others overrides this and `encode`.
+        """
+        return self.head.bbox_coder.decode(priors, raw)
 
     def encode(self, priors: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
         """(P, 4) the inverse of `decode`; for distributions, the distances in strides."""
-        raise NotImplementedError
-
-    def targets(self, objects: InstanceData, priors: Priors, pad_shape: tuple[int, int]) -> None:
-        """Have the head compute the targets of one image with these objects."""
-        raise NotImplementedError
+        return self.head.bbox_coder.encode(priors, boxes)
 
     @torch.no_grad()
     def match(self, boxes: Tensor, pad_shape: Tensor, priors: Priors) -> Tensor:
-        """(N,) which of `boxes` (M, 4) the head's own matcher gives to each prior; -1 none, -2 ignored."""
-        objects = InstanceData(bboxes=boxes, labels=boxes.new_zeros(len(boxes), dtype=torch.long))
-        caught = Recording()
-        with self.capturing(caught):
-            self.targets(objects, priors, tuple(int(side) for side in pad_shape))
-        return caught.gt_index[0]
+        """(N,) which of `boxes` (M, 4) the head's own assigner gives to each prior; -1 none, -2 ignored."""
+        shape = tuple(pad_shape.tolist())
+        inside = self._inside(priors, shape, shape)
+        assigned = self.head.assigner.assign(
+            InstanceData(priors=priors.boxes[inside]),
+            gt_instances=InstanceData(bboxes=boxes, labels=boxes.new_zeros(len(boxes), dtype=torch.long)),
+            num_level_priors=priors.level[inside].bincount(minlength=len(priors.sizes)).tolist(),
+        )
+        # mmdet counts objects from 1: 0 is background, -1 ignored
+        return _of_all(assigned.gt_inds - 1, inside)
 
     def run_tail(self, branch: Branch, conv: int, maps: Sequence[Tensor]) -> Tail:
         """The head from the activation of tower conv `conv` on, over levels (B, C, H_l, W_l)."""
@@ -171,7 +184,10 @@ class DenseAdapter(Adapter):
 
     def predict(self, branch: Branch, level: int, x: Tensor) -> Tensor:
         """Logits or raw boxes (as in training mode) from the last tower map of a level."""
-        return getattr(self.head, self.cls_predictor if branch == "cls" else self.reg_predictor)(x)
+        if branch == "cls":
+            return getattr(self.head, self.cls_predictor)(x)
+        out = getattr(self.head, self.reg_predictor)(x)
+        return self.head.scales[level](out).float() if hasattr(self.head, "scales") else out
 
     def predict_quality(self, branch: Branch, x: Tensor) -> list[Tensor]:
         """The quality logits of a level where this branch makes them, else nothing."""
@@ -180,17 +196,13 @@ class DenseAdapter(Adapter):
     def _convs(self, branch: Branch) -> nn.ModuleList:
         return self.head.cls_convs if branch == "cls" else self.head.reg_convs
 
-    def _before_activation(self, branch: Branch, conv: int) -> nn.Module:
-        layer = self._convs(branch)[conv]
-        return layer.norm if layer.with_norm else layer.conv
-
-    def _inside(self, priors: Priors, pad_shape: tuple[int, int]) -> Tensor:
-        """(N,) bool: the prior's cell lies in the padded image."""
+    def _inside(self, priors: Priors, pad_shape: tuple[int, ...], img_shape: tuple[int, ...]) -> Tensor:
+        """(N,) bool: the priors of an image that the head tries to give to objects."""
         flags = self.head.prior_generator.valid_flags(priors.sizes, pad_shape, device=priors.boxes.device)
-        return torch.cat(flags)
+        border = self.head.train_cfg.get("allowed_border", -1)
+        return anchor_inside_flags(priors.boxes, torch.cat(flags), img_shape, border)
 
 
-def _mark(objects: InstanceData) -> InstanceData:
-    marked = objects.clone()
-    marked.labels = -1 - torch.arange(len(objects), device=objects.labels.device)
-    return marked
+def _of_all(gt_index: Tensor, inside: Tensor) -> Tensor:
+    """(N,) the objects of all priors from those (M,) of the priors that were tried; others are ignored."""
+    return torch.full_like(inside, IGNORED, dtype=torch.long).masked_scatter(inside, gt_index)

@@ -14,9 +14,10 @@ from mmdet.structures.bbox import bbox2roi
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
-from kdlab.detectors.base import Adapter, Recording, strides_of
+from kdlab.detectors.base import Adapter, Recording, strides_of, wrapped
 from kdlab.detectors.outputs import DetectorOutputs, Facts, RoiOutputs, Rois
 from kdlab.detectors.sizing import resized
+from kdlab.jobs.spec import ModelSettings
 
 STRIDES = (4, 8, 16, 32, 64)
 HEAD_CONVS = 0
@@ -37,7 +38,7 @@ class FasterRCNN(Adapter):
         return ours and model.roi_head.with_mask == cls.masks
 
     @staticmethod
-    def config(settings: dict[str, Any], num_classes: int) -> ConfigDict:
+    def config(settings: ModelSettings, num_classes: int) -> ConfigDict:
         """mmdet's Faster R-CNN with the recipe's sizes."""
         return two_stage("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", settings, num_classes)
 
@@ -56,19 +57,22 @@ class FasterRCNN(Adapter):
     @contextmanager
     def capturing(self, caught: Recording) -> Iterator[None]:
         """Learn on which proposals the loss inside trains the second stage, and what that says of them."""
-        head, original = self.head, self.head.bbox_loss
 
-        def seen(x: Any, sampling_results: list[Any]) -> dict[str, Any]:
+        def bbox_loss(original: Any, x: Any, sampling_results: list[Any]) -> dict[str, Any]:
             out: dict[str, Any] = original(x, sampling_results)
-            caught.rois = _rois(sampling_results, self.num_classes)
+            # in mmdet's order: image by image, its positives first
+            labels, objects = [], []
+            for sampled in sampling_results:
+                positives, negatives = sampled.pos_gt_labels, len(sampled.neg_priors)
+                labels += [positives, positives.new_full((negatives,), self.num_classes)]
+                objects += [sampled.pos_assigned_gt_inds, positives.new_full((negatives,), -1)]
+            boxes = bbox2roi([sampled.priors for sampled in sampling_results])
+            caught.rois = Rois(boxes, torch.cat(labels), torch.cat(objects))
             caught.roi_outputs = RoiOutputs(out["cls_score"].float(), out["bbox_pred"].float())
             return out
 
-        head.bbox_loss = seen
-        try:
+        with wrapped(self.head, "bbox_loss", bbox_loss):
             yield
-        finally:
-            del head.bbox_loss
 
     def outputs(self, caught: Recording) -> DetectorOutputs:
         """The interface over what one pass produced, in fp32."""
@@ -89,10 +93,10 @@ class FasterRCNN(Adapter):
         head(self.head.shared_head(regions) if self.head.with_shared_head else regions)
 
 
-def two_stage(base: str, settings: dict[str, Any], num_classes: int) -> ConfigDict:
+def two_stage(base: str, settings: ModelSettings, num_classes: int) -> ConfigDict:
     """mmdet's two-stage config `base` with the recipe's backbone, widths, strides and classes."""
     model = resized(base, settings, num_classes)
-    channels, strides = settings["neck_channels"], list(settings["strides"])
+    channels, strides = settings.neck_channels, list(settings.strides)
     model.rpn_head.update(in_channels=channels, feat_channels=channels)
     model.rpn_head.anchor_generator.strides = strides
     for part in ("bbox", "mask"):
@@ -106,17 +110,6 @@ def two_stage(base: str, settings: dict[str, Any], num_classes: int) -> ConfigDi
     # mmdet's 1024 at 256 channels
     model.roi_head.bbox_head.update(in_channels=channels, fc_out_channels=4 * channels)
     return model
-
-
-def _rois(sampling_results: list[Any], num_classes: int) -> Rois:
-    """The sampled proposals of a batch as mmdet orders them: image by image, its positives first."""
-    labels, objects = [], []
-    for sampled in sampling_results:
-        positives, negatives = sampled.pos_gt_labels, len(sampled.neg_priors)
-        labels += [positives, positives.new_full((negatives,), num_classes)]
-        objects += [sampled.pos_assigned_gt_inds, positives.new_full((negatives,), -1)]
-    boxes = bbox2roi([sampled.priors for sampled in sampling_results])
-    return Rois(boxes, torch.cat(labels), torch.cat(objects))
 
 
 FAMILY = FasterRCNN

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from mmdet.structures.bbox import bbox2distance
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from kdlab.detectors.dense import DenseAdapter
+from kdlab.detectors.base import Recording, wrapped
+from kdlab.detectors.dense import BACKGROUND, DenseAdapter
 from kdlab.detectors.outputs import Branch, Priors
-from kdlab.detectors.sizing import dense, group_norm
+from kdlab.detectors.sizing import dense
+from kdlab.jobs.spec import ModelSettings
 
 BASE = "fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py"
 INF = 1e8
@@ -23,21 +29,17 @@ class FCOS(DenseAdapter):
 
     heads = ("FCOSHead",)
     provides = (*DenseAdapter.provides, "quality_maps")
-    label_weights_at = None
+    positive_weight = 1.0
     cls_predictor = "conv_cls"
     reg_predictor = "conv_reg"
 
     @staticmethod
-    def config(settings: dict[str, Any], num_classes: int) -> ConfigDict:
+    def config(settings: ModelSettings, num_classes: int) -> ConfigDict:
         """mmdet's FCOS with the recipe's sizes, on a backbone in torchvision's style and normalisation."""
         model = dense(BASE, settings, num_classes)
-        strides = list(settings["strides"])
+        strides = list(settings.strides)
         bounds = [-1, *(8 * stride for stride in strides[:-1]), INF]
-        model.bbox_head.update(
-            strides=strides,
-            regress_ranges=tuple(pairwise(bounds)),
-            norm_cfg=group_norm(settings["neck_channels"]),
-        )
+        model.bbox_head.update(strides=strides, regress_ranges=tuple(pairwise(bounds)))
         model.data_preprocessor.update(
             mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
         )
@@ -62,7 +64,6 @@ class FCOS(DenseAdapter):
         out = super().predict(branch, level, x)
         if branch == "cls":
             return out
-        out = self.head.scales[level](out).float()
         return out.clamp(min=0) if self.head.norm_on_bbox else out.exp()
 
     def predict_quality(self, branch: Branch, x: Tensor) -> list[Tensor]:
@@ -70,12 +71,36 @@ class FCOS(DenseAdapter):
         made_here = self.head.centerness_on_reg == (branch == "reg")
         return [self.head.conv_centerness(x)] if made_here else []
 
-    def targets(self, objects: InstanceData, priors: Priors, pad_shape: tuple[int, int]) -> None:
-        """Have the head compute the targets of one image with these objects."""
+    @contextmanager
+    def capturing(self, caught: Recording) -> Iterator[None]:
+        """Learn which object each prior serves from the labels of the targets: this head has no assigner.
+
+        Labels are only looked up there, by object. So an image's objects enter under numbers beyond the
+        background's in place of their labels, and go on under these.
+        """
+
+        def targets(original: Any, objects: InstanceData, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            background, count = self.head.num_classes, len(objects)
+            numbered = objects.clone()
+            numbered.labels = torch.arange(count, device=objects.labels.device) + background + 1
+            numbers, boxes = original(numbered, *args, **kwargs)
+            gt_index = (numbers - background - 1).clamp(min=BACKGROUND)
+            caught.assigned.append((objects, gt_index))
+            # the last entry is the label of background, which index -1 finds
+            return F.pad(objects.labels, (0, 1), value=background)[gt_index], boxes
+
+        with wrapped(self.head, "_get_targets_single", targets):
+            yield
+
+    @torch.no_grad()
+    def match(self, boxes: Tensor, pad_shape: Tensor, priors: Priors) -> Tensor:
+        """(N,) which of `boxes` (M, 4) the head gives to each prior; -1 none."""
+        objects = InstanceData(bboxes=boxes, labels=boxes.new_zeros(len(boxes), dtype=torch.long))
         ranges = priors.boxes.new_tensor(self.head.regress_ranges)[priors.level]
-        self.head._get_targets_single(
-            objects, points=priors.boxes, regress_ranges=ranges, num_points_per_lvl=priors.per_level
-        )
+        caught = Recording()
+        with self.capturing(caught):
+            self.head._get_targets_single(objects, priors.boxes, ranges, priors.per_level)
+        return caught.assigned[0][1]
 
     def _unit(self, strides: Tensor) -> Tensor | float:
         return strides[:, None] if self.head.norm_on_bbox else 1.0

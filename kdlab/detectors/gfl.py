@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 from mmdet.structures.bbox import bbox2distance
 from mmengine.config import ConfigDict
-from mmengine.structures import InstanceData
 from torch import Tensor
 
 from kdlab.detectors.dense import DenseAdapter
-from kdlab.detectors.outputs import Branch, Facts, Priors
-from kdlab.detectors.sizing import dense, group_norm
+from kdlab.detectors.outputs import Facts
+from kdlab.detectors.sizing import dense
+from kdlab.jobs.spec import ModelSettings
 
 
 class GFL(DenseAdapter):
@@ -21,8 +20,6 @@ class GFL(DenseAdapter):
 
     heads = ("GFLHead",)
     provides = (*DenseAdapter.provides, "anchor_boxes", "box_distributions")
-    labels_at = 1
-    label_weights_at = 2
     cls_predictor = "gfl_cls"
     reg_predictor = "gfl_reg"
 
@@ -32,12 +29,9 @@ class GFL(DenseAdapter):
         return replace(super().facts, bins=self.head.reg_max + 1)
 
     @staticmethod
-    def config(settings: dict[str, Any], num_classes: int) -> ConfigDict:
+    def config(settings: ModelSettings, num_classes: int) -> ConfigDict:
         """mmdet's GFL with the recipe's sizes."""
-        model = dense("gfl/gfl_r50_fpn_1x_coco.py", settings, num_classes)
-        model.bbox_head.anchor_generator.strides = list(settings["strides"])
-        model.bbox_head.norm_cfg = group_norm(settings["neck_channels"])
-        return model
+        return dense("gfl/gfl_r50_fpn_1x_coco.py", settings, num_classes)
 
     def decode(self, priors: Tensor, strides: Tensor, raw: Tensor) -> Tensor:
         """(P, 4) boxes from distributions (P, 4*(R+1)): an edge is at its mean distance from the centre."""
@@ -48,17 +42,6 @@ class GFL(DenseAdapter):
         """(P, 4) distances in strides from the anchor's centre to the edges, clipped to [0, R)."""
         centres = self.head.anchor_center(priors) / strides[:, None]
         return bbox2distance(centres, boxes / strides[:, None], self.head.reg_max)
-
-    def predict(self, branch: Branch, level: int, x: Tensor) -> Tensor:
-        """Logits, or edge distributions with the level's own scale."""
-        out = super().predict(branch, level, x)
-        return out if branch == "cls" else self.head.scales[level](out).float()
-
-    def targets(self, objects: InstanceData, priors: Priors, pad_shape: tuple[int, int]) -> None:
-        """Have the head compute the targets of one image with these objects."""
-        meta = {"img_shape": pad_shape}
-        inside = self._inside(priors, pad_shape)
-        self.head._get_targets_single(priors.boxes, inside, priors.per_level, objects, meta, None)
 
 
 FAMILY = GFL

@@ -11,11 +11,12 @@ from typing import Any
 
 from mmengine.config import Config
 
-from kdlab.detectors.sizing import SWIN_DEPTHS
+from kdlab import backbones
 from kdlab.errors import UsageError
 
 _TUPLE = "__tuple__"
-_SECOND_MODELS = ("teacher_config", "teacher_ckpt")
+SECOND_MODELS = ("teacher_config", "teacher_ckpt")
+THAWED = {"frozen_stages": -1, "norm_eval": False}
 
 
 def read_config(path: Path, init: str) -> dict[str, Any]:
@@ -39,19 +40,34 @@ def read_config(path: Path, init: str) -> dict[str, Any]:
         raise UsageError(
             "this is no mmdet config of a detector", where=str(path), got=f"{type(error).__name__}: {error}"
         ) from error
-    _refuse(model, path, init)
+    if init == "imagenet" and backbone.get("style") == "caffe":
+        raise UsageError(
+            "this config's backbone is in Caffe's style, and torchvision's weights are not",
+            where=str(path),
+            fix="init: FILE with weights of that style, or a config whose backbone has style='pytorch'",
+        )
+    if second := [key for key in SECOND_MODELS if key in model]:
+        raise UsageError(
+            "this config brings a teacher of its own",
+            where=str(path),
+            got=", ".join(second),
+            fix="name its student's config, and the teacher in the recipe",
+        )
     _drop_pretrained(model)
     # augmentation is the recipe's, and a function of (seed, epoch, index) alone
     model.get("data_preprocessor", {}).pop("batch_augments", None)
     if init == "none":
-        _thaw(backbone)
+        # frozen layers and statistics only make sense on weights that were learned somewhere
+        backbone.update({key: value for key, value in THAWED.items() if key in backbone})
+        if isinstance(norm := backbone.get("norm_cfg"), dict):
+            backbone["norm_cfg"] = norm | {"requires_grad": True}
     imports = (cfg.get("custom_imports") or {}).get("imports") or []
     imports = [imports] if isinstance(imports, str) else list(imports)
     return {
         "config": as_json(model),
         "imports": imports,
         "code": code_of(imports),
-        "backbone": backbone_name(backbone),
+        "backbone": backbones.name_of(backbone),
     }
 
 
@@ -85,37 +101,6 @@ def code_of(modules: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def backbone_name(backbone: dict[str, Any]) -> str:
-    """ "resnet50" for mmdet's config of it; the type in small letters for one that recipes do not know."""
-    depth, depths = backbone.get("depth"), tuple(backbone.get("depths", SWIN_DEPTHS["swin_t"]))
-    match backbone["type"]:
-        case "ResNet":
-            return f"resnet{depth}"
-        case "ResNeXt":
-            return f"resnext{depth}_{backbone['groups']}x{backbone['base_width']}d"
-        case "MobileNetV2":
-            return "mobilenet_v2"
-        case "SwinTransformer":
-            return next((name for name, known in SWIN_DEPTHS.items() if known == depths), "swin")
-    return str(backbone["type"]).lower()
-
-
-def _refuse(model: dict[str, Any], path: Path, init: str) -> None:
-    if init == "imagenet" and model["backbone"].get("style") == "caffe":
-        raise UsageError(
-            "this config's backbone is in Caffe's style, and torchvision's weights are not",
-            where=str(path),
-            fix="init: FILE with weights of that style, or a config whose backbone has style='pytorch'",
-        )
-    if second := [key for key in _SECOND_MODELS if key in model]:
-        raise UsageError(
-            "this config brings a teacher of its own",
-            where=str(path),
-            got=", ".join(second),
-            fix="name its student's config, and the teacher in the recipe",
-        )
-
-
 def _drop_pretrained(part: Any) -> None:
     """Take out, in place, whatever would load weights that no plan and no id knows of."""
     if isinstance(part, list | tuple):
@@ -129,12 +114,3 @@ def _drop_pretrained(part: Any) -> None:
         part["pretrained"] = None
     for entry in part.values():
         _drop_pretrained(entry)
-
-
-def _thaw(backbone: dict[str, Any]) -> None:
-    """Frozen layers and statistics only make sense on weights that were learned somewhere."""
-    for key, value in (("frozen_stages", -1), ("norm_eval", False)):
-        if key in backbone:
-            backbone[key] = value
-    if isinstance(norm := backbone.get("norm_cfg"), dict):
-        backbone["norm_cfg"] = norm | {"requires_grad": True}

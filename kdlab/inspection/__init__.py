@@ -1,1 +1,1 @@
-"""What a data set holds and what is wrong with it: labels, boxes, image files; no torch."""
+"""Contents and defects of a dataset: labels, boxes, image files; no torch."""

@@ -20,20 +20,9 @@ _NUMBERED = re.compile(r"(.*?)(\d+)([^\d]*)")
 _GAPS_SHOWN = 12
 
 
-def check(splits: Sequence[Labels]) -> Found:
-    """All of them."""
-    yield from _ids([labels for labels in splits if not labels.is_converted])
-    yield from _sources(splits)
-    yield from _classes(splits)
-    yield from _rare(splits)
-    folders = sorted({(labels.folder / name).parent for labels in splits for name in labels.files})
-    files = [file for folder in folders for file in files_below(folder)]
-    listed = {labels.folder / name for labels in splits for name in labels.files}
-    yield from (("unlisted", Place("", str(file))) for file in files if file not in listed)
-    yield from _gaps({*files, *listed})
-
-
-def _ids(splits: Sequence[Labels]) -> Found:
+def ids(splits: Sequence[Labels]) -> Found:
+    """Ids of a split that another one has too."""
+    splits = [labels for labels in splits if not labels.is_converted]
     for what in ("image", "annotation"):
         first: dict[int, str] = {}
         counts: Counter[tuple[str, str]] = Counter()
@@ -46,7 +35,7 @@ def _ids(splits: Sequence[Labels]) -> Found:
             yield "id-over-splits", Place(split, detail=f"{count} {what} ids of {other}", count=count)
 
 
-def _sources(splits: Sequence[Labels]) -> Found:
+def sources(splits: Sequence[Labels]) -> Found:
     """An export makes several augmented copies of a photograph; they must not lie on both sides."""
     homes: dict[str, tuple[str, str]] = {}
     for labels in splits:
@@ -58,19 +47,15 @@ def _sources(splits: Sequence[Labels]) -> Found:
                     yield "source-leak", Place(labels.split, name, detail=f"of {split} {Path(other).name}")
 
 
-def _classes(splits: Sequence[Labels]) -> Found:
-    seen = {
-        labels.split: {labels.classes[number] for number in labels.category.tolist()} for labels in splits
-    }
-    train, val = seen.get("train", set()), seen.get("val", set())
+def classes(splits: Sequence[Labels]) -> Found:
+    """Classes that are never learned or never measured, rare classes, and mostly small objects."""
+    seen: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
+    for labels in splits:
+        seen[labels.split] = Counter(labels.classes[number] for number in labels.category.tolist())
+    train, val = seen["train"].keys(), seen["val"].keys()
     yield from (("never-trained", Place("val", detail=name)) for name in sorted(val - train))
     yield from (("never-measured", Place("train", detail=name)) for name in sorted(train - val))
-
-
-def _rare(splits: Sequence[Labels]) -> Found:
-    counts: Counter[str] = Counter()
-    for labels in splits:
-        counts.update(labels.classes[number] for number in labels.category.tolist())
+    counts = sum(seen.values(), Counter())
     total = counts.total()
     for name, count in sorted(counts.items(), key=lambda item: item[1]):
         if count < _RARE * total:
@@ -83,8 +68,16 @@ def _rare(splits: Sequence[Labels]) -> Found:
         yield "small-objects", Place("", detail=detail, count=small)
 
 
+def files(splits: Sequence[Labels]) -> Found:
+    """Image files that no labels list, and gaps in their numbers."""
+    listed = {labels.folder / name for labels in splits for name in labels.files}
+    there = [file for folder in sorted({path.parent for path in listed}) for file in files_below(folder)]
+    yield from (("unlisted", Place("", str(file))) for file in there if file not in listed)
+    yield from _gaps({*there, *listed})
+
+
 def _gaps(files: set[Path]) -> Found:
-    """Where most numbers of a range are there, those that lack were taken out."""
+    """Numbers that lack in ranges of which most are there: such images were taken out."""
     groups: dict[tuple[Path, str, str], dict[int, str]] = {}
     for file in files:
         if match := _NUMBERED.fullmatch(file.stem):
@@ -97,3 +90,6 @@ def _gaps(files: set[Path]) -> Found:
             shown = ", ".join(map(str, gaps[:_GAPS_SHOWN])) + ", ..." * (missing > _GAPS_SHOWN)
             detail = f"{numbers[low]}..{numbers[high]} without {shown}"
             yield "number-gaps", Place("", folder.name, detail=detail, count=missing)
+
+
+CHECKS = (ids, sources, classes, files)

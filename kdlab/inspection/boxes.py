@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -18,15 +17,8 @@ _FEW, _USUAL = 2, 8
 _ENOUGH = 50
 
 
-def check(labels: Labels) -> Found:
-    """All of them."""
-    yield from _outside(labels)
-    yield from _repeated(labels)
-    yield from _few(labels)
-    yield from _one_based(labels)
-
-
-def _outside(labels: Labels) -> Found:
+def outside(labels: Labels) -> Found:
+    """Boxes that are empty, or wholly or in part outside their image."""
     low, side = labels.boxes[:, :2], labels.boxes[:, 2:]
     high, size = low + side, labels.sizes[labels.image]
     known = (size > 0).all(axis=1)
@@ -35,18 +27,17 @@ def _outside(labels: Labels) -> Found:
     cut = known & ~wholly & ((low < -_ROUNDING_PX) | (high > size + _ROUNDING_PX)).any(axis=1)
     for kind, which in (("zero-area", empty), ("box-outside", wholly), ("box-cut", cut)):
         for index in np.flatnonzero(which).tolist():
-            yield kind, labels.place(index, detail=_words(labels, index))
+            name = labels.classes[int(labels.category[index])]
+            corners = " ".join(f"{value:g}" for value in labels.boxes[index])
+            yield kind, labels.place(index, detail=f"{name} {corners}")
 
 
-def _words(labels: Labels, index: int) -> str:
-    name = labels.classes[int(labels.category[index])]
-    return f"{name} {' '.join(f'{value:g}' for value in labels.boxes[index])}"
-
-
-def _repeated(labels: Labels) -> Found:
+def repeated(labels: Labels) -> Found:
     """Pairs of one class; a crowd may well hold single objects."""
     crowd = np.array([bool(entry.get("iscrowd")) for entry in labels.objects], bool)
-    for start, stop in _spans(labels):
+    for start, stop in pairwise([0, *np.cumsum(labels.counts).tolist()]):
+        if stop - start < 2:
+            continue
         boxes, category = labels.boxes[start:stop], labels.category[start:stop]
         alike = (category[:, None] == category) & ~(crowd[start:stop, None] | crowd[start:stop])
         equal = alike & (boxes[:, None] == boxes).all(axis=2)
@@ -54,13 +45,6 @@ def _repeated(labels: Labels) -> Found:
         for kind, pairs in (("box-twice", equal), ("near-duplicate", near)):
             for first, second in np.argwhere(np.triu(pairs, 1)).tolist():
                 yield kind, labels.place(start + first, start + second)
-
-
-def _spans(labels: Labels) -> Iterator[tuple[int, int]]:
-    """First and last + 1 object of each image that has two or more."""
-    for start, stop in pairwise([0, *np.cumsum(labels.counts).tolist()]):
-        if stop - start > 1:
-            yield start, stop
 
 
 def _ious(boxes: Floats) -> Floats:
@@ -73,7 +57,8 @@ def _ious(boxes: Floats) -> Floats:
     return np.asarray(np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0))
 
 
-def _few(labels: Labels) -> Found:
+def few(labels: Labels) -> Found:
+    """Images with one or two boxes in a split where most have many."""
     counts = labels.counts
     if not len(counts) or (usual := float(np.median(counts))) < _USUAL:
         return
@@ -82,9 +67,13 @@ def _few(labels: Labels) -> Found:
         yield "few-boxes", Place(labels.split, labels.images[index]["file_name"], detail=detail)
 
 
-def _one_based(labels: Labels) -> Found:
+def one_based(labels: Labels) -> Found:
+    """Boxes that end with their image in a split where none begins at 0."""
     if len(labels.boxes) < _ENOUGH or labels.boxes[:, :2].min() != 1:
         return
     ends = (labels.boxes[:, :2] + labels.boxes[:, 2:] == labels.sizes[labels.image]).any(axis=1)
     if count := int(ends.sum()):
         yield "one-based", Place(labels.split, count=count)
+
+
+CHECKS = (outside, repeated, few, one_based)

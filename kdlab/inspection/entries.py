@@ -1,4 +1,4 @@
-"""Checks of a labels file beside its boxes: ids, categories, licences, segmentations, areas."""
+"""Checks of a labels file next to those of its boxes: ids, categories, licences, segmentations, areas."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ EXPORT = re.compile(r"\.rf\.[0-9a-f]{32}(?=\.)")
 _AREA_TOLERANCE = 0.01
 
 
-def check(labels: Labels) -> Found:
-    """All of them."""
-    yield from _ids(labels)
-    yield from _categories(labels)
-    yield from _licences(labels)
-    yield from _segmentations(labels)
-    if not labels.is_converted:
-        yield from _numbers(labels)
-    hashes = [name for name in labels.files if EXPORT.search(name)]
-    yield from (("export-hash", Place(labels.split, name)) for name in hashes)
+def files(labels: Labels) -> Found:
+    """File names that an export made, and images without objects."""
+    for name, count in zip(labels.files, labels.counts.tolist(), strict=True):
+        if EXPORT.search(name):
+            yield "export-hash", Place(labels.split, name)
+        if not count:
+            yield "no-objects", Place(labels.split, name)
+    if not labels.objects:
+        yield "nothing-labelled", Place(labels.split)
 
 
-def _ids(labels: Labels) -> Found:
+def ids(labels: Labels) -> Found:
+    """Ids that come twice, and annotations with id 0."""
     split = labels.split
     for kind, entries in (("image-id-twice", labels.images), ("annotation-id-twice", labels.objects)):
         counts = Counter(entry["id"] for entry in entries)
@@ -37,13 +37,10 @@ def _ids(labels: Labels) -> Found:
     for index, entry in enumerate(labels.objects):
         if entry["id"] == 0:
             yield "annotation-id-0", labels.place(index)
-    if not labels.objects:
-        yield "nothing-labelled", Place(split)
-    for index in np.flatnonzero(labels.counts == 0).tolist():
-        yield "no-objects", Place(split, labels.images[index]["file_name"])
 
 
-def _categories(labels: Labels) -> Found:
+def categories(labels: Labels) -> Found:
+    """Category ids with gaps or from 0 on, and classes that no object has."""
     ids = sorted(labels.classes)
     if not ids:
         yield "labels-unusable", Place(labels.split, detail="has no categories")
@@ -51,10 +48,8 @@ def _categories(labels: Labels) -> Found:
     gaps = sorted(set(range(ids[0], ids[-1])) - set(ids))
     if gaps:
         shown = ", ".join(map(str, gaps))
-        yield (
-            "category-gaps",
-            Place(labels.split, detail=f"ids {ids[0]}..{ids[-1]} without {shown}", count=len(gaps)),
-        )
+        detail = f"ids {ids[0]}..{ids[-1]} without {shown}"
+        yield "category-gaps", Place(labels.split, detail=detail, count=len(gaps))
     if ids[0] == 0:
         yield "category-0", Place(labels.split, detail=f"ids 0..{ids[-1]}")
     seen = set(labels.category.tolist())
@@ -63,12 +58,12 @@ def _categories(labels: Labels) -> Found:
             yield "class-absent", Place(labels.split, detail=name)
 
 
-def _licences(labels: Labels) -> Found:
+def licences(labels: Labels) -> Found:
+    """Licences that are not defined, and a year that is text."""
     listed = labels.data.get("licenses")
     # A list, not a set: nothing has checked these ids, and one may be of any kind.
-    known = (
-        [entry.get("id") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    )
+    entries = listed if isinstance(listed, list) else []
+    known = [entry.get("id") for entry in entries if isinstance(entry, dict)]
     for image in labels.images:
         if "license" in image and image["license"] not in known:
             yield "licence-missing", Place(labels.split, image["file_name"], detail=f"{image['license']}")
@@ -77,7 +72,8 @@ def _licences(labels: Labels) -> Found:
         yield "year-text", Place(labels.split, detail=repr(info["year"]))
 
 
-def _segmentations(labels: Labels) -> Found:
+def segmentations(labels: Labels) -> Found:
+    """Segmentations that are empty or RLE, and areas that are those of a mask."""
     shapes = [entry.get("segmentation") for entry in labels.objects]
     if shapes and all(shape == [] for shape in shapes):
         yield "segmentation-empty", Place(labels.split, count=len(shapes))
@@ -91,11 +87,16 @@ def _segmentations(labels: Labels) -> Found:
         yield "area-mask", labels.place(index, detail="" if place else f"(by area: {sizes})")
 
 
-def _numbers(labels: Labels) -> Found:
+def numbers(labels: Labels) -> Found:
     """Whole numbers alone, or among fractions; what is given as 3.0 counts as a fraction."""
+    if labels.is_converted:
+        return
     whole = [sum(isinstance(value, int) for value in entry["bbox"]) for entry in labels.objects]
     if whole and min(whole) == 4:
         yield "whole-numbers", Place(labels.split, count=len(whole))
     elif sum(whole):
         for index in np.flatnonzero(whole).tolist():
             yield "mixed-numbers", labels.place(index)
+
+
+CHECKS = (files, ids, categories, licences, segmentations, numbers)

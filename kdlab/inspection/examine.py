@@ -1,4 +1,4 @@
-"""The whole inspection of a data set: read the labels, decode the images, gather what was found."""
+"""Inspection of a dataset: read the labels, decode the images, gather the defects."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.inspection import across, boxes, entries, images, voc
 from kdlab.inspection.findings import Defect, Place, defects
-from kdlab.inspection.images import ImageFacts, ImageTask
+from kdlab.inspection.images import ImageTask
 from kdlab.inspection.labels import Labels, arranged, read
-from kdlab.inspection.summary import Summary, summary
-from kdlab.inspection.voc import Annotation, XmlFile
+from kdlab.inspection.summary import Summary, summaries
+from kdlab.inspection.voc import XmlFile
 
 OTHER = "other"
-"""The split of labelled images that lie beside those of a recipe and that it does not name."""
+"""The split of labelled images that lie next to those of a recipe, which does not name them."""
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found in a data set.
+    """Numbers and defects of a dataset.
 
     Args:
-        name: the data set's key.
+        name: the dataset's key.
         fingerprint: of the files that jobs would use.
         summaries: of each split, and of all where there are several.
         defects: the worst first.
@@ -42,7 +42,7 @@ class Inspection:
 
     @property
     def usable(self) -> bool:
-        """Whether no defect makes a job stop."""
+        """True where no defect makes a job stop."""
         return all(defect.severity != "error" for defect in self.defects)
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,45 +66,48 @@ def examine(
     """Look at every label and every image.
 
     Args:
-        files: the data set; labelled splits beside train and val are looked at too.
+        files: the dataset; labelled splits next to train and val are looked at too.
         progress: told what is counted, how much is done and how much there is.
         broken_images: what a job does at one, "stop" or "skip".
     """
     splits, found = _labels(files, progress)
-    listed, wrong = voc.read(list(_xml_files(splits)))
+    listed, wrong = voc.read(_xml_files(splits))
     others, more_wrong = voc.read(list(_other_xml(splits)))
     found += [*wrong, *more_wrong]
     if others:
         splits.append(arranged(OTHER, splits[0].folder, voc.as_coco(others, files.classes))[0])
-    facts = _images(splits, progress)
-    found += list(_checks(splits, facts, [*listed, *others]))
-    left_out = _left_out(facts) if broken_images == "skip" else 0
+    tasks = [
+        ImageTask(labels.split, name, labels.folder / name, *size)
+        for labels in splits
+        for name, size in zip(labels.files, labels.sizes.tolist(), strict=True)
+    ]
+    progress("images", 0, len(tasks))
+    facts = images.look(tasks, lambda done: progress("images", done, len(tasks)))
+    for check in (*boxes.CHECKS, *entries.CHECKS):
+        found += [one for labels in splits for one in check(labels)]
+    found += [*images.check(facts), *images.repeated(facts)]
+    found += [one for check in across.CHECKS for one in check(splits)]
+    found += [one for check in voc.CHECKS for one in check([*listed, *others])]
+    left_out = images.skipped(facts) if broken_images == "skip" else 0
     told = tuple(defects(found, skips_broken=left_out > 0))
-    return Inspection(files.name, files.fingerprint, tuple(_summaries(splits, facts)), told, left_out)
-
-
-def _left_out(facts: Sequence[ImageFacts]) -> int:
-    """How many images a job skips; 0 where that would leave it none to learn from or to measure on."""
-    read = [found for found in facts if found.task.split in ("train", "val")]
-    whole = {found.task.split for found in read if not found.fault}
-    return sum(bool(found.fault) for found in read) if len(whole) == 2 else 0
+    return Inspection(files.name, files.fingerprint, summaries(splits, facts), told, left_out)
 
 
 def _labels(files: DatasetFiles, progress: Progress) -> tuple[list[Labels], list[tuple[str, Place]]]:
-    places = {"train": files.train, "val": files.val}
-    places |= _siblings(files)
-    splits, found = [], []
+    places = {"train": files.train, "val": files.val, **_siblings(files)}
+    splits: list[Labels] = []
+    found: list[tuple[str, Place]] = []
     for done, (name, split) in enumerate(places.items()):
         progress("label files", done, len(places))
         labels, wrong = read(name, split.images, split.labels)
-        splits += [labels] if labels else []
+        splits += filter(None, [labels])
         found += wrong
     progress("label files", len(places), len(places))
     return splits, found
 
 
 def _siblings(files: DatasetFiles) -> dict[str, Split]:
-    """Splits beside train, where folder and labels bear the split's name: images/test, test.json."""
+    """Splits next to train, where folder and labels bear the split's name: images/test, test.json."""
     folder = files.train.images
     labels = os.path.relpath(files.train.labels, folder.parent)
     named = {os.path.normpath(split.labels) for split in (files.train, files.val)}
@@ -117,16 +120,18 @@ def _siblings(files: DatasetFiles) -> dict[str, Split]:
     return found
 
 
-def _xml_files(splits: Sequence[Labels]) -> Iterator[XmlFile]:
+def _xml_files(splits: Sequence[Labels]) -> list[XmlFile]:
     """The XML files from which labels were converted, where the images name them."""
-    for labels in splits:
-        for image in labels.images:
-            if isinstance(xml := image.get("xml"), str):
-                yield XmlFile(labels.split, labels.folder / xml, image["file_name"])
+    return [
+        XmlFile(labels.split, labels.folder / image["xml"], image["file_name"])
+        for labels in splits
+        for image in labels.images
+        if isinstance(image.get("xml"), str)
+    ]
 
 
 def _other_xml(splits: Sequence[Labels]) -> Iterator[XmlFile]:
-    """XML files beside those, each with the image of its stem where there is one."""
+    """XML files next to those, each with the image of its stem where there is one."""
     known = {file.path: file.image for file in _xml_files(splits)}
     pairs = {(path.parent, Path(image).parent) for path, image in known.items()}
     for xml_folder, folder in sorted(pairs):
@@ -134,33 +139,3 @@ def _other_xml(splits: Sequence[Labels]) -> Iterator[XmlFile]:
         for path in sorted(xml_folder.glob("*.xml")):
             if path not in known:
                 yield XmlFile(OTHER, path, (folder / there.get(path.stem, f"{path.stem}.jpg")).as_posix())
-
-
-def _images(splits: Sequence[Labels], progress: Progress) -> list[ImageFacts]:
-    tasks = [
-        ImageTask(labels.split, name, labels.folder / name, *size)
-        for labels in splits
-        for name, size in zip(labels.files, labels.sizes.tolist(), strict=True)
-    ]
-    progress("images", 0, len(tasks))
-    return images.look(tasks, lambda done: progress("images", done, len(tasks)))
-
-
-def _checks(
-    splits: Sequence[Labels], facts: Sequence[ImageFacts], xml: Sequence[Annotation]
-) -> Iterator[tuple[str, Place]]:
-    for labels in splits:
-        yield from boxes.check(labels)
-        yield from entries.check(labels)
-    yield from across.check(splits)
-    yield from images.check(facts)
-    yield from images.repeated(facts)
-    yield from voc.check(xml)
-
-
-def _summaries(splits: Sequence[Labels], facts: Sequence[ImageFacts]) -> Iterator[Summary]:
-    for labels in splits:
-        own = [found for found in facts if found.task.split == labels.split]
-        yield summary(labels.split, [labels], own)
-    if len(splits) > 1:
-        yield summary("all", splits, facts)

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set: each kind with its severity, and the places where it was found."""
+"""Kinds of defects of a dataset, each with its severity, and the places of those found."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ KINDS: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a defect is.
+    """Place of a defect.
 
     Args:
         split: the split; "" for the set as a whole.
@@ -96,7 +96,7 @@ class Place:
 
 
 Found = Iterator[tuple[str, Place]]
-"""What a check yields: kind and place."""
+"""Kind and place of each defect that a check found."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ class Defect:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of defects, over all places."""
         return sum(place.count for place in self.places)
 
     @property
     def splits(self) -> dict[str, int]:
-        """How many there are in each split."""
+        """Number of defects in each split."""
         counts: Counter[str] = Counter()
         for place in self.places:
             counts[place.split] += place.count
@@ -143,16 +143,12 @@ def defects(found: Iterable[tuple[str, Place]], *, skips_broken: bool = False) -
     places: dict[str, list[Place]] = {kind: [] for kind in KINDS}
     for kind, place in found:
         places[kind].append(place)
-    made = [
-        Defect(kind, _severity(kind, at, skips_broken), KINDS[kind][1], tuple(at))
-        for kind, at in places.items()
-        if at
-    ]
+    made = []
+    for kind, at in places.items():
+        severity, what = KINDS[kind]
+        skipped = kind in BROKEN and skips_broken
+        if severity == "error" and (skipped or not any(place.split in TRAINED_ON for place in at)):
+            severity = "warn"
+        if at:
+            made.append(Defect(kind, severity, what, tuple(at)))
     return sorted(made, key=lambda defect: SEVERITIES.index(defect.severity))
-
-
-def _severity(kind: str, places: list[Place], skips_broken: bool) -> str:
-    severity = KINDS[kind][0]
-    passed = kind in BROKEN and skips_broken
-    stops = not passed and any(place.split in TRAINED_ON for place in places)
-    return severity if stops or severity != "error" else "warn"

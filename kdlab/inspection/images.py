@@ -14,20 +14,12 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from kdlab.datasets._voc_xml import TURNED
+from kdlab.datasets.base import PARTS
 from kdlab.inspection.findings import Found, Place
 
 _ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)
-"""Orientations of EXIF that swap width and height."""
-_MODES = {
-    "L": "grey",
-    "1": "grey",
-    "LA": "alpha",
-    "RGBA": "alpha",
-    "P": "palette",
-    "CMYK": "cmyk",
-}
-_USUAL_MODES = ("RGB", *_MODES)
+_MODES = {"L": "grey", "1": "grey", "LA": "alpha", "RGBA": "alpha", "P": "palette", "CMYK": "cmyk"}
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "MPO": (".jpg", ".jpeg", ".mpo"),
@@ -52,7 +44,7 @@ class ImageTask:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What a file holds.
+    """Content of an image file.
 
     Args:
         task: which image.
@@ -78,7 +70,8 @@ class ImageFacts:
 def look(tasks: Sequence[ImageTask], progress: Callable[[int], None] = lambda done: None) -> list[ImageFacts]:
     """The facts of all images in their order, from one thread a core; Pillow decodes without the lock."""
     facts = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(_cores()) as pool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with warnings.catch_warnings(), ThreadPoolExecutor(cores or 1) as pool:
         # Pillow warns of odd EXIF and of large images; what matters of it is a finding here.
         warnings.simplefilter("ignore")
         try:
@@ -89,10 +82,6 @@ def look(tasks: Sequence[ImageTask], progress: Callable[[int], None] = lambda do
             pool.shutdown(cancel_futures=True)
             raise
     return facts
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def facts_of(task: ImageTask) -> ImageFacts:
@@ -112,10 +101,6 @@ def facts_of(task: ImageTask) -> ImageFacts:
         return ImageFacts(task, "image-unreadable", "not an image", digest=digest)
     except Exception as error:  # Pillow's formats raise what they like on broken files
         return ImageFacts(task, "image-unreadable", str(error), digest=digest)
-    return _decoded(task, image, digest)
-
-
-def _decoded(task: ImageTask, image: Image.Image, digest: str) -> ImageFacts:
     fault = why = ""
     orientation = 1
     with suppress(Exception):  # EXIF that cannot be read turns nothing
@@ -129,35 +114,26 @@ def _decoded(task: ImageTask, image: Image.Image, digest: str) -> ImageFacts:
 
 
 def check(facts: Sequence[ImageFacts]) -> Found:
-    """What is wrong with, or special about, each image."""
+    """Faults and peculiarities of each image."""
     for found in facts:
         split, name = found.task.split, found.task.name
         if found.fault:
             yield found.fault, Place(split, name, detail=found.why)
             if not found.format:
                 continue
-        elif found.mode not in _USUAL_MODES:
-            yield "other-mode", Place(split, name, detail=found.mode)
-        elif found.mode in _MODES:
-            yield _MODES[found.mode], Place(split, name, detail="" if found.mode == "CMYK" else found.mode)
-        if _ending(found) not in _SUFFIXES.get(found.format, (_ending(found),)):
+        elif found.mode != "RGB":
+            detail = "" if found.mode == "CMYK" else found.mode
+            yield _MODES.get(found.mode, "other-mode"), Place(split, name, detail=detail)
+        ending = Path(name).suffix.lower()
+        if ending not in _SUFFIXES.get(found.format, (ending,)):
             yield "misnamed", Place(split, name, detail=f"is {found.format}")
-        yield from _geometry(found)
-
-
-def _ending(found: ImageFacts) -> str:
-    return Path(found.task.name).suffix.lower()
-
-
-def _geometry(found: ImageFacts) -> Found:
-    task = found.task
-    if found.orientation not in (0, 1):
-        yield "exif-turned", Place(task.split, task.name, detail=f"orientation {found.orientation}")
-    recorded = (task.width, task.height)
-    fitting = [found.size, found.size[::-1]] if found.orientation in _TURNED else [found.size]
-    if recorded not in fitting:
-        detail = f"{found.size[0]}x{found.size[1]}, recorded {task.width:g}x{task.height:g}"
-        yield "size-differs", Place(task.split, task.name, detail=detail)
+        if found.orientation not in (0, 1):
+            yield "exif-turned", Place(split, name, detail=f"orientation {found.orientation}")
+        recorded = (found.task.width, found.task.height)
+        turned = found.orientation in TURNED and recorded == found.size[::-1]
+        if recorded != found.size and not turned:
+            detail = "{}x{}, recorded {:g}x{:g}".format(*found.size, *recorded)
+            yield "size-differs", Place(split, name, detail=detail)
 
 
 def repeated(facts: Sequence[ImageFacts]) -> Found:
@@ -168,24 +144,28 @@ def repeated(facts: Sequence[ImageFacts]) -> Found:
             by_digest.setdefault(found.digest, []).append(found.task)
     leaked = set()
     for tasks in by_digest.values():
-        first = tasks[0]
-        for other in tasks[1:]:
-            kind = "content-twice" if other.split == first.split else "leak"
-            if kind == "leak":
+        first, *copies = tasks
+        name = Path(first.name).name
+        for other in copies:
+            if other.split == first.split:
+                yield "content-twice", Place(other.split, other.name, detail=f"= {name}")
+            else:
                 leaked.add(other.path.name)
-            detail = f"= {'' if other.split == first.split else first.split + ' '}{Path(first.name).name}"
-            yield kind, Place(other.split, other.name, detail=detail)
-    yield from _same_names([found.task for found in facts], leaked)
-
-
-def _same_names(tasks: Sequence[ImageTask], leaked: set[str]) -> Found:
-    homes: dict[str, list[ImageTask]] = {}
-    for task in tasks:
-        homes.setdefault(task.path.name, []).append(task)
-    for name, same in homes.items():
+                yield "leak", Place(other.split, other.name, detail=f"= {first.split} {name}")
+    by_name: dict[str, list[ImageTask]] = {}
+    for found in facts:
+        by_name.setdefault(found.task.path.name, []).append(found.task)
+    for name, same in by_name.items():
         splits = list(dict.fromkeys(task.split for task in same))
         if len(splits) > 1 and name not in leaked:
             yield "same-name", Place(splits[1], same[-1].name, detail=f"also {splits[0]}")
+
+
+def skipped(facts: Sequence[ImageFacts]) -> int:
+    """Broken images that a job skips; 0 where that would leave it none to learn from or to measure on."""
+    read = [found for found in facts if found.task.split in PARTS]
+    whole = {found.task.split for found in read if not found.fault}
+    return sum(bool(found.fault) for found in read) if len(whole) == len(PARTS) else 0
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdlab.datasets._coco_labels import label_faults
+from kdlab.datasets._coco_labels import (
+    NO_AREA,
+    NO_BOX,
+    NO_CATEGORY,
+    NO_IMAGE,
+    NO_SIZE,
+    annotation_faults,
+    has_id,
+    is_number,
+    label_faults,
+)
 from kdlab.inspection.findings import Place
-
-_ONLY_TOLD_HERE = ("images without a whole width", "annotations whose area")
-"""What a job refuses and the arrays below would take; `prepare` finds it in small files only."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -64,7 +70,7 @@ class Labels:
 
     @property
     def is_converted(self) -> bool:
-        """Whether kdlab made them of XML files, so that ids and whole numbers are its own doing."""
+        """True for labels that kdlab made of XML files, so that ids and whole numbers are its own doing."""
         return any("xml" in image for image in self.images)
 
     @property
@@ -78,7 +84,7 @@ class Labels:
         return np.asarray(np.maximum(self.boxes[:, 2:], 0).prod(axis=1))
 
     def place(self, *objects: int, detail: str = "") -> Place:
-        """Where some objects of one image are, given their indices."""
+        """Place of some objects of one image, given their indices."""
         file = self.images[int(self.image[objects[0]])]["file_name"]
         return Place(self.split, file, tuple(int(self.number[index]) for index in objects), detail)
 
@@ -93,12 +99,11 @@ def read(split: str, folder: Path, file: Path) -> tuple[Labels | None, list[tupl
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             return None, [("labels-unusable", Place(split, file.name, detail=f'has no list "{key}"'))]
     labels, found = arranged(split, folder, data, file.name)
-    if labels:
-        told = [fault for fault in label_faults(data, str(file)) if fault.what.startswith(_ONLY_TOLD_HERE)]
-        found += [
-            ("labels-unusable", Place(split, file.name, detail=f"{fault.what}: {fault.got}"))
-            for fault in told
-        ]
+    # a job refuses these and the arrays below take them; `prepare` finds them in small files only
+    for fault in label_faults(data, str(file)):
+        if NO_SIZE in fault.what or NO_AREA in fault.what:
+            detail = f"{fault.what}: {fault.got}"
+            found.append(("labels-unusable", Place(split, file.name, detail=detail)))
     return labels, found
 
 
@@ -107,95 +112,61 @@ def arranged(
 ) -> tuple[Labels, list[tuple[str, Place]]]:
     """The same of a parsed file with lists of images, annotations and categories."""
     found: list[tuple[str, Place]] = []
-    images, objects = _images(split, data, found), data["annotations"]
-    where = {image["id"]: index for index, image in enumerate(images)}
-    classes = {c["id"]: str(c.get("name")) for c in data["categories"] if _has_id(c)}
-    usable: list[tuple[int, dict[str, Any]]] = []
-    for place, entry in enumerate(objects):
-        if why := _fault(entry, where, classes):
-            found.append(("labels-unusable", Place(split, file, detail=f"annotation {place}: {why}")))
-        else:
-            usable.append((where[entry["image_id"]], entry))
-    usable.sort(key=lambda pair: pair[0])
-    return _arrays(split, folder, data, images, usable, classes), found
-
-
-def _images(split: str, data: dict[str, Any], found: list[tuple[str, Place]]) -> list[dict[str, Any]]:
-    usable = []
+    images: list[dict[str, Any]] = []
     for place, image in enumerate(data["images"]):
-        if _has_id(image) and isinstance(image.get("file_name"), str):
-            usable.append(image)
+        if has_id(image) and isinstance(image.get("file_name"), str):
+            images.append(image)
         else:
             detail = f"image {place} has no id or no file_name"
             found.append(("labels-unusable", Place(split, detail=detail)))
-    return usable
-
-
-def _fault(entry: Any, images: dict[int, int], classes: dict[int, str]) -> str:
-    if not _has_id(entry):
-        return "has no id"
-    # an id that cannot be hashed cannot be looked up either
-    if not isinstance(entry.get("image_id"), int) or entry["image_id"] not in images:
-        return f"of image {entry.get('image_id')!r}, which is not listed"
-    if not isinstance(entry.get("category_id"), int) or entry["category_id"] not in classes:
-        return f"of category {entry.get('category_id')!r}, which is not listed"
-    box = entry.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-        return "bbox is not [x, y, width, height]"
-    return ""
-
-
-def _arrays(
-    split: str,
-    folder: Path,
-    data: dict[str, Any],
-    images: list[dict[str, Any]],
-    usable: list[tuple[int, dict[str, Any]]],
-    classes: dict[int, str],
-) -> Labels:
-    seen: Counter[int] = Counter()
-    number = []
-    for index, _ in usable:
-        number.append(seen[index])
-        seen[index] += 1
-    objects = [entry for _, entry in usable]
+    where = {image["id"]: index for index, image in enumerate(images)}
+    classes = {entry["id"]: str(entry.get("name")) for entry in data["categories"] if has_id(entry)}
+    objects: list[dict[str, Any]] = []
+    for place, entry in enumerate(data["annotations"]):
+        if why := _useless(entry, where, classes):
+            found.append(("labels-unusable", Place(split, file, detail=f"annotation {place}: {why}")))
+        else:
+            objects.append(entry)
+    objects.sort(key=lambda entry: where[entry["image_id"]])
+    image_of = np.array([where[entry["image_id"]] for entry in objects], np.int64)
     boxes = np.array([entry["bbox"] for entry in objects], float).reshape(-1, 4)
-    areas = [
-        entry["area"] if is_number(entry.get("area")) else max(w, 0) * max(h, 0)
-        for entry, (_, _, w, h) in zip(objects, boxes.tolist(), strict=True)
-    ]
-    sides = [[image.get(side) for side in ("width", "height")] for image in images]
-    return Labels(
+    first = np.searchsorted(image_of, image_of)
+    labels = Labels(
         split,
         folder,
         data,
         images,
         objects,
         boxes,
-        np.array(areas, float),
-        np.array([index for index, _ in usable], np.int64),
-        np.array(number, np.int64),
-        np.array([entry["category_id"] for entry in objects], np.int64),
-        np.array([[s if is_number(s) else 0 for s in pair] for pair in sides], float).reshape(-1, 2),
-        classes,
+        areas=_numbers(objects, "area", np.maximum(boxes[:, 2:], 0).prod(axis=1)),
+        image=image_of,
+        number=np.arange(len(objects)) - first,
+        category=np.array([entry["category_id"] for entry in objects], np.int64),
+        sizes=np.stack([_numbers(images, side, np.zeros(len(images))) for side in ("width", "height")], 1),
+        classes=classes,
     )
+    return labels, found
 
 
-def _has_id(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("id"), int)
+def _useless(entry: Any, images: Collection[int], categories: Collection[int]) -> str:
+    """Why an annotation cannot be used; "" where it can."""
+    if not has_id(entry):
+        return "has no id"
+    for what, got in annotation_faults(entry, images, categories):
+        if what in (NO_IMAGE, NO_CATEGORY):
+            return f"of {got}, which is not listed"
+        if what == NO_BOX:
+            return what.removeprefix("whose ")
+    return ""
 
 
-def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number and no truth value."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond the largest float
-        return False
+def _numbers(entries: Sequence[dict[str, Any]], key: str, default: Floats) -> Floats:
+    """The numbers under a key of all entries, and the default of each that has none."""
+    pairs = zip([entry.get(key) for entry in entries], default.tolist(), strict=True)
+    return np.array([value if is_number(value) else other for value, other in pairs], float)
 
 
 def bins(areas: Floats) -> dict[str, int]:
-    """How many of (O,) areas in px are small, medium and large."""
+    """Numbers of small, medium and large objects among (O,) areas in px."""
     small, large = int((areas < SMALL_PX2).sum()), int((areas >= LARGE_PX2).sum())
     return {"small": small, "medium": len(areas) - small - large, "large": large}

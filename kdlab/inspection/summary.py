@@ -1,4 +1,4 @@
-"""What a split holds, in numbers."""
+"""Numbers of a split."""
 
 from __future__ import annotations
 
@@ -50,32 +50,41 @@ class Summary:
         return asdict(self)
 
 
-def summary(name: str, splits: Sequence[Labels], facts: Sequence[ImageFacts]) -> Summary:
-    """The numbers of some splits together."""
+def summaries(splits: Sequence[Labels], facts: Sequence[ImageFacts]) -> tuple[Summary, ...]:
+    """The numbers of each split, and of all together where there are several."""
+    found = []
+    for labels in splits:
+        own = [image for image in facts if image.task.split == labels.split]
+        found.append(_summary(labels.split, [labels], own))
+    if len(splits) > 1:
+        found.append(_summary("all", splits, facts))
+    return tuple(found)
+
+
+def _summary(name: str, splits: Sequence[Labels], facts: Sequence[ImageFacts]) -> Summary:
     counts = np.concatenate([labels.counts for labels in splits])
     boxes = np.concatenate([labels.boxes for labels in splits])
     objects = [entry for labels in splits for entry in labels.objects]
     narrowest, lowest = boxes[:, 2:].min(axis=0).tolist() if len(boxes) else (0.0, 0.0)
     whole = [found for found in facts if found.format]
+    per_image = (0, 0.0, 0)
+    if len(counts):
+        per_image = (int(counts.min()), float(np.median(counts)), int(counts.max()))
+    classes = {name: 0 for labels in splits for _, name in sorted(labels.classes.items())}
+    for labels in splits:
+        for number in labels.category.tolist():
+            classes[labels.classes[number]] += 1
     return Summary(
         name,
         len(counts),
         int((counts == 0).sum()),
         len(objects),
         sum(bool(entry.get("iscrowd") or entry.get("difficult")) for entry in objects),
-        (int(counts.min()), float(np.median(counts)), int(counts.max())) if len(counts) else (0, 0.0, 0),
-        _classes(splits),
+        per_image,
+        classes,
         bins(np.concatenate([labels.box_areas for labels in splits])),
         narrowest,
         lowest,
         dict(Counter(f"{found.format} {found.mode}" for found in whole).most_common()),
         dict(Counter(f"{found.size[0]}x{found.size[1]}" for found in whole).most_common()),
     )
-
-
-def _classes(splits: Sequence[Labels]) -> dict[str, int]:
-    counts = {name: 0 for labels in splits for _, name in sorted(labels.classes.items())}
-    for labels in splits:
-        for number, count in zip(*np.unique(labels.category, return_counts=True), strict=True):
-            counts[labels.classes[int(number)]] += int(count)
-    return counts

@@ -13,17 +13,12 @@ def fault(job: Job, metrics: Mapping[str, float]) -> Fault | None:
 
     The expectation is no part of the job's id: it judges a result and makes none.
     """
-    expected = job.inputs.get("expect_ap")
+    expected = job.inputs.expect_ap
     found = metrics.get("AP", 0.0)
     if expected is None or found >= expected - TOLERATED_AP:
         return None
-    causes = "a schedule too short, or other data than the number was found on"
-    if job.kind == "evaluate":
-        causes = (
-            "other preprocessing (mean, std, order of channels), other classes or order of classes, "
-            "other labels or another dataset.scale than the number was found with"
-        )
-    if job.inputs.get("partial"):
+    causes = job.spec.doubts
+    if job.inputs.partial:
         causes = f"what teacher.partial left out; {causes}"
     return Fault(
         f"the teacher has AP {found:.1f}, and teacher.expect_ap is {expected:.1f}",

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
+from kdlab.datasets.base import DatasetFiles
 from kdlab.errors import UsageError
 from kdlab.jobs.files import read_json
 from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.spec import Spec, plain, read_spec
 
 SCHEMA = 2
-"""Of all files in a runs folder: 1 was kdlab 0.1, whose settings, ids and results had another form."""
-NUMERICS = 1
-"""Raised by every commit that changes a number of any result; part of every job's id."""
+"""Of the files of jobs and plans. Raised by the commit after which older ones cannot be read."""
 
 TOLERATED_AP = 0.5
 """How far below `teacher.expect_ap` a teacher may be, in points."""
-
-Kind = Literal["teacher", "student", "evaluate", "prepare", "scale"]
 
 
 @dataclass(frozen=True)
@@ -50,56 +48,95 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What trains or measures one detector: one process, or several that train together.
+class Inputs:
+    """Where outside files lie now, and what judges or prices a result. None of it is hashed.
 
     Args:
-        id: `<kind>-<8 hex>`, a hash of `settings`.
-        kind: what the job makes; "evaluate" measures a teacher whose weights came from outside, "prepare"
-            learns what a method needs of a teacher, "scale" takes a few steps of a student to tell how large
-            its losses are.
-        arm: the recipe's name of the combination of methods; "teacher" for a teacher, "prepare <method>",
-            "scale <arm>".
-        seed: draws the first weights, the order of the data and the augmentation.
-        settings: everything that can change the result, resolved, as plain data.
-        parents: ids of the jobs whose weights this one needs.
-        inputs: where outside files lie now ("dataset": the files of the data set), whose content `settings`
-            holds as a hash, so that moving them changes no id ("checkpoint" of a teacher, "init" of a
-            backbone); "flops" of an image, for costs; "expect_ap", what a teacher must reach; "partial".
-        resources: what it takes of a machine.
+        dataset: the files whose fingerprint the settings hold.
+        checkpoint: file of a teacher's weights, known by its hash.
+        init: file of a backbone's first weights, known by its hash.
+        partial: accept a checkpoint that is not whole.
+        expect_ap: what a teacher must reach, 0 to 100.
+        flops: of the detector on one image (2 per multiply-add).
+        flops_teacher: of the teacher that runs beside it; 0 without.
     """
 
-    id: str
-    kind: Kind
-    arm: str
-    seed: int
-    settings: dict[str, Any]
-    parents: tuple[str, ...] = ()
-    inputs: dict[str, Any] = field(default_factory=dict)
-    resources: Resources = Resources()
-
-    @property
-    def is_teacher(self) -> bool:
-        """Whether the job makes the teacher's weights: trained, or read from a checkpoint and measured."""
-        return self.kind in ("teacher", "evaluate")
-
-    @property
-    def label(self) -> str:
-        """How people see the job: "rm+pfi seed 0", "teacher"."""
-        return f"{self.arm} seed {self.seed}" if self.kind == "student" else self.arm
+    dataset: DatasetFiles
+    checkpoint: str | None = None
+    init: str | None = None
+    partial: bool = False
+    expect_ap: float | None = None
+    flops: int = 0
+    flops_teacher: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The job as plain data, which shares settings and inputs with it."""
-        own = {"parents": list(self.parents), "resources": asdict(self.resources)}
-        return {"schema": SCHEMA, **vars(self), **own}
+        """The inputs as plain data."""
+        return {**vars(self), "dataset": self.dataset.to_dict()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The inverse of `to_dict`."""
-        known = {key: value for key, value in data.items() if key != "schema"}
-        known["parents"] = tuple(data["parents"])
-        known["resources"] = Resources(**data["resources"])
-        return cls(**known)
+        return cls(**{**data, "dataset": DatasetFiles.from_dict(data["dataset"])})
+
+
+@dataclass(frozen=True)
+class Job:
+    """What trains or measures one detector: one process, or several that train together.
+
+    Args:
+        id: of `planning.ids`, a hash of `spec` and `parents`.
+        arm: the recipe's name of the combination of methods; "teacher" for a teacher, "prepare <method>",
+            "scale <arm>".
+        spec: everything that can change the result.
+        inputs: where its files lie.
+        parents: ids of the jobs whose weights this one needs.
+        resources: what it takes of a machine.
+    """
+
+    id: str
+    arm: str
+    spec: Spec
+    inputs: Inputs
+    parents: tuple[str, ...] = ()
+    resources: Resources = Resources()
+
+    @property
+    def kind(self) -> str:
+        """What the job makes, as people read it: teacher, student, evaluate, prepare, scale."""
+        return self.spec.kind
+
+    @property
+    def seed(self) -> int:
+        """See `JobSpec`."""
+        return self.spec.seed
+
+    @property
+    def label(self) -> str:
+        """How people see the job: "rm+pfi seed 0", "teacher"."""
+        return f"{self.arm} seed {self.seed}" if self.spec.is_student else self.arm
+
+    def to_dict(self) -> dict[str, Any]:
+        """The job as plain data."""
+        return {
+            "schema": SCHEMA,
+            "id": self.id,
+            "arm": self.arm,
+            "spec": plain(self.spec),
+            "inputs": self.inputs.to_dict(),
+            "parents": list(self.parents),
+            "resources": asdict(self.resources),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no job of this version.
+        """
+        spec, inputs = read_spec(data["spec"]), Inputs.from_dict(data["inputs"])
+        resources = Resources(**data["resources"])
+        return cls(data["id"], data["arm"], spec, inputs, tuple(data["parents"]), resources)
 
 
 def read_job(paths: JobPaths) -> Job:

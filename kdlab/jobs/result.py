@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from kdlab.errors import MachineError
 from kdlab.jobs.files import read_json, write_json
-from kdlab.jobs.job import SCHEMA, Kind, check_schema
+from kdlab.jobs.job import SCHEMA, check_schema
 from kdlab.jobs.paths import JobPaths
 
 
@@ -39,7 +39,7 @@ class JobResult:
     """
 
     id: str
-    kind: Kind
+    kind: str
     arm: str
     seed: int
     metrics: dict[str, float]

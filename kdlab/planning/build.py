@@ -14,13 +14,14 @@ from kdlab.jobs import gate, store
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
+from kdlab.jobs.spec import plain
 from kdlab.jobs.store import PastJob
 from kdlab.planning import facts as facts_of
 from kdlab.planning import out_of_memory as memory
 from kdlab.planning import pairing
 from kdlab.planning import weights as weight_files
 from kdlab.planning.facts import Facts
-from kdlab.planning.history import History
+from kdlab.planning.history import History, flat
 from kdlab.planning.jobs import jobs_of
 from kdlab.recipe.settings import Recipe
 
@@ -92,6 +93,7 @@ def build(
 def planned(job: Job, facts: Facts, past: Mapping[str, PastJob], history: History) -> PlannedJob:
     """Whether the job is done, else the nearest that is and what it would cost."""
     if job.id in past:
+        _check_same(job, past[job.id].job)
         result = past[job.id].result
         made = {name: result.environment.get(name, "?") for name in facts.versions}
         other = [f"{name} {made[name]}" for name in made if made[name] != facts.versions[name]]
@@ -100,6 +102,25 @@ def planned(job: Job, facts: Facts, past: Mapping[str, PastJob], history: Histor
         )
     peak_gb = max((old.result.peak_memory_gb for old in history.same(job)), default=0.0)
     return PlannedJob(with_memory(job, peak_gb), False, history.why_new(job), *history.cost(job))
+
+
+def _check_same(job: Job, done: Job) -> None:
+    """See that a finished job has the settings of the planned one, and not its id alone.
+
+    Raises:
+        UsageError: a plugin's default or the file of a job was changed.
+    """
+    if done.spec == job.spec:
+        return
+    mine, theirs = flat(plain(job.spec)), flat(plain(done.spec))
+    differs = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+    raise UsageError(
+        f"{done.id} was made with other settings than its id says: {', '.join(differs)}",
+        where=f"{job.label} ({job.id})",
+        got=", ".join(f"{key} {theirs.get(key)}" for key in differs),
+        known=", ".join(f"{key} {mine.get(key)}" for key in differs),
+        fix="raise VERSION in the plugin whose default was changed, or remove the folder of that job",
+    )
 
 
 def with_memory(job: Job, peak_gb: float) -> Job:
@@ -161,5 +182,5 @@ def _missed(job: Job, past: Mapping[str, PastJob]) -> Iterator[str]:
 
 
 def _in_parts(job: Job) -> Iterator[str]:
-    if images := job.settings.get("micro_batch"):
+    if images := job.spec.micro_batch:
         yield f"{job.label} ran out of GPU memory: {images} images a forward pass, the batch as it was"

@@ -18,13 +18,14 @@ from kdlab.datasets.base import DatasetFiles, cache_dir
 from kdlab.devices import Machine
 from kdlab.errors import Fault, MachineError, UsageError
 from kdlab.jobs.files import read_json, write_json
+from kdlab.jobs.spec import ModelSettings, ModelSpec
 from kdlab.planning import weights as weight_files
 from kdlab.planning.weights import WeightFile
-from kdlab.recipe.settings import ModelSettings, Recipe
+from kdlab.recipe.settings import Recipe
 
 PROBE = "kdlab.training.probe"
-FROM_CONFIG = ("backbone", "code", "config", "imports")
-"""What the probe reads of an mmdet config for the settings of a job."""
+FROM_CONFIG = ("detector", "backbone", "code", "config", "imports")
+"""Facts of the model in an mmdet config that are settings of a job."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
     models = {"student": recipe.student} | ({"teacher": recipe.teacher} if recipe.teacher else {})
     shape = _input_shape(files, recipe.dataset.scale)
     requests = [
-        _request(model_settings(model, {}, weights.get(f"{role}.init")), files, shape)
+        _request(model_spec(model, {}, weights.get(f"{role}.init")), files, shape)
         | weight_files.request(weight_files.of_role(weights, role), files.classes)
         for role, model in models.items()
     ]
@@ -75,19 +76,20 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
     return Facts(files, student, teacher[0] if teacher else None, machine.device, versions(), weights, gpu_gb)
 
 
-def model_settings(
-    model: ModelSettings, facts: Mapping[str, Any], init: WeightFile | None = None
-) -> dict[str, Any]:
-    """What builds the model, a teacher's without its training; what is in files by content, not by place.
+def model_spec(model: ModelSettings, facts: Mapping[str, Any], init: WeightFile | None = None) -> ModelSpec:
+    """The detector of a job, a teacher's without its training; what is in files by content, not by place.
 
     Args:
         model: as the recipe has it.
         facts: what the probe read of it; of an mmdet config they hold its content.
         init: the file of its backbone's first weights.
     """
-    settings = model.model_dump(mode="json", include=set(ModelSettings.model_fields))
-    settings |= {key: facts[key] for key in ("detector", *FROM_CONFIG) if "config" in facts}
-    return settings | ({"init": f"sha256:{init.sha256}"} if init else {})
+    settings = {name: getattr(model, name) for name in ModelSettings.model_fields}
+    if "config" in facts:
+        settings |= {name: facts[name] for name in FROM_CONFIG}
+    if init:
+        settings["init"] = f"sha256:{init.sha256}"
+    return ModelSpec(**settings)
 
 
 def versions() -> dict[str, str]:
@@ -115,10 +117,15 @@ def _input_shape(files: DatasetFiles, scale: tuple[int, int] | None) -> tuple[in
     return images[0]["height"], images[0]["width"]
 
 
-def _request(settings: dict[str, Any], files: DatasetFiles, shape: tuple[int, int]) -> dict[str, Any]:
-    if settings["detector"] not in catalog.detectors():
-        settings = settings | {"file": str(catalog.config_file(settings["detector"]))}
-    return {"settings": settings, "num_classes": len(files.classes), "input": list(shape)}
+def _request(model: ModelSpec, files: DatasetFiles, shape: tuple[int, int]) -> dict[str, Any]:
+    request = {
+        "model": model.model_dump(mode="json"),
+        "num_classes": len(files.classes),
+        "input": list(shape),
+    }
+    if model.detector in catalog.detectors():
+        return request
+    return request | {"file": str(catalog.config_file(model.detector))}
 
 
 def _probe(requests: list[dict[str, Any]], progress: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -150,7 +157,7 @@ def _ask(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _is_own_file(request: dict[str, Any]) -> bool:
     """Whether the model stands in a file that may change, and others that it builds on, unseen."""
-    return ".mim" not in Path(request["settings"].get("file", ".mim")).parts
+    return ".mim" not in Path(request.get("file", ".mim")).parts
 
 
 def _cache(request: dict[str, Any]) -> Path:
@@ -158,7 +165,7 @@ def _cache(request: dict[str, Any]) -> Path:
 
     Files of weights count by their content, which the request names too, and never by where they lie.
     """
-    rooms = ("detectors/*.py", "training/weights/*.py", "training/probe.py")
+    rooms = ("backbones/*.py", "detectors/*.py", "training/weights/*.py", "training/probe.py")
     sources = [path for room in rooms for path in sorted(catalog.PACKAGE.glob(room))]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     asked = {name: value for name, value in request.items() if name != "files"}

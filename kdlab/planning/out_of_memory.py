@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 from kdlab.jobs.job import Job
+from kdlab.jobs.spec import DetectorSpec
 from kdlab.jobs.store import Shortage
-from kdlab.planning.jobs import job_id
+from kdlab.planning.ids import with_id
 
 USABLE = 0.9
 """Part of a GPU's memory up to which a job is expected to fit."""
@@ -42,16 +42,16 @@ def smaller(job: Job, failure: Shortage) -> Job | None:
     BatchNorm in training mode looks at all images of a forward pass, so fewer of them change what is learned.
     """
     images = int(failure.get("micro_batch") or 0)
-    if images < 2 or failure.get("batchnorm") or job.kind in ("evaluate", "prepare"):
+    if images < 2 or failure.get("batchnorm") or not job.spec.shrinks:
         return None
-    return _identified(job, {**job.settings, "micro_batch": images // 2}, job.parents)
+    return with_id(replace(job, spec=job.spec.model_copy(update={"micro_batch": images // 2})))
 
 
 def advice(job: Job, failure: Shortage) -> str:
     """What to do about a job that ran out of memory, with the settings that should fit."""
     if less := smaller(job, failure):
-        return f"it is queued again with {less.settings['micro_batch']} images a forward pass"
-    batch, gpus = job.settings["schedule"]["batch_size"], max(1, job.resources.gpus)
+        return f"it is queued again with {less.spec.micro_batch} images per forward pass"
+    batch, gpus = job.spec.batch_size, max(1, job.resources.gpus)
     peak, total, images = (float(failure.get(key) or 0) for key in ("peak_gb", "total_gb", "micro_batch"))
     fits = min(int(images * USABLE * total / peak), int(images) - 1) if peak else 0
     if fits < 1 or images < 2:
@@ -65,14 +65,12 @@ def advice(job: Job, failure: Shortage) -> str:
 def _with_parents(job: Job, renamed: Mapping[str, str]) -> Job:
     if renamed.keys().isdisjoint(job.parents):
         return job
-    settings = dict(job.settings)
-    if prepared := settings.get("prepared"):
-        settings["prepared"] = {name: renamed.get(parent, parent) for name, parent in prepared.items()}
-    return _identified(job, settings, tuple(renamed.get(parent, parent) for parent in job.parents))
-
-
-def _identified(job: Job, settings: dict[str, Any], parents: tuple[str, ...]) -> Job:
-    return replace(job, id=job_id(job.kind, settings, parents), settings=settings, parents=parents)
+    spec = job.spec
+    if isinstance(spec, DetectorSpec):
+        prepared = {name: renamed.get(parent, parent) for name, parent in spec.prepared.items()}
+        spec = spec.model_copy(update={"prepared": prepared})
+    parents = tuple(renamed.get(parent, parent) for parent in job.parents)
+    return with_id(replace(job, spec=spec, parents=parents))
 
 
 def _as_small(failure: Shortage, gpu_gb: float | None) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 from kdlab import catalog
 from kdlab.errors import Fault
-from kdlab.recipe.settings import MethodSettings, Recipe
+from kdlab.jobs.spec import MethodSettings
+from kdlab.recipe.settings import Recipe
 
 FACTS = {"classes": "num_classes", "strides": "strides", "anchors": "anchors", "priors": "priors",
          "channels": "channels", "head": "head", "bins": "bins"}  # fmt: skip

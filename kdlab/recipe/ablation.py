@@ -1,25 +1,25 @@
-"""A recipe and what to vary of it -> the recipe of its ablation: all combinations of some methods."""
+"""Recipe and request -> the recipe of an ablation: all combinations of some methods."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any
 
 from kdlab import catalog
-from kdlab.errors import Fault, UsageError, suggestion
+from kdlab.errors import Fault, UsageError, fixes, suggestion
+from kdlab.jobs.spec import MethodSettings
 from kdlab.recipe import loader as recipes
-from kdlab.recipe.document import Document, KeyPath, dotted, is_option, shortened, shown
+from kdlab.recipe.document import Document, KeyPath, dotted, is_option, printable, shortened, shown
 from kdlab.recipe.files import shareable
-from kdlab.recipe.settings import MethodSettings
-from kdlab.recipe.variation import Axis, Request, check_distinct, name_of, of_seeds, text_of, yaml_of
+from kdlab.recipe.variation import Request, check_distinct, name_of, of_seeds, text_of, yaml_of
 from kdlab.recipe.yaml_writer import dump
 
 BASELINE = "baseline"
 BESIDES = ("weight", "warmup_iters", "match")
-"""What `--vary` changes of any method, besides its options."""
+"""Settings of any method that `--vary` changes next to its options."""
 
 Block = dict[str, Any]
 
@@ -54,39 +54,32 @@ def derive(document: Document, base: str, request: Request) -> Derived:
     found = {one: _block(document, one, request, methods) for one in request.losses}
     blocks = {one: block for one, (block, _) in found.items()}
     _check_vary(request, methods, blocks)
-    arms = _arms(request)
+    arms, varied = _arms(request)
     places = {path: place for path, place in document.places.items() if path[:1] != ("arms",)}
-    places |= {path: place for _, own in found.values() for path, place in own.items()}
-    places |= _places(request, arms)
-    data = dict(_sections(document.data, blocks, _effective(arms, blocks, methods)))
-    name = name_of(base, request)
-    head = _head(catalog.first_comment(document.text) or base, name, base, document, request)
-    text = f"{head}\n{dump(data, lines=('methods', 'arms'))}"
-    return Derived(name, Document(document.file, text, data, places))
-
-
-def _head(title: str, name: str, base: str, document: Document, request: Request) -> str:
-    """The comment at the top: what it is of, and the commands that make it and run it."""
-    varied = [f"{one.key} {', '.join(one.texts)}" for one in request.vary]
-    varied += [one for one in reversed(request.overrides) if not of_seeds(one)]
-    what = f"ablation of {', '.join(request.losses)}{', one at a time' if request.each else ''}"
-    command = request.command(base if base in catalog.recipes() else shareable(document.file))
-    lines = ["; ".join([title, what, *varied]), command, f"or kdlab run {name}"]
-    return "\n".join(f"# {line if line.isprintable() else ascii(line)}" for line in lines)
-
-
-def _sections(
-    data: Mapping[str, Any], blocks: Mapping[str, Block], arms: Mapping[str, Block]
-) -> Iterator[tuple[str, Any]]:
-    """The sections of the derived recipe, in the order of the base."""
-    methods = {**data.get("methods", {}), **{one: block for one, block in blocks.items() if block}}
-    for section, value in data.items():
+    for _, origins in found.values():
+        places |= origins
+    told = {**document.data.get("methods", {}), **{one: block for one, block in blocks.items() if block}}
+    data: Block = {}
+    for section, value in document.data.items():
         if section == "arms":
-            if methods:
-                yield "methods", methods
-            yield "arms", dict(arms)
+            data |= {"methods": told} if told else {}
+            data["arms"] = _effective(arms, blocks, methods)
         elif section != "methods":
-            yield section, value
+            data[section] = value
+    name = name_of(base, request)
+    head = "\n".join(f"# {printable(line)}" for line in _head(name, base, document, request))
+    text = f"{head}\n{dump(data, lines=('methods', 'arms'))}"
+    return Derived(name, Document(document.file, text, data, places | varied))
+
+
+def _head(name: str, base: str, document: Document, request: Request) -> list[str]:
+    """The comment at the top: the title, and the commands that make it and run it."""
+    what = f"ablation of {', '.join(request.losses)}{', one at a time' if request.each else ''}"
+    title = [catalog.first_comment(document.text) or base, what]
+    title += [f"{one.key} {', '.join(one.texts)}" for one in request.vary]
+    title += [one for one in reversed(request.overrides) if not of_seeds(one)]
+    command = request.command(base if base in catalog.recipes() else shareable(document.file))
+    return ["; ".join(title), command, f"or kdlab run {name}"]
 
 
 def _check_losses(request: Request, methods: recipes.Methods) -> None:
@@ -100,172 +93,148 @@ def _check_losses(request: Request, methods: recipes.Methods) -> None:
             faults.append(Fault(f"{instance} is named twice", request.said, fix="name it once"))
         if key not in methods:
             near = f"write {instance.replace('+', ',')}" if "+" in instance else recipes.nearest(key, methods)
-            fix = "   ".join(filter(None, [near, "see: kdlab ls methods"]))
-            got = dotted((key,))
+            fix, got = fixes(near, "see: kdlab ls methods"), dotted((key,))
             faults.append(Fault(f"{got} is not a method", request.said, got, shortened(methods), fix))
     if faults:
         raise UsageError(faults=faults)
 
 
 def _check_vary(request: Request, methods: recipes.Methods, blocks: Mapping[str, Block]) -> None:
-    """What is varied belongs to a method of the request, and takes all of its values."""
+    """Each axis belongs to a method of the request, which takes all of its values."""
     check_distinct(request.vary)
     faults: list[Fault] = []
     for one in request.vary:
-        known = [*BESIDES, *methods[one.owner.partition("@")[0]].options] if one.owner in blocks else []
         if one.owner not in blocks:
             got = dotted((one.owner,))
             near = suggestion(one.owner, request.losses) or f"write {request.said},{got}"
             what = f"{got} is not among the methods of the ablation"
             faults.append(Fault(what, one.said, got, ", ".join(request.losses), near))
-        elif one.option not in known:
-            fix = suggestion(one.option, known) or f"see: kdlab ls methods {one.owner.partition('@')[0]}"
+            continue
+        key = one.owner.partition("@")[0]
+        known = [*BESIDES, *methods[key].options]
+        if one.option not in known:
+            fix = suggestion(one.option, known) or f"see: kdlab ls methods {key}"
             got = dotted((one.option,))
             what = f"{got} is not an option of {one.owner}"
             faults.append(Fault(what, one.said, got, shortened(known), fix))
-        else:
-            faults += _unfit(one, methods, blocks[one.owner])
+            continue
+        scratch = Document(one.said, "", places={(): one.said})
+        for value in one.values:
+            block = {**blocks[one.owner], one.option: value}
+            settings = recipes.method(block, methods, (one.owner,), scratch)
+            scratch.checked(MethodSettings, settings, (one.owner,))
+        faults += scratch.faults
     if faults:
         raise UsageError(faults=faults)
-
-
-def _unfit(axis: Axis, methods: recipes.Methods, block: Block) -> list[Fault]:
-    """The values of an axis that its option does not take."""
-    scratch = Document(axis.said, "", places={(): axis.said})
-    for value in axis.values:
-        settings = recipes.method({**block, axis.option: value}, methods, (axis.owner,), scratch)
-        scratch.checked(MethodSettings, settings, (axis.owner,))
-    return scratch.faults
 
 
 def _block(
     document: Document, instance: str, request: Request, methods: recipes.Methods
 ) -> tuple[Block, dict[KeyPath, str]]:
-    """What the recipe says of a method, under `methods:`, else in the arm where it stands alone; its places.
+    """Settings of a method under `methods:`, else in the arm where it stands alone; their places.
 
     Raises:
-        UsageError: several such arms disagree.
+        UsageError: several such arms disagree, or `--set` changes in one what `methods:` decides.
     """
     block: Block = document.data.get("methods", {}).get(instance, {})
     decided = {*block, *(one.option for one in request.vary if one.owner == instance)}
-    alone = {
-        name: {key: value for key, value in own.items() if key not in decided}
-        for name, own in _alone(document.data["arms"], instance)
-    }
+    scratch = Document(document.file, "", places=document.places)
+    alone: dict[str, Block] = {}
+    settings = {}
+    for name, arm in document.data["arms"].items():
+        if arm.keys() - {recipes.INHERIT} != {instance} or arm.get(recipes.INHERIT) is True:
+            continue
+        for key in arm[instance].keys() & block.keys():
+            _check_override(document, ("arms", name, instance, key), arm[instance][key], block[key])
+        alone[name] = {key: value for key, value in arm[instance].items() if key not in decided}
+        path = ("methods", instance)
+        settings[name] = recipes.method({**alone[name], **block}, methods, path, scratch)
     if not alone:
         return block, {}
-    _check_overrides(document, instance, block)
-    scratch = Document(document.file, "", places=document.places)
-    settings = {
-        name: recipes.method({**own, **block}, methods, ("methods", instance), scratch)
-        for name, own in alone.items()
-    }
     first = next(iter(alone))
-    for name in alone:
+    for name, own in alone.items():
         if settings[name] != settings[first]:
-            raise _disagreement(instance, {one: alone[one] for one in (first, name)}, document)
-    origin = {("methods", instance, key): ("arms", first, instance, key) for key in alone[first]}
-    return {**alone[first], **block}, {path: document.places[source] for path, source in origin.items()}
+            raise _disagreement(instance, {first: alone[first], name: own}, document)
+    places: dict[KeyPath, str] = {}
+    for key in alone[first]:
+        places["methods", instance, key] = document.places["arms", first, instance, key]
+    return {**alone[first], **block}, places
 
 
-def _alone(arms: Mapping[str, Any], instance: str) -> Iterator[tuple[str, Block]]:
-    """The arms that hold this method and nothing else."""
-    for name, arm in arms.items():
-        if arm.keys() - {recipes.INHERIT} == {instance} and arm.get(recipes.INHERIT) is not True:
-            yield name, arm[instance]
-
-
-def _check_overrides(document: Document, instance: str, block: Block) -> None:
+def _check_override(document: Document, path: KeyPath, value: Any, decided: Any) -> None:
     """No `--set` changes in an arm what `methods:` decides here, for it would change nothing.
 
     Raises:
-        UsageError: one does.
+        UsageError: this one does.
     """
-    for name, own in _alone(document.data["arms"], instance):
-        for key in own.keys() & block.keys():
-            place = document.places["arms", name, instance, key]
-            if is_option(place) and own[key] != block[key]:
-                value = shlex.quote(f"methods.{instance}.{key}={yaml_of(own[key])}")
-                what = f"has no effect in an ablation, where methods.{instance}.{key} decides"
-                raise UsageError(what, where=place, got=shown(own[key]), fix=f"--set {value}")
+    place, option = document.places[path], dotted(("methods", *path[2:]))
+    if is_option(place) and value != decided:
+        what = f"has no effect in an ablation, where {option} decides"
+        fix = f"--set {shlex.quote(f'{option}={yaml_of(value)}')}"
+        raise UsageError(what, where=place, got=shown(value), fix=fix)
 
 
 def _disagreement(instance: str, arms: Mapping[str, Block], document: Document) -> UsageError:
     (first, one), (second, other) = arms.items()
     absent = object()
     keys = sorted(key for key in {*one, *other} if one.get(key, absent) != other.get(key, absent))
-    said = ", ".join(
-        f"{name} {shown({key: own[key] for key in keys if key in own})}" for name, own in arms.items()
-    )
-    key, value = next((key, own[key]) for key in keys for own in (one, other) if key in own)
+    said = [f"{name} {shown({key: own[key] for key in keys if key in own})}" for name, own in arms.items()]
+    key = keys[0]
+    value = one[key] if key in one else other[key]
     return UsageError(
         f"arms.{first} and arms.{second} disagree about {instance}: {', '.join(keys)}",
         where=document.places["arms", second],
-        got=said,
+        got=", ".join(said),
         fix=f"say it under methods: --set {shlex.quote(f'methods.{instance}.{key}={yaml_of(value)}')}",
     )
 
 
-def _arms(request: Request) -> dict[str, Block]:
-    """The arms, the baseline first, then one method at a time, then two, and so on.
+def _arms(request: Request) -> tuple[dict[str, dict[str, Block]], dict[KeyPath, str]]:
+    """The arms with the varied options alone, and the options of the command line that they come from.
+
+    The baseline first, then one method at a time, then two, and so on.
 
     Raises:
         UsageError: two combinations have one name.
     """
-    arms: dict[str, Block] = {BASELINE: {}}
-    for size in range(1, 2 if request.each else len(request.losses) + 1):
-        for chosen in combinations(request.losses, size):
-            for options in product(*(_variants(one, request.vary) for one in chosen)):
-                arm = dict(zip(chosen, options, strict=True))
-                name = "+".join(_label(one, own) for one, own in arm.items())
-                if name in arms:
-                    fix = "give the instances other names"
-                    raise UsageError(f"two combinations are called {name}", where=request.said, fix=fix)
-                arms[name] = arm
-    return arms
+    arms: dict[str, dict[str, Block]] = {BASELINE: {}}
+    places: dict[KeyPath, str] = {("arms",): request.said, ("arms", BASELINE): request.said}
+    sizes = range(1, 2 if request.each else len(request.losses) + 1)
+    for chosen in (chosen for size in sizes for chosen in combinations(request.losses, size)):
+        axes = [axis for one in chosen for axis in request.vary if axis.owner == one]
+        for values in product(*(axis.values for axis in axes)):
+            arm: dict[str, Block] = {one: {} for one in chosen}
+            for axis, value in zip(axes, values, strict=True):
+                arm[axis.owner][axis.option] = value
+            labels = {
+                one: [f"{key}={text_of(value)}" for key, value in own.items()] for one, own in arm.items()
+            }
+            name = "+".join(f"{one}[{','.join(said)}]" if said else one for one, said in labels.items())
+            if name in arms:
+                fix = "give the instances other names"
+                raise UsageError(f"two combinations are called {name}", where=request.said, fix=fix)
+            arms[name] = arm
+            places["arms", name] = " ".join(dict.fromkeys(axis.said for axis in axes)) or request.said
+            places |= {("arms", name, axis.owner, axis.option): axis.said for axis in axes}
+    return arms, places
 
 
 def _effective(
-    arms: Mapping[str, Block], blocks: Mapping[str, Block], methods: recipes.Methods
-) -> dict[str, Block]:
+    arms: Mapping[str, Mapping[str, Block]], blocks: Mapping[str, Block], methods: recipes.Methods
+) -> dict[str, dict[str, Block]]:
     """The arms, in each of which what the recipe says and a varied value makes idle has its default again.
 
     With `methods: {rm: {score: logit}}` the arm of `rank: loc` has no use for a score, which a recipe may not
     say then.
     """
-    return {
-        name: {one: own | _idle(one, own, blocks[one], methods) for one, own in arm.items()}
-        for name, arm in arms.items()
-    }
-
-
-def _idle(instance: str, own: Block, block: Block, methods: recipes.Methods) -> Block:
-    """Defaults of the options of `block` that change nothing beside the varied ones in `own`."""
-    info = methods[instance.partition("@")[0]]
+    effective: dict[str, dict[str, Block]] = {}
     scratch = Document("", "", places={(): ""})
-    options = recipes.method({**block, **own}, methods, ("methods", instance), scratch)["options"]
-    idle = info.unused(options) if own else {}
-    return {name: info.options[name].default for name in idle if name not in own and name in block}
-
-
-def _variants(instance: str, axes: Sequence[Axis]) -> Iterator[Block]:
-    own = [one for one in axes if one.owner == instance]
-    for chosen in product(*(one.values for one in own)):
-        yield {one.option: value for one, value in zip(own, chosen, strict=True)}
-
-
-def _label(instance: str, options: Block) -> str:
-    """ "rm" or "rm[rank=loc,score=logit]"."""
-    told = ",".join(f"{name}={text_of(value)}" for name, value in options.items())
-    return f"{instance}[{told}]" if told else instance
-
-
-def _places(request: Request, arms: Mapping[str, Block]) -> dict[KeyPath, str]:
-    """The options of the command line that the arms come from."""
-    said = {(one.owner, one.option): one.said for one in request.vary}
-    places: dict[KeyPath, str] = {("arms",): request.said}
     for name, arm in arms.items():
-        varied = {(one, option): said[one, option] for one, options in arm.items() for option in options}
-        places["arms", name] = " ".join(dict.fromkeys(varied.values())) or request.said
-        places |= {("arms", name, *path): place for path, place in varied.items()}
-    return places
+        effective[name] = {}
+        for one, own in arm.items():
+            info, block = methods[one.partition("@")[0]], blocks[one]
+            settings = recipes.method({**block, **own}, methods, ("methods", one), scratch)
+            idle = info.unused(settings["options"]) if own else {}
+            defaults = {key: info.options[key].default for key in idle if key in block and key not in own}
+            effective[name][one] = own | defaults
+    return effective

@@ -1,4 +1,4 @@
-"""What was read of a recipe: plain data, where each value was written, and what is wrong with it."""
+"""A recipe as it was read: plain data, the place of each value, and the faults."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Document:
         )
 
     def written(self, path: KeyPath) -> KeyPath:
-        """Where a resolved value stands: arms inherit from `methods:`, a teacher from `schedule:`."""
+        """Path where a resolved value stands: arms inherit from `methods:`, a teacher from `schedule:`."""
         source = path
         if path[:1] == ("arms",) and len(path) > 3:
             source = ("methods", *path[2:])
@@ -109,13 +109,18 @@ class Document:
 
 
 def is_option(place: str) -> bool:
-    """Whether a place is an option of the command line, which has no lines, and no file."""
+    """True for a place on the command line, which has no lines, not in a file."""
     return place.startswith("--")
 
 
 def dotted(path: KeyPath) -> str:
     """`arms.rm.weight`, with what a terminal would obey made visible."""
-    return ".".join(str(key) if str(key).isprintable() else ascii(key) for key in path)
+    return ".".join(printable(str(key)) for key in path)
+
+
+def printable(text: str) -> str:
+    """The text; with characters that are not printable, as Python writes it."""
+    return text if text.isprintable() else ascii(text)
 
 
 def shown(value: Any) -> str:

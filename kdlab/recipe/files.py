@@ -1,4 +1,4 @@
-"""Where recipes lie: in the catalog, in files of people, and in the runs folder, derived by commands."""
+"""Files of recipes: in the catalog, of people, and in the runs folder, where commands derive them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdlab import catalog
-from kdlab.errors import UsageError, suggestion
+from kdlab.errors import UsageError, fixes, suggestion
 from kdlab.jobs.paths import Runs
 from kdlab.recipe.document import Document, dotted, shortened, shown
 
 _SECTIONS = [re.compile(rf"^['\"]?{section}['\"]?\s*:", re.MULTILINE) for section in ("dataset", "student")]
 
 _LOCAL = re.compile(r"(^|[\s'\"{\[,])[/~]")
-"""Where a path of this machine begins; one of a URL has a slash before it."""
+"""Beginning of a path of this machine; one of a URL has a slash before it."""
 
 
 def find(name_or_path: str) -> tuple[str, Path]:
@@ -38,8 +38,7 @@ def find(name_or_path: str) -> tuple[str, Path]:
     except OSError as error:
         what = f"{shown(name_or_path)} is not a recipe: {error.strerror}"
     near = suggestion(name_or_path.removeprefix("recipes/").removesuffix(".yaml"), list(recipes))
-    fix = "   ".join(filter(None, [near, "see: kdlab ls recipes"]))
-    raise UsageError(what, known=shortened(recipes), fix=fix)
+    raise UsageError(what, known=shortened(recipes), fix=fixes(near, "see: kdlab ls recipes"))
 
 
 def derived(name: str) -> Path:
@@ -54,7 +53,7 @@ def told(path: Path) -> str:
 
 
 def command_of(name: str, document: Document, overrides: Sequence[str] = ()) -> str:
-    """What a person types for a recipe; for a derived one, which begins with it, the command that made it."""
+    """Command for a recipe; for a derived one, which begins with it, the command that made it."""
     said = typed(name, document)
     lines = [line.removeprefix("# ") for line in document.text.splitlines()[:2]]
     made = [line for line in lines if line.startswith("kdlab ablate ")] or [f"kdlab run {said}"]
@@ -62,7 +61,7 @@ def command_of(name: str, document: Document, overrides: Sequence[str] = ()) -> 
 
 
 def typed(name: str, document: Document) -> str:
-    """What a person types to name a recipe, as others may read it."""
+    """Name of a recipe on the command line, as others may read it."""
     known = name in catalog.recipes() or derived(name).is_file()
     return name if known else shareable(document.file)
 
@@ -83,19 +82,18 @@ def of_folder(folder: Path) -> Path | None:
     Raises:
         UsageError: there are several.
     """
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".yaml", ".yml") and path.is_file()]
-    found = [path for path in files if _looks_like_one(path)]
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            with path.open(encoding="utf-8-sig", errors="replace") as stream:
+                text = stream.read(2**20)
+            if any(section.search(text) for section in _SECTIONS):
+                found.append(path)
     if len(found) > 1:
         known = ", ".join(path.name for path in found)
         what = f"there are {len(found)} recipes here"
         raise UsageError(what, where=str(folder), known=known, fix=f"name one of them: {found[0].name}")
     return found[0] if found else None
-
-
-def _looks_like_one(path: Path) -> bool:
-    with path.open(encoding="utf-8-sig", errors="replace") as stream:
-        text = stream.read(2**20)
-    return any(section.search(text) for section in _SECTIONS)
 
 
 def _derived_folder() -> Path:

@@ -8,23 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kdlab import catalog
-from kdlab.catalog.options import Option
 from kdlab.catalog.plugin_files import PluginInfo
-from kdlab.errors import suggestion
+from kdlab.errors import fixes, suggestion
+from kdlab.jobs.spec import MethodSettings, ModelSettings, Schedule, Settings
 from kdlab.recipe.document import Document, KeyPath, shown
 from kdlab.recipe.files import command_of, find, told
-from kdlab.recipe.settings import (
-    USUAL_WIDTHS,
-    DatasetSettings,
-    MethodSettings,
-    ModelSettings,
-    Recipe,
-    Resources,
-    Schedule,
-    Settings,
-    TeacherSettings,
-    TuneSettings,
-)
+from kdlab.recipe.settings import DatasetSettings, Recipe, Resources, TeacherSettings, TuneSettings
 from kdlab.recipe.yaml_reader import read
 
 __all__ = [
@@ -95,10 +84,6 @@ def resolve(document: Document, name: str) -> Recipe:
     return recipe
 
 
-def _fix(near: str, command: str) -> str:
-    return "   ".join(part for part in (near, f"see: {command}") if part)
-
-
 def _resolved(document: Document) -> dict[str, Any]:
     """The data with every option named and every method in its arm; other values are checked after this."""
     data: dict[str, Any] = _known_only(document.data, SECTIONS, (), "a section of a recipe", document)
@@ -114,15 +99,15 @@ def _resolved(document: Document) -> dict[str, Any]:
         if isinstance(data.get(section), dict):
             data[section] = _model(data[section], detectors, section, document)
     if isinstance(teacher := data.get("teacher"), dict):
-        _check_checkpoint(teacher, document)
-        teacher["schedule"] = _teacher_schedule(teacher.get("schedule", {}), schedule, document)
-    if "dataset" in data:
-        data["dataset"] = _dataset(data["dataset"], document)
+        _complete_teacher(teacher, schedule, document)
+    if isinstance(dataset := data.get("dataset"), dict):
+        path, known = ("dataset", "name"), catalog.datasets()
+        plugin = _look_up(dataset.get("name"), known, path, "names no dataset", document)
+        data["dataset"] = _with_options(dataset, DatasetSettings, plugin, ("dataset",), document)
     methods = methods_for(data.get("student"))
     blocks = _method_blocks(data.pop("methods", {}), methods, document)
     if isinstance(data.get("arms"), dict):
-        data["inherits"] = _inheriting(data["arms"], document)
-        data["arms"] = _arms(data["arms"], blocks, methods, document)
+        data["arms"], data["inherits"] = _arms(data["arms"], blocks, methods, document)
         _check_arms(data["arms"], data["inherits"], data.get("teacher"), document)
     return data
 
@@ -132,16 +117,14 @@ def _resources(raw: dict[str, Any], document: Document) -> dict[str, Any]:
     executors = {key: info for key, info in catalog.executors().items() if info.options}
     fields = Resources.model_fields.keys() - {"executors"}
     known = _known_only(raw, [*fields, *executors], ("resources",), "a key of resources", document)
-    told = {key: value for key, value in known.items() if key in executors}
-    own: dict[str, Any] = {key: value for key, value in known.items() if key in fields}
-    for key, block in told.items():
-        if not isinstance(block, dict):
-            document.fault(("resources", key), "must hold keys and values", got=shown(block))
-    blocks = {key: block for key, block in told.items() if isinstance(block, dict)}
-    own["executors"] = {
-        key: _options_of(block, executors[key], ("resources", key), document) for key, block in blocks.items()
-    }
-    return own
+    blocks: dict[str, Any] = {}
+    for key in [key for key in known if key in executors]:
+        block, path = known.pop(key), ("resources", key)
+        if isinstance(block, dict):
+            blocks[key] = _options_of(block, executors[key], path, document)
+        else:
+            document.fault(path, "must hold keys and values", got=shown(block))
+    return {**known, "executors": blocks}
 
 
 SIZES = ("backbone", "width", "neck_channels", "head_convs", "strides")
@@ -158,42 +141,38 @@ def _model(
             document.fault((section, key), "has no effect beside an mmdet config", got=detector, fix=fix)
         return raw
     info = _look_up(detector, detectors, (section, "detector"), "names no detector", document)
-    if info is None:
+    name = raw.get("backbone", "resnet50")
+    backbone = _look_up(name, catalog.backbones(), (section, "backbone"), "names no backbone", document)
+    if info is None or backbone is None:
         return raw
     if info.head_convs == 0 and raw.get("head_convs"):
         document.fault((section, "head_convs"), f"has no effect: {info.key} has no towers")
-    backbone = raw.get("backbone", "resnet50")
-    usual = {"width": USUAL_WIDTHS.get(str(backbone), 64), "strides": info.strides}
-    return {"backbone": backbone, "neck_channels": 256, "head_convs": info.head_convs, **usual} | raw
+    usual = {"width": backbone.width, "neck_channels": 256, "head_convs": info.head_convs}
+    settings = {"backbone": name, "strides": info.strides, **usual} | raw
+    if fault := backbone.width_fault(settings["width"], raw.get("init", "none")):
+        document.fault((section, "width"), fault, got=shown(settings["width"]))
+    return settings
 
 
-def _dataset(raw: Any, document: Document) -> Any:
-    """`dataset:` with its options apart and complete."""
-    if not isinstance(raw, dict):
-        return raw
-    info = _look_up(raw.get("name"), catalog.datasets(), ("dataset", "name"), "names no dataset", document)
-    return _with_options(raw, DatasetSettings, info, ("dataset",), document)
+def _complete_teacher(teacher: dict[str, Any], schedule: Any, document: Document) -> None:
+    """`teacher:` with its whole schedule: its own keys over those of the recipe.
 
-
-def _check_checkpoint(teacher: dict[str, Any], document: Document) -> None:
-    """What trains a teacher has no place beside a checkpoint; null takes a recipe's value back."""
-    if teacher.get("checkpoint") is None:
-        return
-    for key in ("schedule", "seed", "init"):
+    A preset of its own starts afresh. What trains a teacher has no place next to a checkpoint; null takes a
+    recipe's value back.
+    """
+    is_trained = teacher.get("checkpoint") is None
+    for key in () if is_trained else ("schedule", "seed", "init"):
         if teacher.get(key) not in (None, "none"):
             clause = "has no effect: the teacher is not trained, it comes from teacher.checkpoint"
             fix = f"remove it, or --set teacher.{key}=null"
             document.fault(("teacher", key), clause, got=shown(teacher[key]), fix=fix)
         teacher.pop(key, None)
-
-
-def _teacher_schedule(own: Any, schedule: Any, document: Document) -> Any:
-    """The teacher's own keys over those of the recipe; a preset of its own starts afresh."""
-    own = _known_only(own, Schedule.model_fields, ("teacher", "schedule"), "a key of schedule", document)
-    if not isinstance(own, dict) or not isinstance(schedule, dict) or "preset" in own:
-        return own
-    without = {"milestones"} if own.get("decay") == "cosine" else set()
-    return {key: value for key, value in schedule.items() if key not in without} | own
+    path = ("teacher", "schedule")
+    own = _known_only(teacher.get("schedule", {}), Schedule.model_fields, path, "a key of schedule", document)
+    if isinstance(own, dict) and isinstance(schedule, dict) and "preset" not in own:
+        without = {"milestones"} if own.get("decay") == "cosine" else set()
+        own = {key: value for key, value in schedule.items() if key not in without} | own
+    teacher["schedule"] = own
 
 
 def methods_for(student: Any) -> dict[str, catalog.MethodInfo]:
@@ -213,50 +192,45 @@ def _method_blocks(raw: Any, methods: Methods, document: Document) -> dict[str, 
     return {instance: block for instance, block in raw.items() if isinstance(block, dict)}
 
 
-def _inheriting(raw: dict[str, Any], document: Document) -> list[str]:
-    """The arms that say `inherit: true`, a word that no method may have for a name."""
-    said = {name: arm[INHERIT] for name, arm in raw.items() if isinstance(arm, dict) and INHERIT in arm}
-    for name, value in said.items():
-        if not isinstance(value, bool):
-            document.fault(("arms", name, INHERIT), "must be true or false", got=shown(value))
-    return [name for name, value in said.items() if value is True]
-
-
 def _arms(
     raw: dict[str, Any], blocks: dict[str, dict[str, Any]], methods: Methods, document: Document
-) -> dict[str, Any]:
-    """`arms:` with each method over its entry in `methods:`."""
-    arms = dict(raw)
+) -> tuple[dict[str, Any], list[str]]:
+    """`arms:` with each method over its entry in `methods:`; the arms that say `inherit: true`.
+
+    No method may be called `inherit`.
+    """
+    arms, inherits = dict(raw), []
     for name, arm in raw.items():
-        if isinstance(arm, dict):
-            merged = {
-                instance: {**blocks.get(instance, {}), **own} if isinstance(own, dict) else own
-                for instance, own in arm.items()
-                if instance != INHERIT
-            }
-            arms[name] = {
-                instance: method(block, methods, ("arms", name, instance), document)
-                for instance, block in merged.items()
-            }
-    return arms
+        if not isinstance(arm, dict):
+            continue
+        inherit = arm.get(INHERIT, False)
+        if not isinstance(inherit, bool):
+            document.fault(("arms", name, INHERIT), "must be true or false", got=shown(inherit))
+        if inherit is True:
+            inherits.append(name)
+        arms[name] = {}
+        for instance in [key for key in arm if key != INHERIT]:
+            own = arm[instance]
+            block = {**blocks.get(instance, {}), **own} if isinstance(own, dict) else own
+            arms[name][instance] = method(block, methods, ("arms", name, instance), document)
+    return arms, inherits
 
 
 def _check_arms(arms: dict[str, Any], inherits: list[str], teacher: Any, document: Document) -> None:
     """Every arm has a sound name, differs from all others, and what learns from a teacher has one."""
-    for number, (name, arm) in enumerate(arms.items()):
+    seen: dict[str, tuple[Any, bool]] = {}
+    for name, arm in arms.items():
         if not NAME.fullmatch(name):
             known = "letters, digits and _ + - @ . , = [ ]"
             document.fault(("arms", name), "is not a name for an arm", known=[known])
         if name in RESERVED:
             document.fault(("arms", name), "is a word of tables, no name for an arm", fix="rename it")
-        twins = [
-            earlier
-            for earlier in list(arms)[:number]
-            if isinstance(arm, dict) and arms[earlier] == arm and (earlier in inherits) == (name in inherits)
-        ]
-        if twins:
-            document.fault(("arms", name), f"is the same as arms.{twins[0]}", fix=f"remove {name}")
-    learning = next((name for name, arm in arms.items() if arm or name in inherits), None)
+        content = (arm, name in inherits)
+        twin = next((earlier for earlier, other in seen.items() if other == content), "")
+        if isinstance(arm, dict) and twin:
+            document.fault(("arms", name), f"is the same as arms.{twin}", fix=f"remove {name}")
+        seen[name] = content
+    learning = next((name for name, content in seen.items() if any(content)), None)
     if learning is not None and teacher is None:
         fix = "add teacher: {detector: ..., backbone: ...}"
         what = "has methods" if arms[learning] else "inherits"
@@ -286,7 +260,7 @@ def method(raw: Any, methods: Methods, path: KeyPath, document: Document) -> Any
 def _with_options(
     raw: dict[str, Any],
     model: type[Settings],
-    info: catalog.DatasetInfo | catalog.MethodInfo | None,
+    info: PluginInfo | None,
     path: KeyPath,
     document: Document,
 ) -> dict[str, Any]:
@@ -300,29 +274,25 @@ def _with_options(
 
 def _options_of(
     raw: dict[str, Any],
-    info: catalog.DatasetInfo | catalog.ExecutorInfo | catalog.MethodInfo,
+    info: PluginInfo,
     path: KeyPath,
     document: Document,
     besides: Iterable[str] = (),
 ) -> dict[str, Any]:
     """All options of a plugin: those that `raw` gives, which may hold keys `besides` them, and defaults."""
     _known_only(raw, [*besides, *info.options], path, f"an option of {info.key}", document)
-    return {name: _option(option, raw, (*path, name), document) for name, option in info.options.items()}
-
-
-def _option(option: Option, raw: dict[str, Any], path: KeyPath, document: Document) -> Any:
-    """The option's value in `raw`, or its default."""
-    if option.name not in raw:
-        if option.required:
-            document.fault(path, "is missing", fix=f"add {option.name}: ...")
-        return option.default
-    value = raw[option.name]
-    try:
-        return option.check(value)
-    except ValueError as error:
-        near = suggestion(str(value), [str(choice) for choice in option.type.choices])
-        document.fault(path, str(error), got=shown(value), fix=near)
-        return value
+    options = {}
+    for name, option in info.options.items():
+        value = options[name] = raw.get(name, option.default)
+        if name in raw:
+            try:
+                options[name] = option.check(value)
+            except ValueError as error:
+                near = suggestion(str(value), [str(choice) for choice in option.type.choices])
+                document.fault((*path, name), str(error), got=shown(value), fix=near)
+        elif option.required:
+            document.fault((*path, name), "is missing", fix=f"add {name}: ...")
+    return options
 
 
 def _look_up(
@@ -335,7 +305,7 @@ def _look_up(
     if not isinstance(word, str):
         return None
     if word not in infos:
-        fix = _fix(nearest(word, infos), f"kdlab ls {clause.rpartition(' ')[2]}s")
+        fix = fixes(nearest(word, infos), f"see: kdlab ls {clause.rpartition(' ')[2]}s")
         document.fault(path, clause, got=word, known=infos, fix=fix)
     return infos.get(word)
 
@@ -354,6 +324,6 @@ def _known_only(raw: Any, known: Iterable[str], path: KeyPath, what: str, docume
         return raw
     for key in raw:
         if key not in known:
-            fix = _fix(suggestion(key, list(known)), "kdlab plan digits/quickstart --json")
+            fix = fixes(suggestion(key, list(known)), "see: kdlab plan digits/quickstart --json")
             document.fault((*path, key), f"is not {what}", got=key, known=known, fix=fix)
     return {key: value for key, value in raw.items() if key in known}

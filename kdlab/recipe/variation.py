@@ -1,4 +1,4 @@
-"""What a person asks to vary of a recipe: methods, values of their options, settings of the two models."""
+"""Request for an ablation: methods, values of their options, settings of the two models."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 from kdlab.errors import UsageError
+from kdlab.recipe.document import printable
 from kdlab.recipe.files import shareable
 from kdlab.recipe.yaml_reader import values
 
@@ -41,16 +42,16 @@ class Axis:
     @property
     def said(self) -> str:
         """The option as messages show it."""
-        return _printable(f"{self.flag} {self.text}")
+        return printable(f"{self.flag} {self.text}")
 
     @property
     def owner(self) -> str:
-        """What the key is of: the instance of a method, "student", "teacher"."""
+        """Owner of the key: the instance of a method, "student", "teacher"."""
         return self.key.partition(".")[0]
 
     @property
     def option(self) -> str:
-        """What follows the owner."""
+        """The key without its owner."""
         return self.key.partition(".")[2]
 
     @property
@@ -61,7 +62,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Request:
-    """What to vary of a recipe.
+    """Variations of a recipe.
 
     Args:
         losses: instances of methods, of which all combinations are formed.
@@ -78,29 +79,35 @@ class Request:
     @property
     def said(self) -> str:
         """The option that names the methods."""
-        return _printable(f"--loss {','.join(self.losses)}")
+        return printable(f"--loss {','.join(self.losses)}")
 
     def command(self, base: str) -> str:
-        """What a person types for it."""
+        """The command line for it."""
         options = [("--loss", ",".join(self.losses)), *((axis.flag, axis.text) for axis in self.vary)]
         options += [("--set", shareable(override)) for override in self.overrides]
         words = [word for option in options for word in option]
-        return shlex.join(["kdlab", "ablate", *words, *(["--each"] if self.each else []), base])
+        if self.each:
+            words.append("--each")
+        return shlex.join(["kdlab", "ablate", *words, base])
 
     def arms(self) -> int:
-        """How many arms that makes."""
+        """Number of arms that it makes."""
         variants = [prod(len(axis.values) for axis in self.vary if axis.owner == one) for one in self.losses]
-        return 1 + sum(variants) if self.each else prod(1 + count for count in variants)
+        if self.each:
+            return 1 + sum(variants)
+        return prod(1 + count for count in variants)
 
 
 def of_seeds(override: str) -> bool:
-    """Whether it says the seeds and nothing else, which needs no brackets in a name."""
+    """True for an override of the seeds, which needs no brackets in a name."""
     return override.startswith("seeds=[")
 
 
 def name_of(base: str, request: Request) -> str:
     """The name of an ablation and so its path: short, safe in a shell, the same for the same request."""
-    words = ["+".join(request.losses), *(["each"] if request.each else [])]
+    words = ["+".join(request.losses)]
+    if request.each:
+        words.append("each")
     words += [f"{one.key}={','.join(one.texts)}" for one in request.vary]
     words += [re.sub(r"[][ ]", "", one) if of_seeds(one) else one for one in reversed(request.overrides)]
     folders = base.removeprefix(f"{FOLDER}/").split("/")
@@ -133,7 +140,7 @@ def axis(flag: str, text: str) -> Axis:
     Raises:
         UsageError: it has not that form, or no value, or one twice.
     """
-    said, form = _printable(f"{flag} {text}"), f"{flag} {_FORMS[flag]}"
+    said, form = printable(f"{flag} {text}"), f"{flag} {_FORMS[flag]}"
     key, equals, listed = text.partition("=")
     if not equals or not all(key.partition(".")):
         what = f"is not of the form {_OWNERS[flag]}.KEY=VALUE,..."
@@ -172,7 +179,3 @@ def check_distinct(axes: Sequence[Axis]) -> None:
         if one.key in [earlier.key for earlier in axes[:place]]:
             fix = "list all its values in one"
             raise UsageError(f"{one.key} is varied twice", where=one.said, fix=fix)
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else ascii(text)

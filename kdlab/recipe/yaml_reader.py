@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from kdlab.errors import UsageError, suggestion
-from kdlab.recipe.document import Document, KeyPath, dotted, is_option, shown
+from kdlab.recipe.document import Document, KeyPath, dotted, is_option, printable, shown
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
@@ -35,7 +35,18 @@ def read(path: Path, file: str, overrides: Sequence[str] = ()) -> Document:
     Raises:
         UsageError: the file cannot be read, or is not such YAML.
     """
-    document = Document(file, _text(path, file), places={(): f"{file}:1"})
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UsageError("is too large for a recipe", where=file, known="up to 1 MiB")
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror or error}", where=file) from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UsageError("is not UTF-8 text", where=f"{file}:{line}", fix="save it as UTF-8") from error
+    document = Document(file, text, places={(): f"{file}:1"})
     data = _plain(_compose(document.text, file), (), document)
     if not isinstance(data, dict):
         raise UsageError("is not a recipe: it must hold keys and values", where=document.places[()])
@@ -62,20 +73,6 @@ def values(text: str, said: str) -> list[Any]:
     return found
 
 
-def _text(path: Path, file: str) -> str:
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-        if len(content) <= MAX_BYTES:
-            return content.decode("utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror or error}", where=file) from error
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UsageError("is not UTF-8 text", where=f"{file}:{line}", fix="save it as UTF-8") from error
-    raise UsageError("is too large for a recipe", where=file, known="up to 1 MiB")
-
-
 SCALARS = {
     None: [
         (f"tag:yaml.org,2002:{kind}", re.compile(rf"(?:{pattern})\Z"))
@@ -87,7 +84,7 @@ SCALARS = {
         )
     ]
 }
-"""What a plain scalar is, in PyYAML's form."""
+"""Patterns of plain scalars, in PyYAML's form."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -145,7 +142,17 @@ def _plain(node: yaml.Node | None, path: KeyPath, document: Document) -> Any:
         for index, entry in enumerate(node.value):
             document.places[*path, index] = _place(entry.start_mark)
         return [_plain(entry, (*path, index), document) for index, entry in enumerate(node.value)]
-    return None if node is None else _scalar(node)
+    text: str = "" if node is None else node.value
+    match "null" if node is None else node.tag.rpartition(":")[2]:
+        case "null":
+            return None
+        case "bool":
+            return text.lower() == "true"
+        case "int" if len(text) < 20:
+            return int(text)
+        case "float" if math.isfinite(float(text)):
+            return float(text)
+    return text  # also of a number too large to be held, which fails where a number must be
 
 
 def _mapping(node: yaml.MappingNode, path: KeyPath, document: Document) -> dict[str, Any]:
@@ -165,24 +172,9 @@ def _mapping(node: yaml.MappingNode, path: KeyPath, document: Document) -> dict[
     return data
 
 
-def _scalar(node: yaml.Node) -> str | int | float | bool | None:
-    """The scalar's value; a number too large to be held stays text, and fails where a number must be."""
-    text: str = node.value
-    match node.tag.rpartition(":")[2]:
-        case "null":
-            return None
-        case "bool":
-            return text.lower() == "true"
-        case "int" if len(text) < 20:
-            return int(text)
-        case "float" if math.isfinite(float(text)):
-            return float(text)
-    return text
-
-
 def _override(override: str, document: Document) -> None:
     """Put one `a.b=value` into the data; a fault where that cannot be."""
-    name = f"--set {override if override.isprintable() else ascii(override)}"
+    name = f"--set {printable(override)}"
     path, equals, text = _split(override, document)
     if not equals or not all(path):
         document.fault((), "is not of the form a.b=value", where=name, fix="write --set schedule.lr=0.01")
@@ -202,21 +194,18 @@ def _override(override: str, document: Document) -> None:
 def _split(override: str, document: Document) -> tuple[tuple[str, ...], str, str]:
     """The keys of the path, the equals sign and the value.
 
-    Below `overrides` dots belong to the key, which is mmdet's and dotted itself.
+    The name of an arm is one key, dots and equals signs in it included. Below `overrides` dots belong to the
+    key, which is mmdet's and dotted itself.
     """
-    arm = _arm(override, document.data.get("arms"))
-    rest, equals, text = override[len(f"arms.{arm}") if arm else 0 :].partition("=")
+    arms = document.data.get("arms")
+    known = arms if isinstance(arms, dict) else {}
+    names = [name for name in known if override.startswith((f"arms.{name}.", f"arms.{name}="))]
+    new = re.match(r"arms\.((?:\[[^\]]*\]|[^.=\[])+)[.=]", override)
+    arm = max(names, key=len, default=new[1] if new else "")
+    rest, equals, text = override.removeprefix(f"arms.{arm}" if arm else "").partition("=")
     head, dot, tail = rest.partition(".overrides.")
     keys = (*head.split("."), "overrides", tail) if dot else tuple(head.split("."))
     return (("arms", arm, *keys[1:]) if arm else keys), equals, text
-
-
-def _arm(override: str, known: Any) -> str:
-    """The arm that an override is of, whose name may hold dots and equals signs; "" where it is of none."""
-    arms = known if isinstance(known, dict) else {}
-    names = [name for name in arms if override.startswith((f"arms.{name}.", f"arms.{name}="))]
-    new = re.match(r"arms\.((?:\[[^\]]*\]|[^.=\[])+)[.=]", override)
-    return max(names, key=len, default=new[1] if new else "")
 
 
 def _holder(path: tuple[str, ...], name: str, document: Document) -> dict[str, Any] | None:

@@ -58,14 +58,14 @@ def arms_of(plan: Plan, records: Sequence[JobStatus], pool: bool) -> tuple[Arm |
 
     Unless they are to be pooled, the seeds of an arm that ran in micro-batches have a row of their own.
     """
-    teachers = tuple(record for record in records if record.job.is_teacher)
+    teachers = tuple(record for record in records if record.job.spec.is_teacher)
     inherits = plan.recipe.get("inherits", ())
     arms = []
     for name, methods in plan.recipe["arms"].items():
         rows: dict[int, list[JobStatus]] = {}
-        own = [one for one in records if one.job.kind == "student" and one.job.arm == name]
+        own = [one for one in records if one.job.spec.is_student and one.job.arm == name]
         for one in own:
-            rows.setdefault(0 if pool else one.job.settings.get("micro_batch") or 0, []).append(one)
+            rows.setdefault(0 if pool else one.job.spec.micro_batch or 0, []).append(one)
         for images, part in sorted(rows.items()) or [(0, [])]:
             label = f"{name} [micro-batch {images}]" if images else name
             arms.append(Arm(label, bool(methods), name in inherits, tuple(part), len(own), images))

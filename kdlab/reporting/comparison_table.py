@@ -147,7 +147,7 @@ def _footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]
         yield f"no p, no star and no bold: a test over seeds takes {SEEDS_FOR_A_TEST}"
     yield from _unlikely(comparison)
     yield from _unmatched(comparison)
-    yield from (note for record in records if record.job.is_teacher for note in teacher_notes(record))
+    yield from (note for record in records if record.job.spec.is_teacher for note in teacher_notes(record))
     yield from _in_micro_batches(records)
     yield from (note for arm in comparison.arms for note in _missing(arm))
     yield from _paired(comparison)
@@ -181,7 +181,7 @@ def _unmatched(comparison: Comparison) -> Iterator[str]:
 
 def _in_micro_batches(records: Sequence[JobStatus]) -> list[str]:
     """Which jobs ran out of memory and were trained in parts."""
-    cut = {record.job.label: record.job.settings.get("micro_batch") for record in records}
+    cut = {record.job.label: record.job.spec.micro_batch for record in records}
     told = ", ".join(f"{label} ({images} images)" for label, images in cut.items() if images)
     reading = (
         "gradients of smaller forward passes were summed to the same batch, each with its own normalisers"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from kdlab.jobs.job import Job
 from kdlab.jobs.status import JobStatus
 
 
@@ -13,9 +14,8 @@ def provenance(records: Sequence[JobStatus]) -> list[str]:
     done = [(record, record.result.environment) for record in records if record.result is not None]
     if not done:
         return []
-    data = [(record, record.job.inputs.get("dataset", {})) for record, _ in done]
     return [
-        _origin("data", [(record, _dataset(files)) for record, files in data]),
+        _origin("data", [(record, _dataset(record.job)) for record, _ in done]),
         _origin("commit", [(record, environment.get("commit") or "unknown") for record, environment in done]),
         _origin("versions", [(record, _versions(environment)) for record, environment in done]),
         _origin("machine", [(record, _machine(environment)) for record, environment in done]),
@@ -34,8 +34,8 @@ def _origin(name: str, told: Iterable[tuple[JobStatus, str]]) -> str:
     return f"cells differ in {name}: {'; '.join(parts)}; {most} (all others)"
 
 
-def _dataset(files: dict[str, Any]) -> str:
-    return f"{files.get('name', 'unknown')}, fingerprint {files.get('fingerprint', 'unknown')}"
+def _dataset(job: Job) -> str:
+    return f"{job.spec.dataset.name}, fingerprint {job.spec.dataset.fingerprint}"
 
 
 def _versions(environment: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shlex
 from collections.abc import Callable, Iterable
@@ -38,7 +37,7 @@ def plans(wanted: str, runs: Runs, progress: Callable[[str], None] = lambda text
     """
     progress("asking MLflow")
     jobs = [_job(job_id, runs) for job_id in _fitting(wanted, runs)]
-    students = [job for job in jobs if job.kind == "student"]
+    students = [job for job in jobs if job.spec.is_student]
     if not students:
         raise UsageError("no finished student fits the filter", got=wanted, fix="kdlab ls runs")
     return [_plan(group, wanted, runs) for group in _groups(students)]
@@ -79,8 +78,8 @@ def _job(job_id: str, runs: Runs) -> Job:
     )
 
 
-_TELLS_ARMS = ("methods", "prepared", "inherit")
-_MAY_DIFFER = (*_TELLS_ARMS, "micro_batch", "teacher", "seed")
+_TELLS_ARMS = {"methods", "prepared", "inherit"}
+_MAY_DIFFER = {*_TELLS_ARMS, "micro_batch", "teacher", "seed"}
 """What settings of students may differ in within one table."""
 
 
@@ -89,9 +88,8 @@ def _groups(students: Iterable[Job]) -> list[list[Job]]:
     alone: dict[str, list[Job]] = {}
     taught: dict[str, dict[str, list[Job]]] = {}
     for job in students:
-        shared = {name: value for name, value in job.settings.items() if name not in _MAY_DIFFER}
-        world = json.dumps(shared, sort_keys=True)
-        if job.settings.get("teacher") is None:
+        world = job.spec.model_dump_json(exclude=_MAY_DIFFER)
+        if not job.parents:
             alone.setdefault(world, []).append(job)
         else:
             taught.setdefault(world, {}).setdefault(job.parents[0], []).append(job)
@@ -103,26 +101,29 @@ def _plan(group: list[Job], wanted: str, runs: Runs) -> Plan:
     """The plan of a group: its teacher, and its students under names that tell its arms apart."""
     names: dict[str, str] = {}
     arms: dict[str, Any] = {}
+    inherits = []
     students = []
     for job in group:
-        about = json.dumps([job.settings.get(name) for name in _TELLS_ARMS], sort_keys=True)
+        settings = job.spec.model_dump(mode="json")
+        about = job.spec.model_dump_json(include=_TELLS_ARMS)
         if about not in names:
             same = sum(name.partition(" (")[0] == job.arm for name in arms)
             names[about] = f"{job.arm} ({same + 1})" if same else job.arm
-            arms[names[about]] = job.settings["methods"]
+            arms[names[about]] = settings["methods"]
+            if settings["inherit"]:
+                inherits.append(names[about])
         students.append(replace(job, arm=names[about]))
     teachers = [_job(parent, runs) for parent in {job.parents[0]: None for job in group if job.parents}]
     jobs = [*teachers, *students]
-    inheriting = {job.arm for job in students if job.settings.get("inherit")}
     return Plan(
         id=hashlib.sha256(" ".join(job.id for job in jobs).encode()).hexdigest()[:8],
         recipe={
             "name": f"{QUERY}{wanted}",
             "query": wanted,
-            "title": _title(students[0].settings),
+            "title": _title(settings),
             "command": f"kdlab report {shlex.quote(QUERY + wanted)}",
             "arms": arms,
-            "inherits": [name for name in arms if name in inheriting],
+            "inherits": inherits,
         },
         jobs=tuple(PlannedJob(job, True, "finished") for job in jobs),
         device="",

@@ -11,7 +11,7 @@ from kdlab.errors import UsageError, suggestion
 from kdlab.reporting.statistics import Interval
 
 SCHEMA = 1
-"""Of a table as JSON."""
+"""Of a table as plain data."""
 
 Mark = Literal["", "bold", "underline", "dim"]
 

@@ -18,7 +18,7 @@ def teacher_notes(record: JobStatus) -> Iterator[str]:
         yield f"teacher: {record.state}"
         return
     yield from _origin(record.result)
-    yield from _worth(record.result.metrics.get("AP", 0.0), record.job.inputs.get("expect_ap"))
+    yield from _worth(record.result.metrics.get("AP", 0.0), record.job.inputs.expect_ap)
 
 
 def _origin(result: JobResult) -> Iterator[str]:

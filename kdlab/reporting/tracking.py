@@ -176,7 +176,7 @@ class _Sender:
             "kdlab.seed": str(job.seed),
             "mlflow.parentRunId": self._ledger.read(self._name).run_id,
         }
-        return self._open_run(tags, more, job.label, began, _flat(job.settings))
+        return self._open_run(tags, more, job.label, began, _flat(job.spec.model_dump(mode="json")))
 
     def _end_job(self, run_id: str, paths: JobPaths, state: State) -> None:
         """Send a job's state and, where it ended, what it left behind."""

@@ -23,7 +23,7 @@ def device_of(job: Job) -> torch.device:
         MachineError: the job needs a GPU that torch does not see.
     """
     if not job.resources.gpus:
-        torch.set_num_threads(job.settings["threads"])
+        torch.set_num_threads(job.spec.threads)
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise MachineError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kdlab.detectors import adapt
 from kdlab.detectors.outputs import Assignment, Batch, DetectorOutputs, Facts
 from kdlab.errors import JobError
+from kdlab.jobs.spec import MethodSettings
 from kdlab.methods import method_class
 from kdlab.methods.base import Method, Pair
 from kdlab.training import ranks
@@ -29,7 +30,7 @@ class Distiller(BaseModel):
 
     Args:
         student: an mmdet detector, its weights drawn already.
-        methods: instance name -> `MethodSettings` as plain data.
+        methods: settings by instance name.
         teacher: a trained mmdet detector; required with methods.
         seed: from which, with the instance's name, each method draws its own trained parts and masks.
 
@@ -40,7 +41,7 @@ class Distiller(BaseModel):
     def __init__(
         self,
         student: nn.Module,
-        methods: dict[str, dict[str, Any]] | None = None,
+        methods: Mapping[str, MethodSettings] | None = None,
         teacher: nn.Module | None = None,
         seed: int = 0,
     ) -> None:
@@ -103,7 +104,8 @@ class Distiller(BaseModel):
         teacher = self.teacher_outputs(inputs if inputs_teacher is None else inputs_teacher)
         # small differences of scores and features do not survive half precision
         with torch.autocast(inputs.device.type, enabled=False):
-            student, assignment = self.adapter.outputs(caught), self.adapter.assignment(caught)
+            student = self.adapter.outputs(caught)
+            assignment = self.adapter.assignment(caught, student, data_samples)
             batch = make_batch(data_samples, inputs, self.iteration, self.max_iterations)
             self.raw_terms = {}
             for term in self.terms.values():
@@ -168,16 +170,16 @@ class Term(nn.Module):
     """One method instance: its connectors, levels, weight, warm-up and random numbers."""
 
     def __init__(
-        self, name: str, settings: dict[str, Any], student: Facts, teacher: Facts, seed: int
+        self, name: str, settings: MethodSettings, student: Facts, teacher: Facts, seed: int
     ) -> None:
         super().__init__()
-        self.name, self.weight, self.warmup_iters = name, settings["weight"], settings["warmup_iters"]
-        self.levels = matched_levels(student.strides, teacher.strides, settings["match"], settings["levels"])
+        self.name, self.weight, self.warmup_iters = name, settings.weight, settings.warmup_iters
+        self.levels = matched_levels(student.strides, teacher.strides, settings.match, settings.levels)
         if not self.levels:
             strides = f"student {student.strides}, teacher {teacher.strides}"
             raise JobError("no level is matched", where=f"methods.{name}", got=strides, fix="change levels")
-        method = method_class(settings["method"])
-        options = settings["options"].items()
+        method = method_class(settings.method)
+        options = settings.options.items()
         besides = [more for choice, more in method.needs_when.items() if choice in options]
         self._needs = {*method.needs, *(need for more in besides for need in more)}
         own_seed = seed_of(seed, name)
@@ -186,7 +188,7 @@ class Term(nn.Module):
         self.generator = torch.Generator().manual_seed(seed_of(seed, others) if ranks.rank() else own_seed)
         with torch.random.fork_rng():
             torch.manual_seed(own_seed)
-            self.method: Method = method(Pair(student, teacher, tuple(self.levels)), **settings["options"])
+            self.method: Method = method(Pair(student, teacher, tuple(self.levels)), **settings.options)
             if self.method.prepared is not None:
                 self.method.prepared.requires_grad_(False)
             connector = self.method.connector

@@ -53,12 +53,21 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
     paths = JobPaths(job_folder)
     job, result = read_job(paths), JobResult.read(paths)
     assert result is not None, "the command line asks for finished jobs only"
-    name = "teacher" if job.is_teacher else "student"
-    _refuse_to_overwrite(to, name, force)
+    name = "teacher" if job.spec.is_teacher else "student"
+    there = [f"{name}.{ending}" for ending in ENDINGS if (to / f"{name}.{ending}").exists()]
+    if there and not force:
+        raise UsageError(
+            "there is an export already",
+            where=str(to),
+            got=", ".join(there),
+            fix="add --force to replace it, or --to with another folder",
+        )
     state, origin = weights(paths, result), origin_of(job, result)
+    pickled = io.BytesIO()
+    torch.save({"state_dict": state, "meta": origin}, pickled)
     files = {
         "safetensors": safetensors(state, {"format": "pt", **_as_text(origin)}),
-        "pth": _pickled({"state_dict": state, "meta": origin}),
+        "pth": pickled.getvalue(),
         "py": config_text(job).encode(),
     }
     checks: list[dict[str, Any]] = []
@@ -100,7 +109,7 @@ def trained(job: Job, state: dict[str, Tensor]) -> nn.Module:
 def origin_of(job: Job, result: JobResult) -> dict[str, Any]:
     """Where the weights come from and what their classes are called, as plain data."""
     return {
-        "dataset_meta": {"classes": list(job.inputs["dataset"]["classes"])},
+        "dataset_meta": {"classes": list(job.inputs.dataset.classes)},
         "kdlab": {
             "job": job.id,
             "arm": job.arm,
@@ -113,9 +122,9 @@ def origin_of(job: Job, result: JobResult) -> dict[str, Any]:
 
 def config_text(job: Job) -> str:
     """One mmdet config that needs no other file: the model, and how the job read images to measure itself."""
-    classes = tuple(job.inputs["dataset"]["classes"])
-    imports = job.settings["model"].get("imports")
-    scale = job.settings["dataset"]["scale"]
+    classes = job.inputs.dataset.classes
+    imports = list(job.spec.model.imports)
+    scale = job.spec.dataset.scale
     pipeline = [
         {"type": "LoadImageFromFile"},
         {"type": "Resize", "keep_ratio": True}
@@ -175,27 +184,10 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def _model_config(job: Job) -> Any:
-    model = detectors.config(job.settings["model"], len(job.inputs["dataset"]["classes"])).model
+    model = detectors.config(job.spec.model, len(job.inputs.dataset.classes)).model
     # the weights come from the export, and a machine without a network must load them too
     model.backbone.init_cfg = None
     return model
-
-
-def _refuse_to_overwrite(to: Path, name: str, force: bool) -> None:
-    there = [to / f"{name}.{ending}" for ending in ENDINGS if (to / f"{name}.{ending}").exists()]
-    if there and not force:
-        raise UsageError(
-            "there is an export already",
-            where=str(to),
-            got=", ".join(path.name for path in there),
-            fix="add --force to replace it, or --to with another folder",
-        )
-
-
-def _pickled(content: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
 
 
 def _as_text(origin: dict[str, Any]) -> dict[str, str]:

@@ -36,27 +36,21 @@ class DenseGraph(nn.Module):
         """Boxes (1, N, 4), scores (1, N, K), and with NMS boxes (M, 4), scores (M,) and labels (M,)."""
         feats = self.model.extract_feat(images)
         outputs = self.adapter.outputs(Recording(feats=tuple(feats), raw=tuple(self.head(feats))))
-        boxes = [self._boxes(level, raw) for level, raw in enumerate(outputs.box_maps)]
-        ranks = [self._class_scores(logits) for logits in outputs.cls_maps]
+        boxes, ranks = [], []
+        for level, (logits, raw) in enumerate(zip(outputs.cls_maps, outputs.box_maps, strict=True)):
+            priors = self.head.prior_generator.single_level_grid_priors(
+                tuple(raw.shape[-2:]), level, device=raw.device
+            )
+            strides = torch.full_like(priors[:, 0], float(self.facts.strides[level]))
+            boxes.append(self.adapter.decode(priors, strides, self._rows(raw)))
+            rows = self._rows(logits)
+            ranks.append(rows.softmax(dim=-1)[:, :-1] if self.facts.softmax else rows.sigmoid())
         scores = ranks
         if outputs.quality_maps is not None:
             quality = [self._rows(level).sigmoid() for level in outputs.quality_maps]
             scores = [rank * factor for rank, factor in zip(ranks, quality, strict=True)]
         whole = torch.cat(boxes)[None], torch.cat(scores)[None]
         return (*whole, *self._detections(images, boxes, ranks, scores)) if self.nms else whole
-
-    def _boxes(self, level: int, raw: Tensor) -> Tensor:
-        """(n, 4) decoded boxes of one level."""
-        priors = self.head.prior_generator.single_level_grid_priors(
-            tuple(raw.shape[-2:]), level, device=raw.device
-        )
-        strides = torch.full_like(priors[:, 0], float(self.facts.strides[level]))
-        return self.adapter.decode(priors, strides, self._rows(raw))
-
-    def _class_scores(self, logits: Tensor) -> Tensor:
-        """(n, K) scores of one level's classes."""
-        rows = self._rows(logits)
-        return rows.softmax(dim=-1)[:, :-1] if self.facts.softmax else rows.sigmoid()
 
     def _rows(self, level_map: Tensor) -> Tensor:
         """(n, X) of one level's map (1, A*X, H, W)."""

@@ -23,6 +23,7 @@ from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.lease import Lease, LeaseInfo, LeaseLost
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import JobResult
+from kdlab.jobs.spec import EvaluateSpec, PrepareSpec, ScaleSpec, StudentSpec, TeacherSpec
 
 STOPPED = 143
 PACKAGES = ("kdlab", "torch", "torchvision", "mmdet", "mmengine", "mmcv", "mmcv-lite", "hotcoco", "numpy")
@@ -115,10 +116,13 @@ def _work(job: Job, paths: JobPaths, attempt: Attempt) -> JobResult | None:
     def should_stop() -> bool:
         return bool(attempt.asked) or paths.stop_request.exists()
 
-    kinds = {"evaluate": Measurement, "prepare": Preparer, "scale": Scale}
-    work = kinds.get(job.kind, Trainer)(
-        job, paths, emit=attempt.emit, may_write=attempt.may_write, should_stop=should_stop
-    )
+    work = {
+        TeacherSpec: Trainer,
+        StudentSpec: Trainer,
+        ScaleSpec: Scale,
+        PrepareSpec: Preparer,
+        EvaluateSpec: Measurement,
+    }[type(job.spec)](job, paths, emit=attempt.emit, may_write=attempt.may_write, should_stop=should_stop)
     # now, for the checkout may have moved on when training ends
     made_with = environment(job, name_of(work.device))
     if attempt.number:
@@ -233,7 +237,7 @@ def environment(job: Job, device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": commit(),
         "device": device,
-        "threads": job.settings["threads"],
+        "threads": job.spec.threads,
         "cores": os.cpu_count(),
     }
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from kdlab.errors import JobError, OutOfMemory
 from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress, JobStarted
+from kdlab.jobs.spec import Schedule, TrainingSpec
 from kdlab.training import ranks
 from kdlab.training.checkpoints import TrainingCheckpoints, random_state, restore_random_state
 from kdlab.training.data import batches_of
@@ -67,29 +68,28 @@ class TrainingLoop:
     Args:
         distiller: the model, on its device.
         loader: of `training_loader`.
-        schedule: a recipe's `Schedule` as plain data; with "iterations" in place of "epochs" it ends there.
+        spec: the schedule, the steps where the job counts them, and the micro-batch (see `Step`).
         checkpoints: where states are written to and resumed from.
         evaluate: gives the metrics of the student as it is; None where nothing is measured.
         emit: takes an event kind and its fields.
         may_write: raises where another process has taken the job over.
         should_stop: asked after every iteration.
         checkpoint_minutes: longest time between two checkpoints.
-        micro_batch: see `Step`.
     """
 
     def __init__(
         self,
         distiller: Distiller,
         loader: DataLoader,
-        schedule: dict[str, Any],
+        spec: TrainingSpec,
         checkpoints: TrainingCheckpoints,
         evaluate: Callable[[], dict[str, float]] | None,
         emit: Callable[..., None],
         may_write: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
         checkpoint_minutes: float = 10.0,
-        micro_batch: int | None = None,
     ) -> None:
+        schedule = spec.schedule
         self.distiller, self.loader, self.schedule = distiller, loader, schedule
         self.checkpoints, self.evaluate, self.emit = checkpoints, evaluate, emit
         self.may_write, self.should_stop = may_write, should_stop
@@ -97,13 +97,13 @@ class TrainingLoop:
         # reading a loss there waits for the device, so it is read only for a report
         self.on_gpu = next(distiller.parameters()).is_cuda
         batches = len(loader.batch_sampler)
-        self.iterations = schedule.get("iterations") or schedule["epochs"] * batches
+        self.iterations = spec.iterations or schedule.epochs * batches
         self.epochs = math.ceil(self.iterations / batches)
         self.interval = max(1, min(50, self.iterations // REPORTS))
         self.optim = build_optimiser(distiller, schedule)
         self.schedulers = build_schedulers(self.optim, schedule, self.iterations)
         self.optim.initialize_count_status(distiller, 0, self.iterations)
-        self.step = Step(distiller, self.optim, micro_batch)
+        self.step = Step(distiller, self.optim, spec.micro_batch)
         self.progress, self.clock = Progress(), Clock()
         self._checkpoint_at = self._started = time.monotonic()
         self._saved = 0
@@ -226,14 +226,14 @@ class TrainingLoop:
     def _evaluation_due(self, epoch: int) -> bool:
         if self.evaluate is None:
             return False
-        every = self.schedule["eval_every"]
+        every = self.schedule.eval_every
         return epoch == self.epochs or bool(every and epoch % every == 0)
 
     def _evaluate_if_due(self) -> None:
         at = self.progress
         if self.evaluate is not None and self._evaluation_due(at.epoch):
             metrics = self.evaluate()
-            keep = self.schedule["keep_best"] and all(metrics["AP"] > entry["AP"] for entry in at.history)
+            keep = self.schedule.keep_best and all(metrics["AP"] > entry["AP"] for entry in at.history)
             at.history.append({"epoch": at.epoch, "iteration": at.iteration, **metrics})
             if keep and ranks.rank() == 0:
                 self.may_write()
@@ -294,13 +294,13 @@ class TrainingLoop:
         )
 
 
-def build_optimiser(distiller: Distiller, schedule: dict[str, Any]) -> OptimWrapper:
+def build_optimiser(distiller: Distiller, schedule: Schedule) -> OptimWrapper:
     """The optimiser over everything that trains: the student and what the methods brought."""
     optimizer = {"type": "AdamW"}
-    if schedule["optimizer"] == "sgd":
-        optimizer = {"type": "SGD", "momentum": schedule["momentum"]}
-    wrapper = {"fp32": "OptimWrapper", "amp": "AmpOptimWrapper"}[schedule["precision"]]
-    clip = schedule["clip_grad"]
+    if schedule.optimizer == "sgd":
+        optimizer = {"type": "SGD", "momentum": schedule.momentum}
+    wrapper = {"fp32": "OptimWrapper", "amp": "AmpOptimWrapper"}[schedule.precision]
+    clip = schedule.clip_grad
     return build_optim_wrapper(
         distiller,
         {
@@ -308,25 +308,25 @@ def build_optimiser(distiller: Distiller, schedule: dict[str, Any]) -> OptimWrap
             "optimizer": {
                 **optimizer,
                 "fused": True,
-                "lr": schedule["lr"],
-                "weight_decay": schedule["weight_decay"],
+                "lr": schedule.lr,
+                "weight_decay": schedule.weight_decay,
             },
             "clip_grad": {"max_norm": clip} if clip else None,
         },
     )
 
 
-def build_schedulers(optim: OptimWrapper, schedule: dict[str, Any], iterations: int) -> list[Any]:
+def build_schedulers(optim: OptimWrapper, schedule: Schedule, iterations: int) -> list[Any]:
     """Linear warm-up, then steps or a cosine, all counted in iterations."""
-    warmup = min(schedule["warmup_iters"], iterations - 1)
+    warmup = min(schedule.warmup_iters, iterations - 1)
     configs: list[dict[str, Any]] = []
     # mmengine's ramp ends one step early: one of a single step would never leave its start
     if warmup > 1:
-        configs.append({"type": "LinearLR", "start_factor": schedule["warmup_factor"], "end": warmup})
-    if schedule["decay"] == "cosine":
+        configs.append({"type": "LinearLR", "start_factor": schedule.warmup_factor, "end": warmup})
+    if schedule.decay == "cosine":
         configs.append({"type": "CosineAnnealingLR", "T_max": iterations - warmup, "begin": warmup})
     else:
-        milestones = [round(part * iterations) for part in schedule["milestones"]]
+        milestones = [round(part * iterations) for part in schedule.milestones]
         configs.append({"type": "MultiStepLR", "milestones": milestones, "gamma": 0.1})
     return [
         PARAM_SCHEDULERS.build({**config, "by_epoch": False}, default_args={"optimizer": optim})

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from hotcoco import COCO
@@ -25,46 +24,30 @@ def matches_of(truth: COCO, found: COCO, images: Sequence[int], categories: Sequ
     """
     class_of = {int(category): place for place, category in enumerate(categories)}
     objects = np.zeros((len(images), len(class_of)), np.uint16)
-    parts = [_of_none()]
+    # image, class and score of detections, and the thresholds that each is matched and ignored at
+    parts = [tuple(np.empty(0, kind) for kind in (np.int32, np.int16, np.float32, np.uint16, np.uint16))]
     # hotcoco tells of each image and class in Python objects, which take gigabytes for a large set
     for start in range(0, len(images), _IMAGES_AT_ONCE):
         block = images[start : start + _IMAGES_AT_ONCE]
-        image_of = {number: start + place for place, number in enumerate(block)}
-        for record in _records(truth, found, block):
-            image, label = image_of[record["image_id"]], class_of.get(record["category_id"])
-            if label is not None:
-                objects[image, label] = len(record["gtIgnore"]) - sum(record["gtIgnore"])
-                parts.append(_detections(record, image, label))
+        place_of = {number: start + place for place, number in enumerate(block)}
+        comparison = Comparison(truth, found, "bbox")
+        comparison.params.img_ids = list(block)
+        comparison.params.area_rng = comparison.params.area_rng[:1]
+        comparison.evaluate()
+        for record in filter(None, comparison.eval_imgs):
+            label = class_of.get(record["category_id"])
+            if label is None:
+                continue
+            place = place_of[record["image_id"]]
+            objects[place, label] = len(record["gtIgnore"]) - sum(record["gtIgnore"])
+            score = np.array(record["dtScores"], np.float32)
+            whose = np.full(len(score), place, np.int32), np.full(len(score), label, np.int16)
+            parts.append((*whose, score, _bits(record["dtMatched"]), _bits(record["dtIgnore"])))
     image, label, score, matched, ignored = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     order = np.lexsort((image, -score, label))
     right = matched & ~ignored
     numbers = np.array(images, np.int64)
     return Matches(numbers, *(array[order] for array in (image, label, score, right, ignored)), objects)
-
-
-def _records(truth: COCO, found: COCO, images: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """What hotcoco has to say of each of some images and each class in it."""
-    comparison = Comparison(truth, found, "bbox")
-    comparison.params.img_ids = list(images)
-    comparison.params.area_rng = comparison.params.area_rng[:1]
-    comparison.evaluate()
-    return (record for record in comparison.eval_imgs if record is not None)
-
-
-def _of_none() -> tuple[np.ndarray, ...]:
-    return tuple(np.empty(0, kind) for kind in (np.int32, np.int16, np.float32, np.uint16, np.uint16))
-
-
-def _detections(record: dict[str, Any], image: int, label: int) -> tuple[np.ndarray, ...]:
-    """Image, class, score, and the thresholds matched and ignored at, of each of d detections."""
-    score = np.array(record["dtScores"], np.float32)
-    return (
-        np.full(len(score), image, np.int32),
-        np.full(len(score), label, np.int16),
-        score,
-        _bits(record["dtMatched"]),
-        _bits(record["dtIgnore"]),
-    )
 
 
 def _bits(flags: Sequence[Sequence[bool]]) -> np.ndarray:

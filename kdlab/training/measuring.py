@@ -15,6 +15,7 @@ from kdlab.jobs.events import JobEvaluated, JobProgress, JobStarted
 from kdlab.jobs.job import Job
 from kdlab.jobs.matches import Matches
 from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.spec import EvaluateSpec
 from kdlab.training import checkpoints, weights
 from kdlab.training.bench import latency_s
 from kdlab.training.data import batches_of
@@ -54,14 +55,12 @@ class Measurement:
         self.may_write, self.should_stop = may_write, should_stop
         self.device, self.iteration = device_of(job), 0
         self.reading = Reading(job, paths)
-        settings = job.settings
+        self.spec: EvaluateSpec = job.spec
         # what a partial checkpoint leaves out is drawn
         seed_all(job.seed)
-        self.model = detectors.build(settings["model"], len(self.reading.classes))
-        self.model.data_preprocessor.pad_size_divisor = settings["pad_divisor"]
-        self.report = weights.load(
-            self.model, self._checkpoint(), "teacher", partial=job.inputs.get("partial", False)
-        )
+        self.model = detectors.build(self.spec.model, len(self.reading.classes))
+        self.model.data_preprocessor.pad_size_divisor = self.spec.pad_divisor
+        self.report = weights.load(self.model, self._checkpoint(), "teacher", partial=job.inputs.partial)
         self.model.to(self.device)
         self.loader = self.reading.validation()
 
@@ -73,7 +72,7 @@ class Measurement:
     @property
     def config_text(self) -> str:
         """The teacher as an mmdet config."""
-        return detectors.config(self.job.settings["model"], len(self.reading.classes)).pretty_text
+        return detectors.config(self.spec.model, len(self.reading.classes)).pretty_text
 
     def run(self) -> dict[str, Any]:
         """Measure, and keep the weights under mmdet's names; the fields of the result.
@@ -115,15 +114,15 @@ class Measurement:
             "trained_parts": {},
             "weights_sha256": digest,
             "checkpoint": {
-                "file": Path(self.job.inputs["checkpoint"]).name,
-                "sha256": self.job.settings["checkpoint"],
+                "file": Path(self.job.inputs.checkpoint or "").name,
+                "sha256": self.spec.checkpoint,
                 "keys": self.report.to_dict(),
             },
         }
 
     def _checkpoint(self) -> weights.Checkpoint:
-        path = Path(self.job.inputs["checkpoint"])
-        if path.is_file() and checkpoints.sha256(path) != self.job.settings["checkpoint"]:
+        path = Path(self.job.inputs.checkpoint or "")
+        if path.is_file() and checkpoints.sha256(path) != self.spec.checkpoint:
             raise JobError(
                 "the checkpoint is not the one that was planned with",
                 where=str(path),

@@ -91,18 +91,16 @@ def graph_of(model: nn.Module, nms: bool) -> nn.Module:
     adapter = detectors.adapt(model)
     if isinstance(adapter, DenseAdapter):
         return DenseGraph(adapter, nms).eval()
-    if isinstance(adapter, FasterRCNN) and _plain_pooling(model.roi_head):
-        return TwoStageGraph(model, nms).eval()
+    if isinstance(adapter, FasterRCNN):
+        pooling = model.roi_head.bbox_roi_extractor
+        # the graph pools each proposal from one level, and hands it to the head as it is
+        if isinstance(pooling, SingleRoIExtractor) and not model.roi_head.with_shared_head:
+            return TwoStageGraph(model, nms).eval()
     raise UsageError(
         "ONNX needs a head that kdlab knows",
         got=type(adapter.head).__name__,
         fix="leave out --onnx; mmdeploy may serve the exported config and weights",
     )
-
-
-def _plain_pooling(roi_head: nn.Module) -> bool:
-    """Whether each proposal is pooled from one level and goes to the head as it is."""
-    return isinstance(roi_head.bbox_roi_extractor, SingleRoIExtractor) and not roi_head.with_shared_head
 
 
 def check(graph: nn.Module, data: bytes, size: tuple[int, int]) -> Check:

@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from kdlab import detectors
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.spec import PrepareSpec
 from kdlab.methods import method_class
 from kdlab.methods.base import Pair, Preparation
 from kdlab.training import checkpoints, ranks
@@ -93,28 +94,27 @@ class Preparer:
         self.job, self.paths = job, paths
         self.device = device_of(job)
         self.reading = Reading(job, paths)
-        settings = job.settings
+        self.spec: PrepareSpec = job.spec
         self.model = TeacherWith(*self._built()).to(self.device)
-        if settings["schedule"]["channels_last"]:
+        if self.spec.schedule.channels_last:
             self.model.to(memory_format=torch.channels_last)
         own_numbers(job.seed)
         self.loop = TrainingLoop(
             self.model,
             self.reading.training(),
-            settings["schedule"],
+            self.spec,
             checkpoints.TrainingCheckpoints(paths.checkpoints),
             evaluate=None,
             emit=emit,
             may_write=may_write,
             should_stop=should_stop,
             checkpoint_minutes=job.resources.checkpoint_minutes,
-            micro_batch=settings.get("micro_batch"),
         )
 
     @property
     def config_text(self) -> str:
         """The teacher as an mmdet config."""
-        return detectors.config(self.job.settings["model"], len(self.reading.classes)).pretty_text
+        return detectors.config(self.spec.model, len(self.reading.classes)).pretty_text
 
     @property
     def iteration(self) -> int:
@@ -149,16 +149,16 @@ class Preparer:
 
     def _built(self) -> tuple[nn.Module, Preparation]:
         """The teacher with its weights, and the preparation with its first ones."""
-        settings, job = self.job.settings, self.job
+        spec, job = self.spec, self.job
         seed_all(job.seed)
-        teacher = detectors.build(settings["model"], len(self.reading.classes))
+        teacher = detectors.build(spec.model, len(self.reading.classes))
         checkpoints.load_finished(teacher, JobPaths(self.paths.folder.parent / job.parents[0]))
         # as the student's job pads for both
-        teacher.data_preprocessor.pad_size_divisor = settings["pad_divisor"]
+        teacher.data_preprocessor.pad_size_divisor = spec.pad_divisor
         facts = detectors.adapt(teacher).facts
         pair = Pair(facts, facts, tuple((level, level) for level in range(len(facts.strides))))
         seed_all(job.seed)
-        method = method_class(settings["prepare"]["method"])
-        preparation = method(pair, **settings["prepare"]["options"]).prepared
+        method = method_class(spec.method)
+        preparation = method(pair, **spec.options).prepared
         assert preparation is not None
         return teacher, preparation

@@ -1,8 +1,9 @@
 """Facts about detectors, without data: `python -m kdlab.training.probe < requests.json`.
 
-A short process of its own, because orchestration never imports torch. Standard input is a list of requests,
-each with the "settings" of a model, "num_classes" and "input" (height, width), and where it starts from
-weights their "files" and the data set's "classes"; standard output holds their facts.
+A short process of its own, because planning never imports torch. Standard input is a list of requests, each
+with a "model" (a `ModelSpec`), "num_classes" and "input" (height, width), the "file" of an mmdet config if it
+is one, and where it starts from weights their "files" and the dataset's "classes"; standard output holds
+their facts.
 """
 
 from __future__ import annotations
@@ -24,26 +25,29 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdlab import detectors
 from kdlab.detectors.mmdet_config import read_config
 from kdlab.errors import JobError, KdlabError, UsageError
+from kdlab.jobs.spec import ModelSpec
 from kdlab.training import weights
 from kdlab.training.weights.backbones import check_torchvision, fit_backbone
 from kdlab.training.weights.key_report import fit
 
 
 def probe(
-    settings: dict[str, Any],
+    spec: ModelSpec,
     num_classes: int,
     input_shape: tuple[int, int],
     files: Mapping[str, str] | None = None,
     classes: Sequence[str] = (),
+    file: str | None = None,
 ) -> dict[str, Any]:
     """What the plan may know of a model.
 
     Args:
-        settings: of the model; "file" is the path of an mmdet config, if it is one.
+        spec: the model's settings.
         num_classes: K of the data set.
         input_shape: height and width on which FLOPs are counted.
         files: paths of weights, "checkpoint" for the whole model, "init" for its backbone.
-        classes: of the data set, to compare with those of the files.
+        classes: of the dataset, to compare with those of the files.
+        file: path of the mmdet config that the model is, if it is one.
 
     Returns:
         `Facts` as plain data and: "params"; "flops" of one image (2 a multiply-add), of a head that kdlab
@@ -56,12 +60,13 @@ def probe(
         JobError: a file cannot be read, or torchvision's weights do not fit.
         UsageError: the settings name a file that is no config of a detector.
     """
-    found = read_config(Path(settings["file"]), settings["init"]) if "file" in settings else {}
-    cfg = detectors.config(settings | found, num_classes).model
+    found = read_config(Path(file), spec.init) if file else {}
+    spec = spec.model_copy(update=found)
+    cfg = detectors.config(spec, num_classes).model
     cfg.backbone.init_cfg = None
     model = MODELS.build(cfg).train()
-    if settings["init"] == "imagenet":
-        check_torchvision((settings | found)["backbone"], model.backbone)
+    if spec.init == "imagenet":
+        check_torchvision(str(spec.backbone), model.backbone)
     return {
         **found,
         **asdict(detectors.adapt(model).facts),
@@ -113,10 +118,10 @@ def _flops(model: nn.Module, input_shape: tuple[int, int]) -> int:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     """The facts, or "unreadable": the faults of a file that cannot be read."""
-    classes = request.get("classes", ())
-    files = request.get("files", {})
+    spec = ModelSpec.model_validate(request["model"])
+    known = {key: request[key] for key in ("files", "classes", "file") if key in request}
     try:
-        return probe(request["settings"], request["num_classes"], tuple(request["input"]), files, classes)
+        return probe(spec, request["num_classes"], tuple(request["input"]), **known)
     except (JobError, UsageError) as error:
         return {"unreadable": [asdict(fault) for fault in error.faults]}
 

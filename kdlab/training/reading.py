@@ -7,7 +7,6 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from kdlab.datasets.base import DatasetFiles
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
 from kdlab.training import ranks
@@ -32,17 +31,17 @@ class Reading:
     """
 
     def __init__(self, job: Job, paths: JobPaths) -> None:
-        self.files = DatasetFiles.from_dict(job.inputs["dataset"])
+        self.files = job.inputs.dataset
         self.broken = BrokenImages(None if ranks.rank() else paths.folder / "broken_images.json")
         self.classes = self.files.classes
-        self._job, self._settings = job, job.settings["dataset"]
-        self._batch_size = job.settings["schedule"]["batch_size"]
+        self._job, self._settings = job, job.spec.dataset
+        self._batch_size = job.spec.batch_size
         self._workers = job.resources.workers
         self._trained: CocoImages | None = None
 
     def training(self) -> DataLoader:
         """The training images in the order of the job's seed; says in the log what is left out."""
-        self._trained = self._images("train", self._settings["flip"])
+        self._trained = self._images("train", self._settings.flip)
         print(reading_words(reading_report(self._trained)), flush=True)
         return training_loader(
             self._trained, self._batch_size, self._job.seed, self._workers, ranks.rank(), ranks.count()
@@ -66,5 +65,5 @@ class Reading:
         return {**trained, **self.broken.report()}
 
     def _images(self, split: str, flip: float | None) -> CocoImages:
-        skipped = self.broken if self._settings["broken_images"] == "skip" else None
-        return mmdet_dataset(self.files, getattr(self.files, split), self._settings["scale"], flip, skipped)
+        skipped = self.broken if self._settings.broken_images == "skip" else None
+        return mmdet_dataset(self.files, getattr(self.files, split), self._settings.scale, flip, skipped)

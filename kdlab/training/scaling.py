@@ -12,7 +12,7 @@ from kdlab.training.trainer import Trainer
 class Scale(Trainer):
     """A student's job that takes a few steps and is asked for its losses: whoever tunes weights reads them.
 
-    `schedule` has "iterations" in place of "epochs". Nothing is measured and no weights are kept.
+    Nothing is measured and no weights are kept.
 
     Raises:
         MachineError: the job needs a GPU that torch does not see.

@@ -12,6 +12,7 @@ from kdlab import detectors
 from kdlab.jobs.job import Job
 from kdlab.jobs.matches import Matches
 from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.spec import DetectorSpec
 from kdlab.training import bench, checkpoints, ranks
 from kdlab.training.data import batches_of
 from kdlab.training.device import device_of, own_numbers, seed_all
@@ -44,21 +45,22 @@ class Trainer:
     ) -> None:
         self.job, self.paths = job, paths
         self.device = device_of(job)
-        settings, schedule = job.settings, job.settings["schedule"]
+        self.spec: DetectorSpec = job.spec
+        spec = self.spec
         self.reading = Reading(job, paths)
         seed_all(job.seed)
-        first = first_weights(settings["model"], job.inputs.get("init"))
-        student = detectors.build(settings["model"], len(self.reading.classes))
+        first = first_weights(spec.model, job.inputs.init)
+        student = detectors.build(spec.model, len(self.reading.classes))
         if first is not None:
             load_backbone(student.backbone, first)
         teacher = self._teacher()
         # after all draws of the student, so that the rest of it equals that of the other arms
-        self.inherited = inherit(student, teacher) if settings.get("inherit") and teacher else None
-        self.distiller = Distiller(student, settings["methods"], teacher, seed=job.seed)
-        for name, prepared in settings.get("prepared", {}).items():
+        self.inherited = inherit(student, teacher) if spec.inherit and teacher else None
+        self.distiller = Distiller(student, spec.methods, teacher, seed=job.seed)
+        for name, prepared in spec.prepared.items():
             checkpoints.load_finished(self.distiller.terms[name].method.prepared, self._parent(prepared))
         self.distiller.to(self.device)
-        if schedule["channels_last"]:
+        if spec.schedule.channels_last:
             self.distiller.to(memory_format=torch.channels_last)
         loader, self._val_loader = self.reading.training(), self.reading.validation()
         measured = self._evaluation()
@@ -66,20 +68,19 @@ class Trainer:
         self.loop = TrainingLoop(
             self.distiller,
             loader,
-            schedule,
+            spec,
             checkpoints.TrainingCheckpoints(paths.checkpoints),
             evaluate=measured,
             emit=emit,
             may_write=may_write,
             should_stop=should_stop,
             checkpoint_minutes=job.resources.checkpoint_minutes,
-            micro_batch=settings.get("micro_batch"),
         )
 
     @property
     def config_text(self) -> str:
         """The student as an mmdet config."""
-        return detectors.config(self.job.settings["model"], len(self.reading.classes)).pretty_text
+        return detectors.config(self.spec.model, len(self.reading.classes)).pretty_text
 
     @property
     def iteration(self) -> int:
@@ -149,11 +150,10 @@ class Trainer:
 
     def _teacher(self) -> nn.Module | None:
         """The trained teacher, where the student learns or inherits from one."""
-        settings = self.job.settings["teacher"]
-        if settings is None:
+        if self.spec.teacher is None:
             return None
         with torch.random.fork_rng():
-            teacher = detectors.build(settings, len(self.reading.classes))
+            teacher = detectors.build(self.spec.teacher, len(self.reading.classes))
         checkpoints.load_finished(teacher, self._parent(self.job.parents[0]))
         return teacher
 

@@ -10,8 +10,9 @@ from typing import Any
 from kdlab import catalog
 from kdlab.catalog.options import Option
 from kdlab.errors import Fault, UsageError, suggestion
+from kdlab.jobs.spec import MethodSettings
 from kdlab.recipe.document import shortened
-from kdlab.recipe.settings import MethodSettings, Recipe
+from kdlab.recipe.settings import Recipe
 
 WEIGHT = "weight"
 REACH = 30.0

@@ -11,13 +11,14 @@ from typing import Any
 
 from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.job import Job
+from kdlab.jobs.spec import Schedule
 from kdlab.jobs.store import Shortage
 from kdlab.planning import build as plan
 from kdlab.planning import pairing
 from kdlab.planning.facts import Facts
 from kdlab.planning.jobs import jobs_of, scaling
 from kdlab.planning.out_of_memory import fitting
-from kdlab.recipe.settings import Recipe, Schedule
+from kdlab.recipe.settings import Recipe
 from kdlab.tuning import scale
 from kdlab.tuning.space import WEIGHT, Dimension, as_in, methods_with
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdlab import catalog
+from kdlab.jobs.spec import MethodSettings
 from kdlab.recipe.ablation import BASELINE
 from kdlab.recipe.document import Document
-from kdlab.recipe.settings import MethodSettings, Recipe
+from kdlab.recipe.settings import Recipe
 from kdlab.recipe.yaml_writer import dump
 from kdlab.tuning.space import WEIGHT, methods_with
 

@@ -20,6 +20,7 @@ from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.jobs.result import JobResult
 from kdlab.reporting.index import RESAMPLES, Index, _keep, _stamps
 from tests.benchmarks.planning import METRICS, timed
+from tests.stubs.jobs import make, method
 
 ARMS, SEEDS = 100, 100
 MODELS, IMAGES, CLASSES, FOUND = 10, 5000, 80, 100
@@ -30,7 +31,7 @@ def record(runs: Runs) -> None:
     rng = np.random.default_rng(0)
     arms = {f"arm{number}": {"rm": {}} if number else {} for number in range(ARMS)}
     jobs = [
-        Job(f"student-{seed:04x}{place:04x}", "student", arm, seed, _settings(arm))
+        make(f"student-{seed:04x}{place:04x}", arm, seed, methods={"rm": method("rm")} if place else {})
         for seed in range(SEEDS)
         for place, arm in enumerate(arms)
     ]
@@ -53,10 +54,6 @@ def _resampled(runs: Runs, jobs: Sequence[Job], rng: np.random.Generator) -> Non
     rows = [(job.id, stamps[job.id], 200, "truth", rng.normal(30, 1, RESAMPLES).tobytes()) for job in jobs]
     with closing(index._open()) as store:
         _keep(store, "INSERT INTO resampled VALUES (?, ?, ?, ?, ?)", rows)
-
-
-def _settings(arm: str) -> dict[str, object]:
-    return {"arm": arm, "schedule": dict.fromkeys(map(str, range(20)), 0.1), "model": {"detector": "gfl"}}
 
 
 def _result(job: Job, ap: float) -> JobResult:

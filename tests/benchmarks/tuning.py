@@ -37,7 +37,7 @@ def trials_of(*overrides: str) -> Trials:
 
 def ap(job: Job, epoch: int) -> float:
     """Best where PFI weighs 30, with noise of its own for each trial; higher with each epoch."""
-    weights = {name: method["weight"] for name, method in job.settings["methods"].items()}
+    weights = {name: method.weight for name, method in job.spec.methods.items()}
     noise = random.Random(job.id).uniform(0, 3)
     given = weights.get("pfi", 0.001)
     return (30 - 8 * abs(math.log10(given / 30)) + noise) * (0.5 + epoch / 12)

@@ -193,6 +193,36 @@ def test_detectors_are_the_files_that_name_a_family(tmp_path: Path) -> None:
     }
 
 
+def test_backbones_are_the_names_that_their_files_say(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        vgg='"""VGG."""\nclass VGG(Backbone):\n    names = ("vgg11", "vgg16")\n    width = 64\n',
+        base='"""Shared code."""\n',
+    )
+    found = catalog.backbones(tmp_path)
+    assert {name: (info.key, info.width, info.one_width) for name, info in found.items()} == {
+        "vgg11": ("vgg11", 64, False),
+        "vgg16": ("vgg16", 64, False),
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("VGG = 3", "has 0 classes with the base `Backbone`"),
+        ("class VGG(Backbone):\n    width = 64", "class VGG must say `names`"),
+        (
+            "class VGG(Backbone):\n    names = ('vgg',)\n    width = 2 ** BITS",
+            "width must be written as a literal",
+        ),
+    ],
+)
+def test_a_backbone_that_does_not_say_what_it_is_is_refused(tmp_path: Path, body: str, what: str) -> None:
+    write(tmp_path, vgg=f'"""VGG."""\n{body}\n')
+    with pytest.raises(KdlabError, match=what):
+        catalog.backbones(tmp_path)
+
+
 def test_dataset_options_are_those_of_prepare_and_may_be_required(tmp_path: Path) -> None:
     write(tmp_path, coco='"""COCO."""\ndef prepare(folder=None, *, root: str, year: int = 2017): ...\n')
 
@@ -314,7 +344,13 @@ def test_value_of_another_type_is_refused(kind: OptionType, given: object, messa
 
 
 def test_every_plugin_of_the_package_can_be_read() -> None:
-    for plugins in (catalog.methods(), catalog.detectors(), catalog.datasets(), catalog.executors()):
+    for plugins in (
+        catalog.methods(),
+        catalog.detectors(),
+        catalog.backbones(),
+        catalog.datasets(),
+        catalog.executors(),
+    ):
         assert all(key == info.key and info.summary for key, info in plugins.items())
     assert {"rm", "pfi"} <= catalog.methods().keys()
     assert "digits/quickstart" in catalog.recipes()

@@ -14,11 +14,12 @@ import pytest
 from kdlab.cli import app
 from kdlab.jobs.events import Event, EventLog, JobProgress, JobStarted
 from kdlab.jobs.handle import Handle
-from kdlab.jobs.job import Job, Resources
+from kdlab.jobs.job import Job
 from kdlab.jobs.lease import LeaseInfo, Process
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.running.executors.local import Local
+from tests.stubs.jobs import make, steering
 from tests.stubs.stub_job import COMMAND, make_result, prepared
 
 TEACHER = "teacher-9c1e22ab"
@@ -41,8 +42,7 @@ class Lab:
 
     @staticmethod
     def job(name: str, arm: str, seed: int = 0, parents: tuple[str, ...] = (), **settings: Any) -> Job:
-        kind: Any = name.partition("-")[0]
-        return Job(name, kind, arm, seed, {"methods": {}, **settings}, parents, resources=Resources())
+        return make(name, arm, seed, parents=parents, stub={}, **settings)
 
     def save(self, plan_id: str = "7f3a0001", recipe: str = "digits/quickstart") -> Plan:
         planned = tuple(PlannedJob(job, False, "new", 60.0) for job in self.jobs.values())
@@ -75,7 +75,7 @@ class Lab:
     def start(self, key: str, **settings: Any) -> JobPaths:
         """A stub at work on a job, in a process of its own."""
         job = self.jobs[key]
-        job.settings.update({"steps": 2000, "step_s": 0.02} | settings)
+        steering(job).update({"steps": 2000, "step_s": 0.02} | settings)
         paths = prepared(self.runs, job)
         handle = self.local.start(job, paths)
         assert handle is not None

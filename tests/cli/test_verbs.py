@@ -28,6 +28,7 @@ from kdlab.recipe.settings import Recipe
 from kdlab.reporting import tracking
 from kdlab.reporting.tracking import SyncReport
 from kdlab.running.executors import local
+from tests.stubs.jobs import make, method
 from tests.stubs.stub_job import COMMAND, make_result
 
 NAME = "digits/quickstart"
@@ -59,17 +60,12 @@ class Bench:
 
     def job(self, arm: str, seed: int = 0, methods: Sequence[str] = ()) -> Job:
         teacher = arm == "teacher"
-        settings = {
-            "model": {"detector": "gfl", "backbone": "resnet18"},
-            "methods": dict.fromkeys(methods),
-            "end": self.ends.get(arm, "finish"),
-        }
-        return Job(
-            id=TEACHER if teacher else f"student-{arm.replace('+', '')}{seed}",
-            kind="teacher" if teacher else "student",
-            arm=arm,
-            seed=seed,
-            settings=settings,
+        return make(
+            TEACHER if teacher else f"student-{arm.replace('+', '')}{seed}",
+            arm,
+            seed,
+            stub={"end": self.ends.get(arm, "finish")},
+            methods={name: method(name.partition("@")[0]) for name in methods},
             parents=(TEACHER,) if methods else (),
             resources=Resources(gpus=self.gpus),
         )
@@ -350,7 +346,7 @@ class TestLs:
         assert [line.split()[0] for line in out.splitlines()] == list(catalog.recipes())
         assert f"{len(catalog.methods())} methods" in err
 
-    @pytest.mark.parametrize("what", ["methods", "detectors", "datasets"])
+    @pytest.mark.parametrize("what", ["methods", "detectors", "backbones", "datasets"])
     def test_lists_everything_in_the_catalog(self, what: str, kdlab: Bench) -> None:
         _, out, _ = kdlab(f"ls {what}")
         assert [line.split()[0] for line in out.splitlines()] == list(getattr(catalog, what)())

@@ -8,12 +8,12 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from kdlab.datasets import digits
+from kdlab.datasets.base import DatasetFiles
 from kdlab.jobs.events import JobCancelled, JobFailed, JobProgress, JobRetried, read_from
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Job, Resources
@@ -22,39 +22,26 @@ from kdlab.running.executors.base import Executor, Keepers
 from kdlab.running.executors.local import Local
 from kdlab.running.task import Task
 from kdlab.training.job import run_job
+from tests.stubs.jobs import MODEL, make, method
 
 pytestmark = pytest.mark.e2e
 
-MODEL: dict[str, Any] = {
-    "detector": "gfl", "backbone": "resnet18", "width": 8, "neck_channels": 16, "head_convs": 1,
-    "strides": [8, 16], "init": "none", "overrides": {},
-}  # fmt: skip
-SCHEDULE: dict[str, Any] = {
-    "epochs": 5, "batch_size": 4, "lr": 1e-3, "optimizer": "adamw", "momentum": 0.9, "weight_decay": 0.05,
-    "decay": "cosine", "milestones": [], "warmup_iters": 2, "warmup_factor": 0.1, "clip_grad": 35.0,
-    "precision": "fp32", "channels_last": False, "gpus": 2, "eval_every": 2, "keep_best": False,
-}  # fmt: skip
+LONG = {"epochs": 5, "gpus": 2, "eval_every": 2}
 # one with masks of its own, which a resume has to go on with on both processes
-TERM = {"warmup_iters": 0, "match": "stride", "levels": None, "options": {}}
-METHODS = {"rm": {"method": "rm", "weight": 4.0, **TERM}, "mgd": {"method": "mgd", "weight": 1e-3, **TERM}}
+METHODS = {"rm": method("rm", weight=4.0), "mgd": method("mgd", weight=1e-3)}
 TWO = Resources(ranks=2, checkpoint_minutes=0.002)
 
 
 class World:
     """A folder of jobs whose teacher is trained, and the executor of this machine."""
 
-    def __init__(self, folder: Path, files: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, files: DatasetFiles) -> None:
         self.folder, self.executor = folder, Local(gpus=None)
-        settings = {
-            "model": MODEL, "schedule": SCHEDULE | {"epochs": 1}, "methods": {}, "teacher": None,
-            "threads": 1,
-            "dataset": {"scale": None, "flip": 0.5, "broken_images": "stop"},
-        }  # fmt: skip
-        teacher = Job("teacher-1", "teacher", "teacher", 0, settings, inputs={"dataset": files})
-        changed = {"schedule": SCHEDULE, "methods": METHODS, "teacher": MODEL}
-        self.job = replace(
-            teacher, id="student-1", kind="student", arm="rm", parents=(teacher.id,), resources=TWO,
-            settings=settings | changed,
+        inputs = {"dataset": files}
+        teacher = make("teacher-1", "teacher", inputs=inputs, schedule=LONG | {"epochs": 1})
+        self.job = make(
+            "student-1", "rm", parents=(teacher.id,), resources=TWO, inputs=inputs,
+            schedule=LONG, methods=METHODS, teacher=MODEL,
         )  # fmt: skip
         paths = JobPaths(folder / teacher.id)
         paths.folder.mkdir()
@@ -90,13 +77,13 @@ def wait_for(task: Task, iteration: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> DatasetFiles:
     cache = str(tmp_path_factory.mktemp("cache"))
-    return digits.prepare(image_px=64, train_images=24, val_images=10, cache=cache).to_dict()
+    return digits.prepare(image_px=64, train_images=24, val_images=10, cache=cache)
 
 
 @pytest.fixture
-def world(tmp_path: Path, files: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> World:
+def world(tmp_path: Path, files: DatasetFiles, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     return World(tmp_path, files)
@@ -131,14 +118,15 @@ def test_a_stop_and_a_kill_of_two_processes_change_no_number(world: World) -> No
 
 
 def test_an_error_of_the_second_process_is_the_jobs_and_told_once(world: World) -> None:
-    inputs = world.job.inputs["dataset"]
-    labels = json.loads(Path(inputs["train"]["labels"]).read_text())
+    files = world.job.inputs.dataset
+    labels = json.loads(files.train.labels.read_text())
     # the second image of the first batch, which the second process reads
     number = int(np.random.default_rng([0, 0]).permutation(len(labels["images"]))[1])
     labels["images"][number]["file_name"] = "gone.png"
     write_json(world.folder / "labels.json", labels)
-    train = {**inputs["train"], "labels": str(world.folder / "labels.json")}
-    task = world.task(replace(world.job, inputs={"dataset": {**inputs, "train": train}}))
+    train = replace(files.train, labels=world.folder / "labels.json")
+    inputs = replace(world.job.inputs, dataset=replace(files, train=train))
+    task = world.task(replace(world.job, inputs=inputs))
     assert end_of(task, world.executor) == 1
     failure = read_json(task.paths.failure)
     assert failure is not None

@@ -40,11 +40,19 @@ def test_other_xml_of_another_class_adds_it(make_xml: Any, tmp_path: Path) -> No
     assert wrong == []
     assert made["categories"] == [{"id": 1, "name": "ant"}, {"id": 2, "name": "cat"}]
     assert made["annotations"] == [
-        {"id": 1, "image_id": 1, "bbox": [0, 0, 49, 49], "category_id": 2, "iscrowd": 1}
+        {
+            "id": 1,
+            "image_id": 1,
+            "bbox": [0, 0, 49, 49],
+            "category_id": 2,
+            "area": 49 * 49,
+            "iscrowd": 1,
+            "difficult": 1,
+        }
     ]
 
 
-@pytest.mark.parametrize("old", [b"<xmin>1</xmin>", b"<width>200", b"<annotation>"])
+@pytest.mark.parametrize("old", [b"<xmin>1</xmin>", b"<name>cat</name>", b"<width>200", b"<annotation>"])
 def test_what_cannot_be_read_is_named(old: bytes, voc_data: Any, told: Told) -> None:
     voc_data.files["xml/a.xml"] = voc_data.files["xml/a.xml"].replace(old, b"<width>wide" * (b"w" in old))
     assert [place[:12] for place in told(voc_data.examine(), "xml-unreadable")] == ["train: a.xml"]

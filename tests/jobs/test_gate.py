@@ -8,10 +8,11 @@ import pytest
 
 from kdlab.jobs import gate
 from kdlab.jobs.job import Job
+from tests.stubs.jobs import make
 
 
-def teacher(kind: Any = "evaluate", **inputs: Any) -> Job:
-    return Job("evaluate-1", kind, "teacher", 0, {}, inputs=inputs)
+def teacher(kind: str = "evaluate", **inputs: Any) -> Job:
+    return make(f"{kind}-1", "teacher", inputs=inputs)
 
 
 @pytest.mark.parametrize(("found", "misses"), [(38.9, False), (38.4, False), (38.3, True), (60.0, False)])

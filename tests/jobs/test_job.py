@@ -9,12 +9,19 @@ from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, Resources, read_job
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.result import JobResult
+from tests.stubs.jobs import make, method
 from tests.stubs.stub_job import make_job, make_result
 
 
 def test_job_survives_the_way_through_json() -> None:
-    job = Job(
-        "student-1a", "student", "rm", 2, {"lr": 0.1}, ("teacher-2b",), {"dataset": {}}, Resources(2, 1, 4)
+    job = make(
+        "student-1a",
+        "rm",
+        2,
+        parents=("teacher-2b",),
+        resources=Resources(2, 1, 4),
+        methods={"cwd@neck": method("cwd", weight=2.0, levels=[8], temperature=4.0)},
+        model={"overrides": {"model.bbox_head.reg_max": 8}},
     )
     assert Job.from_dict(json.loads(json.dumps(job.to_dict()))) == job
 
@@ -52,7 +59,7 @@ def test_unfinished_job_has_no_result(tmp_path: Path) -> None:
 
 def test_label_names_the_seed_of_a_student_but_not_of_a_teacher() -> None:
     assert make_job("rm+pfi").label == "rm+pfi seed 0"
-    assert Job("teacher-2b", "teacher", "teacher", 0, {}).label == "teacher"
+    assert make("teacher-2b", "teacher").label == "teacher"
 
 
 def test_jobs_live_side_by_side_in_the_runs_folder(tmp_path: Path) -> None:

@@ -38,10 +38,11 @@ from kdlab.jobs.lease import Lease, LeaseInfo, Process
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.jobs.status import JobStatus, State, of_plan, state_of
+from tests.stubs.jobs import make
 from tests.stubs.stub_job import make_result
 
-TEACHER = Job("teacher-9c1e22ab", "teacher", "teacher", 0, {})
-JOB = Job("student-0000", "student", "rm", 0, {}, (TEACHER.id,))
+TEACHER = make("teacher-9c1e22ab", "teacher")
+JOB = make("student-0000", "rm", parents=(TEACHER.id,))
 ME, FAR = Process.of(os.getpid()), Process("node3.cluster", 77, None)
 GONE = Process(ME.host, 2**22 + 1, 1.0)
 
@@ -324,7 +325,7 @@ class TestOfPlan:
     ) -> None:
         result(paths)
         (teacher,) = of_plan(
-            plan_of(replace(JOB, inputs={"expect_ap": expected})), Runs(paths.folder.parents[1])
+            plan_of(make(JOB.id, "rm", inputs={"expect_ap": expected})), Runs(paths.folder.parents[1])
         )
         assert teacher.state is state
         assert teacher.result is not None

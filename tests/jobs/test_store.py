@@ -14,17 +14,18 @@ from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.jobs.result import JobResult
+from tests.stubs.jobs import make
 from tests.stubs.stub_job import make_result, prepared
 
 TEACHER = "teacher-9c1e22ab"
 OTHER = "student-0ld00000"
 LOC = "rm[rank=loc,weight=1.5]"
 JOBS = (
-    Job(TEACHER, "teacher", "teacher", 0, {}),
-    Job("student-b0000000", "student", "baseline", 0, {}),
-    Job("student-b0000001", "student", "baseline", 1, {}),
-    Job("student-aa000000", "student", "rm", 0, {}, (TEACHER,)),
-    Job("student-cc000000", "student", LOC, 0, {}, (TEACHER,)),
+    make(TEACHER, "teacher"),
+    make("student-b0000000", "baseline"),
+    make("student-b0000001", "baseline", 1),
+    make("student-aa000000", "rm", parents=(TEACHER,)),
+    make("student-cc000000", LOC, parents=(TEACHER,)),
 )
 
 
@@ -44,7 +45,7 @@ class TestJobs:
     @pytest.fixture(autouse=True)
     def saved(self, runs: Runs) -> None:
         save(runs, "7f3a0001", "digits/quickstart", 1000, *JOBS)
-        prepared(runs, Job(OTHER, "student", "gone", 0, {}))
+        prepared(runs, make(OTHER, "gone"))
 
     @pytest.mark.parametrize(
         ("word", "name"),

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.errors import UsageError
 from kdlab.jobs.job import Job
 from kdlab.jobs.result import JobResult
@@ -18,6 +16,7 @@ from kdlab.planning.facts import Facts
 from kdlab.planning.weights import WeightFile
 from kdlab.recipe import loader as recipe
 from kdlab.recipe.loader import Recipe
+from tests.stubs.jobs import FILES, changed
 
 MODEL: dict[str, Any] = {
     "detector": "gfl",
@@ -35,8 +34,6 @@ MODEL: dict[str, Any] = {
     "params": 5,
     "pad_divisor": 32,
 }
-SPLIT = Split(Path("/d/images"), Path("/d/labels.json"))
-FILES = DatasetFiles("digits", tuple("0123456789"), SPLIT, SPLIT, "f" * 16)
 FACTS = Facts(FILES, MODEL, {**MODEL, "flops": 30}, "cpu", {"torch": "2", "mmdet": "3"})
 
 
@@ -163,7 +160,7 @@ def test_cost_is_measured_by_the_same_job_under_other_seeds() -> None:
 def test_cost_is_estimated_by_flops_and_epochs() -> None:
     old = build().jobs[1].job
     rm = build("schedule.epochs=12", past={old.id: finished(old, wall_s=60.0)}).jobs[2]
-    epochs = old.settings["schedule"]["epochs"]
+    epochs = old.spec.schedule.epochs
     assert rm.cost_s == pytest.approx(60.0 * (3 * 10 + 30) / (3 * 10) * 12 / epochs)
     assert rm.cost_source == "estimated"
 
@@ -245,7 +242,7 @@ def test_an_mmdet_config_counts_by_content_and_not_by_name() -> None:
 
     one, renamed = student("gfl/gfl_r50_fpn_1x_coco", 1), student("gfl/gfl_r50_fpn_ms-2x_coco", 1)
     assert one.id == renamed.id
-    assert one.settings["model"]["detector"] == "gfl"
+    assert one.spec.model.detector == "gfl"
     assert one.id != student("gfl/gfl_r50_fpn_1x_coco", 2).id
 
 
@@ -277,7 +274,7 @@ def test_a_checkpoint_is_measured_in_place_of_training() -> None:
     teacher = built.jobs[0].job
     assert teacher.id.startswith("evaluate-")
     assert teacher.label == "teacher"
-    assert teacher.inputs["checkpoint"] == "/w/a.pth"
+    assert teacher.inputs.checkpoint == "/w/a.pth"
     assert built.jobs[2].job.parents == (teacher.id,)
 
 
@@ -285,7 +282,7 @@ def test_where_a_checkpoint_lies_and_what_is_expected_change_no_id() -> None:
     built = build(*CHECKPOINT, facts=with_checkpoint())
     moved = build(*CHECKPOINT, "teacher.expect_ap=30", facts=with_checkpoint("/elsewhere/b.pth"))
     assert ids(moved) == ids(built)
-    assert moved.jobs[0].job.inputs["expect_ap"] == 30
+    assert moved.jobs[0].job.inputs.expect_ap == 30
 
 
 @pytest.mark.parametrize("override", ["schedule.lr=1e-4", "dataset.flip=0.5", "schedule.epochs=9"])
@@ -351,8 +348,8 @@ INIT = ("student.width=64", "student.init=r18.pth")
 def test_first_weights_count_by_content_and_not_by_place() -> None:
     built = build(*INIT, facts=starting_from())
     student = built.jobs[1].job
-    assert student.settings["model"]["init"] == f"sha256:{'a' * 64}"
-    assert student.inputs["init"] == "/w/r18.pth"
+    assert student.spec.model.init == f"sha256:{'a' * 64}"
+    assert student.inputs.init == "/w/r18.pth"
     assert ids(build(*INIT, facts=starting_from("/elsewhere.pth"))) == ids(built)
     other = ids(build(*INIT, facts=starting_from(sha256="b" * 64)))
     assert other["baseline seed 0"] != ids(built)["baseline seed 0"]
@@ -402,7 +399,7 @@ def test_what_a_method_prepares_is_one_job_for_all_arms_and_seeds() -> None:
     built = build(MASKD, "seeds=[0,1]")
     prepares = [planned.job for planned in built.jobs if planned.job.kind == "prepare"]
     assert [job.label for job in prepares] == ["prepare maskd", "prepare maskd tokens 2"]
-    assert [job.settings["prepare"]["options"]["tokens"] for job in prepares] == [6, 2]
+    assert [job.spec.options["tokens"] for job in prepares] == [6, 2]
     assert all(job.parents == (built.jobs[0].job.id,) for job in prepares)
     parents = {planned.job.label: planned.job.parents for planned in built.jobs}
     for label in ("maskd seed 0", "maskd seed 1", "later seed 0"):
@@ -461,7 +458,7 @@ def test_jobs_of_one_gpu_share_it_where_the_recipe_says_so_and_know_their_memory
     gpu = replace(FACTS, device="cuda")
     (job,) = (one.job for one in build("arms={b: {}}", "resources.share=2", facts=gpu).jobs)
     assert (job.resources.gpus, job.resources.share, job.resources.memory_gb) == (1, 2, None)
-    past = {"x": finished(replace(job, id="x", settings={**job.settings, "seed": 9}))}
+    past = {"x": finished(replace(job, id="x", spec=changed(job, seed=9)))}
     (job,) = (one.job for one in build("arms={b: {}}", "resources.share=2", facts=gpu, past=past).jobs)
     assert job.resources.memory_gb == 2.2
     (wide,) = build("arms={b: {}}", "resources.share=2", "schedule.gpus=2", facts=gpu).jobs

@@ -13,6 +13,7 @@ from kdlab.jobs.job import Job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.jobs.result import JobResult
+from tests.stubs.jobs import FILES, make, method
 
 ENVIRONMENT = {
     "commit": "0a1b2c3",
@@ -23,7 +24,8 @@ ENVIRONMENT = {
     "cores": 2,
     "threads": 1,
 }
-FILES = {"dataset": {"name": "digits", "fingerprint": "0123456789abcdef"}}
+DATA = {"dataset": replace(FILES, fingerprint="0123456789abcdef")}
+CWD = {"methods": {"cwd@neck": method("cwd", weight=2.0)}, "schedule": {"lr": 0.01}}
 
 
 class Workbench:
@@ -32,11 +34,13 @@ class Workbench:
     def __init__(self, folder: Path) -> None:
         self.runs = Runs(folder)
 
-    def job(self, arm: str, seed: int = 0, **changes: Any) -> Job:
-        kind = "teacher" if arm == "teacher" else "student"
-        settings = {"method": {"cwd@neck": {"weight": 2.0}}, "lr": 0.01}
-        job = Job(f"{kind}-{arm}{seed}", kind, arm, seed, settings, inputs=FILES)
-        return replace(job, **changes)
+    def job(
+        self, arm: str, seed: int = 0, kind: str = "", settings: dict[str, Any] | None = None, **changes: Any
+    ) -> Job:
+        kind = kind or ("teacher" if arm == "teacher" else "student")
+        if settings is None:
+            settings = CWD if kind == "student" else {}
+        return replace(make(f"{kind}-{arm}{seed}", arm, seed, inputs=DATA, **settings), **changes)
 
     def plan(self, jobs: Sequence[Job], arms: dict[str, Any] | None = None, **changes: Any) -> Plan:
         names = dict.fromkeys(job.arm for job in jobs if job.kind == "student")

@@ -8,7 +8,6 @@ from typing import Any
 import pandas
 import pytest
 
-from kdlab.jobs.job import Job
 from kdlab.jobs.plan import Plan
 from kdlab.jobs.result import JobResult
 from kdlab.jobs.status import JobStatus, State
@@ -17,6 +16,7 @@ from kdlab.reporting.comparison import Comparison, Gain
 from kdlab.reporting.plots import PLOTS, draw, pictures, write_plots
 from kdlab.reporting.plots.plot import Plot
 from kdlab.reporting.statistics import Interval
+from tests.stubs.jobs import make
 
 METRICS = {"AP": 30.0, "AP50": 50.0, "APs": 20.0, "APl": 40.0}
 ARMS = {"baseline": (30.0, 31.0), "rm": (32.0, 32.0), "rm+pfi": (29.0, 34.0)}
@@ -52,7 +52,7 @@ def result(arm: str, seed: int, ap: float) -> JobResult:
 def arm(name: str, aps: tuple[float, ...], change: Change) -> Arm:
     records = [
         JobStatus(
-            Job(f"{name}{seed}", "student", name, seed, {}),
+            make(f"student-{name}{seed}", name, seed),
             state=State.DONE,
             result=change(result(name, seed, ap)),
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdlab.jobs.job import Job
 from kdlab.jobs.matches import IOU_THRESHOLDS, Matches
 from kdlab.jobs.plan import Plan
 from kdlab.jobs.status import JobStatus, State
@@ -18,6 +17,7 @@ from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import compare
 from kdlab.reporting.index import Resampled
 from kdlab.reporting.resampling import average_precision, draw
+from tests.stubs.jobs import make
 from tests.stubs.stub_job import make_result
 
 TRIALS, SEEDS, IMAGES, OBJECTS, RESAMPLES = 2000, 3, 80, 3, 200
@@ -65,7 +65,7 @@ def experiment(rng: np.random.Generator, skill: float, method: str):
     for arm, about in (("baseline", (0.0, "")), ("rm", (skill, method))):
         records = []
         for seed in range(SEEDS):
-            job = Job(f"student-{arm}{seed}", "student", arm, seed, {})
+            job = make(f"student-{arm}{seed}", arm, seed)
             ap, *others = average_precision(world.model(*about), times)
             resampled[job.id] = Resampled(np.array(others), IMAGES, "truth")
             result = make_result(job)

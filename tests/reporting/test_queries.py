@@ -8,6 +8,7 @@ from kdlab.errors import UsageError
 from kdlab.jobs.files import write_json
 from kdlab.reporting.queries import plans
 from kdlab.reporting.tracking import sync
+from tests.stubs.jobs import method
 
 SETTINGS = {
     "model": {"detector": "gfl", "backbone": "resnet18"},
@@ -27,7 +28,7 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 def recorded(bench):
     """Two seeds of a baseline and one of rm, all in MLflow."""
     jobs = [bench.job("baseline", seed, settings=SETTINGS) for seed in range(2)]
-    jobs.append(bench.job("rm", settings=SETTINGS | {"methods": {"rm": {"weight": 4.0}}}))
+    jobs.append(bench.job("rm", settings=SETTINGS | {"methods": {"rm": method("rm", weight=4.0)}}))
     for job in jobs:
         bench.train(job, ap=30.0 + job.seed)
         write_json(bench.runs.job(job.id).job, job.to_dict())

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from kdlab.jobs.job import Job
 from kdlab.jobs.result import JobResult
 from kdlab.jobs.status import JobStatus, State
 from kdlab.reporting.teachers import teacher_notes
+from tests.stubs.jobs import make
 
 CHECKPOINT = {"file": "gfl_r101.pth", "sha256": "0123456789abcdef", "keys": {"whole": True}}
 
 
 def record(ap: float, model: dict[str, Any] | None = None, **inputs: Any) -> JobStatus:
-    job = Job("evaluate-1", "evaluate", "teacher", 0, {}, inputs=inputs)
+    job = make("evaluate-1", "teacher", inputs=inputs)
     metrics = {"AP": ap}
     result = JobResult(
         job.id, job.kind, job.arm, 0, metrics, metrics, {}, [], [], {}, model or {}, {}, 1.0, 1.0, 1

@@ -41,6 +41,7 @@ from kdlab.running import scheduler
 from kdlab.running.executors.inline import Inline
 from kdlab.running.executors.local import Local
 from kdlab.running.scheduler import Feed
+from tests.stubs.jobs import steering
 from tests.stubs.stub_job import COMMAND, METRICS, make_job, make_plan, make_result, prepared
 
 SCHEDULER = """
@@ -415,7 +416,7 @@ def test_two_commands_at_once_start_none_of_twenty_jobs_twice(runs: Runs) -> Non
     for job in jobs:
         events = read_from(runs.job(job).events).events
         starts = [event.attempt for event in events if isinstance(event, JobStarted)]
-        killed = read_job(runs.job(job)).settings["end"] != "finish"
+        killed = steering(read_job(runs.job(job)))["end"] != "finish"
         assert starts == ([1, 2] if killed else [1])
         assert isinstance(events[-1], JobFinished)
 
@@ -587,7 +588,7 @@ def test_scheduler_imports_no_torch() -> None:
 
 
 def expecting(job: Job, ap: float) -> Job:
-    return replace(job, inputs={"expect_ap": ap})
+    return replace(job, inputs=replace(job.inputs, expect_ap=ap))
 
 
 def test_a_teacher_below_expectation_fails_and_nothing_more_starts(runs: Runs) -> None:

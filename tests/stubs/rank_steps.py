@@ -22,9 +22,9 @@ from kdlab.training import ranks
 from kdlab.training.distiller import Distiller
 from kdlab.training.loop import build_optimiser
 from kdlab.training.step import Step
+from tests.stubs.jobs import schedule
 
-SCHEDULE = {"optimizer": "sgd", "lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "clip_grad": 35.0,
-            "precision": "fp32"}  # fmt: skip
+SCHEDULE = schedule(optimizer="sgd", weight_decay=1e-4)
 
 
 @dataclass

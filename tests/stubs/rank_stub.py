@@ -1,4 +1,4 @@
-"""A job's process without torch: says what it was told, then ends as `settings["ends"]` of its rank says."""
+"""A job's process without torch: tells what it was told, ends as `steering(job)["ends"]` of its rank says."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from pathlib import Path
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import read_job
 from kdlab.jobs.paths import JobPaths
+from tests.stubs.jobs import steering
 
 
 def main(folder: Path) -> int:
     rank, begins = os.environ["RANK"], ("LOCAL_", "WORLD", "KDLAB")
     asked: list[int] = []
-    deaf = read_job(JobPaths(folder)).settings["ends"][int(rank)] == "deaf"
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if deaf else lambda number, _: asked.append(number))
+    end = steering(read_job(JobPaths(folder)))["ends"][int(rank)]
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if end == "deaf" else lambda number, _: asked.append(number))
     told = {name: value for name, value in os.environ.items() if name.startswith(begins)}
     write_json(folder / f"{rank}.json", {"pid": os.getpid(), "pgid": os.getpgid(0), **told})
     print(f"rank {rank}", flush=True)
-    match read_job(JobPaths(folder)).settings["ends"][int(rank)]:
+    match end:
         case "finish":
             return 0
         case "fail":

@@ -101,7 +101,7 @@ class Simulated:
         losses = [{"loss": 1.0 + sum(TERM_SHARE.values())}]
         for name, share in TERM_SHARE.items():
             losses[0] |= {f"loss_{name}": share, f"raw_{name}": share}
-        timing = {"latency_s": job.settings["model"]["width"] / 1000} if job.kind == "scale" else {}
+        timing = {"latency_s": job.spec.model.width / 1000} if job.kind == "scale" else {}
         wall_s = time.monotonic() - self._alive[job.id][0]
         result = replace(
             make_result(job), metrics=metrics, history=history, losses=losses, timing=timing, wall_s=wall_s
@@ -115,7 +115,7 @@ class Simulated:
         return code
 
     def _epochs(self, job: Job) -> int:
-        return int(job.settings["schedule"].get("epochs", 1)) if job.kind == "student" else 1
+        return job.spec.schedule.epochs if job.kind == "student" else 1
 
     def _say(self, job: Job, kind: type, **fields: object) -> None:
         with closing(EventLog(self.runs.job(job.id).events, job.id, 1)) as log:

@@ -1,6 +1,6 @@
 """Keeps the file contract of a job without training: counts steps, checkpoints them, and ends as it is told.
 
-`job.settings` steers it: `steps`, `step_s` (seconds a step), `save_every` (steps from one checkpoint to the
+`steering(job)` steers it: `steps`, `step_s` (seconds a step), `save_every` (steps from one checkpoint to the
 next), `terms` (how many losses), and `end`, one of finish, fail, exit, kill, kill_once (in the first attempt
 alone), torn (the same within a line of its events), deaf (to SIGTERM) or orphan (kill, and leave a process of
 its group behind).
@@ -25,6 +25,7 @@ from kdlab.jobs.job import Job, Resources, read_job
 from kdlab.jobs.lease import Lease
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.result import JobResult
+from tests.stubs.jobs import make, steering
 
 if TYPE_CHECKING:
     from kdlab.jobs.plan import Plan
@@ -37,7 +38,7 @@ STOP = threading.Event()
 def make_job(
     name: str = "a", parents: tuple[str, ...] = (), resources: Resources | None = None, **settings: object
 ) -> Job:
-    return Job(f"student-{name}", "student", name, 0, settings, parents, resources=resources or Resources())
+    return make(f"student-{name}", name, parents=parents, resources=resources, stub=settings)
 
 
 def make_plan(*jobs: Job, **cost_s: float) -> Plan:
@@ -76,8 +77,9 @@ class Stub:
     def __init__(self, paths: JobPaths, lease: Lease) -> None:
         self.paths, self.lease, self.job = paths, lease, read_job(paths)
         self.log = EventLog(paths.events, self.job.id, lease.attempt)
-        self.steps = int(self.job.settings.get("steps", 3))
-        self.end = str(self.job.settings.get("end", "finish"))
+        self.told = steering(self.job)
+        self.steps = int(self.told.get("steps", 3))
+        self.end = str(self.told.get("end", "finish"))
 
     def run(self) -> JobResult | None:
         saved = self.paths.checkpoints / "step.json"
@@ -89,7 +91,7 @@ class Stub:
                 return None
             self.step(step)
             self.lease.check()
-            if step % int(self.job.settings.get("save_every", 1)) == 0:
+            if step % int(self.told.get("save_every", 1)) == 0:
                 self.paths.checkpoints.mkdir(exist_ok=True)
                 write_json(saved, step)
                 self.log.write(JobCheckpointed, iteration=step)
@@ -97,10 +99,10 @@ class Stub:
         return self.finish()
 
     def step(self, step: int) -> None:
-        time.sleep(float(self.job.settings.get("step_s", 0.01)))
+        time.sleep(float(self.told.get("step_s", 0.01)))
         seconds = {"step_s": 0.01, "data_s": 0.0, "eta_s": 0.0}
         counts = {"epoch": 1, "epochs": 1, "iteration": step, "iterations": self.steps}
-        terms = {f"rm{number or ''}": 1.0 for number in range(int(self.job.settings.get("terms", 1)))}
+        terms = {f"rm{number or ''}": 1.0 for number in range(int(self.told.get("terms", 1)))}
         self.log.write(JobProgress, losses=terms, lr=0.1, **counts, **seconds)
         if step == 2:
             self.misbehave()
@@ -148,7 +150,7 @@ def run_job(paths: JobPaths) -> JobResult | None:
 
 def main(folder: Path) -> int:
     paths = JobPaths(folder)
-    deaf = read_job(paths).settings.get("end") == "deaf"
+    deaf = steering(read_job(paths)).get("end") == "deaf"
     signal.signal(signal.SIGTERM, signal.SIG_IGN if deaf else lambda *_: STOP.set())
     try:
         return 0 if run_job(paths) else 143

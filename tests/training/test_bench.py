@@ -8,9 +8,9 @@ from typing import Any
 from kdlab.training.bench import latency_s, step_times
 from kdlab.training.distiller import Distiller
 from kdlab.training.loop import build_optimiser
+from tests.stubs.jobs import schedule
 
-SCHEDULE = {"optimizer": "sgd", "lr": 1e-3, "momentum": 0.9, "weight_decay": 0.0, "clip_grad": None,
-            "precision": "fp32"}  # fmt: skip
+SCHEDULE = schedule(optimizer="sgd", weight_decay=0.0, clip_grad=None)
 
 
 def test_without_methods_there_is_only_the_students_step(

@@ -18,9 +18,10 @@ from kdlab.errors import JobError
 from kdlab.methods.base import Connector, Method
 from kdlab.training.distiller import Distiller, make_batch, matched_levels
 from kdlab.training.loop import build_optimiser
+from tests.stubs.jobs import schedule
 
 DETECTORS = [name for name in catalog.detectors() if not family(name).masks]
-SCHEDULE = {"lr": 0.01, "weight_decay": 0.01, "momentum": 0.9, "clip_grad": 35.0, "precision": "fp32"}
+SCHEDULE = {"lr": 0.01, "weight_decay": 0.01}
 BATCHES = ([0, 1], [2, 0], [0], [1, 2], [2, 1, 0]) * 2
 
 
@@ -52,7 +53,7 @@ def test_ten_steps_without_methods_are_mmdets_to_the_bit(
     torch.manual_seed(0)
     distiller = Distiller(detectors.build(settings, 3))
     models = [plain.train(), distiller.train()]
-    optimisers = [build_optimiser(model, {**SCHEDULE, "optimizer": optimizer}) for model in models]
+    optimisers = [build_optimiser(model, schedule(**SCHEDULE, optimizer=optimizer)) for model in models]
     for images in BATCHES:
         logs = [m.train_step(raw_batch(images), o) for m, o in zip(models, optimisers, strict=True)]
         assert logs[0] == logs[1]
@@ -64,7 +65,7 @@ def test_a_method_of_weight_zero_changes_nothing(
 ) -> None:
     arms = [distil("gfl"), distil("gfl", {"rm": term("rm", weight=0.0)})]
     for arm in arms:
-        optimiser = build_optimiser(arm.train(), {**SCHEDULE, "optimizer": "sgd"})
+        optimiser = build_optimiser(arm.train(), schedule(**SCHEDULE, optimizer="sgd"))
         for images in BATCHES[:3]:
             arm.train_step(raw_batch(images), optimiser)
     assert equal_states(arms[0].student, arms[1].student)
@@ -97,7 +98,7 @@ def test_training_mode_and_steps_leave_the_teacher_alone(
 ) -> None:
     (teacher,) = pair._teacher
     before = states(teacher)
-    optimiser = build_optimiser(pair.train(), {**SCHEDULE, "optimizer": "adamw"})
+    optimiser = build_optimiser(pair.train(), schedule(**SCHEDULE, optimizer="adamw"))
     for images in BATCHES[:3]:
         pair.train_step(raw_batch(images), optimiser)
     assert not any(module.training for module in teacher.modules())
@@ -258,7 +259,7 @@ def test_two_instances_of_a_method_are_kept_apart(
 def test_connectors_are_trained_and_saved_but_not_the_students(pair: Distiller) -> None:
     assert any("connectors" in name for name in pair.state_dict())
     assert not any("connectors" in name for name in pair.student.state_dict())
-    trained = {id(p) for group in build_optimiser(pair, {**SCHEDULE, "optimizer": "sgd"}).param_groups
+    trained = {id(p) for group in build_optimiser(pair, schedule(**SCHEDULE, optimizer="sgd")).param_groups
                for p in group["params"]}  # fmt: skip
     assert all(id(parameter) in trained for parameter in pair.terms.parameters())
 

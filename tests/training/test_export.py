@@ -13,8 +13,9 @@ import pytest
 from kdlab import catalog
 from kdlab.errors import JobError, MachineError, UsageError
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Job, Resources
+from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
+from tests.stubs.jobs import make
 from tests.stubs.stub_job import make_result
 
 NAMES = {"student.safetensors", "student.pth", "student.py"}
@@ -43,16 +44,15 @@ STRIDES = [8, 16, 32]
 
 @pytest.fixture
 def make_job(
-    tmp_path: Path, digits: Any, build: Callable[..., Any], model_settings: Callable[..., dict[str, Any]]
+    tmp_path: Path, digits: Any, build: Callable[..., Any], model_settings: Callable[..., Any]
 ) -> Callable[[str], Job]:
     """Makes a finished job of a tiny detector, under `tmp_path`."""
     from kdlab.training import checkpoints
 
     def make_job(detector: str) -> Job:
-        reading = {"scale": [96, 96], "flip": 0.5, "broken_images": "stop"}
-        settings = {"model": model_settings(detector, strides=STRIDES), "dataset": reading}
-        inputs = {"dataset": digits.to_dict()}
-        job = Job(f"student-{detector}", "student", "rm", 0, settings, (), inputs, Resources())
+        model = model_settings(detector, strides=STRIDES).model_dump(mode="json")
+        reading, inputs = {"scale": [96, 96]}, {"dataset": digits}
+        job = make(f"student-{detector}", "rm", inputs=inputs, model=model, dataset=reading)
         paths = JobPaths(tmp_path / job.id)
         paths.checkpoints.mkdir(parents=True)
         write_json(paths.job, job.to_dict())
@@ -93,7 +93,7 @@ def test_mmdet_alone_predicts_what_each_detectors_job_does(
     command = [sys.executable, "-c", LOADING, json.dumps([folders, images])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])
-    assert set(answer["kdlab"]) <= {"kdlab", "kdlab.training", "kdlab.mmcv_ops.operators", "kdlab.errors"}
+    assert set(answer["kdlab"]) <= {"kdlab", "kdlab.mmcv_ops", "kdlab.mmcv_ops.operators", "kdlab.errors"}
     assert answer["classes"] == list(digits.classes)
     for detector in jobs:
         model = build(detector, classes=len(digits.classes), strides=STRIDES).eval()
@@ -107,7 +107,7 @@ def test_mmdet_alone_predicts_what_each_detectors_job_does(
 def test_pth_holds_weights_and_origin_as_plain_data(tmp_path: Path, job: Job, torch_: Any) -> None:
     content = torch_.load(exported(tmp_path) / "student.pth", weights_only=True)
     assert content["meta"]["kdlab"]["job"] == job.id
-    assert content["meta"]["dataset_meta"] == {"classes": job.inputs["dataset"]["classes"]}
+    assert content["meta"]["dataset_meta"] == {"classes": list(job.inputs.dataset.classes)}
 
 
 def test_safetensors_holds_the_same_weights_and_origin(tmp_path: Path, job: Job, torch_: Any) -> None:
@@ -184,7 +184,7 @@ def test_a_config_that_brings_its_own_modules_names_them(job: Job) -> None:
     from kdlab.detectors import config
     from kdlab.training.export import config_text
 
-    found = config(job.settings["model"], 10).model.to_dict()
-    model = {**job.settings["model"], "config": found, "imports": ["json"]}
-    text = config_text(replace(job, settings={**job.settings, "model": model}))
+    found = config(job.spec.model, 10).model.to_dict()
+    model = job.spec.model.model_copy(update={"config": found, "imports": ("json",)})
+    text = config_text(replace(job, spec=job.spec.model_copy(update={"model": model})))
     assert Config.fromstring(text, ".py").custom_imports == {"imports": ["json"]}

@@ -20,73 +20,30 @@ from kdlab.datasets.base import DatasetFiles
 from kdlab.errors import JobError
 from kdlab.jobs.events import Event, EventLog, JobEvaluated, JobFailed, JobFinished, JobStarted, read_from
 from kdlab.jobs.files import DISK_FULL, write_json
-from kdlab.jobs.job import Job, Resources
+from kdlab.jobs.job import Inputs, Job, Resources
 from kdlab.jobs.matches import Matches
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import JobResult
 from kdlab.reporting.resampling import average_precision
 from kdlab.training.job import _signals, main, run_job
-
-MODEL: dict[str, Any] = {
-    "detector": "gfl",
-    "backbone": "resnet18",
-    "width": 8,
-    "neck_channels": 16,
-    "head_convs": 1,
-    "strides": [8, 16],
-    "init": "none",
-    "overrides": {},
-}
-SCHEDULE: dict[str, Any] = {
-    "epochs": 1,
-    "batch_size": 4,
-    "lr": 1e-3,
-    "optimizer": "adamw",
-    "momentum": 0.9,
-    "weight_decay": 0.05,
-    "decay": "cosine",
-    "milestones": [],
-    "warmup_iters": 2,
-    "warmup_factor": 0.1,
-    "clip_grad": 35.0,
-    "precision": "fp32",
-    "channels_last": False,
-    "gpus": 1,
-    "eval_every": 1,
-    "keep_best": False,
-}
-RM = {"method": "rm", "weight": 4.0, "warmup_iters": 0, "match": "stride", "levels": None, "options": {}}
+from tests.stubs.jobs import MODEL, SCHEDULE, changed, make, method
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> DatasetFiles:
     cache = str(tmp_path_factory.mktemp("cache"))
-    return digits.prepare(image_px=64, train_images=12, val_images=6, cache=cache).to_dict()
+    return digits.prepare(image_px=64, train_images=12, val_images=6, cache=cache)
 
 
 @pytest.fixture
-def teacher(files: dict[str, Any]) -> Job:
-    settings = {
-        "model": MODEL,
-        "schedule": SCHEDULE,
-        "methods": {},
-        "teacher": None,
-        "threads": 1,
-        "dataset": {"scale": None, "flip": 0.0, "broken_images": "stop"},
-    }
-    return Job("teacher-1", "teacher", "teacher", 0, settings, inputs={"dataset": files})
+def teacher(files: DatasetFiles) -> Job:
+    return make("teacher-1", "teacher", inputs={"dataset": files}, dataset={"flip": 0.0})
 
 
 def student(teacher: Job, **settings: Any) -> Job:
-    changed = {"methods": {"rm": RM}, "teacher": MODEL, **settings}
-    return replace(
-        teacher,
-        id="student-1",
-        kind="student",
-        arm="rm",
-        parents=(teacher.id,),
-        settings=teacher.settings | changed,
-    )
+    given: dict[str, Any] = {"methods": {"rm": method("rm", weight=4.0)}, "teacher": MODEL, **settings}
+    spec = changed(teacher, kind="student", **given)
+    return replace(teacher, id="student-1", arm="rm", parents=(teacher.id,), spec=spec)
 
 
 def lay(folder: Path, job: Job) -> JobPaths:
@@ -122,18 +79,18 @@ def test_teacher_then_student_leave_complete_results(tmp_path: Path, teacher: Jo
 
 
 def test_job_learns_from_a_tuning_split_and_is_measured_on_what_was_cut(
-    tmp_path: Path, teacher: Job, files: dict[str, Any]
+    tmp_path: Path, teacher: Job, files: DatasetFiles
 ) -> None:
-    split = tuning_split(DatasetFiles.from_dict(files), 0.5, tmp_path)
+    split = tuning_split(files, 0.5, tmp_path)
     images = shutil.copytree(split.train.images, tmp_path / "images")
     split = replace(split, train=replace(split.train, images=images), val=replace(split.val, images=images))
     shown = [json.loads(part.labels.read_text())["images"] for part in (split.train, split.val)]
     for part in shown:
         (images / part[0]["file_name"]).write_bytes(b"broken")
-    settings = teacher.settings | {"dataset": {"scale": None, "flip": 0.0, "broken_images": "skip"}}
     # all of them in one batch, so that the broken ones are among those read
-    settings["schedule"] = SCHEDULE | {"batch_size": 6}
-    paths = lay(tmp_path, replace(teacher, settings=settings, inputs={"dataset": split.to_dict()}))
+    schedule = {"batch_size": 6}
+    reading = {"flip": 0.0, "broken_images": "skip"}
+    paths = lay(tmp_path, make("teacher-1", inputs={"dataset": split}, dataset=reading, schedule=schedule))
     result = run_job(paths)
     matches = Matches.read(paths.matches)
     assert result is not None
@@ -158,7 +115,7 @@ def test_student_config_builds_with_mmdet_alone(tmp_path: Path, teacher: Job) ->
 
 def test_exploding_loss_fails_with_the_term_and_keeps_no_result(tmp_path: Path, teacher: Job) -> None:
     exploding = SCHEDULE | {"lr": 1e20, "warmup_iters": 0, "clip_grad": None, "epochs": 3}
-    paths = lay(tmp_path, replace(teacher, settings=teacher.settings | {"schedule": exploding}))
+    paths = lay(tmp_path, replace(teacher, spec=changed(teacher, schedule=exploding)))
     with pytest.raises(JobError, match="is not finite"):
         run_job(paths)
     failure = json.loads(paths.failure.read_text())
@@ -179,7 +136,7 @@ def test_full_gpu_fails_with_what_one_needs_to_choose_smaller_steps(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(Distiller, "parse_losses", full)
-    paths = lay(tmp_path, replace(teacher, settings=teacher.settings | {"micro_batch": 3}))
+    paths = lay(tmp_path, replace(teacher, spec=changed(teacher, micro_batch=3)))
     with pytest.raises(JobError, match="the GPU is out of memory"):
         run_job(paths)
     failure = json.loads(paths.failure.read_text())
@@ -252,7 +209,7 @@ def test_an_earlier_failure_does_not_stay(tmp_path: Path, teacher: Job) -> None:
 
 
 def test_micro_batches_train_to_a_result(tmp_path: Path, teacher: Job) -> None:
-    result = run_job(lay(tmp_path, replace(teacher, settings=teacher.settings | {"micro_batch": 3})))
+    result = run_job(lay(tmp_path, replace(teacher, spec=changed(teacher, micro_batch=3))))
     assert result is not None
     assert result.history[-1]["iteration"] == 3
     assert result.timing["student_step_s"] > 0
@@ -270,12 +227,12 @@ def test_teacher_whose_weights_changed_is_refused(tmp_path: Path, teacher: Job) 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_missing_image_is_told_with_its_name(tmp_path: Path, teacher: Job, workers: int) -> None:
-    labels = json.loads(Path(teacher.inputs["dataset"]["train"]["labels"]).read_text())
+    files = teacher.inputs.dataset
+    labels = json.loads(files.train.labels.read_text())
     labels["images"][3]["file_name"] = "gone.png"
-    changed = tmp_path / "labels.json"
-    changed.write_text(json.dumps(labels))
-    split = {**teacher.inputs["dataset"]["train"], "labels": str(changed)}
-    inputs = {"dataset": {**teacher.inputs["dataset"], "train": split}}
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(labels))
+    inputs = Inputs(replace(files, train=replace(files.train, labels=path)))
     paths = lay(tmp_path, replace(teacher, inputs=inputs, resources=Resources(workers=workers)))
     with pytest.raises(JobError, match="an image cannot be read"):
         run_job(paths)
@@ -285,15 +242,15 @@ def test_missing_image_is_told_with_its_name(tmp_path: Path, teacher: Job, worke
 def test_broken_images_that_are_skipped_are_counted_and_named(
     tmp_path: Path, teacher: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = teacher.inputs["dataset"]
+    files = teacher.inputs.dataset
     splits = {}
     for part in ("train", "val"):
-        labels = json.loads(Path(given[part]["labels"]).read_text())
+        labels = json.loads(getattr(files, part).labels.read_text())
         labels["images"][2]["file_name"] = f"gone_{part}.png"
         (tmp_path / f"{part}.json").write_text(json.dumps(labels))
-        splits[part] = {**given[part], "labels": str(tmp_path / f"{part}.json")}
-    settings = teacher.settings | {"dataset": {"scale": None, "flip": 0.0, "broken_images": "skip"}}
-    job = replace(teacher, settings=settings, inputs={"dataset": {**given, **splits}})
+        splits[part] = replace(getattr(files, part), labels=tmp_path / f"{part}.json")
+    reading = {"flip": 0.0, "broken_images": "skip"}
+    job = make("teacher-1", "teacher", inputs={"dataset": replace(files, **splits)}, dataset=reading)
     result = run_job(lay(tmp_path, job))
     assert result is not None
     assert result.data["broken_images"] == 2
@@ -315,7 +272,7 @@ def test_gpu_job_without_a_gpu_says_how_to_go_on(tmp_path: Path, teacher: Job) -
 
 def test_best_weights_are_kept_where_asked(tmp_path: Path, teacher: Job) -> None:
     asked = SCHEDULE | {"keep_best": True}
-    paths = lay(tmp_path, replace(teacher, settings=teacher.settings | {"schedule": asked}))
+    paths = lay(tmp_path, replace(teacher, spec=changed(teacher, schedule=asked)))
     run_job(paths)
     assert sorted(path.name for path in paths.checkpoints.iterdir()) == ["best.pth", "weights.pth"]
 
@@ -343,8 +300,9 @@ def test_a_backbone_starts_from_a_file(tmp_path: Path, teacher: Job) -> None:
     run_job(lay(tmp_path, teacher))
     weights = tmp_path / teacher.id / "ckpt" / "weights.pth"
     model = {**MODEL, "init": f"sha256:{checkpoints.sha256(weights)}"}
-    settings, inputs = {**teacher.settings, "model": model}, {**teacher.inputs, "init": str(weights)}
-    begun = replace(teacher, id="student-1", kind="student", settings=settings, inputs=inputs)
+    spec = changed(teacher, kind="student", model=model)
+    inputs = replace(teacher.inputs, init=str(weights))
+    begun = replace(teacher, id="student-1", spec=spec, inputs=inputs)
     assert run_job(lay(tmp_path, begun)) is not None
     frozen = checkpoints.load(tmp_path / begun.id / "ckpt" / "weights.pth")["state_dict"]
     assert frozen["backbone.conv1.weight"].equal(

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from kdlab.jobs.files import read_json, write_json
-from kdlab.jobs.job import Job, Resources
+from kdlab.jobs.job import Resources
 from kdlab.jobs.lease import try_lock
+from tests.stubs.jobs import make
 
 ROOT = Path(__file__).parents[2]
 CODE = """\
@@ -27,7 +28,7 @@ launch.leave(launch.main(sys.argv[1], "tests.stubs.rank_stub"))
 
 
 def begin(folder: Path, *ends: str, files: tuple[int, ...] = ()) -> subprocess.Popen[str]:
-    job = Job("student-1", "student", "a", 0, {"ends": ends}, resources=Resources(ranks=len(ends)))
+    job = make("student-1", resources=Resources(ranks=len(ends)), stub={"ends": list(ends)})
     write_json(folder / "job.json", job.to_dict())
     return subprocess.Popen(
         [sys.executable, "-c", CODE, str(folder)],

@@ -20,22 +20,9 @@ from kdlab.training.checkpoints import TrainingCheckpoints, load
 from kdlab.training.data import mmdet_dataset, training_loader
 from kdlab.training.distiller import Distiller
 from kdlab.training.loop import Stopped, TrainingLoop, build_optimiser, build_schedulers
+from tests.stubs.jobs import make, schedule
 
-SCHEDULE = {
-    "epochs": 2,
-    "lr": 1e-3,
-    "optimizer": "adamw",
-    "momentum": 0.9,
-    "weight_decay": 0.05,
-    "decay": "cosine",
-    "milestones": (),
-    "warmup_iters": 3,
-    "warmup_factor": 0.1,
-    "clip_grad": 35.0,
-    "precision": "fp32",
-    "eval_every": 1,
-    "keep_best": False,
-}
+SCHEDULE: dict[str, Any] = {"epochs": 2, "warmup_iters": 3}
 
 
 class Noise(Method):
@@ -80,7 +67,7 @@ def make_loop(
         loop = TrainingLoop(
             distiller,
             training_loader(dataset, 3, 0, 0),
-            SCHEDULE | dict(changes),
+            make("teacher-1", schedule=SCHEDULE | dict(changes)).spec,
             TrainingCheckpoints(tmp_path / folder),
             evaluate=lambda: {"AP": fingerprint(distiller), "class/0": 1.0},
             emit=lambda kind, **fields: loop.events.append((kind, fields)),
@@ -305,10 +292,10 @@ def test_wall_time_adds_up_over_attempts(make_loop: Callable[..., TrainingLoop])
 
 
 def learning_rates(iterations: int, **changes: Any) -> list[float]:
-    schedule = SCHEDULE | {"optimizer": "sgd", "lr": 1.0} | changes
+    steps = schedule(**SCHEDULE | {"optimizer": "sgd", "lr": 1.0} | changes)
     model = torch.nn.Linear(1, 1)
-    optim = build_optimiser(model, schedule)
-    schedulers = build_schedulers(optim, schedule, iterations)
+    optim = build_optimiser(model, steps)
+    schedulers = build_schedulers(optim, steps, iterations)
     rates = []
     with optim.optim_context(model):
         for _ in range(iterations):
@@ -325,7 +312,7 @@ def test_warm_up_rises_linearly_to_the_peak() -> None:
 
 
 def test_steps_divide_by_ten_at_fractions_of_the_schedule() -> None:
-    rates = learning_rates(20, warmup_iters=0, decay="step", milestones=(0.5, 0.75))
+    rates = learning_rates(20, warmup_iters=0, decay="step", milestones=[0.5, 0.75])
     assert rates == pytest.approx([1.0] * 10 + [0.1] * 5 + [0.01] * 5)
 
 
@@ -346,7 +333,7 @@ def test_a_warm_up_of_one_step_still_reaches_the_peak(iterations: int, warmup: i
 
 @pytest.mark.parametrize(("optimizer", "expected"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_optimiser_is_the_one_of_the_schedule(optimizer: str, expected: type) -> None:
-    optim = build_optimiser(torch.nn.Linear(1, 1), SCHEDULE | {"optimizer": optimizer})
+    optim = build_optimiser(torch.nn.Linear(1, 1), schedule(optimizer=optimizer))
     (group,) = optim.param_groups
     assert type(optim.optimizer) is expected
     assert (group["lr"], group["weight_decay"]) == (1e-3, 0.05)
@@ -356,9 +343,7 @@ def test_optimiser_is_the_one_of_the_schedule(optimizer: str, expected: type) ->
 @pytest.mark.parametrize(("clip", "norm"), [(None, 100.0), (1.0, 1.0)])
 def test_gradients_are_clipped_to_the_norm(clip: float | None, norm: float) -> None:
     model = torch.nn.Linear(1, 1, bias=False)
-    optim = build_optimiser(
-        model, SCHEDULE | {"optimizer": "sgd", "lr": 1.0, "weight_decay": 0.0, "clip_grad": clip}
-    )
+    optim = build_optimiser(model, schedule(optimizer="sgd", lr=1.0, weight_decay=0.0, clip_grad=clip))
     before = model.weight.item()
     optim.update_params(model(torch.full((1,), 100.0)).sum())
     assert before - model.weight.item() == pytest.approx(norm, rel=1e-4)

@@ -20,6 +20,7 @@ from kdlab.training import checkpoints
 from kdlab.training.checkpoints import load_finished
 from kdlab.training.distiller import Distiller
 from kdlab.training.job import run_job
+from tests.stubs.jobs import make
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +37,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, model_settings: Any, di
 
 @pytest.fixture
 def job(model_settings: Any, digits: Any, checkpoint: Path) -> Job:
-    settings = {
-        "model": model_settings("gfl"),
-        "checkpoint": checkpoints.sha256(checkpoint),
-        "pad_divisor": 32,
-        "schedule": {"batch_size": 3, "gpus": 1},
-        "dataset": {"scale": None, "broken_images": "stop"},
-        "threads": 1,
-    }
-    inputs = {"dataset": digits.to_dict(), "checkpoint": str(checkpoint), "partial": False}
-    return Job("evaluate-1", "evaluate", "teacher", 0, settings, inputs=inputs)
+    return make(
+        "evaluate-1",
+        "teacher",
+        inputs={"dataset": digits, "checkpoint": str(checkpoint)},
+        model=model_settings("gfl").model_dump(mode="json"),
+        checkpoint=checkpoints.sha256(checkpoint),
+        batch_size=3,
+    )
 
 
 def lay(folder: Path, job: Job) -> JobPaths:
@@ -65,7 +64,7 @@ def test_it_leaves_a_result_and_weights_that_a_student_loads(
     assert result.kind == "evaluate"
     assert result.model["checkpoint"]["file"] == "teacher.pth"
     assert result.model["checkpoint"]["keys"]["whole"]
-    model = detectors.build(job.settings["model"], len(digits.classes))
+    model = detectors.build(job.spec.model, len(digits.classes))
     load_finished(model, paths)
     saved = torch.load(checkpoint)["state_dict"]
     assert all(
@@ -79,7 +78,7 @@ def test_metrics_are_those_of_the_distillers_evaluation(tmp_path: Path, job: Job
 
     paths = lay(tmp_path, job)
     result = run_job(paths)
-    model = detectors.build(job.settings["model"], len(digits.classes))
+    model = detectors.build(job.spec.model, len(digits.classes))
     load_finished(model, paths)
     loader = evaluation_loader(mmdet_dataset(digits, digits.val, None, None), 3, 0)
     found = evaluate(Distiller(model), loader, CocoMetric(digits.val.labels, digits.classes))
@@ -99,16 +98,17 @@ def test_progress_counts_images(tmp_path: Path, job: Job, digits: Any) -> None:
 def test_a_replaced_file_is_refused(tmp_path: Path, job: Job, checkpoint: Path) -> None:
     other = tmp_path / "other.pth"
     other.write_bytes(checkpoint.read_bytes() + b"more")
-    paths = lay(tmp_path, replace(job, inputs={**job.inputs, "checkpoint": str(other)}))
+    paths = lay(tmp_path, replace(job, inputs=replace(job.inputs, checkpoint=str(other))))
     with pytest.raises(JobError, match="not the one that was planned with"):
         run_job(paths)
 
 
 def test_part_of_a_model_is_refused_unless_asked_for(tmp_path: Path, job: Job) -> None:
-    wider = replace(job, settings={**job.settings, "model": {**job.settings["model"], "head_convs": 3}})
+    model = job.spec.model.model_copy(update={"head_convs": 3})
+    wider = replace(job, spec=job.spec.model_copy(update={"model": model}))
     with pytest.raises(JobError, match="does not load whole"):
         run_job(lay(tmp_path, wider))
-    partial = replace(wider, id="evaluate-2", inputs={**job.inputs, "partial": True})
+    partial = replace(wider, id="evaluate-2", inputs=replace(job.inputs, partial=True))
     result = run_job(lay(tmp_path, partial))
     assert result is not None
     assert len(result.model["checkpoint"]["keys"]["missing"]) == 6

@@ -22,9 +22,9 @@ from kdlab.training import checkpoints
 from kdlab.training.job import run_job
 from kdlab.training.loop import Stopped
 from kdlab.training.preparing import Preparer, TeacherWith
+from tests.stubs.jobs import changed, make, method
 
 ITERATIONS = 12
-DATASET = {"scale": None, "flip": 0.0, "broken_images": "stop"}
 
 
 @pytest.fixture
@@ -42,17 +42,17 @@ def teacher(tmp_path: Path, model_settings: Any, digits: Any) -> str:
 
 @pytest.fixture
 def job(teacher: str, model_settings: Any, digits: Any) -> Job:
-    schedule = {"batch_size": 4, "gpus": 1, "precision": "fp32", "channels_last": False}
-    settings = {
-        "model": model_settings("gfl"),
-        "pad_divisor": 32,
-        "prepare": {"method": "maskd", "options": {"tokens": 2, "prepare_iters": ITERATIONS}},
-        "schedule": schedule | PREPARING | {"iterations": ITERATIONS},
-        "dataset": DATASET,
-        "threads": 1,
-    }
-    inputs = {"dataset": digits.to_dict()}
-    return Job("prepare-1", "prepare", "prepare maskd", 0, settings, (teacher,), inputs)
+    return make(
+        "prepare-1",
+        "prepare maskd",
+        parents=(teacher,),
+        inputs={"dataset": digits},
+        model=model_settings("gfl").model_dump(mode="json"),
+        schedule=PREPARING,
+        dataset={"flip": 0.0},
+        options={"tokens": 2, "prepare_iters": ITERATIONS},
+        iterations=ITERATIONS,
+    )
 
 
 def lay(folder: Path, job: Job) -> JobPaths:
@@ -81,8 +81,7 @@ def test_it_ends_after_its_iterations_and_leaves_what_was_learned(tmp_path: Path
 
 
 def test_a_number_of_steps_that_ends_within_an_epoch_is_kept(tmp_path: Path, job: Job) -> None:
-    job.settings["schedule"]["iterations"] = 8
-    result = run_job(lay(tmp_path, job))
+    result = run_job(lay(tmp_path, replace(job, spec=changed(job, iterations=8))))
     assert result is not None
     assert result.losses[-1]["iteration"] == 8
 
@@ -178,18 +177,15 @@ def test_a_student_refuses_tokens_that_were_changed_since(
 
 
 def student_of(job: Job, model_settings: Any, digits: Any) -> Job:
-    schedule = {**job.settings["schedule"], "epochs": 1, "iterations": None}
-    options = {"tokens": 2, "prepare_iters": ITERATIONS, "narrow_after": 1000}
-    method = {"method": "maskd", "weight": 7.0, "warmup_iters": 0, "match": "stride", "levels": None,
-              "options": options}  # fmt: skip
-    settings = {
-        "model": model_settings("gfl", width=4),
-        "teacher": model_settings("gfl"),
-        "methods": {"maskd": method},
-        "prepared": {"maskd": job.id},
-        "schedule": schedule,
-        "dataset": DATASET,
-        "threads": 1,
-    }
-    parents = (*job.parents, job.id)
-    return Job("student-1", "student", "maskd", 0, settings, parents, {"dataset": digits.to_dict()})
+    return make(
+        "student-1",
+        "maskd",
+        parents=(*job.parents, job.id),
+        inputs={"dataset": digits},
+        model=model_settings("gfl", width=4).model_dump(mode="json"),
+        teacher=model_settings("gfl").model_dump(mode="json"),
+        methods={"maskd": method("maskd", weight=7.0, tokens=2, prepare_iters=ITERATIONS, narrow_after=1000)},
+        prepared={"maskd": job.id},
+        schedule=PREPARING,
+        dataset={"flip": 0.0},
+    )

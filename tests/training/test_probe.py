@@ -11,23 +11,22 @@ import torchvision
 from kdlab import catalog, detectors
 from kdlab.detectors import adapt
 from kdlab.errors import UsageError
+from kdlab.jobs.spec import ModelSpec
 from kdlab.training.probe import _answer, probe
+from tests.stubs.jobs import model
 
-SETTINGS: dict[str, Any] = {
-    "detector": "gfl",
-    "backbone": "resnet18",
+USUAL: dict[str, Any] = {
     "width": 64,
     "neck_channels": 256,
     "head_convs": 4,
     "strides": [8, 16, 32, 64, 128],
-    "init": "none",
-    "overrides": {},
 }
+MODEL = model(**USUAL)
 
 
 @pytest.mark.parametrize(("detector", "anchors"), [("retinanet", 9), ("fcos", 1), ("gfl", 1)])
 def test_facts_of_each_family(detector: str, anchors: int) -> None:
-    found = probe({**SETTINGS, "detector": detector}, 80, (128, 128))
+    found = probe(model(**USUAL, detector=detector), 80, (128, 128))
     assert found["detector"] == detector
     assert found["anchors"] == anchors
     assert found["strides"] == (8, 16, 32, 64, 128)
@@ -38,18 +37,18 @@ def test_facts_of_each_family(detector: str, anchors: int) -> None:
 
 
 def test_flops_grow_with_the_area() -> None:
-    small, large = (probe(SETTINGS, 10, shape)["flops"] for shape in ((128, 128), (256, 256)))
+    small, large = (probe(MODEL, 10, shape)["flops"] for shape in ((128, 128), (256, 256)))
     assert large == pytest.approx(4 * small, rel=0.05)
 
 
 def test_params_count_the_classes() -> None:
-    few, more = (probe(SETTINGS, classes, (128, 128))["params"] for classes in (10, 11))
+    few, more = (probe(MODEL, classes, (128, 128))["params"] for classes in (10, 11))
     assert more - few == 256 * 9 + 1
 
 
 def test_priors_tell_anchors_apart() -> None:
     gfl, fcos, longer = (
-        probe({**SETTINGS, **changed}, 10, (128, 128))["priors"]
+        probe(model(**USUAL, **changed), 10, (128, 128))["priors"]
         for changed in ({}, {"detector": "fcos"}, {"backbone": "resnet34"})
     )
     assert gfl != fcos
@@ -57,17 +56,17 @@ def test_priors_tell_anchors_apart() -> None:
 
 
 def test_pretrained_batch_norm_stands_still() -> None:
-    assert probe(SETTINGS, 10, (128, 128))["batch_norm_trains"]
-    assert not probe({**SETTINGS, "init": "imagenet"}, 10, (128, 128))["batch_norm_trains"]
+    assert probe(MODEL, 10, (128, 128))["batch_norm_trains"]
+    assert not probe(model(**USUAL, init="imagenet"), 10, (128, 128))["batch_norm_trains"]
 
 
 def test_overrides_reach_the_model() -> None:
-    found = probe({**SETTINGS, "overrides": {"model.bbox_head.reg_max": 8}}, 10, (128, 128))
-    assert found["params"] < probe(SETTINGS, 10, (128, 128))["params"]
+    found = probe(model(**USUAL, overrides={"model.bbox_head.reg_max": 8}), 10, (128, 128))
+    assert found["params"] < probe(MODEL, 10, (128, 128))["params"]
 
 
-def config_settings(path: Path, **changes: Any) -> dict[str, Any]:
-    return {"detector": "x", "init": "none", "overrides": {}, "file": str(path)} | changes
+def probe_config(path: Path, shape: tuple[int, int] = (128, 128), **changes: Any) -> dict[str, Any]:
+    return probe(ModelSpec(detector="x", **changes), 3, shape, file=str(path))
 
 
 def named(name: str) -> Path:
@@ -88,27 +87,26 @@ def named(name: str) -> Path:
 def test_an_mmdet_config_is_known_by_its_head(
     name: str, detector: str, backbone: str, provides: str, strides: tuple[int, ...]
 ) -> None:
-    found = probe(config_settings(named(name)), 3, (128, 128))
+    found = probe_config(named(name))
     assert (found["detector"], found["backbone"]) == (detector, backbone)
     assert (found["provides"][-1], found["strides"], found["num_classes"]) == (provides, strides, 3)
 
 
 def test_what_the_probe_read_builds_the_same_model_again() -> None:
-    settings = config_settings(
-        named("retinanet/retinanet_r50_fpn_1x_coco"), overrides={"model.bbox_head.stacked_convs": 1}
-    )
-    found = json.loads(json.dumps(probe(settings, 3, (128, 128))))
-    job = {**settings, "config": found["config"], "imports": found["imports"]}
-    model = detectors.build(job, 3)
+    overrides = {"model.bbox_head.stacked_convs": 1}
+    found = probe_config(named("retinanet/retinanet_r50_fpn_1x_coco"), overrides=overrides)
+    found = json.loads(json.dumps(found))
+    parts = {name: found[name] for name in ("config", "imports", "code")}
+    model = detectors.build(ModelSpec(detector="retinanet", overrides=overrides, **parts), 3)
     assert sum(p.numel() for p in model.parameters()) == found["params"]
     assert len(model.bbox_head.cls_convs) == 1
     assert model.bbox_head.num_classes == 3
 
 
 def test_a_config_without_learned_weights_freezes_nothing() -> None:
-    settings = config_settings(named("retinanet/retinanet_r50_fpn_1x_coco"))
-    assert probe(settings, 3, (128, 128))["batch_norm_trains"]
-    assert not probe({**settings, "init": "imagenet"}, 3, (128, 128))["batch_norm_trains"]
+    path = named("retinanet/retinanet_r50_fpn_1x_coco")
+    assert probe_config(path)["batch_norm_trains"]
+    assert not probe_config(path, init="imagenet")["batch_norm_trains"]
 
 
 @pytest.mark.parametrize("text", ["model = 3", "x = 1", "raise ValueError('no')", "model = dict("])
@@ -116,28 +114,28 @@ def test_a_file_that_is_no_config_is_told(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.py"
     path.write_text(text)
     with pytest.raises(UsageError, match="this is no mmdet config of a detector"):
-        probe(config_settings(path), 3, (128, 128))
+        probe_config(path)
 
 
 def test_random_sizes_of_a_config_are_left_to_the_recipe() -> None:
-    found = probe(config_settings(named("yolox/yolox_s_8xb8-300e_coco")), 3, (128, 128))
+    found = probe_config(named("yolox/yolox_s_8xb8-300e_coco"))
     assert "batch_augments" not in found["config"]["data_preprocessor"]
 
 
 def test_torchvisions_weights_are_refused_for_a_caffe_backbone() -> None:
-    settings = config_settings(named("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco"), init="imagenet")
+    path = named("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco")
     with pytest.raises(UsageError, match="Caffe's style"):
-        probe(settings, 3, (128, 128))
+        probe_config(path, init="imagenet")
 
 
 def test_files_are_reported_and_judged(tmp_path: Path) -> None:
     from kdlab import detectors
 
-    model = detectors.build(SETTINGS, 10)
+    model = detectors.build(MODEL, 10)
     torch.save({"state_dict": model.state_dict(), "meta": {"CLASSES": ("b", "a")}}, tmp_path / "whole.pth")
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "r18.pth")
     files = {"checkpoint": str(tmp_path / "whole.pth"), "init": str(tmp_path / "r18.pth")}
-    found = probe(SETTINGS, 10, (128, 128), files, ("a", "b"))
+    found = probe(MODEL, 10, (128, 128), files, ("a", "b"))
     assert found["checkpoint"]["key_fault"] is None
     assert "another order" in found["checkpoint"]["class_fault"]["what"]
     assert found["init"]["report"]["beside"] == {"fc": 2}
@@ -147,7 +145,7 @@ def test_files_are_reported_and_judged(tmp_path: Path) -> None:
 
 def test_a_file_of_another_model_is_a_fault(tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "r34.pth")
-    found = probe(SETTINGS, 10, (128, 128), {"init": str(tmp_path / "r34.pth")})
+    found = probe(MODEL, 10, (128, 128), {"init": str(tmp_path / "r34.pth")})
     assert "another depth" in found["init"]["key_fault"]["got"]
 
 
@@ -155,11 +153,11 @@ def test_a_file_of_another_model_is_a_fault(tmp_path: Path) -> None:
     "name", ["condinst/condinst_r50_fpn_ms-poly-90k_coco_instance", "yolact/yolact_r50_1xb8-55e_coco"]
 )
 def test_one_stage_detectors_with_masks_do_not_train(name: str) -> None:
-    assert not probe(config_settings(named(name)), 3, (256, 256))["trains"]
+    assert not probe_config(named(name), (256, 256))["trains"]
 
 
 def test_two_stages_without_a_neck_give_no_neck_maps() -> None:
-    found = probe(config_settings(named("faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco")), 3, (128, 128))
+    found = probe_config(named("faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco"))
     assert (found["detector"], found["provides"], found["strides"]) == ("faster_rcnn", (), ())
 
 
@@ -171,8 +169,8 @@ def test_two_stages_without_a_neck_give_no_neck_maps() -> None:
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_answered_as_that(file: str, init: str, what: str) -> None:
-    settings = config_settings(named(file), init=init)
-    (fault,) = _answer({"settings": settings, "num_classes": 3, "input": [128, 128]})["unreadable"]
+    request = {"model": {"detector": "x", "init": init}, "file": str(named(file))}
+    (fault,) = _answer({**request, "num_classes": 3, "input": [128, 128]})["unreadable"]
     assert what in fault["what"]
 
 

@@ -18,9 +18,10 @@ import torch
 from kdlab import catalog
 from kdlab.errors import JobError
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Job, Resources
+from kdlab.jobs.job import Resources
 from kdlab.jobs.paths import JobPaths
 from kdlab.training import ranks
+from tests.stubs.jobs import make
 from tests.stubs.rank_steps import Case, steps
 
 TWO = Resources(ranks=2)
@@ -90,7 +91,7 @@ def cases(build: Callable[..., Any], term: Callable[..., Any]) -> dict[str, Case
 def two(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two processes find in all cases."""
     folder = tmp_path_factory.mktemp("two")
-    write_json(folder / "job.json", Job("student-1", "student", "a", 0, {}, resources=TWO).to_dict())
+    write_json(folder / "job.json", make("student-1", resources=TWO).to_dict())
     (folder / "cases.pkl").write_bytes(pickle.dumps(cases))
     code = "import sys; from kdlab.training import launch; "
     code += "launch.leave(launch.main(sys.argv[1], 'tests.stubs.rank_steps'))"
@@ -152,7 +153,7 @@ def test_two_forwards_of_two_processes_are_two_of_one_with_twice_the_images(case
 
 def test_a_job_of_two_that_is_started_alone_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    job = Job("student-1", "student", "a", 0, {}, resources=TWO)
+    job = make("student-1", resources=TWO)
     with pytest.raises(JobError, match="started alone"), ranks.joined(job):
         pass
     assert JobPaths(tmp_path).failure.exists() is False

@@ -10,19 +10,15 @@ import pytest
 from kdlab.datasets import coco, voc
 from kdlab.datasets._tuning_split import tuning_split
 from kdlab.datasets.base import DatasetFiles
-from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
 from kdlab.training.reading import Reading
+from tests.stubs.jobs import make
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 
 
 def reading_of(files: DatasetFiles, folder: Path, batch_size: int = 4) -> Reading:
-    settings = {
-        "dataset": {"scale": None, "flip": 0.5, "broken_images": "stop"},
-        "schedule": {"batch_size": batch_size},
-    }
-    job = Job("student-1", "student", "rm", 0, settings, inputs={"dataset": files.to_dict()})
+    job = make("student-1", inputs={"dataset": files}, schedule={"batch_size": batch_size})
     return Reading(job, JobPaths(folder))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,23 @@ import torch
 from kdlab import detectors
 from kdlab.jobs.events import JobEvaluated, JobFinished, JobStarted, read_from
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Job
+from kdlab.jobs.job import Inputs, Job
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import JobResult
 from kdlab.training import checkpoints
 from kdlab.training.job import run_job
 from kdlab.training.loop import Stopped
 from kdlab.training.scaling import Scale
+from tests.stubs.jobs import changed, make, method
 
 # 24 images in batches of 4 are 6 steps an epoch
 ITERATIONS = 8
-SCHEDULE = {
-    "batch_size": 4, "gpus": 1, "precision": "fp32", "channels_last": False, "optimizer": "adamw", "lr": 1e-3,
-    "weight_decay": 0.05, "decay": "cosine", "warmup_iters": 4, "warmup_factor": 0.1, "clip_grad": 35.0,
-    "eval_every": 1, "keep_best": True,
-}  # fmt: skip
+SCHEDULE = {"warmup_iters": 4, "keep_best": True}
 FGD = ("fgd.foreground", "fgd.background", "fgd.attention", "fgd.relation")
 
 
 @pytest.fixture
-def job(tmp_path: Path, model_settings: Any, term: Callable[..., Any], digits: Any) -> Job:
+def job(tmp_path: Path, model_settings: Any, digits: Any) -> Job:
     """A scale job of two methods, one of several terms, and beside it a finished teacher."""
     torch.manual_seed(3)
     teacher = JobPaths(tmp_path / "teacher-1")
@@ -43,16 +39,17 @@ def job(tmp_path: Path, model_settings: Any, term: Callable[..., Any], digits: A
     teacher.checkpoints.mkdir()
     digest = checkpoints.save_model(teacher.weights, model, digits.classes)
     write_json(teacher.result, {"model": {"weights_sha256": digest}})
-    settings = {
-        "model": model_settings("gfl", width=4),
-        "teacher": model_settings("gfl"),
-        "methods": {"mgd": term("mgd", weight=1e-3), "fgd": term("fgd", weight=2.0, warmup_iters=5)},
-        "schedule": SCHEDULE | {"iterations": ITERATIONS},
-        "dataset": {"scale": None, "flip": 0.5, "broken_images": "stop"},
-        "threads": 1,
-    }
-    inputs = {"dataset": digits.to_dict()}
-    return Job("scale-1", "scale", "scale mgd+fgd", 0, settings, ("teacher-1",), inputs)
+    return make(
+        "scale-1",
+        "scale mgd+fgd",
+        parents=("teacher-1",),
+        inputs={"dataset": digits},
+        model=model_settings("gfl", width=4).model_dump(mode="json"),
+        teacher=model_settings("gfl").model_dump(mode="json"),
+        methods={"mgd": method("mgd", weight=1e-3), "fgd": method("fgd", weight=2.0, warmup_iters=5)},
+        schedule=SCHEDULE,
+        iterations=ITERATIONS,
+    )
 
 
 def lay(folder: Path, job: Job) -> JobPaths:
@@ -91,8 +88,9 @@ def test_raw_terms_know_no_warm_up(tmp_path: Path, job: Job) -> None:
 
 
 def test_first_step_is_that_of_the_student_itself(tmp_path: Path, job: Job) -> None:
-    schedule = SCHEDULE | {"epochs": 1, "eval_every": 0, "keep_best": False}
-    whole = replace(job, id="student-1", kind="student", settings=job.settings | {"schedule": schedule})
+    schedule = job.spec.schedule.model_copy(update={"eval_every": 0, "keep_best": False})
+    spec = changed(job, kind="student", iterations=None, schedule=schedule.model_dump(mode="json"))
+    whole = replace(job, id="student-1", spec=spec)
     assert ran(tmp_path, job).losses[0] == ran(tmp_path, whole).losses[0]
 
 
@@ -137,8 +135,8 @@ def test_a_stopped_one_goes_on_to_the_same_losses(tmp_path: Path, job: Job) -> N
 
 
 def test_images_without_objects_suffice_for_the_latency(tmp_path: Path, job: Job) -> None:
-    val = job.inputs["dataset"]["val"]
-    labels = json.loads(Path(val["labels"]).read_text()) | {"annotations": []}
+    files = job.inputs.dataset
+    labels = json.loads(files.val.labels.read_text()) | {"annotations": []}
     (tmp_path / "val.json").write_text(json.dumps(labels))
-    dataset = job.inputs["dataset"] | {"val": val | {"labels": str(tmp_path / "val.json")}}
-    assert ran(tmp_path, replace(job, inputs={"dataset": dataset})).timing["latency_s"] > 0
+    files = replace(files, val=replace(files.val, labels=tmp_path / "val.json"))
+    assert ran(tmp_path, replace(job, inputs=Inputs(files))).timing["latency_s"] > 0

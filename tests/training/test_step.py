@@ -11,9 +11,9 @@ from torch import nn
 
 from kdlab.training.loop import build_optimiser
 from kdlab.training.step import Step, parts_of
+from tests.stubs.jobs import schedule
 
-SCHEDULE = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "clip_grad": 1.0,
-            "precision": "fp32"}  # fmt: skip
+SCHEDULE = schedule(optimizer="sgd", lr=0.1, weight_decay=0.0, clip_grad=1.0)
 
 
 class Mean(BaseModel):

@@ -91,40 +91,40 @@ class TestJob:
 
     def test_no_method_is_a_baseline_without_a_teacher(self) -> None:
         job = make_trials().job({})
-        assert (job.settings["methods"], job.settings["teacher"], job.parents) == ({}, None, ())
+        assert (job.spec.methods, job.spec.teacher, job.parents) == ({}, None, ())
 
     def test_seed_and_epochs_are_those_of_tuning(self) -> None:
         job = make_trials("tune.epochs=3", "tune.seed=7").job({})
-        assert (job.seed, job.settings["schedule"]["epochs"]) == (7, 3)
-        assert make_trials().job({}).settings["schedule"]["epochs"] == 6
+        assert (job.seed, job.spec.schedule.epochs) == (7, 3)
+        assert make_trials().job({}).spec.schedule.epochs == 6
 
     @pytest.mark.parametrize(("objectives", "every"), [("[AP]", 1), ("[AP, latency]", 0)])
     def test_is_measured_after_each_epoch_where_that_can_end_it(self, objectives: str, every: int) -> None:
-        schedule = make_trials(f"tune.objectives={objectives}").job({}).settings["schedule"]
-        assert (schedule["eval_every"], schedule["keep_best"]) == (every, False)
+        schedule = make_trials(f"tune.objectives={objectives}").job({}).spec.schedule
+        assert (schedule.eval_every, schedule.keep_best) == (every, False)
 
     def test_learns_from_the_tuning_split(self) -> None:
         job = make_trials().job({})
-        assert job.settings["dataset"]["fingerprint"] == LEARNED.fingerprint
-        assert job.inputs["dataset"] == LEARNED.to_dict()
+        assert job.spec.dataset.fingerprint == LEARNED.fingerprint
+        assert job.inputs.dataset == LEARNED
 
     def test_each_student_is_its_own(self) -> None:
         trials = make_trials(TWO)
         jobs = [trials.job({"rm.weight": 4.0, "student.width": width}) for width in (8, 16)]
-        assert [job.settings["model"]["width"] for job in jobs] == [8, 16]
-        assert [trials.job({"student.width": width}).settings["methods"] for width in (8, 16)] == [{}, {}]
+        assert [job.spec.model.width for job in jobs] == [8, 16]
+        assert [trials.job({"student.width": width}).spec.methods for width in (8, 16)] == [{}, {}]
 
     def test_only_a_trial_with_methods_inherits(self) -> None:
         trials = make_trials("arms={a: {rm: {}, inherit: true}}")
-        assert trials.job({"rm.weight": 1.0}).settings["inherit"] is True
-        assert "inherit" not in trials.job({}).settings
+        assert trials.job({"rm.weight": 1.0}).spec.inherit is True
+        assert trials.job({}).spec.inherit is False
 
     def test_is_made_smaller_where_it_ran_out_of_memory(self) -> None:
         trials = make_trials()
         job = trials.job(trials.usual(()))
         smaller = trials.job(trials.usual(()), {job.id: FULL})
-        assert smaller.settings["micro_batch"] == 4
-        assert trials.job({"rm.weight": 1.0}, {job.id: FULL}).settings.get("micro_batch") is None
+        assert smaller.spec.micro_batch == 4
+        assert trials.job({"rm.weight": 1.0}, {job.id: FULL}).spec.micro_batch is None
 
     def test_stays_as_it_is_where_the_recipe_wants_it_so(self) -> None:
         trials = make_trials("resources.on_oom=fail")
@@ -147,7 +147,7 @@ class TestPreparation:
         before = trials.preparation()
         failed = {before[number].id: FULL}
         after = trials.preparation(failed)
-        assert after[number].settings["micro_batch"] == 4
+        assert after[number].spec.micro_batch == 4
         assert set(trials.job(trials.usual(()), failed).parents) == {after[0].id}
         assert set(after[1].parents) == {after[0].id}
 

@@ -75,7 +75,7 @@ def search(tuner: Tuner, executor: Simulated, stop_after: int | None = None) -> 
 
 
 def weights(job: Job) -> dict[str, float]:
-    return {name: method["weight"] for name, method in job.settings["methods"].items()}
+    return {name: method.weight for name, method in job.spec.methods.items()}
 
 
 def likes_pfi_at_30(job: Job, epoch: int) -> float:
@@ -130,9 +130,9 @@ def test_range_of_each_weight_follows_the_measured_size_of_its_term(runs: Runs) 
 def test_trial_trains_on_the_tuning_split_and_the_teacher_on_all(runs: Runs) -> None:
     trials = make_trials()
     teacher, scale = trials.preparation()
-    assert teacher.settings["dataset"]["fingerprint"] == FILES.fingerprint
-    assert scale.settings["dataset"]["fingerprint"] == LEARNED.fingerprint
-    assert trials.job(trials.usual(())).settings["seed"] == 1000
+    assert teacher.spec.dataset.fingerprint == FILES.fingerprint
+    assert scale.spec.dataset.fingerprint == LEARNED.fingerprint
+    assert trials.job(trials.usual(())).seed == 1000
 
 
 def test_no_gpu_is_free_at_any_look_while_trials_remain(runs: Runs) -> None:
@@ -292,8 +292,8 @@ def test_failures_of_an_earlier_command_do_not_end_the_search(runs: Runs) -> Non
 
 def test_methods_that_always_fail_end_the_search_though_the_student_alone_trains(runs: Runs) -> None:
     tuner = make_tuner(runs, make_trials(), gpus=1, count=30)
-    executor = Simulated(runs, 1, likes_pfi_at_30, fails=lambda job, attempt: bool(job.settings["methods"]))
-    executor.fails = lambda job, attempt: job.kind == "student" and bool(job.settings["methods"])
+    executor = Simulated(runs, 1, likes_pfi_at_30, fails=lambda job, attempt: bool(job.spec.methods))
+    executor.fails = lambda job, attempt: job.kind == "student" and bool(job.spec.methods)
     search(tuner, executor)
     assert states(tuner) == ["complete", "failed", "failed", "failed"]
     assert "none with a method" in tuner.ended_by
@@ -346,7 +346,7 @@ def test_words_and_weights_are_searched_together(runs: Runs) -> None:
 
 
 def _rank(job: Job) -> str:
-    return str(job.settings["methods"].get("rm", {"options": {"rank": ""}})["options"]["rank"])
+    return str(job.spec.methods["rm"].options["rank"]) if "rm" in job.spec.methods else ""
 
 
 def test_two_objectives_weigh_ap_against_the_latency_of_each_student(runs: Runs) -> None:
@@ -354,7 +354,7 @@ def test_two_objectives_weigh_ap_against_the_latency_of_each_student(runs: Runs)
         "tune.objectives=[AP,latency]", "tune.student={width: [8, 16]}", "tune.over=[pfi.weight]"
     )
     tuner = make_tuner(runs, trials, count=8)
-    search(tuner, Simulated(runs, 2, lambda job, epoch: job.settings["model"]["width"] + epoch))
+    search(tuner, Simulated(runs, 2, lambda job, epoch: job.spec.model.width + epoch))
     done = tuner.study.trials()
     assert len(done) == 8
     assert {trial.objectives[1] for trial in done} == {8.0, 16.0}

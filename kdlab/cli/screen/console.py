@@ -1,4 +1,4 @@
-"""What reaches the terminal: data on stdout, everything else on stderr, colour only where a person looks."""
+"""Streams of the terminal: data on stdout, all else on stderr, colour only where a person looks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNLIMITED = 10_000
 
 
 class Screen:
-    """Where a verb puts what it has to say.
+    """Output of a verb.
 
     Args:
         argv: what the person typed after `kdlab`.
@@ -50,16 +50,16 @@ class Screen:
 
     @property
     def live(self) -> bool:
-        """Whether stderr is a terminal that a person looks at and that can move its cursor."""
+        """True where stderr is a terminal that a person looks at and that can move its cursor."""
         plain = self.err.no_color or self.err.is_dumb_terminal or self.silent
         return self.err.is_terminal and sys.stderr.isatty() and not plain
 
     def data(self, renderable: RenderableType) -> None:
-        """What the verb was asked for, to stdout."""
+        """Show data, the answer of the verb, on stdout."""
         _put(self.out, renderable)
 
     def text(self, text: str) -> None:
-        """What the verb was asked for, to stdout as it is: a file in the making."""
+        """Write data to stdout as it is: a file in the making."""
         sys.stdout.write(text)
         sys.stdout.flush()
 
@@ -68,7 +68,7 @@ class Screen:
         print(json_module.dumps({"schema": SCHEMA, **value}), flush=True)
 
     def say(self, renderable: RenderableType) -> None:
-        """What a person may want to know, to stderr."""
+        """Tell the person something on stderr."""
         if not self.silent:
             _put(self.err, renderable)
 
@@ -77,11 +77,11 @@ class Screen:
         self.say(f"next: {command}")
 
     def command(self, *without: str) -> str:
-        """What the person typed, ready to be typed again, without some flags."""
+        """The command line, ready to be typed again, without some flags."""
         return shlex.join(["kdlab", *(word for word in self.argv if word not in without)])
 
     def ask(self, why: str) -> bool:
-        """Whether the person at the terminal says to go on, told why one might not.
+        """Ask the person at the terminal whether to go on, and say why one might not.
 
         Raises:
             UsageError: nobody can be asked here.

@@ -1,7 +1,8 @@
-"""An inspection of a data set for people: what each split holds, then the defects, the worst first."""
+"""Inspection of a dataset on a screen: the numbers of each split, then the defects, the worst first."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,14 +15,14 @@ if TYPE_CHECKING:
 
     from kdlab.datasets.base import DatasetFiles
     from kdlab.inspection.examine import Inspection
-    from kdlab.inspection.findings import Defect, Place
+    from kdlab.inspection.findings import Defect
     from kdlab.inspection.summary import Summary
 
 _LOOKS = {"error": "bold red", "warn": "yellow", "note": "dim"}
 _CLASSES, _TRAITS = 12, 4
 _EXAMPLES = 3
 _WIDE = 150
-"""Columns from which examples stand beside what they are of, and not below."""
+"""Columns from which examples stand next to their defect, and not below."""
 _NAME_WIDTH = 32
 
 
@@ -40,7 +41,7 @@ def counting(screen: Screen) -> Iterator[Callable[[str, int, int], None]]:
         TextColumn("{task.fields[pace]}"),
     )
     with Progress(*columns, console=screen.err, transient=True) as bar:
-        task = bar.add_task("the data set", total=None, pace="")
+        task = bar.add_task("the dataset", total=None, pace="")
 
         def told(what: str, done: int, total: int) -> None:
             if not done:
@@ -57,8 +58,12 @@ def report(screen: Screen, files: DatasetFiles, found: Inspection) -> None:
     from rich.text import Text
 
     screen.data(Text(f"{found.name}  fingerprint {found.fingerprint}", style="bold"))
+    room = screen.out.width - 9
     for name, split in (("train", files.train), ("val", files.val)):
-        screen.data(f"  {name:<5}  {_end(str(split.labels), screen.out.width - 9)}")
+        path = str(split.labels)
+        if len(path) > room:
+            path = f"…{path[1 - room :]}"  # many begin alike
+        screen.data(f"  {name:<5}  {path}")
     if found.summaries:
         screen.data("")
         _show_numbers(screen, found.summaries)
@@ -67,24 +72,18 @@ def report(screen: Screen, files: DatasetFiles, found: Inspection) -> None:
         for line in _lines(found.defects, screen.out.width):
             screen.data(line)
         screen.data("")
-    screen.data(Text(_verdict(found), style="bold" if found.usable else "bold red"))
-
-
-def _end(path: str, width: int) -> str:
-    """The path, or its end where it is longer: many begin alike."""
-    return path if len(path) <= width else f"…{path[1 - width :]}"
-
-
-def _verdict(found: Inspection) -> str:
-    counts = [
-        (sum(defect.severity == severity for defect in found.defects), word)
-        for severity, word in (("error", "error"), ("warn", "warning"), ("note", "note"))
-    ]
-    told = ", ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts)
+    counts = Counter(defect.severity for defect in found.defects)
+    words = {"error": "error", "warn": "warning", "note": "note"}
+    told = ", ".join(_number(counts[severity], word) for severity, word in words.items())
     if not found.usable:
-        return f"{told}; training cannot use this data: mend the errors"
-    left_out = f"{found.left_out:,} broken image{'s' * (found.left_out != 1)}"
-    return f"{told}: training can use this data{f', leaving out {left_out}' if found.left_out else ''}"
+        screen.data(Text(f"{told}; training cannot use this data: mend the errors", style="bold red"))
+        return
+    left_out = f", leaving out {_number(found.left_out, 'broken image')}" if found.left_out else ""
+    screen.data(Text(f"{told}: training can use this data{left_out}", style="bold"))
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _show_numbers(screen: Screen, summaries: Sequence[Summary]) -> None:
@@ -119,47 +118,43 @@ def _numbers(summaries: Sequence[Summary], *, all_classes: bool) -> Table:
 
 def _rows(summaries: Sequence[Summary], *, all_classes: bool) -> Iterator[tuple[str, list[str]]]:
     last = summaries[-1]
-    yield "images", [f"{split.images:,}" for split in summaries]
-    yield "  without objects", [f"{split.without_objects:,}" for split in summaries]
-    yield from _counted("  ", [split.formats for split in summaries], last.images, _TRAITS, "formats")
-    yield from _counted("  ", [split.image_sizes for split in summaries], last.images, _TRAITS, "sizes")
-    yield "objects", [f"{split.objects:,}" for split in summaries]
-    yield "  crowd or difficult", [f"{split.crowds:,}" for split in summaries]
-    yield (
-        "  an image: least/median/most",
-        ["{}/{:g}/{}".format(*split.per_image) for split in summaries],
-    )
-    yield (
-        "  narrowest x lowest, px",
-        [f"{split.narrowest_px:g} x {split.lowest_px:g}" for split in summaries],
-    )
-    sizes = {"small": "small, < 32x32 px", "medium": "medium", "large": "large, >= 96x96 px"}
-    for key, name in sizes.items():
-        counts = [split.sizes[key] for split in summaries]
-        yield f"  {name}", [*(f"{count:,}" for count in counts), _share(counts[-1], last.objects)]
-    classes = [split.classes for split in summaries]
+
+    def row(name: str, form: str) -> tuple[str, list[str]]:
+        return name, [form.format(split) for split in summaries]
+
+    yield row("images", "{0.images:,}")
+    yield row("  without objects", "{0.without_objects:,}")
+    yield from _counted([split.formats for split in summaries], last.images, _TRAITS, "formats")
+    yield from _counted([split.image_sizes for split in summaries], last.images, _TRAITS, "sizes")
+    yield row("objects", "{0.objects:,}")
+    yield row("  crowd or difficult", "{0.crowds:,}")
+    yield row("  an image: least/median/most", "{0.per_image[0]}/{0.per_image[1]:g}/{0.per_image[2]}")
+    yield row("  narrowest x lowest, px", "{0.narrowest_px:g} x {0.lowest_px:g}")
+    names = {"small": "small, < 32x32 px", "medium": "medium", "large": "large, >= 96x96 px"}
+    for key, name in names.items():
+        yield _shares(name, [split.sizes[key] for split in summaries], last.objects)
     yield f"classes: {len(last.classes)}", []
-    yield from _counted("  ", classes, last.objects, len(last.classes) if all_classes else _CLASSES, "")
+    shown = len(last.classes) if all_classes else _CLASSES
+    yield from _counted([split.classes for split in summaries], last.objects, shown, "classes (-v)")
 
 
 def _counted(
-    indent: str, counts: Sequence[dict[str, int]], total: int, shown: int, what: str
+    counts: Sequence[dict[str, int]], total: int, shown: int, what: str
 ) -> Iterator[tuple[str, list[str]]]:
     """A row for each of the most frequent, as the last of `counts` has them, and one for the rest."""
     ranked = sorted(counts[-1], key=lambda name: -counts[-1][name])
     kept = ranked if len(ranked) <= shown + 1 else ranked[:shown]
-    rest = ranked[len(kept) :]
     for name in kept:
-        values = [split.get(name, 0) for split in counts]
-        yield indent + name, [*(f"{value:,}" for value in values), _share(values[-1], total)]
-    if rest:
+        yield _shares(name, [split.get(name, 0) for split in counts], total)
+    if rest := ranked[len(kept) :]:
         sums = [sum(split.get(name, 0) for name in rest) for split in counts]
-        name = f"{len(rest)} other {what or 'classes (-v)'}"
-        yield indent + name, [*(f"{value:,}" for value in sums), _share(sums[-1], total)]
+        yield _shares(f"{len(rest)} other {what}", sums, total)
 
 
-def _share(part: int, total: int) -> str:
-    return f"{100 * part / total:.1f} %" if total else ""
+def _shares(name: str, counts: Sequence[int], total: int) -> tuple[str, list[str]]:
+    """A row of counts, and the share that the last of them has of a total."""
+    share = f"{100 * counts[-1] / total:.1f} %" if total else ""
+    return f"  {name}", [*(f"{count:,}" for count in counts), share]
 
 
 def _lines(defects: Sequence[Defect], width: int) -> Iterator[Text]:
@@ -173,35 +168,35 @@ def _lines(defects: Sequence[Defect], width: int) -> Iterator[Text]:
         examples = Text(_examples(defect), style="dim")
         severity = Text(f"{defect.severity:<{badge}}", style=_LOOKS[defect.severity])
         line = Text.assemble(severity, f"  {count:>{digits}}  ")
-        below = Text(" " * len(line)) + examples
+        lines = [line]
+        if examples and width < _WIDE:
+            lines.append(Text(" " * len(line)) + examples)
         line.append(defect.what)
         if examples and width >= _WIDE:
             line.append(" " * (words - len(defect.what) + 2)).append_text(examples)
-        for text in (line, below) if examples and width < _WIDE else (line,):
+        for text in lines:
             text.truncate(width, overflow="ellipsis")
             yield text
 
 
 def _examples(defect: Defect) -> str:
-    """Where it is, over all splits before over all files; numbers of objects count from 0."""
-    parts = []
-    for place in _chosen(defect.places):
-        split = f"{place.split}: " if place.split and str(place) else place.split
-        parts.append(f"{split}{place}" if str(place) else f"{split} {place.count:,}".strip())
-    named = sum(bool(str(place)) for place in defect.places)
-    more = named - len(parts) if named else 0
-    tail = f"; {more:,} more" if more > 0 else ""
+    """A few places, of all splits before of all files; numbers of objects count from 0."""
     if not any(place.split or str(place) for place in defect.places):
         return ""
-    return "; ".join(parts) + tail
-
-
-def _chosen(places: Sequence[Place]) -> list[Place]:
-    """A few of the places, the first of each split before the second of any."""
-    seen: dict[str, int] = {}
+    # the first of each split before the second of any
+    seen: Counter[str] = Counter()
     ranked = []
-    for order, place in enumerate(places):
-        rank = seen[place.split] = seen.get(place.split, -1) + 1
-        ranked.append((rank, order, place))
-    chosen = sorted(ranked, key=lambda entry: entry[:2])[:_EXAMPLES]
-    return [place for _, _, place in sorted(chosen, key=lambda entry: entry[1])]
+    for order, place in enumerate(defect.places):
+        ranked.append((seen[place.split], order))
+        seen[place.split] += 1
+    parts = []
+    for order in sorted(order for _, order in sorted(ranked)[:_EXAMPLES]):
+        place = defect.places[order]
+        where = str(place)
+        if where and place.split:
+            where = f"{place.split}: {place}"
+        parts.append(where or f"{place.split} {place.count:,}".strip())
+    more = sum(bool(str(place)) for place in defect.places) - len(parts)
+    if more > 0:
+        parts.append(f"{more:,} more")
+    return "; ".join(parts)

@@ -9,7 +9,7 @@ from typing import Self
 
 from kdlab.cli.screen.console import Screen, duration
 from kdlab.cli.screen.progress import PlanStatus
-from kdlab.cli.screen.rows import COUNTED, GAP, ending, row, short
+from kdlab.cli.screen.rows import GAP, ending, row, short
 from kdlab.jobs.events import (
     Event,
     JobCheckpointed,
@@ -58,14 +58,14 @@ class Lines:
         self.close()
 
     def _text(self, event: Event, status: JobStatus) -> str:
-        counted = COUNTED.get(status.job.kind)
+        counts = status.job.spec.counts
         match event:
-            case JobStarted() if counted == "images":
+            case JobStarted() if counts == "images":
                 return f"measures on {event.device}: {event.iterations} images"
-            case JobEvaluated() if counted == "images":
+            case JobEvaluated() if counts == "images":
                 return f"AP {event.metrics.get('AP', 0.0):.1f} on {event.iteration} images"
             case JobStarted(iteration=0):
-                epochs = "" if counted else f"{event.epochs} epochs, "
+                epochs = f"{event.epochs} epochs, " if counts == "epochs" else ""
                 return f"started on {event.device}: {epochs}{event.iterations} iterations"
             case JobStarted():
                 return f"goes on after iteration {event.iteration} of {event.iterations} on {event.device}"
@@ -81,9 +81,9 @@ class Lines:
                 return f"{event.why}; another process goes on from the last checkpoint"
         if status.end is not event:
             return ""
-        counts, left = self._plan.counts, self._plan.left_s(time.time())
+        told, left = self._plan.counts, self._plan.left_s(time.time())
         eta = "?" if left is None else duration(left)
-        over = not counts["running"] and not counts["queued"]
+        over = not told["running"] and not told["queued"]
         every = len(self._plan.jobs) + self._plan.to_come
-        so_far = f"{counts['done']} of {every} done{'' if over else f', ETA {eta}'}"
+        so_far = f"{told['done']} of {every} done{'' if over else f', ETA {eta}'}"
         return f"{status.state}: {ending(status)}  ({so_far})"

@@ -1,4 +1,4 @@
-"""All about one method on a screen: its options as its docstring explains them, its pairs, its source."""
+"""Page of one method: its options as its docstring explains them, its pairs, its source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ON_THE_NECK = {"feats", "assignment"}
 
 
 def serves(info: MethodInfo) -> str:
-    """Which students a method can teach with its defaults, in a word or two."""
+    """Students that a method can teach with its defaults, in a word or two."""
     needs, _ = info.needs_for({})
     if word := next((word for need, word in _SERVED.items() if need in needs), ""):
         return word
@@ -33,44 +33,32 @@ def card(info: MethodInfo) -> RenderableType:
     for wrap in (False, False, True):
         table.add_column(no_wrap=not wrap, overflow="fold")
     explained = options_explained(info.doc)
-    table.add_row(Text("weight", style="bold"), _amount(info.default_weight), _weights_elsewhere(info))
+    cases = info.default_weight_when.items()
+    elsewhere = [f"{_amount(weight)} with {name}: {value}" for (name, value), weight in cases]
+    table.add_row(Text("weight", style="bold"), _amount(info.default_weight), ", ".join(elsewhere))
     for name, option in info.options.items():
         text = f"{explained.get(name, '')} [{option.accepted}]"
         table.add_row(Text(name, style="bold"), _amount(option.default), Text(text.strip()))
     head = Text.assemble((info.key, "bold"), "  ", info.summary)
-    return Group(head, Text(), Text(_prose(info.doc)), Text(), table, Text(), Text("\n".join(_facts(info))))
+    before = re.split(r"^(?:Args|Source|Raises):", info.doc, maxsplit=1, flags=re.MULTILINE)[0]
+    prose = "\n".join(" ".join(paragraph.split()) for paragraph in before.strip().split("\n\n"))
+    needs, equal = info.needs_for({})
+    facts = [f"students    {serves(info)}; needs {', '.join(needs)}"]
+    if equal:
+        facts.append(f"the pair    must have equal {', '.join(equal)}")
+    for family, values in info.defaults_for.items():
+        said = ", ".join(f"{name} {_amount(value)}" for name, value in values.items())
+        facts.append(f"{family:<12}{said}")
+    if source := re.search(r"^Source:.*", info.doc, re.MULTILINE | re.DOTALL):
+        facts += ["", " ".join(source[0].split()).replace(" Differs:", "\nDiffers:")]
+    return Group(head, Text(), Text(prose), Text(), table, Text(), Text("\n".join(facts)))
 
 
 def options_explained(doc: str) -> dict[str, str]:
-    """What each entry of a docstring's Args says, on one line."""
+    """Entries of a docstring's Args, each on one line."""
     section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", doc, re.MULTILINE | re.DOTALL)
     entries = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", section[1] if section else "", re.M | re.S)
     return {name: " ".join(text.split()) for name, text in entries}
-
-
-def _prose(doc: str) -> str:
-    """What a docstring says before its sections, one line a paragraph."""
-    before = re.split(r"^(?:Args|Source|Raises):", doc, maxsplit=1, flags=re.MULTILINE)[0]
-    return "\n".join(" ".join(paragraph.split()) for paragraph in before.strip().split("\n\n"))
-
-
-def _facts(info: MethodInfo) -> list[str]:
-    """What it needs, which defaults differ, and where it comes from."""
-    needs, equal = info.needs_for({})
-    lines = [f"students    {serves(info)}; needs {', '.join(needs)}"]
-    if equal:
-        lines.append(f"the pair    must have equal {', '.join(equal)}")
-    for family, values in info.defaults_for.items():
-        said = ", ".join(f"{name} {_amount(value)}" for name, value in values.items())
-        lines.append(f"{family:<12}{said}")
-    if source := re.search(r"^Source:.*", info.doc, re.MULTILINE | re.DOTALL):
-        lines += ["", " ".join(source[0].split()).replace(" Differs:", "\nDiffers:")]
-    return lines
-
-
-def _weights_elsewhere(info: MethodInfo) -> str:
-    cases = info.default_weight_when.items()
-    return ", ".join(f"{_amount(weight)} with {name}: {value}" for (name, value), weight in cases)
 
 
 def _amount(value: object) -> str:

@@ -19,8 +19,7 @@ COLUMNS = ("slot", "id", "label", "epoch", "bar", "AP", "det", "terms", "ETA")
 DROPPED_FIRST = ("id", "slot", "bar", "det", "terms", "epoch", "AP", "ETA")
 DROPPED_FIRST_WITH_GPUS = ("id", "bar", "det", "terms", "epoch", "AP", "ETA")
 _OF_RUNNING = {"bar", "ETA"}
-COUNTED = {"evaluate": "images", "scale": "step"}
-"""What jobs count, by kind, where it is no epochs."""
+_UNITS = {"images": "images", "steps": "step", "epochs": "ep"}
 NO_GPUS: Mapping[str, int] = {}
 STYLES = {
     **{"slot": "dim", "id": "dim", "bar": "cyan", "AP": "bold", "terms": "magenta", "note": "dim"},
@@ -46,10 +45,11 @@ def row(status: JobStatus, now: float, numbers: Mapping[str, int] = NO_GPUS) -> 
         numbers: of this machine's GPUs, by UUID.
     """
     det, terms = losses(status)
-    at, left, counted = status.at, status.left_s(now), COUNTED.get(status.job.kind)
+    at, left, counts = status.at, status.left_s(now), status.job.spec.counts
     stage = note(status) if status.in_queue else "starts"
     if at:
-        stage = f"{counted} {at.iteration}/{at.iterations}" if counted else f"ep {status.epoch}"
+        done = status.epoch if counts == "epochs" else f"{at.iteration}/{at.iterations}"
+        stage = f"{_UNITS[counts]} {done}"
     return {
         "slot": place(status, numbers),
         "id": short(status.job.id),
@@ -75,7 +75,7 @@ def losses(status: JobStatus) -> tuple[float | None, dict[str, float]]:
 
 def reserved_widths(jobs: Sequence[Job]) -> dict[str, int]:
     """Characters that each column will need, so that the columns stay where they are while the plan runs."""
-    terms = [[f"{name} 0.05" for name in job.settings.get("methods", ())] for job in jobs]
+    terms = [[f"{name} 0.05" for name in getattr(job.spec, "methods", ())] for job in jobs]
     return {
         "label": max((len(job.label) for job in jobs), default=0),
         "epoch": len("starts"),

@@ -105,6 +105,8 @@ def ablate(
         + rm[rank=loc]   gfl r18  seed 0  cost unknown  new
         + rm[rank=both]  gfl r18  seed 0  cost unknown  new
     """
+    from kdlab.jobs.files import write_text
+    from kdlab.recipe.files import derived as derived_file
     from kdlab.recipe.variation import Request, axis, pairs_of
     from kdlab.running.executors import base
 
@@ -117,18 +119,26 @@ def ablate(
     models = pairs_of([axis("--pairs", text) for text in pairs or []])
     changes = [*_seeds(seeds, overrides or []), *(overrides or [])]
     source = recipe or _of_this_folder(screen)
-    if not (dry_run or yes or _may_be_many(screen, request, len(models))):
-        _nothing(screen)
+    if request.arms() > FREE_ARMS and not (dry_run or yes):
+        of_each = f" for each of {len(models)} pairs" if len(models) > 1 else ""
+        if not screen.ask(f"this makes {request.arms()} arms{of_each}"):
+            _nothing(screen)
     wanted = [replace(request, overrides=(*changes, *pair)) for pair in models]
     derived = [_derived(source, one) for one in wanted]
     ready = [partial(planned, screen, loaded, executor, gpus) for _, loaded in derived]
-    if not dry_run:
-        for one, _ in derived:
-            _write(screen, one)
+    for one, _ in () if dry_run else derived:
+        path = derived_file(one.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, one.document.text)
+        screen.say(f"recipe written: {path}")
     made = [prepared() for prepared in ready]
+    if dry_run and screen.json:
+        screen.emit(plans=[one.plan.to_dict() for one in made])
+    else:
+        _show(screen.data if dry_run else screen.say, screen, made)
     if dry_run:
-        return _tell(screen, made)
-    _show(screen.say, screen, made)
+        screen.next(screen.command("--dry-run"))
+        return 0
     if not (yes or may_cost(screen, _together(made).plan)):
         _nothing(screen)
     options = {"jobs_at_once": jobs, "fail_fast": fail_fast, "live": executor != "inline"}
@@ -182,26 +192,9 @@ def _derived(source: str, request: Request) -> tuple[Derived, Recipe]:
     return made, recipes.resolve(replace(made.document, file=told(derived(made.name))), made.name)
 
 
-def _may_be_many(screen: Screen, request: Request, pairs: int) -> bool:
-    """Whether the arms are few, or the person agrees to their number."""
-    arms = request.arms()
-    of_each = f" for each of {pairs} pairs" if pairs > 1 else ""
-    return arms <= FREE_ARMS or screen.ask(f"this makes {arms} arms{of_each}")
-
-
 def _nothing(screen: Screen) -> NoReturn:
     screen.say("nothing was run")
     raise typer.Abort
-
-
-def _tell(screen: Screen, made: Sequence[Prepared]) -> int:
-    """What `--dry-run` is asked for."""
-    if screen.json:
-        screen.emit(plans=[one.plan.to_dict() for one in made])
-    else:
-        _show(screen.data, screen, made)
-    screen.next(screen.command("--dry-run"))
-    return 0
 
 
 def _show(put: Callable[[RenderableType], None], screen: Screen, made: Sequence[Prepared]) -> None:
@@ -216,17 +209,6 @@ def _together(made: Sequence[Prepared]) -> Prepared:
     """All plans as one that has each job once."""
     jobs = {planned.job.id: planned for one in made for planned in one.plan.jobs}
     return replace(made[0], plan=replace(made[0].plan, jobs=tuple(jobs.values())))
-
-
-def _write(screen: Screen, made: Derived) -> None:
-    """Write a derived recipe where `kdlab run` finds it by its name."""
-    from kdlab.jobs.files import write_text
-    from kdlab.recipe.files import derived
-
-    path = derived(made.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, made.document.text)
-    screen.say(f"recipe written: {path}")
 
 
 def _in_turn(

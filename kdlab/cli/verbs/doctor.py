@@ -1,4 +1,4 @@
-"""kdlab doctor: whether this machine can run jobs, or a data set be trained on, and how to mend it."""
+"""kdlab doctor: checks of this machine, or of a dataset, each with its fix."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from kdlab.cli.screen.options import Overrides, recipe_names
 from kdlab.errors import KdlabError, MachineError, UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from kdlab.datasets.base import DatasetFiles
 
 TIMEOUT_S = 60
@@ -53,15 +55,15 @@ def doctor(
         typer.Option(
             "--data",
             metavar="RECIPE",
-            help="Check every label and image of a recipe's data set instead of the machine.",
+            help="Check every label and image of a recipe's dataset instead of the machine.",
             autocompletion=recipe_names,
         ),
     ] = None,
     overrides: Overrides = None,
 ) -> int:
-    """Look whether this machine is fit, or with --data a data set, and say how to mend it.
+    """Look whether this machine is fit, or with --data a dataset, and say how to mend it.
 
-    Of a data set it tells what each split holds and what is wrong: as an error what makes a job stop, as a
+    Of a dataset it tells what each split holds and what is wrong: as an error what makes a job stop, as a
     warning what harms training or measuring, as a note what is good to know. #3 is the fourth object of its
     image. --json names every place, -v every class.
 
@@ -87,18 +89,18 @@ def doctor(
     if screen.json:
         screen.emit(fit=fit, checks=[asdict(check) for check in checks])
     else:
-        _print(screen, checks)
+        screen.data(_table(checks))
     if fit:
         screen.next("kdlab run digits/quickstart")
     return 0 if fit else MachineError.exit_code
 
 
 def _doctor_data(screen: Screen, recipe: str, overrides: Sequence[str]) -> int:
-    """Look at a data set.
+    """Look at a dataset.
 
     Raises:
         UsageError: the recipe is wrong.
-        MachineError: the data set is missing, or its labels cannot be used at all.
+        MachineError: the dataset is missing, or its labels cannot be used at all.
     """
     from kdlab.cli.screen import data_report
     from kdlab.inspection import examine as inspection
@@ -106,7 +108,7 @@ def _doctor_data(screen: Screen, recipe: str, overrides: Sequence[str]) -> int:
 
     dataset = recipes.load(recipe, overrides).dataset
     module = importlib.import_module(f"kdlab.datasets.{dataset.name}")
-    with screen.working(f"data set {dataset.name}"):
+    with screen.working(f"dataset {dataset.name}"):
         try:
             files: DatasetFiles = module.prepare(**dataset.options)
         except KdlabError as error:
@@ -117,13 +119,18 @@ def _doctor_data(screen: Screen, recipe: str, overrides: Sequence[str]) -> int:
         screen.emit(recipe=recipe, **found.to_dict())
     else:
         data_report.report(screen, files, found)
-    typed = screen.command() if not found.usable else screen.command("-v").replace("doctor --data", "plan", 1)
-    screen.next(typed)
-    return 0 if found.usable else MachineError.exit_code
+    if not found.usable:
+        screen.next(screen.command())
+        return MachineError.exit_code
+    screen.next(screen.command("-v").replace("doctor --data", "plan", 1))
+    return 0
 
 
 def examine() -> Iterator[Check]:
     """All checks, the packages by importing them in processes of their own."""
+    from kdlab.datasets.base import cache_dir
+    from kdlab.jobs.paths import Runs
+
     found = _probe()
     yield Check("Python", "ok", f"{platform.python_version()} in {sys.prefix}")
     yield _package("kdlab", found)
@@ -131,7 +138,11 @@ def examine() -> Iterator[Check]:
     yield _mmcv(found)
     yield from (_package(name, found) for name in ("mmdet", "hotcoco", "mlflow"))
     yield from _devices(found)
-    yield from _folders()
+    yield _folder("runs folder", Runs.here().folder, "KDLAB_RUNS")
+    try:
+        yield _folder("cache folder", cache_dir(), "KDLAB_CACHE")
+    except KdlabError as error:
+        yield Check("cache folder", "fail", error.faults[0].what, error.faults[0].fix)
 
 
 # Runs apart from this process, so that nothing here imports torch and a crash is told, too.
@@ -148,36 +159,25 @@ def torchvision():
     torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     return {"version": torchvision.__version__}
 
-def setuptools():
-    import pkg_resources, setuptools
-    return {"version": setuptools.__version__}
-
 def mmcv():
     from kdlab.mmcv_ops import operators as mmcv_ops
     import mmcv, mmcv.ops
     lite = isinstance(sys.modules["mmcv._ext"], mmcv_ops.StandIn)
     return {"version": mmcv.__version__, "served": mmcv_ops.served() if lite else None}
 
-def mmdet():
-    import mmdet, mmdet.models
-    return {"version": mmdet.__version__}
-
-def hotcoco():
-    import hotcoco, importlib.metadata
-    return {"version": importlib.metadata.version("hotcoco")}
-
-def mlflow():
-    import mlflow
-    return {"version": mlflow.__version__}
-
 def kdlab():
     from kdlab import __version__
     from kdlab.training.job import commit
     return {"version": __version__, "commit": commit()}
 
+def other(name):
+    import importlib, importlib.metadata
+    importlib.import_module({"setuptools": "pkg_resources", "mmdet": "mmdet.models"}.get(name, name))
+    return {"version": importlib.metadata.version(name)}
+
 for name in sys.argv[1:]:
     try:
-        answer = globals()[name]()
+        answer = globals()[name]() if name in globals() else other(name)
     except BaseException as error:
         answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     print("\\n" + json.dumps([name, answer]), flush=True)
@@ -198,7 +198,7 @@ _FIXES = {
 
 
 def _probe() -> dict[str, dict[str, Any]]:
-    """What each package answered; one behind a package that failed is not asked."""
+    """Answer of each package; one behind a package that failed is not asked."""
     command = [sys.executable, "-c", _PROBE]
     processes = [
         subprocess.Popen([*command, *chain], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -206,19 +206,20 @@ def _probe() -> dict[str, dict[str, Any]]:
     ]
     found: dict[str, dict[str, Any]] = {}
     for chain, process in zip(_CHAINS, processes, strict=True):
+        how = "ended"
         try:
             output, _ = process.communicate(timeout=TIMEOUT_S)
-            how = (
-                f"killed by {signal.Signals(-process.returncode).name}" if process.returncode < 0 else "ended"
-            )
+            if process.returncode < 0:
+                how = f"killed by {signal.Signals(-process.returncode).name}"
         except subprocess.TimeoutExpired:
             process.kill()
             output, _ = process.communicate()
             how = f"still at it after {TIMEOUT_S} s"
         found |= dict(json.loads(line) for line in output.splitlines() if line.startswith('["'))
-        silent = next((name for name in chain if name not in found), None)
-        if silent and not any("error" in found[name] for name in chain if name in found):
-            found[silent] = {"error": f"the import was {how}"}
+        failed = any("error" in found.get(name, {}) for name in chain)
+        silent = [name for name in chain if name not in found]
+        if silent and not failed:
+            found[silent[0]] = {"error": f"the import was {how}"}
     return found
 
 
@@ -226,12 +227,12 @@ def _package(name: str, found: dict[str, dict[str, Any]]) -> Check:
     answer = found.get(name, {"error": "not looked at: see above"})
     if "error" in answer:
         return Check(name, "fail", answer["error"], _FIXES[name] if name in found else "")
-    extra = ""
+    told = [answer["version"]]
     if name == "torch":
-        extra = f", built for CUDA {answer['cuda']}" if answer["cuda"] else ", built for the CPU"
+        told.append(f"built for CUDA {answer['cuda']}" if answer["cuda"] else "built for the CPU")
     if answer.get("commit"):
-        extra = f", commit {answer['commit']}"
-    return Check(name, "ok", f"{answer['version']}{extra}")
+        told.append(f"commit {answer['commit']}")
+    return Check(name, "ok", ", ".join(told))
 
 
 def _mmcv(found: dict[str, dict[str, Any]]) -> Check:
@@ -273,30 +274,21 @@ def _devices(found: dict[str, dict[str, Any]]) -> Iterator[Check]:
         yield Check("GPUs", "ok", told)
 
 
-def _folders() -> Iterator[Check]:
-    from kdlab.datasets.base import cache_dir
-    from kdlab.jobs.paths import Runs
-
-    yield _folder("runs folder", Runs.here().folder, "KDLAB_RUNS")
-    try:
-        yield _folder("cache folder", cache_dir(), "KDLAB_CACHE")
-    except KdlabError as error:
-        yield Check("cache folder", "fail", error.faults[0].what, error.faults[0].fix)
-
-
 def _folder(name: str, folder: Path, variable: str) -> Check:
-    """Whether a folder, there or not, can be written and has room."""
+    """The check that a folder, there or not, can be written and has room."""
     folder = folder.absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         return Check(name, "fail", f"{folder} cannot be written", f"set {variable} to a folder that can")
     free_gb = shutil.disk_usage(there).free / 1e9
-    state = "fail" if free_gb < FULL_GB else "warn" if free_gb < LOW_GB else "ok"
-    fix = "" if state == "ok" else f"make room, or set {variable} to a folder on a larger disk"
-    return Check(name, state, f"{folder}, {free_gb:.0f} GB free", fix)
+    what = f"{folder}, {free_gb:.0f} GB free"
+    if free_gb >= LOW_GB:
+        return Check(name, "ok", what)
+    fix = f"make room, or set {variable} to a folder on a larger disk"
+    return Check(name, "warn" if free_gb >= FULL_GB else "fail", what, fix)
 
 
-def _print(screen: Screen, checks: list[Check]) -> None:
+def _table(checks: Sequence[Check]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -309,4 +301,4 @@ def _print(screen: Screen, checks: list[Check]) -> None:
         table.add_row(Text(check.state, style=looks[check.state]), check.name, check.what)
         if check.fix:
             table.add_row("", Text("fix", style="dim"), check.fix)
-    screen.data(table)
+    return table

@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 
 PROCESS = "kdlab.training.export"
 EXPORTS = Path("exports")
-_WITHOUT_DETECTOR = {
-    "prepare": "trains no detector",
-    "scale": "takes a few steps to see how large the losses are and keeps no weights",
-}
 _ABOUT = {
     ".safetensors": "weights under mmdet's names",
     ".pth": "the same with class names, for mmdet",
@@ -120,7 +116,7 @@ def _finished(runs: Runs, job: Job) -> Job:
     from kdlab.jobs import store
     from kdlab.jobs.status import State, state_of
 
-    if why := _WITHOUT_DETECTOR.get(job.kind):
+    if why := job.spec.instead:
         raise UsageError(f"{job.label} {why}, so there is nothing to export", where=job.id)
     state = state_of(job, runs.job(job.id))
     if state is State.DONE:

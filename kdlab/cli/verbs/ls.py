@@ -25,7 +25,7 @@ def ls(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="[recipes|methods|detectors|datasets|executors|runs]",
+            metavar="[recipes|methods|detectors|backbones|datasets|executors|runs]",
             help="Which list; without it the recipes and how much there is of the rest.",
             show_default=False,
         ),
@@ -37,7 +37,7 @@ def ls(
         ),
     ] = "",
 ) -> None:
-    """List recipes, methods, detectors, datasets, executors or runs; or tell all about one method.
+    """List recipes, methods, detectors, backbones, datasets, executors or runs; or tell all about one method.
 
     \b
     Examples:
@@ -110,6 +110,13 @@ def _detectors() -> list[dict[str, Any]]:
     return [{"name": info.key, "about": info.summary} for info in catalog.detectors().values()]
 
 
+def _backbones() -> list[dict[str, Any]]:
+    return [
+        {"name": info.key, "about": info.summary, "options": {"width": info.width}}
+        for info in catalog.backbones().values()
+    ]
+
+
 def _datasets() -> list[dict[str, Any]]:
     return [_with_options(info) for info in catalog.datasets().values()]
 
@@ -118,7 +125,7 @@ def _executors() -> list[dict[str, Any]]:
     return [_with_options(info) for info in catalog.executors().values()]
 
 
-def _with_options(info: catalog.DatasetInfo | catalog.ExecutorInfo) -> dict[str, Any]:
+def _with_options(info: catalog.PluginInfo) -> dict[str, Any]:
     return {"name": info.key, "about": info.summary, **_options(info.options)}
 
 
@@ -149,6 +156,7 @@ _LISTS = {
     "recipes": _recipes,
     "methods": _methods,
     "detectors": _detectors,
+    "backbones": _backbones,
     "datasets": _datasets,
     "executors": _executors,
     "runs": _runs,

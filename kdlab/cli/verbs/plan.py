@@ -124,7 +124,7 @@ def preview(made: Prepared, *, jobs: bool = False) -> RenderableType:
     for planned in [[one] for one in made.plan.jobs] if jobs else _by_arm(made.plan):
         name = planned[0].job.id if jobs else planned[0].job.arm
         about = planned[0].job.label if jobs else _model(planned[0].job)
-        seeds = _seeds(planned) if planned[0].job.kind == "student" and not jobs else ""
+        seeds = _seeds(planned) if planned[0].job.spec.is_student and not jobs else ""
         sign, style = ("=", "green") if planned[0].done else ("+", "bold")
         cells = [f"  {sign} {name}", about, seeds, _cost(planned), _reason(planned, made.runs)]
         table.add_row(
@@ -144,8 +144,8 @@ def _by_arm(plan: Plan) -> list[list[PlannedJob]]:
 
 def _model(job: Job) -> str:
     """ "gfl r18"."""
-    model = job.settings["model"]
-    return f"{model['detector']} {model['backbone'].replace('resnet', 'r')}"
+    model = job.spec.model
+    return f"{model.detector} {str(model.backbone).replace('resnet', 'r')}"
 
 
 def _seeds(jobs: Sequence[PlannedJob]) -> str:

@@ -31,7 +31,7 @@ RESULTS = Path("results")
 
 
 class Format(StrEnum):
-    """What a table can be printed as."""
+    """Format of a printed table."""
 
     terminal = "terminal"
     md = "md"
@@ -116,7 +116,7 @@ def report(
 
 
 def _next(comparison: Comparison, plots: bool) -> str:
-    """What one does after looking: train what is missing, else look closer."""
+    """The next command: train what is missing, else look closer."""
     recipe = comparison.plan.recipe
     name = shlex.quote(recipe["name"])
     if not all(arm.whole for arm in comparison.arms):
@@ -127,7 +127,7 @@ def _next(comparison: Comparison, plots: bool) -> str:
 def _compared(
     screen: Screen, sources: list[str], runs: Runs, *, pool: bool, whole: bool
 ) -> Iterator[Comparison]:
-    """What each source names, compared; the newest plan where none is named.
+    """Comparison of each source; of the newest plan where none is named.
 
     Args:
         screen: where it is said what takes time.
@@ -186,20 +186,16 @@ def _shaped(
 
     if classes and reported:
         raise UsageError("--reported has no numbers by class", fix="leave one of the two out")
-    if classes:
-        made = comparison_table.by_class(comparison)
-    else:
-        made = comparison_table.table(comparison)
-        if reported:
-            made = comparison_table.with_reported(made, reference.published(comparison.plan.recipe["name"]))
+    made = comparison_table.by_class(comparison) if classes else comparison_table.table(comparison)
+    if reported:
+        published = reference.published(comparison.plan.recipe["name"])
+        made = comparison_table.with_reported(made, published)
     if sort:
         made = made.sorted_by(sort)
-    return made.only(_listed(cols)) if cols else made.usual()
-
-
-def _listed(words: str) -> list[str]:
-    """The words between commas, but for those in the brackets of an arm's name."""
-    return [word.strip() for word in re.split(r",(?![^\[]*\])", words)]
+    if not cols:
+        return made.usual()
+    # commas in the brackets of an arm's name part nothing
+    return made.only([word.strip() for word in re.split(r",(?![^\[]*\])", cols)])
 
 
 def _show(screen: Screen, tables: list[Table], compared: list[Comparison], form: Format, plots: bool) -> None:
@@ -290,7 +286,7 @@ def tell_tracking(screen: Screen, done: SyncReport) -> None:
 
 
 def results_stem(plan: Plan) -> str:
-    """Where a plan's table belongs below `results/`: under its recipe's name.
+    """Path of a plan's table below `results/`, without its ending: its recipe's name.
 
     A plan of a recipe that `--set` changed, or that was edited since, keeps its id in the name, so that a
     trial never replaces the numbers of the recipe as it stands. A query's is under `query/`.

@@ -121,7 +121,7 @@ def _study(search: Search, made: Prepared) -> Study:
         objectives=tune.objectives,
         sampler=tune.sampler,
         pruner=tune.pruner,
-        epochs=search.trial.job.settings["schedule"]["epochs"],
+        epochs=search.trial.job.spec.schedule.epochs,
         seed=tune.seed,
         storage=storage_of(tune.storage, made.runs),
     )

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.models.backbones.swin import swin_converter
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
+from kdlab.backbones import kinds
 from kdlab.errors import JobError, MachineError
+from kdlab.jobs.spec import ModelSpec
 from kdlab.training import checkpoints, weights
 from kdlab.training.weights.key_report import KeyReport, fit
-
-_SWIN_NAMES = (
-    (r"features\.0\.0\.", r"patch_embed.proj."),
-    (r"features\.0\.2\.", r"patch_embed.norm."),
-    *((rf"features\.{2 * stage + 1}\.(\d+)\.", rf"layers.{stage}.blocks.\1.") for stage in range(4)),
-    *((rf"features\.{2 * stage + 2}\.", rf"layers.{stage}.downsample.") for stage in range(3)),
-    (r"\.mlp\.0\.", r".mlp.fc1."),
-    (r"\.mlp\.3\.", r".mlp.fc2."),
-)
-"""From torchvision's names of a Swin to those of its authors, which mmdet knows how to read."""
-_MADE_BY_MMDET = re.compile(r"norm\d\.|.*\.relative_position_index$")
-"""Parts of mmdet's Swin that no classifier has: the norms of its outputs, and what it computes itself."""
 
 
 def load_backbone(backbone: nn.Module, path: Path) -> KeyReport:
@@ -45,40 +33,36 @@ def load_backbone(backbone: nn.Module, path: Path) -> KeyReport:
 def fit_backbone(
     model: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str = ""
 ) -> tuple[dict[str, Tensor], KeyReport]:
-    """As `key_report.fit`, for a backbone: torchvision's names are brought to mmdet's first.
+    """As `key_report.fit`, for a backbone: names that are not mmdet's are brought to its own first.
 
     Raises:
         JobError: the tensors are of another MobileNetV2, or hold the backbone more than once.
     """
     given = {name.removeprefix("module."): value for name, value in tensors.items()}
-    if "features.1.conv.0.0.weight" in given:
-        return fit(model, _mobilenet(model, given, where), where)
-    if "features.1.0.attn.qkv.weight" in given:
-        given = {_renamed(name): value for name, value in given.items() if not name.startswith("norm.")}
-    if "layers.0.blocks.0.attn.qkv.weight" in given:
-        model = {name: value for name, value in model.items() if not _MADE_BY_MMDET.match(name)}
-        given = {n: v for n, v in given.items() if not _MADE_BY_MMDET.match(n) and "attn_mask" not in n}
-        return fit(model, swin_converter(given), where)
+    for kind in kinds():
+        if any(key in given for key in kind.foreign_keys):
+            model, given = kind.renamed(model, given, where)
+            return fit(model, given, where)
     return fit(model, tensors, where)
 
 
-def first_weights(settings: Mapping[str, Any], path: str | None) -> Path | None:
+def first_weights(model: ModelSpec, path: str | None) -> Path | None:
     """The file that a model's backbone starts from; None where all is drawn.
 
     Args:
-        settings: of the model; "init" is "none", "imagenet" or "sha256:<hex>".
+        model: its `init` is "none", "imagenet" or "sha256:<hex>".
         path: where the file of that content lies now.
 
     Raises:
         MachineError: torchvision's file cannot be downloaded.
         JobError: the file is not the one that was planned with.
     """
-    if settings["init"] == "none":
+    if model.init == "none":
         return None
-    if settings["init"] == "imagenet":
-        return _torchvision_file(settings["backbone"])
+    if model.init == "imagenet":
+        return _torchvision_file(str(model.backbone))
     file = Path(path or "")
-    if not file.is_file() or f"sha256:{checkpoints.sha256(file)}" != settings["init"]:
+    if not file.is_file() or f"sha256:{checkpoints.sha256(file)}" != model.init:
         raise JobError(
             "the backbone's first weights are gone, or not the ones that were planned with",
             where=str(file),
@@ -133,29 +117,3 @@ def _torchvision_file(backbone: str) -> Path:
             fix=f"put the file at {path}, or name it in the recipe: init: FILE",
         ) from error
     return path
-
-
-def _mobilenet(model: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Torchvision's MobileNetV2 under mmdet's names: both list the same tensors in the same order."""
-    names = [name for name in model if not name.endswith("num_batches_tracked")]
-    features = {
-        name: value
-        for name, value in given.items()
-        if name.startswith("features.") and not name.endswith("num_batches_tracked")
-    }
-    pairs = list(zip(names, features.values(), strict=False))
-    wrong = [name for name, value in pairs if model[name].shape != value.shape]
-    if wrong or len(names) != len(features):
-        raise JobError(
-            "this is torchvision's MobileNetV2, and the backbone is not, or of another width",
-            where=where,
-            got=f"{len(features)} tensors for {len(names)}; first of another shape: {(*wrong, 'none')[0]}",
-            fix="name a file of this very backbone",
-        )
-    return {**dict(pairs), **{name: value for name, value in given.items() if name not in features}}
-
-
-def _renamed(name: str) -> str:
-    for pattern, replacement in _SWIN_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name

@@ -37,20 +37,22 @@ from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.lease import LeaseInfo, Process
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
+from tests.stubs.jobs import make, method
 
 GPUS = Machine((0, 1), (Gpu(0, "GPU-aaaa", 80.0), Gpu(1, "GPU-bbbb", 80.0)))
 CORES = Machine((0, 1))
-ARMS: dict[str, dict[str, Any]] = {"baseline": {}, "rm": {"rm": {}}, "rm+pfi": {"rm": {}, "pfi": {}}}
+RM, PFI = method("rm"), method("pfi")
+ARMS: dict[str, dict[str, Any]] = {"baseline": {}, "rm": {"rm": RM}, "rm+pfi": {"rm": RM, "pfi": PFI}}
 HOUR = 3600.0
 
 
 def make_plan(costs: dict[str, float | None] | None = None, gpus: int = 0) -> Plan:
     """A teacher and the arms; `costs` by arm."""
     resources = Resources(gpus=gpus)
-    jobs = [Job("teacher-9c1e22ab", "teacher", "teacher", 0, {"methods": {}}, resources=resources)]
+    jobs = [make("teacher-9c1e22ab", "teacher", resources=resources)]
     for number, (arm, methods) in enumerate(ARMS.items()):
         parents = ("teacher-9c1e22ab",) if methods else ()
-        job = Job(f"student-{number:08x}", "student", arm, 0, {"methods": methods}, parents, {}, resources)
+        job = make(f"student-{number:08x}", arm, parents=parents, resources=resources, methods=methods)
         jobs.append(job)
     planned = [PlannedJob(job, False, "new", (costs or {}).get(job.arm)) for job in jobs]
     return Plan("7f3a0001", {"name": "coco/retinanet_r101_r50"}, tuple(planned), "cpu", {})
@@ -126,7 +128,7 @@ class TestPlanStatus:
 
     def test_a_finished_seed_tells_what_the_others_of_its_arm_take(self) -> None:
         view = make_view({"teacher": 0.0, "rm": 0.0, "rm+pfi": 0.0})
-        twin = replace(view.plan.jobs[1].job, id="student-0000000b", seed=1)
+        twin = make("student-0000000b", "baseline", 1)
         plan = replace(view.plan, jobs=(*view.plan.jobs, PlannedJob(twin, False, "new")))
         view = teach(
             PlanStatus(plan, CORES), started("student-00000000"), finished("student-00000000", wall_s=77.0)
@@ -146,7 +148,7 @@ class TestGrowing:
 
     @staticmethod
     def trial(number: int) -> PlannedJob:
-        job = Job(f"student-1000000{number}", "student", f"pfi {number}", 0, {"methods": {}})
+        job = make(f"student-1000000{number}", f"pfi {number}")
         return PlannedJob(job, False, "trial")
 
     @pytest.fixture
@@ -213,7 +215,7 @@ class TestMakespan:
         for chain, length in enumerate(chains):
             for place in range(length):
                 parents = (f"student-{chain}{place - 1}",) if place else ()
-                made.append(Job(f"student-{chain}{place}", "student", "a", 0, {}, parents))
+                made.append(make(f"student-{chain}{place}", parents=parents))
         return made
 
     def span(self, jobs: list[Job], cores: int, at_once: int | None = None) -> float:
@@ -349,8 +351,7 @@ class TestGpus:
         runs, made = Runs(folder), []
         for number, (arm, numbers) in enumerate(jobs.items()):
             resources = Resources(gpus=len(numbers) or 1)
-            settings = {"methods": {"rm": {}, "pfi": {}}}
-            job = Job(f"student-{number:08x}", "student", arm, 0, settings, (), {}, resources)
+            job = make(f"student-{number:08x}", arm, resources=resources, methods=ARMS["rm+pfi"])
             made.append(PlannedJob(job, False, "new", HOUR))
             if numbers:
                 paths = runs.job(job.id)
@@ -508,7 +509,7 @@ class TestLines:
 
 
 def test_a_measured_teacher_counts_its_images(capfd: pytest.CaptureFixture[str]) -> None:
-    job = Job("evaluate-9c1e22ab", "evaluate", "teacher", 0, {"methods": {}})
+    job = make("evaluate-9c1e22ab", "teacher")
     plan = Plan("7f3a0002", {"name": "tiny"}, (PlannedJob(job, False, "new"),), "cpu", {})
     view = PlanStatus(plan, CORES)
     begun = JobStarted(job=job.id, device="cpu", epochs=1, iterations=200)
@@ -529,7 +530,7 @@ def test_a_measured_teacher_counts_its_images(capfd: pytest.CaptureFixture[str])
 
 
 def test_a_job_that_scales_losses_counts_its_steps(capfd: pytest.CaptureFixture[str]) -> None:
-    job = Job("scale-9c1e22ab", "scale", "scale rm", 0, {"methods": {"rm": {}}})
+    job = make("scale-9c1e22ab", "scale rm", methods={"rm": RM})
     plan = Plan("7f3a0002", {"name": "tiny"}, (PlannedJob(job, False, "new"),), "cpu", {})
     view = PlanStatus(plan, CORES)
     begun = JobStarted(job=job.id, device="cpu", epochs=1, iterations=30)

@@ -9,10 +9,11 @@ import pytest
 from kdlab.cli.screen.places import place, ranges, without_jobs
 from kdlab.devices import Gpu, Machine
 from kdlab.jobs.handle import Handle
-from kdlab.jobs.job import Job, Resources
+from kdlab.jobs.job import Resources
 from kdlab.jobs.lease import Lease, LeaseInfo, Process
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.status import JobStatus
+from tests.stubs.jobs import make
 
 NUMBERS = {"GPU-aaaaaaaaaa": 0, "GPU-bbbbbbbbbb": 1, "GPU-cccccccccc": 2}
 ME = Process.of(os.getpid())
@@ -25,7 +26,7 @@ def paths(tmp_path: Path) -> JobPaths:
 
 
 def located(paths: JobPaths, gpus: int = 0) -> JobStatus:
-    status = JobStatus(Job("student-00000000", "student", "a", 0, {}, resources=Resources(gpus=gpus)))
+    status = JobStatus(make("student-00000000", resources=Resources(gpus=gpus)))
     status.locate(paths)
     return status
 

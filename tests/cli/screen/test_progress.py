@@ -15,7 +15,8 @@ from kdlab.jobs.files import write_json
 from kdlab.jobs.handle import Handle
 from kdlab.jobs.lease import LeaseInfo
 from kdlab.running.driver import driving
-from tests.cli.conftest import BEGAN, FAR, Lab, at
+from tests.cli.conftest import BEGAN, FAR, TEACHER, Lab, at
+from tests.stubs.jobs import make
 
 SAVED = (JobCheckpointed, {"iteration": 400})
 
@@ -80,7 +81,7 @@ def test_what_needs_a_failed_job_is_skipped(lab: Lab) -> None:
 
 
 def test_a_teacher_that_misses_what_is_expected_has_failed(lab: Lab) -> None:
-    lab.jobs["teacher"].inputs["expect_ap"] = 40.0
+    lab.jobs["teacher"] = make(TEACHER, "teacher", inputs={"expect_ap": 40.0})
     lab.done("teacher")
     assert state(lab, "teacher") == ("failed", "the teacher has AP 12.5, and teacher.expect_ap is 40.0")
 

@@ -20,6 +20,7 @@ from kdlab.planning import build as planning
 from kdlab.recipe.settings import Recipe
 from tests.cli import test_verbs
 from tests.cli.test_verbs import Bench
+from tests.stubs.jobs import steering
 
 NAME = "ablate/digits/quickstart--rm+pfi"
 WRITTEN = Path(f"runs/recipes/{NAME}.yaml")
@@ -37,8 +38,8 @@ class Pairs(Bench):
         job = super().job(arm, seed, methods)
         if arm == "teacher":
             return job
-        ends = {"end": self.ends.get(f"{arm} {self.width}", "finish")}
-        return replace(job, id=f"{job.id}w{self.width}", settings={**job.settings, **ends})
+        steering(job)["end"] = self.ends.get(f"{arm} {self.width}", "finish")
+        return replace(job, id=f"{job.id}w{self.width}")
 
     def prepare(
         self, recipe: Recipe, runs: Runs, machine: Machine, progress: Callable[[str], None] = print

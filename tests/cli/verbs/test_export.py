@@ -15,6 +15,7 @@ from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
+from tests.stubs.jobs import make
 from tests.stubs.stub_job import make_result
 
 IDS = {"baseline": "student-aa11", "rm": "student-ab22", "teacher": "teacher-ac33"}
@@ -35,11 +36,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KDLAB_RUNS", str(tmp_path / "runs"))
     runs = Runs(tmp_path / "runs")
-    jobs = [
-        add(runs, Job(job_id, "teacher" if arm == "teacher" else "student", arm, 0, {}))
-        for arm, job_id in IDS.items()
-    ]
-    jobs.append(add(runs, Job("student-ab99", "student", "rm", 1, {}), done=False))
+    jobs = [add(runs, make(job_id, arm)) for arm, job_id in IDS.items()]
+    jobs.append(add(runs, make("student-ab99", "rm", 1), done=False))
     recipe = {"name": "digits/quickstart", "path": "recipes/digits/quickstart.yaml"}
     Plan("7f3a", recipe, tuple(PlannedJob(job, False, "new") for job in jobs), "cpu", {}).save(runs)
     return runs
@@ -118,7 +116,7 @@ def test_an_unfinished_job_names_the_command_that_finishes_it(
 def test_a_job_that_makes_no_detector_is_refused(
     runs: Runs, asked: Sequence[Any], capfd: pytest.CaptureFixture[str], kind: Any, arm: str, told: str
 ) -> None:
-    add(runs, Job(f"{kind}-ad44", kind, arm, 0, {}))
+    add(runs, make(f"{kind}-ad44", arm))
     assert app.main(["export", f"{kind}-ad"]) == 2
     assert told in capfd.readouterr().err
     assert not asked

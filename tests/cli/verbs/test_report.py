@@ -18,6 +18,7 @@ from kdlab.jobs.matches import Matches
 from kdlab.reporting import tracking
 from kdlab.reporting.tracking import SyncReport
 from tests.reporting.conftest import Workbench
+from tests.stubs.jobs import method
 
 Verb = Callable[[str], tuple[int, str, str]]
 APS = {"baseline": (20.0, 21.0, 19.5), "rm": (22.0, 23.1, 21.6), "pfi": (20.5, 21.0, 20.5)}
@@ -212,7 +213,7 @@ class TestQuery:
                 "model": {"detector": "gfl", "backbone": "resnet18"},
                 "dataset": {"name": "digits", "fingerprint": "01"},
                 "schedule": {"epochs": 6},
-                "methods": {arm: {}} if taught else {},
+                "methods": {arm: method(arm)} if taught else {},
                 "teacher": {"detector": "gfl"} if taught else None,
             }
             parents = ("teacher-teacher0",) if taught else ()
@@ -233,7 +234,7 @@ class TestQuery:
     ) -> None:
         for seed in range(3):
             job = read(bench, f"student-pfi{seed}")
-            write(bench, job | {"settings": job["settings"] | {"schedule": {"epochs": 12}}})
+            write(bench, job | {"spec": job["spec"] | {"schedule": job["spec"]["schedule"] | {"epochs": 12}}})
         tables = json.loads(kdlab("report mlflow: --json")[1])["tables"]
         assert [table["title"] for table in tables] == [
             "gfl resnet18 on digits, 12 epochs, n=3",
@@ -248,7 +249,7 @@ class TestQuery:
         self, kdlab: Verb, asked: list[str], bench: Workbench
     ) -> None:
         job = read(bench, "student-rm2")
-        write(bench, job | {"settings": job["settings"] | {"methods": {"rm": {"weight": 9}}}})
+        write(bench, job | {"spec": job["spec"] | {"methods": {"rm": method("rm", weight=9.0)}}})
         [table] = json.loads(kdlab("report mlflow: --json")[1])["tables"]
         assert [row["arm"]["text"] for row in table["rows"]] == ["teacher", "baseline", "pfi", "rm", "rm (2)"]
 

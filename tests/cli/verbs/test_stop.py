@@ -12,6 +12,7 @@ from kdlab.running import scheduler
 from kdlab.running.driver import driving
 from kdlab.running.executors.local import Local
 from tests.cli.conftest import Lab, wait_for
+from tests.stubs.jobs import steering
 from tests.stubs.stub_job import COMMAND
 
 NEXT = "next: kdlab run digits/quickstart"
@@ -104,7 +105,7 @@ def test_queued_jobs_of_a_driven_plan_do_not_start(lab: Lab) -> None:
 
 def test_a_scheduler_that_drives_the_plan_starts_nothing_more(lab: Lab) -> None:
     for job in lab.jobs.values():
-        job.settings.update(steps=2000, step_s=0.02)
+        steering(job).update(steps=2000, step_s=0.02)
     plan = lab.save()
     events: list[Event] = []
 

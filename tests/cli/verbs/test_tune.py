@@ -244,7 +244,7 @@ def test_published_weights_that_did_best_make_a_recipe_that_loads(kdlab: Bench) 
 
 
 def test_each_trial_of_the_front_has_its_recipe(kdlab: Bench) -> None:
-    kdlab.executor.ap = lambda job, epoch: float(job.settings["model"]["width"])
+    kdlab.executor.ap = lambda job, epoch: float(job.spec.model.width)
     changes = "--over pfi.weight --objectives AP,latency --set tune.student={width:[8,16]}"
     code, _, err = kdlab(f"tune {NAME} {changes} --trials 8 -y")
     assert code == 0

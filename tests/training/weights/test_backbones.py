@@ -17,6 +17,7 @@ from kdlab import detectors
 from kdlab.errors import JobError, MachineError
 from kdlab.training import checkpoints
 from kdlab.training.weights.backbones import check_torchvision, first_weights, load_backbone
+from tests.stubs.jobs import model
 
 
 @pytest.fixture
@@ -123,12 +124,12 @@ def test_build_draws_the_rest_as_without_a_file(tmp_path: Path, model_settings: 
 
 def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
     path = saved(tmp_path, nn.Conv2d(1, 1, 1))
-    settings = {"init": f"sha256:{checkpoints.sha256(path)}", "backbone": "resnet18"}
-    assert first_weights(settings, str(path)) == path
-    assert first_weights({"init": "none"}, None) is None
-    for init, lies in (("sha256:0", path), (settings["init"], tmp_path / "gone.pth")):
+    known = f"sha256:{checkpoints.sha256(path)}"
+    assert first_weights(model(init=known), str(path)) == path
+    assert first_weights(model(), None) is None
+    for init, lies in (("sha256:0", path), (known, tmp_path / "gone.pth")):
         with pytest.raises(JobError, match="not the ones that were planned with"):
-            first_weights({"init": init}, str(lies))
+            first_weights(model(init=init), str(lies))
 
 
 class TestImageNet:
@@ -168,18 +169,7 @@ class TestImageNet:
 
 def test_imagenet_weights_that_torchvision_lacks_are_refused() -> None:
     with pytest.raises(JobError, match="torchvision has no weights for cspdarknet"):
-        first_weights({"init": "imagenet", "backbone": "cspdarknet"}, None)
-
-
-@pytest.mark.parametrize(
-    ("backbone", "width"),
-    [("resnet18", 64), ("resnet50", 64), ("resnext101_64x4d", 64), ("mobilenet_v2", 32), ("swin_t", 96)],
-)
-def test_torchvisions_weights_fit_the_backbone_of_that_name(
-    model_settings: Callable[..., Any], backbone: str, width: int
-) -> None:
-    settings = model_settings("gfl", backbone=backbone, width=width)
-    check_torchvision(backbone, detectors.build(settings, 3).backbone)
+        first_weights(model(init="imagenet", backbone="cspdarknet"), None)
 
 
 @pytest.mark.parametrize("changed", [{"depth": 34}, {"base_channels": 32}, {"deep_stem": True}])

@@ -1,0 +1,403 @@
+"""The settings of a job: typed and frozen from the recipe to the loss, a union over the kinds of jobs.
+
+A key with a default that changes nothing changes no id: ids are hashed without defaults (`planning/ids.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Strict,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Listed = Strict(False)  # a YAML list is read as a tuple; its entries stay strict
+
+VERSIONS = {"loop": 1, "evaluation": 1}
+"""Of what all jobs share: training (batches, augmentation, optimiser) and measuring. The commit that moves a
+number raises its version, and with it the ids of the jobs that use it. A plugin has its own `VERSION`."""
+
+_STEP = {"milestones": (8 / 12, 11 / 12), "optimizer": "sgd", "lr": 0.01, "batch_size": 16}
+_PRESETS: dict[str, dict[str, Any]] = {
+    "1x": {"epochs": 12, **_STEP},
+    "2x": {"epochs": 24, **_STEP},
+    "custom": {},
+}
+
+
+class Settings(BaseModel):
+    """One section of a recipe: frozen, no unknown keys, no value of another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ImageSettings(Settings):
+    """How images are read.
+
+    Args:
+        scale: width and height that images are resized to fit, keeping their ratio; None leaves them.
+        flip: probability of a horizontal flip in training.
+        broken_images: what a job does at an image that cannot be read: "stop", or "skip" it and say so.
+    """
+
+    scale: Annotated[tuple[PositiveInt, PositiveInt], Listed] | None = None
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    broken_images: Literal["stop", "skip"] = "stop"
+
+
+class DatasetSpec(ImageSettings):
+    """The dataset of a job.
+
+    Args:
+        name: a dataset of the catalog.
+        fingerprint: of its labels and images (`datasets.base.fingerprint`).
+    """
+
+    name: str
+    fingerprint: str
+
+
+class ModelSettings(Settings):
+    """`student:`, a detector and its size.
+
+    Args:
+        detector: a detector family of the catalog; or an mmdet config, by path or by its name in mmdet
+            ("retinanet/retinanet_r50_fpn_1x_coco"): that says all sizes, and the five keys below are None.
+        backbone: a backbone of the catalog.
+        width: channels of its first stage (MobileNetV2: of its stem); those of its paper where left out.
+        neck_channels: channels of every level.
+        head_convs: convolutions of each tower; 0 for a family without towers.
+        strides: of the levels, in input pixels: 4 or 8 and on, each twice the one before; the family's where
+            left out.
+        init: the backbone's first weights: "none" draws them, "imagenet" fetches torchvision's, else the path
+            or URL of a file.
+        overrides: values by dotted key of the mmdet config, which begin with "model.".
+    """
+
+    detector: str
+    backbone: str | None = None
+    width: PositiveInt | None = None
+    neck_channels: PositiveInt | None = None
+    head_convs: NonNegativeInt | None = None
+    strides: Annotated[tuple[int, ...], Listed] | None = None
+    init: Annotated[str, Field(min_length=1)] = "none"
+    overrides: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """An override elsewhere would change nothing."""
+        strays = [key for key in self.overrides if not key.startswith("model.")]
+        if strays:
+            raise ValueError(f"overrides must begin with model.: {', '.join(strays)}")
+        return self
+
+    @field_validator("strides")
+    @classmethod
+    def _doubling(cls, strides: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if strides is None:
+            return None
+        if strides[:1] not in ((4,), (8,)) or any(b != 2 * a for a, b in pairwise(strides)):
+            raise ValueError("must start with 4 or 8 and double at each level")
+        return strides
+
+
+class Schedule(Settings):
+    """`schedule:`; keys that are left out come from the preset.
+
+    Args:
+        preset: "1x" and "2x" are mmdet's 12 and 24 epochs; "custom" leaves epochs, batch size, learning rate
+            and optimizer to be said.
+        epochs: passes over the training images.
+        batch_size: images of one step, over all GPUs of the job; each takes an equal share.
+        lr: the peak learning rate.
+        optimizer: "sgd" or "adamw".
+        momentum: of sgd.
+        weight_decay: 1e-4 for sgd and 0.05 for adamw where it is left out.
+        decay: "step" divides the learning rate by ten at each milestone, "cosine" lowers it to zero.
+        milestones: ascending fractions of the epochs.
+        warmup_iters: steps of linear warm-up.
+        warmup_factor: where the warm-up starts, as a fraction of `lr`.
+        clip_grad: largest norm of the gradient; None does not clip.
+        gpus: of one job, each with a process of its own. Without GPUs it is that many processes of `threads`
+            threads each, for trials: docs/several-gpus.md.
+        precision: "fp32" or "amp".
+        channels_last: memory layout of images and features.
+        threads: CPU threads of each process.
+        eval_every: epochs between evaluations; 0 evaluates after the last epoch only.
+        keep_best: keep the weights of the best evaluation besides the last.
+    """
+
+    preset: Literal["1x", "2x", "custom"] = "1x"
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    optimizer: Literal["sgd", "adamw"]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegativeFloat
+    decay: Literal["step", "cosine"] = "step"
+    milestones: Annotated[tuple[Fraction, ...], Listed] = ()
+    warmup_iters: NonNegativeInt = 500
+    warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
+    clip_grad: PositiveFloat | None = None
+    gpus: Annotated[int, Field(ge=1, le=64)] = 1
+    precision: Literal["fp32", "amp"] = "fp32"
+    channels_last: bool = False
+    threads: PositiveInt = 1
+    eval_every: NonNegativeInt = 1
+    keep_best: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        """Fill in what the preset says, and the weight decay that is usual for the optimizer."""
+        if not isinstance(data, dict):
+            return data
+        full = dict(_PRESETS.get(str(data.get("preset", "1x")), _PRESETS["1x"]))
+        if data.get("decay") == "cosine":
+            full["milestones"] = ()
+        full |= data
+        return {"weight_decay": 0.05 if full.get("optimizer") == "adamw" else 1e-4} | full
+
+    @field_validator("gpus")
+    @classmethod
+    def _shares_the_batch(cls, gpus: int, info: ValidationInfo) -> int:
+        if (batch_size := info.data.get("batch_size", gpus)) % gpus:
+            whole = batch_size // gpus * gpus
+            near = " or ".join(str(size) for size in (whole, whole + gpus) if size)
+            raise ValueError(f"must divide batch_size {batch_size}; with {gpus} GPUs {near} would do")
+        return gpus
+
+    @field_validator("milestones")
+    @classmethod
+    def _ascending(cls, milestones: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        if milestones and info.data.get("decay") == "cosine":
+            raise ValueError("has no effect with decay: cosine")
+        if list(milestones) != sorted(set(milestones)):
+            raise ValueError("must ascend")
+        return milestones
+
+
+class MethodSettings(Settings):
+    """One method of an arm.
+
+    Args:
+        method: a method of the catalog.
+        weight: factor of its loss.
+        warmup_iters: steps over which the weight rises linearly from 0.
+        match: "stride" pairs levels of equal stride, "index" pairs them by position.
+        levels: strides of the levels to use; None uses all.
+        options: all options of the method; in YAML they stand beside `weight`.
+    """
+
+    method: str
+    weight: NonNegativeFloat
+    warmup_iters: NonNegativeInt = 0
+    match: Literal["stride", "index"] = "stride"
+    levels: Annotated[tuple[PositiveInt, ...], Field(min_length=1), Listed] | None = None
+    options: dict[str, Any] = {}
+
+
+class ModelSpec(ModelSettings):
+    """The detector of a job: what is in files is here by content, `init` as "sha256:<hex>".
+
+    Args:
+        config: the model part of an mmdet config, as `detectors.mmdet_config.read_config` gives it.
+        imports: modules that the config needs.
+        code: SHA-256 of the source of each of them.
+    """
+
+    config: dict[str, Any] | None = None
+    imports: Annotated[tuple[str, ...], Listed] = ()
+    code: dict[str, str] = {}
+
+
+class JobSpec(Settings):
+    """Everything that can change the result of a job; each kind of job is a subclass.
+
+    Args:
+        dataset: what is read.
+        model: the detector that is trained or measured.
+        seed: draws the first weights, the order of the data and the augmentation.
+        threads: of each process on the CPU, where their number changes sums; None on a GPU.
+        micro_batch: images per forward pass where the GPU is too small for a batch; None for all.
+    """
+
+    is_teacher: ClassVar[bool] = False
+    """The weights are those of the teacher of an arm."""
+    is_student: ClassVar[bool] = False
+    """An arm of the comparison, one job per seed."""
+    instead: ClassVar[str] = ""
+    """What the job makes where it does not end in the weights of a detector."""
+    counts: ClassVar[Literal["epochs", "steps", "images"]] = "epochs"
+    """Unit of its progress."""
+    shrinks: ClassVar[bool] = True
+    """Smaller micro-batches make a job that ran out of memory fit."""
+    doubts: ClassVar[str] = "a schedule too short, or other data than the number was found on"
+    """Likely causes of an AP below what is expected of the job."""
+
+    dataset: DatasetSpec
+    model: ModelSpec
+    seed: Seed
+    threads: PositiveInt | None = None
+    micro_batch: PositiveInt | None = None
+
+    @property
+    def ranks(self) -> int:
+        """Processes that work together."""
+        return 1
+
+    @property
+    def length(self) -> float:
+        """Passes over the training images, or images; compared among jobs of a kind only."""
+        return 1.0
+
+
+class EvaluateSpec(JobSpec):
+    """Measure a teacher whose weights come from a file.
+
+    Args:
+        checkpoint: SHA-256 of the file.
+        pad_divisor: the student's; images of a batch are padded to one size, which convolutions see.
+        batch_size: of the evaluation, for the same reason.
+    """
+
+    is_teacher = True
+    counts = "images"
+    shrinks = False
+    doubts = (
+        "other preprocessing (mean, std, order of channels), other classes or order of classes, "
+        "other labels or another dataset.scale than the number was found with"
+    )
+
+    kind: Literal["evaluate"] = "evaluate"
+    checkpoint: str
+    pad_divisor: PositiveInt
+    batch_size: PositiveInt
+
+
+class TrainingSpec(JobSpec):
+    """Any job that trains.
+
+    Args:
+        schedule: of the training.
+        iterations: steps of the training where the job counts them; None where its schedule counts epochs.
+    """
+
+    schedule: Schedule
+    iterations: PositiveInt | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Images of one step, over all processes."""
+        return self.schedule.batch_size
+
+    @property
+    def ranks(self) -> int:
+        """One process per GPU of the schedule."""
+        return self.schedule.gpus
+
+    @property
+    def length(self) -> float:
+        """Epochs, or the images that its steps see."""
+        return float(self.iterations * self.batch_size if self.iterations else self.schedule.epochs)
+
+
+class DetectorSpec(TrainingSpec):
+    """Train a detector, by its own losses and those of methods.
+
+    Args:
+        methods: by instance ("cwd@neck").
+        teacher: model of its teacher; None where it learns from none.
+        inherit: whether its neck and head start from the teacher's.
+        prepared: the job that prepared what a method instance needs, by instance.
+    """
+
+    methods: dict[str, MethodSettings] = {}
+    teacher: ModelSpec | None = None
+    inherit: bool = False
+    prepared: dict[str, str] = {}
+
+
+class TeacherSpec(DetectorSpec):
+    """Train the teacher."""
+
+    is_teacher = True
+
+    kind: Literal["teacher"] = "teacher"
+
+
+class StudentSpec(DetectorSpec):
+    """Train one student of one arm."""
+
+    is_student = True
+
+    kind: Literal["student"] = "student"
+
+
+class ScaleSpec(DetectorSpec):
+    """Train as a student does for some steps, to measure the size of each loss and the latency."""
+
+    instead = "takes a few steps to measure how large the losses are and keeps no weights"
+    counts = "steps"
+
+    kind: Literal["scale"] = "scale"
+
+
+class PrepareSpec(TrainingSpec):
+    """Learn what a method needs of the teacher before any student is trained.
+
+    Args:
+        method: which.
+        options: those that decide what is learned.
+        pad_divisor: the student's.
+    """
+
+    instead = "trains no detector"
+    shrinks = False
+
+    kind: Literal["prepare"] = "prepare"
+    method: str
+    options: dict[str, Any] = {}
+    pad_divisor: PositiveInt
+
+
+Spec = TeacherSpec | EvaluateSpec | PrepareSpec | StudentSpec | ScaleSpec
+KINDS: dict[str, type[JobSpec]] = {spec.model_fields["kind"].default: spec for spec in get_args(Spec)}
+_SPEC: TypeAdapter[Spec] = TypeAdapter(Annotated[Spec, Field(discriminator="kind")])
+
+
+def plain(spec: Spec) -> dict[str, Any]:
+    """The settings as JSON values, without those that have their default; inverse of `read_spec`."""
+    return {"kind": spec.kind, **spec.model_dump(mode="json", exclude_defaults=True)}
+
+
+def read_spec(data: dict[str, Any]) -> Spec:
+    """The settings in plain JSON values.
+
+    Raises:
+        ValueError: they are not those of a job.
+    """
+    # thousands of jobs of a plan differ in their seed alone
+    shared = _validated(json.dumps({**data, "seed": 0}, sort_keys=True))
+    return shared.model_copy(update={"seed": data["seed"]})
+
+
+@lru_cache(maxsize=4096)
+def _validated(text: str) -> Spec:
+    return _SPEC.validate_json(text)
