@@ -51,7 +51,7 @@ STYLE: Any = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "kdlab",
 }
-_METADATA: dict[str, dict[str, Any]] = {
+METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": "kdlab", "Producer": None},
     "svg": {"Date": None, "Creator": "kdlab"},
@@ -87,7 +87,7 @@ class Plot:
     def save(self, file: IO[bytes], suffix: str) -> None:
         """Write the figure as "png", "pdf" or "svg", the same bytes every time."""
         with rc_context(STYLE):
-            self.figure.savefig(file, format=suffix, dpi=200, metadata=_METADATA[suffix])
+            self.figure.savefig(file, format=suffix, dpi=200, metadata=METADATA[suffix])
 
     def svg(self) -> str:
         """The figure as the text of an SVG file."""
