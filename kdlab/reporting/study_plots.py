@@ -212,7 +212,12 @@ def _parallel(study: Study, made: optuna.Study) -> Figure:
     # of several objectives the colour is the rank, of which the lowest is best
     lines.set_cmap(_SHADES.reversed() if several else _SHADES)
     lines.set_linewidth(1.0)
-    return _framed("Values that go together", study, axes, width=2.5 + 1.25 * len(study.dimensions))
+    return _framed(
+        "Values that go together (None: the method is off)",
+        study,
+        axes,
+        width=2.5 + 1.25 * len(study.dimensions),
+    )
 
 
 def _importance(study: Study, made: optuna.Study) -> Figure:
