@@ -39,8 +39,8 @@ BELOW["cli"] = BELOW.keys() - {
 }  # fmt: skip
 HEAVY = {
     "mlflow": {"reporting/mlflow_store.py"},
-    "optuna": {"tuning/study.py"},
-    "matplotlib": {"reporting/plots/", "reporting/study_plots/"},
+    "optuna": {"tuning/study.py", "reporting/study_plots.py"},
+    "matplotlib": {"reporting/plots/", "reporting/study_plots.py"},
     "jinja2": {"reporting/renderers/"},
     "psutil": {"jobs/lease.py"},
     "ray": {"running/executors/_ray.py"},

@@ -46,6 +46,12 @@ def derived(name: str) -> Path:
     return _derived_folder() / f"{name}.yaml"
 
 
+def all_derived() -> dict[str, str]:
+    """Name and first comment of each recipe that a command derived from another."""
+    paths = sorted(_derived_folder().rglob("*.yaml"))
+    return {_derived_name(path): catalog.first_comment(path.read_text("utf-8")) for path in paths}
+
+
 def told(path: Path) -> str:
     """A path as messages name it: from the current folder on where it lies below that."""
     here = Path.cwd()

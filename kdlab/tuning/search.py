@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 from kdlab.datasets._tuning_split import images_of, tuning_split
 from kdlab.devices import Machine
@@ -72,52 +71,33 @@ def prepare(
     recipe = recipes.load(name_or_path, overrides)
     arm = space.searched_arm(recipe)
     searched = space.dimensions(recipe, arm)
-    variants = {}
-    for student in _students(recipe):
+    variants: dict[Student, Variant] = {}
+    for values in product(*recipe.tune.student.values()):
+        student = tuple(zip(recipe.tune.student, values, strict=True))
         settings = [f"student.{key}={value}" for key, value in student]
         own = recipes.load(name_or_path, [*overrides, *settings])
         facts = facts_of.gather(own, machine, progress)
         progress("tuning split of the training images")
-        variants[student] = Variant(own, replace(facts, learned=tuning_split(facts.files, recipe.tune.split)))
+        learned = tuning_split(facts.files, recipe.tune.split)
+        variants[student] = Variant(own, replace(facts, learned=learned))
     trials = Trials(variants, arm, searched)
     trials.check()
     # the address of a storage may hold a password
-    told = [
-        f"--set {shlex.quote(shareable(one))}" for one in overrides if not one.startswith("tune.storage=")
-    ]
-    command = " ".join([f"kdlab tune {typed(name, document)}", *told])
-    return _planned(recipe, document, command, trials, f"{name}-{trials.key}", runs)
-
-
-def _planned(
-    recipe: Recipe, document: Document, command: str, trials: Trials, study: str, runs: Runs
-) -> Search:
-    facts = next(iter(trials.variants.values())).facts
-    assert facts.learned is not None
+    said = [shlex.quote(shareable(one)) for one in overrides if not one.startswith("tune.storage=")]
+    command = " ".join([f"kdlab tune {typed(name, document)}", *(f"--set {one}" for one in said)])
+    study = f"{name}-{trials.key}"
+    told = recipe.to_dict() | {"study": study, "command": command}
+    told["tune"] = {**told["tune"], "storage": None}
     past = store.past_jobs(runs)
     history = History(past)
     failed = store.shortages(runs)
-    jobs = [plans.planned(job, facts, past, history) for job in trials.preparation(failed)]
+    usual = trials.job(trials.usual(next(iter(variants))), failed)
     plan = Plan(
         id=hashlib.sha256(study.encode()).hexdigest()[:8],
-        recipe=_told(recipe) | {"study": study, "command": command},
-        jobs=tuple(jobs),
+        recipe=told,
+        jobs=tuple(plans.planned(job, facts, past, history) for job in trials.preparation(failed)),
         device=facts.device,
-        dataset={"name": facts.learned.name, "fingerprint": facts.learned.fingerprint},
+        dataset={"name": learned.name, "fingerprint": learned.fingerprint},
     )
-    usual = trials.job(trials.usual(next(iter(trials.variants))), failed)
     trial = PlannedJob(usual, False, "a trial", *history.cost(usual))
-    return Search(recipe, document, command, trials, study, images_of(facts.learned), plan, trial)
-
-
-def _told(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data, without an address that may hold a password."""
-    data = recipe.to_dict()
-    return data | {"tune": {**data["tune"], "storage": None}}
-
-
-def _students(recipe: Recipe) -> Iterator[Student]:
-    """All that `tune.student` lists, each combination once."""
-    keys = list(recipe.tune.student)
-    for values in product(*recipe.tune.student.values()):
-        yield tuple(zip(keys, values, strict=True))
+    return Search(recipe, document, command, trials, study, images_of(learned), plan, trial)

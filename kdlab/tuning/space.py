@@ -3,69 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from kdlab import catalog
 from kdlab.catalog.options import Option
 from kdlab.errors import Fault, UsageError, suggestion
 from kdlab.jobs.spec import MethodSettings
+from kdlab.jobs.study import STUDENT, WEIGHT, Dimension
 from kdlab.recipe.document import shortened
 from kdlab.recipe.settings import Recipe
 
-WEIGHT = "weight"
 REACH = 30.0
 """How far a weight is searched to both sides of the recipe's, as a factor, before its term was measured."""
 MANY_TIMES = 20.0
 """From this ratio of their limits on numbers are searched on a log scale."""
-DIGITS = 3
-"""Significant digits of a number that is tried."""
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """One thing that is searched.
-
-    Args:
-        name: "pfi.weight", "rm.rank", "student.width".
-        low: the lowest number to try; with `choices` neither this nor the next two count.
-        high: the highest.
-        log: whether factors are searched alike, not differences.
-        whole: whether only whole numbers will do.
-        choices: the values to choose from; () for a number.
-        given: whether the recipe says the range, so that no measurement moves it.
-    """
-
-    name: str
-    low: float = 0.0
-    high: float = 0.0
-    log: bool = False
-    whole: bool = False
-    choices: tuple[Any, ...] = ()
-    given: bool = False
-
-    @property
-    def owner(self) -> str:
-        """The instance of a method, or "student"."""
-        return self.name.rpartition(".")[0]
-
-    @property
-    def key(self) -> str:
-        """What of its owner."""
-        return self.name.rpartition(".")[2]
-
-    def clipped(self, value: Any) -> Any:
-        """The value of this dimension that is nearest to one outside of it."""
-        if self.choices:
-            return value if value in self.choices else self.choices[0]
-        return min(self.high, max(self.low, value))
-
-    def rounded(self, value: Any) -> Any:
-        """A number as it is trained with and written down: with few digits."""
-        if self.choices or self.whole or not value:
-            return value
-        return round(value, DIGITS - 1 - math.floor(math.log10(abs(value))))
 
 
 def searched_arm(recipe: Recipe) -> str:
@@ -105,7 +58,7 @@ def _check_names(recipe: Recipe) -> None:
         if not owner:
             fix = f"write {name}.{WEIGHT}"
             faults.append(Fault(f"{name} names no option of a method", recipe.path, name, fix=fix))
-        elif owner == "student":
+        elif owner == STUDENT:
             fix = f"--set 'tune.student={{{key}: [...]}}'"
             faults.append(Fault(f"{name} is no option of a method", recipe.path, name, fix=fix))
     if faults:
@@ -128,7 +81,7 @@ def dimensions(recipe: Recipe, arm: str) -> tuple[Dimension, ...]:
     if faults:
         raise UsageError(faults=faults)
     students = [
-        Dimension(f"student.{key}", choices=tuple(values)) for key, values in recipe.tune.student.items()
+        Dimension(f"{STUDENT}.{key}", choices=tuple(values)) for key, values in recipe.tune.student.items()
     ]
     return (*(one for one in made if isinstance(one, Dimension)), *students)
 
@@ -205,89 +158,77 @@ def _is_wide(low: float, high: float) -> bool:
 
 
 def methods_with(
-    methods: Mapping[str, MethodSettings], values: Mapping[str, Any]
+    methods: Mapping[str, MethodSettings], params: Mapping[str, Any]
 ) -> dict[str, MethodSettings]:
     """The methods of an arm with other values: {"pfi.weight": 30.0, "rm.rank": "loc"}.
 
     A method whose weight the recipe leaves to its options gets the weight of the new ones; an option that
     these make idle has its default, so that what trains alike is one job.
     """
-    return dict(_with(instance, method, values) for instance, method in methods.items())
-
-
-def _with(instance: str, method: MethodSettings, values: Mapping[str, Any]) -> tuple[str, MethodSettings]:
-    info = catalog.methods()[method.method]
-    own = dict(_of(instance, values))
-    weight = own.pop(WEIGHT, None)
-    options = method.options | own
-    options |= {name: info.options[name].default for name in info.unused(options)}
-    if weight is None:
-        usual = method.weight == info.weight_for(method.options)
-        weight = info.weight_for(options) if usual and own else method.weight
-    return instance, method.model_copy(update={"weight": float(weight), "options": options})
+    found = {}
+    for instance, method in methods.items():
+        info = catalog.methods()[method.method]
+        own = _of(instance, params)
+        weight = own.pop(WEIGHT, None)
+        options = method.options | own
+        options |= {name: info.options[name].default for name in info.unused(options)}
+        if weight is None:
+            usual = method.weight == info.weight_for(method.options)
+            weight = info.weight_for(options) if usual and own else method.weight
+        found[instance] = method.model_copy(update={"weight": float(weight), "options": options})
+    return found
 
 
 def with_like_terms(
-    values: Mapping[str, Any], methods: Mapping[str, MethodSettings], space: Iterable[Dimension]
+    params: Mapping[str, Any], methods: Mapping[str, MethodSettings], space: Iterable[Dimension]
 ) -> dict[str, Any]:
     """The values with weights whose terms are as large as under the options that were measured.
 
     A method whose term differs in size between options has a default weight for each: 1.5 of PFI by itself,
     a hundredth of that inside objects. A range that the recipe gives is taken as it stands.
     """
-    found = dict(values)
+    found = dict(params)
     for one in space:
-        if one.key != WEIGHT or one.given or one.name not in values:
+        if one.key != WEIGHT or one.given or one.name not in params:
             continue
         method = methods[one.owner]
         info = catalog.methods()[method.method]
-        others = {key: value for key, value in _of(one.owner, values) if key != WEIGHT}
-        usual, now = info.weight_for(method.options), info.weight_for(method.options | others)
-        found[one.name] = one.rounded(values[one.name] * now / usual) if usual else values[one.name]
+        options = {key: value for key, value in _of(one.owner, params).items() if key != WEIGHT}
+        usual, now = info.weight_for(method.options), info.weight_for(method.options | options)
+        if usual:
+            found[one.name] = one.rounded(params[one.name] * now / usual)
     return found
 
 
-def _of(owner: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if name.rpartition(".")[0] == owner:
-            yield name.rpartition(".")[2], value
-
-
-def published(recipe: Recipe, arm: str, space: tuple[Dimension, ...]) -> dict[str, Any]:
-    """What the papers say of what is searched: defaults for the student's detector.
+def published(recipe: Recipe, arm: str, space: Iterable[Dimension]) -> tuple[str, dict[str, Any]]:
+    """The reference from the papers: defaults of what is searched, for the student's detector.
 
     What else the recipe says of a method stays, and a weight is the one that these options have.
+
+    Returns:
+        "published", or "defaults" where the recipe has other options besides, so that no paper says that;
+        and the values by dimension.
     """
-    found: dict[str, Any] = {}
-    for owner in dict.fromkeys(one.owner for one in space if one.owner != "student"):
+    name = "published"
+    params: dict[str, Any] = {}
+    owners: dict[str, list[str]] = {}
+    for one in space:
+        if one.owner != STUDENT:
+            owners.setdefault(one.owner, []).append(one.key)
+    for owner, keys in owners.items():
         method = recipe.arms[arm][owner]
         info = catalog.methods()[method.method].serving(recipe.student.detector)
-        defaults = {name: option.default for name, option in info.options.items()}
-        searched = [one.key for one in space if one.owner == owner]
-        options = method.options | {key: defaults[key] for key in searched if key != WEIGHT}
-        found |= {f"{owner}.{key}": {**options, WEIGHT: info.weight_for(options)}[key] for key in searched}
-    return found
+        defaults = {key: option.default for key, option in info.options.items()}
+        options = method.options | {key: defaults[key] for key in keys if key != WEIGHT}
+        values = options | {WEIGHT: info.weight_for(options)}
+        params |= {f"{owner}.{key}": values[key] for key in keys}
+        if options | {key: defaults[key] for key in info.unused(options)} != defaults:
+            name = "defaults"
+    return name, params
 
 
-def name_of_published(recipe: Recipe, arm: str, space: tuple[Dimension, ...]) -> str:
-    """ "published", or "defaults" where the recipe has other options besides, so that no paper says that."""
-    changed = methods_with(recipe.arms[arm], published(recipe, arm, space))
-    known = {key: info.serving(recipe.student.detector) for key, info in catalog.methods().items()}
-    usual = all(
-        method.options[name] == option.default
-        for owner, method in changed.items()
-        if any(one.owner == owner for one in space)
-        for name, option in known[method.method].options.items()
-    )
-    return "published" if usual else "defaults"
-
-
-def as_in(recipe: Recipe, arm: str, names: Iterable[str]) -> dict[str, Any]:
-    """What the recipe says of what is searched; of the student nothing."""
-    found = {}
-    for name in names:
-        owner, _, key = name.rpartition(".")
-        if owner != "student":
-            method = recipe.arms[arm][owner]
-            found[name] = method.weight if key == WEIGHT else method.options[key]
-    return found
+def _of(owner: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of one instance of a method, by option."""
+    return {
+        name.rpartition(".")[2]: value for name, value in params.items() if name.rpartition(".")[0] == owner
+    }

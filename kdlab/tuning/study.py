@@ -1,7 +1,4 @@
-"""A study of Optuna: which values come next, which trial is hopeless, what mattered.
-
-No other file imports Optuna.
-"""
+"""A study of Optuna: which values come next, which trial ends early, what mattered."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,56 +14,27 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from kdlab.errors import MachineError
 from kdlab.jobs.paths import Runs
-from kdlab.tuning.space import Dimension
+from kdlab.jobs.study import Dimension, State, Trial
 
-JOB, VALUES, NOTE, WHY, WALL = "kdlab.job", "kdlab.values", "kdlab.note", "kdlab.why", "kdlab.wall_s"
-STATES = {
-    TrialState.COMPLETE: "complete",
+JOB, PARAMS, REFERENCE, WHY, WALL = (
+    f"kdlab.{name}" for name in ("job", "params", "reference", "why", "wall_s")
+)
+STATES: dict[TrialState, State] = {
+    TrialState.WAITING: "pending",
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
 }
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A trial that runs or is to run.
-
-    Args:
-        number: of the trial.
-        values: what it tries.
-        note: what it stands for: "no method", "published", "recipe"; "" where the sampler chose.
-        job: what was noted of it before; "" for a new one.
-    """
-
-    number: int
-    values: dict[str, Any]
-    note: str
-    job: str
-
-
-@dataclass(frozen=True)
-class Told:
-    """A trial as the study knows it; `kdlab.reporting.study.Trial` says what the fields mean."""
-
-    number: int
-    state: str
-    values: dict[str, Any]
-    objectives: tuple[float, ...]
-    course: dict[int, float]
-    note: str
-    job: str
-    wall_s: float
-    why: str
-
-
 @dataclass
-class Study:
-    """Asks and tells.
+class OptunaStudy:
+    """A study in its storage, which one command at a time changes.
 
     Args:
         name: of the study in its storage.
@@ -77,7 +45,7 @@ class Study:
         seed: of the sampler.
         storage: an Optuna URL, or a path that ends in .log.
 
-    `space`, what is searched, must be set before the first trial is asked for.
+    `space`, the dimensions, must be set before the first trial is asked for.
 
     Raises:
         MachineError: the storage cannot be opened.
@@ -91,12 +59,11 @@ class Study:
     seed: int
     storage: str
     space: Sequence[Dimension] = field(default=(), init=False)
-    _trials: dict[int, Trial] = field(default_factory=dict, init=False)
+    _running: dict[int, optuna.Trial] = field(default_factory=dict, init=False)
     _reported: dict[int, set[int]] = field(default_factory=dict, init=False)
-    _known: list[FrozenTrial] | None = field(default=None, init=False)
+    _known: list[Trial] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         several = len(self.objectives) > 1
         with warnings.catch_warnings():
             # of experimental parts: their names and versions are pinned and tested
@@ -108,81 +75,69 @@ class Study:
                 pruner=_PRUNERS["none" if several else self.pruner](self.epochs),
                 load_if_exists=True,
             )
-            # a command that goes on must not draw what an earlier one drew
+            # a command that resumes must not draw what an earlier one drew
             seed = self.seed + len(self._all())
             self._study.sampler = _SAMPLERS[self.sampler or ("nsgaii" if several else "tpe")](seed)
             self._study.set_metric_names(list(self.objectives))
 
-    def try_first(self, values: Mapping[str, Any], note: str) -> None:
-        """Put a trial of these very values before all that the sampler chooses, once.
+    def enqueue(self, params: Mapping[str, Any], reference: str) -> None:
+        """Put a reference trial before all that the sampler chooses, once.
 
-        Where they are outside of the space, as weights of 0 are, the sampler is told the nearest inside.
+        Of values outside of the space, as weights of 0 are, the sampler is told the nearest inside.
         """
+        if any(trial.reference == reference for trial in self._all()):
+            return
         inside = {
-            one.name: one.clipped(values.get(one.name, 0 if not one.choices else None)) for one in self.space
+            one.name: one.clipped(params.get(one.name, None if one.choices else 0)) for one in self.space
         }
-        told = {NOTE: note, VALUES: json.dumps(dict(values))}
-        if all(trial.user_attrs.get(NOTE) != note for trial in self._all()):
-            self._study.enqueue_trial(inside, user_attrs=told)
-            self._known = None
-
-    def begun(self) -> int:
-        """How many trials there are, those that wait to be asked for left out."""
-        return sum(trial.state in STATES for trial in self._all())
-
-    def ask(self) -> Asked:
-        """The next trial."""
-        return self._asked(self._study.ask())
-
-    def running(self) -> list[Asked]:
-        """The trials that an earlier command began and did not bring to their end."""
-        left = [trial for trial in self._all() if trial.state == TrialState.RUNNING]
-        return [self._asked(Trial(self._study, trial._trial_id)) for trial in left]
-
-    def note_job(self, number: int, job: str, values: Mapping[str, Any]) -> None:
-        """Remember which job tries a trial, before that starts."""
-        self._trials[number].set_user_attr(JOB, job)
-        self._trials[number].set_user_attr(VALUES, json.dumps(dict(values)))
+        told = {REFERENCE: reference, PARAMS: json.dumps(dict(params))}
+        self._study.enqueue_trial(inside, user_attrs=told)
         self._known = None
 
-    def is_hopeless(self, number: int, epoch: int, ap: float) -> bool:
-        """Take the AP after an epoch in, and say whether the trial should end here."""
+    def ask(self) -> Trial:
+        """The next trial, which runs from now on."""
+        return self._begun(self._study.ask())
+
+    def resume(self) -> list[Trial]:
+        """The trials that an earlier command began and did not bring to their end."""
+        left = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [self._begun(optuna.Trial(self._study, trial._trial_id)) for trial in left]
+
+    def assign(self, number: int, job: str, params: Mapping[str, Any]) -> None:
+        """Note the job of a trial, before that starts."""
+        self._running[number].set_user_attr(JOB, job)
+        self._running[number].set_user_attr(PARAMS, json.dumps(dict(params)))
+        self._known = None
+
+    def should_prune(self, number: int, epoch: int, ap: float) -> bool:
+        """Whether a trial should end after an epoch, by its AP."""
         self._report(number, epoch, ap)
-        return epoch < self.epochs and len(self.objectives) == 1 and self._trials[number].should_prune()
+        return epoch < self.epochs and len(self.objectives) == 1 and self._running[number].should_prune()
 
-    def complete(
-        self, number: int, objectives: Sequence[float], course: Mapping[int, float], wall_s: float
-    ) -> None:
-        """The trial came to its end.
-
-        Args:
-            number: of the trial.
-            objectives: what it reached.
-            course: AP by epoch.
-            wall_s: seconds that it took; 0 where it was trained before.
-        """
-        for epoch, ap in course.items():
+    def finish(self, number: int, values: Sequence[float], curve: Mapping[int, float], wall_s: float) -> None:
+        """End a trial with a value for each objective; its fields as `Trial` has them."""
+        for epoch, ap in curve.items():
             self._report(number, epoch, ap)
-        self._end(number, wall_s, values=list(objectives))
+        self._end(number, wall_s, values=list(values))
 
     def prune(self, number: int, wall_s: float) -> None:
-        """The trial ends early."""
+        """End a trial early."""
         self._end(number, wall_s, state=TrialState.PRUNED)
 
     def fail(self, number: int, why: str, wall_s: float) -> None:
-        """The trial came to nothing."""
-        self._trials[number].set_user_attr(WHY, why)
+        """End a trial that came to nothing."""
+        self._running[number].set_user_attr(WHY, why)
         self._end(number, wall_s, state=TrialState.FAIL)
 
-    def trials(self) -> list[Told]:
-        """All trials that began."""
-        return [_told(trial) for trial in self._all() if trial.state in STATES]
+    def trials(self) -> list[Trial]:
+        """All trials that have begun."""
+        return _begun(self._all())
 
     def importance(self) -> dict[str, float] | None:
-        """How much of the spread of AP each dimension explains (fANOVA); None where too few trials ended."""
-        done = [trial for trial in self._all() if trial.state == TrialState.COMPLETE]
-        if len(done) < 2 * len(self.space) + 2:
+        """Share of each dimension in the spread of AP (fANOVA); None where too few trials have finished."""
+        if sum(trial.state == "finished" for trial in self._all()) < 2 * len(self.space) + 2:
             return None
+        # scikit-learn takes seconds to import
         from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
         target: Callable[[FrozenTrial], float] | None = None
@@ -195,63 +150,81 @@ class Study:
             # all trials ended alike
             return None
 
-    def _asked(self, trial: Trial) -> Asked:
-        self._trials[trial.number], self._known = trial, None
-        self._reported[trial.number] = set(self._all()[trial.number].intermediate_values)
-        suggested = {one.name: _suggested(trial, one) for one in self.space}
-        noted = trial.user_attrs.get(VALUES)
-        values = (
-            json.loads(noted) if noted else {one.name: one.rounded(suggested[one.name]) for one in self.space}
-        )
-        return Asked(trial.number, values, trial.user_attrs.get(NOTE, ""), trial.user_attrs.get(JOB, ""))
+    def _begun(self, trial: optuna.Trial) -> Trial:
+        """A trial that runs, with the values noted for it or those that the sampler suggests."""
+        self._running[trial.number], self._known = trial, None
+        suggested = {one.name: one.rounded(_suggested(trial, one)) for one in self.space}
+        begun = self._all()[trial.number]
+        self._reported[trial.number] = set(begun.curve)
+        return begun if PARAMS in trial.user_attrs else replace(begun, params=suggested)
 
     def _report(self, number: int, epoch: int, ap: float) -> None:
-        # Optuna takes no course where there are several objectives, and each epoch once
+        # Optuna takes no curve where there are several objectives, and each epoch once
         if len(self.objectives) == 1 and epoch not in self._reported[number]:
-            self._trials[number].report(ap, epoch)
+            self._running[number].report(ap, epoch)
             self._reported[number].add(epoch)
 
     def _end(self, number: int, wall_s: float, **told: Any) -> None:
-        self._trials[number].set_user_attr(WALL, round(wall_s, 3))
+        self._running[number].set_user_attr(WALL, round(wall_s, 3))
         self._study.tell(number, **told)
         self._known = None
 
-    def _all(self) -> list[FrozenTrial]:
-        """All trials, as they were at the last change but for the course of those that run.
+    def _all(self) -> list[Trial]:
+        """All trials, as they were at the last change but for the curves of those that run.
 
-        A database takes long to tell them, and one command at a time changes a study.
+        A database takes long to tell them.
         """
         if self._known is None:
-            self._known = self._study.get_trials(deepcopy=False)
+            self._known = [_plain(trial) for trial in self._study.get_trials(deepcopy=False)]
         return self._known
 
 
-def _told(trial: FrozenTrial) -> Told:
+def stored_trials(name: str, storage: str) -> list[Trial]:
+    """The trials that a study has begun; none where there is no such study, and none is made.
+
+    Raises:
+        MachineError: the storage cannot be opened.
+    """
+    is_file = "://" not in storage or storage.startswith("sqlite:///")
+    if is_file and not Path(storage.removeprefix("sqlite:///")).exists():
+        return []
+    try:
+        study = optuna.load_study(study_name=name, storage=_storage(storage))
+    except KeyError:
+        return []
+    return _begun([_plain(trial) for trial in study.get_trials(deepcopy=False)])
+
+
+def storage_of(told: str | None, runs: Runs) -> str:
+    """Where a study is kept: what the recipe says, else a database in the runs folder."""
+    return told or f"sqlite:///{(runs.folder / 'optuna.db').absolute()}"
+
+
+def _begun(trials: Sequence[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.state != "pending"]
+
+
+def _plain(trial: FrozenTrial) -> Trial:
     attributes = trial.user_attrs
-    return Told(
+    return Trial(
         number=trial.number,
         state=STATES[trial.state],
-        values=json.loads(attributes[VALUES]) if VALUES in attributes else dict(trial.params),
-        objectives=tuple(trial.values) if trial.state == TrialState.COMPLETE else (),
-        course=dict(trial.intermediate_values),
-        note=attributes.get(NOTE, ""),
+        params=json.loads(attributes[PARAMS]) if PARAMS in attributes else dict(trial.params),
+        values=tuple(trial.values) if trial.state == TrialState.COMPLETE else (),
+        curve=dict(trial.intermediate_values),
+        reference=attributes.get(REFERENCE, ""),
         job=attributes.get(JOB, ""),
         wall_s=attributes.get(WALL, 0.0),
         why=attributes.get(WHY, ""),
     )
 
 
-def _suggested(trial: Trial, one: Dimension) -> Any:
+def _suggested(trial: optuna.Trial, one: Dimension) -> Any:
     if one.choices:
         return trial.suggest_categorical(one.name, one.choices)
     if one.whole:
         return trial.suggest_int(one.name, int(one.low), int(one.high), log=one.log)
     return trial.suggest_float(one.name, one.low, one.high, log=one.log)
-
-
-def storage_of(told: str | None, runs: Runs) -> str:
-    """Where a study is kept: what the recipe says, else a database in the runs folder."""
-    return told or f"sqlite:///{(runs.folder / 'optuna.db').absolute()}"
 
 
 def _storage(url: str) -> BaseStorage:
@@ -260,6 +233,7 @@ def _storage(url: str) -> BaseStorage:
     Raises:
         MachineError: it cannot be opened.
     """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         if url.endswith(".log") and "://" not in url:
             from optuna.storages.journal import JournalFileBackend, JournalStorage

@@ -1,18 +1,18 @@
-"""Values to try -> the job that tries them."""
+"""Jobs of a study: what comes before the first trial, and the training that tries given values."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from kdlab.errors import MachineError, UsageError
+from kdlab.errors import Fault, MachineError, UsageError
 from kdlab.jobs.job import Job
-from kdlab.jobs.spec import Schedule
 from kdlab.jobs.store import Shortage
+from kdlab.jobs.study import NO_METHOD, STUDENT, WEIGHT, Dimension, has_methods, text_of
 from kdlab.planning import build as plan
 from kdlab.planning import pairing
 from kdlab.planning.facts import Facts
@@ -20,14 +20,12 @@ from kdlab.planning.jobs import jobs_of, scaling
 from kdlab.planning.out_of_memory import fitting
 from kdlab.recipe.settings import Recipe
 from kdlab.tuning import scale
-from kdlab.tuning.space import WEIGHT, Dimension, as_in, methods_with
+from kdlab.tuning.space import methods_with, published
 
 Student = tuple[tuple[str, Any], ...]
 """Settings of a student that is tried, by key: (("width", 8),); () where the recipe lists none."""
-Values = Mapping[str, Any]
-"""What is tried, by the name of its dimension; a trial without any method has none of a method."""
-
-NO_METHOD = "no method"
+Params = Mapping[str, Any]
+"""Values to try, by dimension; a trial without any method has those of the student alone."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,8 @@ class Trials:
         variants: the students that are tried.
         arm: whose methods are tuned.
         space: what is searched.
+
+    `failed`, where a method takes it, holds the jobs that ran out of GPU memory, by id.
     """
 
     variants: Mapping[Student, Variant]
@@ -66,6 +66,11 @@ class Trials:
         text = json.dumps([jobs, searched, tune.objectives, tune.sampler, tune.pruner])
         return hashlib.sha256(text.encode()).hexdigest()[:6]
 
+    @property
+    def epochs(self) -> int:
+        """Epochs of a trial."""
+        return self.recipe.tune.epochs or self.recipe.schedule.epochs
+
     def check(self) -> None:
         """See that every value can be tried with every student.
 
@@ -74,36 +79,32 @@ class Trials:
                 seed of the final table, or the sampler knows one objective only.
             MachineError: the sampler needs a package that is not there.
         """
-        recipe = self.recipe
-        _check_sampler(recipe)
-        _check_objectives(recipe)
-        if recipe.tune.seed in recipe.seeds:
-            what = "tune.seed is among seeds: what one seed has chosen must be measured by others"
-            fix = f"--set tune.seed={max(recipe.seeds) + 1000}"
-            raise UsageError(what, where=recipe.path, got=str(recipe.tune.seed), fix=fix)
+        if faults := _faults(self.recipe):
+            raise UsageError(faults=faults)
+        if self.recipe.tune.sampler == "cmaes" and find_spec("cmaes") is None:
+            what = "tune.sampler: cmaes needs the package cmaes"
+            raise MachineError(what, where=self.recipe.path, got="not installed", fix="pip install cmaes")
         for student, variant in self.variants.items():
             plan.build(variant.recipe, variant.facts, {})
-            for values in self._one_by_one(student):
-                facts = variant.facts
-                if faults := list(pairing.faults(self._of_trial(values), facts.student, facts.teacher)):
-                    raise UsageError(faults=faults)
+            usual = self.usual(student)
+            methods = [one for one in self.space if one.owner != STUDENT]
+            others = [usual | {one.name: choice} for one in methods for choice in one.choices]
+            for params in (usual, *others):
+                recipe, facts = self._recipe_of(params), variant.facts
+                if unserved := list(pairing.faults(recipe, facts.student, facts.teacher)):
+                    raise UsageError(faults=unserved)
 
-    def job(self, values: Values, failed: Mapping[str, Shortage] | None = None) -> Job:
-        """The job of a trial.
+    def job(self, params: Params, failed: Mapping[str, Shortage] | None = None) -> Job:
+        """The job that tries these values."""
+        return self.jobs(params, failed)[-1]
 
-        Args:
-            values: what it tries.
-            failed: the jobs that ran out of GPU memory, by id.
-        """
-        return self.jobs(values, failed)[-1]
-
-    def jobs(self, values: Values, failed: Mapping[str, Shortage] | None = None) -> list[Job]:
-        """The job of a trial behind all that it needs; arguments as for `job`."""
-        student = self.student_of(values)
-        return self._fitting(jobs_of(self._of_trial(values), self.variants[student].facts), student, failed)
+    def jobs(self, params: Params, failed: Mapping[str, Shortage] | None = None) -> list[Job]:
+        """The same job behind all that it needs."""
+        student = self.student_of(params)
+        return self._fitting(jobs_of(self._recipe_of(params), self.variants[student].facts), student, failed)
 
     def preparation(self, failed: Mapping[str, Shortage] | None = None) -> list[Job]:
-        """What comes before the first trial: the teacher, what methods prepare of it, a measured pass."""
+        """The jobs before the first trial: the teacher, what methods prepare of it, a measured pass."""
         found: dict[str, Job] = {}
         for student in self.variants:
             *parents, _ = self.jobs(self.usual(student), failed)
@@ -115,28 +116,42 @@ class Trials:
 
         There are none where that would decide nothing.
         """
-        decides = any(one.key == WEIGHT and not one.given for one in self.space)
-        if not decides and "latency" not in self.recipe.tune.objectives:
-            return {}
-        return {student: self._scale(student, failed) for student in self.variants}
+        found: dict[Student, Job] = {}
+        measured = any(one.key == WEIGHT and not one.given for one in self.space)
+        if measured or "latency" in self.recipe.tune.objectives:
+            for student in self.variants:
+                own = "".join(f" {key} {value}" for key, value in student)
+                usual = self.job(self.usual(student), failed)
+                job = scaling(usual, f"scale of {self.arm}{own}", scale.ITERATIONS)
+                (found[student],) = self._fitting([job], student, failed)
+        return found
+
+    def references(self, space: Iterable[Dimension]) -> dict[str, dict[str, Any]]:
+        """Values to try first with each student, by name: no method, the papers', the recipe's own."""
+        found: dict[str, dict[str, Any]] = {}
+        word, of_papers = published(self.recipe, self.arm, space)
+        own = self.usual(())
+        for student in self.variants:
+            settings = {f"{STUDENT}.{key}": value for key, value in student}
+            where = "".join(f", {key} {value}" for key, value in student)
+            found[f"{NO_METHOD}{where}"] = settings
+            found[f"{word}{where}"] = of_papers | settings
+            if own != of_papers:
+                found[f"recipe{where}"] = own | settings
+        return found
 
     def usual(self, student: Student) -> dict[str, Any]:
-        """What the recipe itself says, with one of the students."""
-        return as_in(self.recipe, self.arm, [one.name for one in self.space]) | {
-            f"student.{key}": value for key, value in student
-        }
+        """The recipe's own values, with one of the students."""
+        found: dict[str, Any] = {}
+        for one in self.space:
+            if one.owner != STUDENT:
+                method = self.recipe.arms[self.arm][one.owner]
+                found[one.name] = method.weight if one.key == WEIGHT else method.options[one.key]
+        return found | {f"{STUDENT}.{key}": value for key, value in student}
 
-    def student_of(self, values: Values) -> Student:
+    def student_of(self, params: Params) -> Student:
         """Which of the students a trial trains."""
-        return tuple((key, values[f"student.{key}"]) for key in self.recipe.tune.student)
-
-    def _scale(self, student: Student, failed: Mapping[str, Shortage] | None) -> Job:
-        of_which = "".join(f" {key} {value}" for key, value in student)
-        job = scaling(
-            self.job(self.usual(student), failed), f"scale of {self.arm}{of_which}", scale.ITERATIONS
-        )
-        (small,) = self._fitting([job], student, failed)
-        return small
+        return tuple((key, params[f"{STUDENT}.{key}"]) for key in self.recipe.tune.student)
 
     def _fitting(
         self, jobs: Iterable[Job], student: Student, failed: Mapping[str, Shortage] | None
@@ -144,69 +159,41 @@ class Trials:
         known = (failed or {}) if self.recipe.resources.on_oom == "micro_batch" else {}
         return list(fitting(jobs, known, self.variants[student].facts.gpu_gb))
 
-    def _of_trial(self, values: Values) -> Recipe:
-        """The recipe of a single trial."""
-        recipe = self.variants[self.student_of(values)].recipe
-        methods = methods_with(recipe.arms[self.arm], values) if has_methods(values) else {}
-        name = label(values)
-        inherits = (name,) if methods and self.arm in recipe.inherits else ()
-        changes = {"arms": {name: methods}, "inherits": inherits, "seeds": (recipe.tune.seed,)}
-        return recipe.model_copy(update={**changes, "schedule": _schedule(recipe)})
-
-    def _one_by_one(self, student: Student) -> Iterator[dict[str, Any]]:
-        """Each value that is one of several to choose from, beside what the recipe says of all others."""
-        usual = self.usual(student)
-        yield usual
-        for one in self.space:
-            if one.owner != "student":
-                yield from (usual | {one.name: choice} for choice in one.choices)
+    def _recipe_of(self, params: Params) -> Recipe:
+        """The recipe of a single trial; with one objective it is measured after every epoch."""
+        recipe = self.variants[self.student_of(params)].recipe
+        name, by_epoch = label(params), len(recipe.tune.objectives) == 1
+        methods = methods_with(recipe.arms[self.arm], params) if has_methods(params) else {}
+        schedule = {"epochs": self.epochs, "eval_every": int(by_epoch), "keep_best": False}
+        changes = {
+            "arms": {name: methods},
+            "inherits": (name,) if methods and self.arm in recipe.inherits else (),
+            "seeds": (recipe.tune.seed,),
+            "schedule": recipe.schedule.model_copy(update=schedule),
+        }
+        return recipe.model_copy(update=changes)
 
 
-def has_methods(values: Values) -> bool:
-    """Whether a trial has any method."""
-    return any(not name.startswith("student.") for name in values)
-
-
-def label(values: Values) -> str:
+def label(params: Params) -> str:
     """How people see a trial: "rm 3.2 pfi 41", "rm.rank loc width 8"; the name of a method is its weight."""
-    short = {name: name.removesuffix(f".{WEIGHT}").removeprefix("student.") for name in values}
-    parts = [f"{short[name]} {text_of(value)}" for name, value in values.items()]
-    if not has_methods(values):
-        parts.insert(0, NO_METHOD)
-    return " ".join(parts)
+    short = {name: name.removesuffix(f".{WEIGHT}").removeprefix(f"{STUDENT}.") for name in params}
+    parts = [f"{short[name]} {text_of(value)}" for name, value in params.items()]
+    return " ".join(parts if has_methods(params) else [NO_METHOD, *parts])
 
 
-def text_of(value: Any) -> str:
-    """A value as people read it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _check_sampler(recipe: Recipe) -> None:
-    """See before anything is trained that Optuna can make the sampler."""
-    tune = recipe.tune
-    if tune.sampler != "cmaes":
-        return
-    if len(tune.objectives) > 1:
+def _faults(recipe: Recipe) -> list[Fault]:
+    """What the sections of the recipe say against each other."""
+    tune, faults = recipe.tune, []
+    objectives = ", ".join(tune.objectives)
+    if tune.sampler == "cmaes" and len(tune.objectives) > 1:
         what, fix = "tune.sampler: cmaes knows one objective only", "--set tune.sampler=nsgaii"
-        raise UsageError(what, where=recipe.path, got=", ".join(tune.objectives), fix=fix)
-    if find_spec("cmaes") is None:
-        what = "tune.sampler: cmaes needs the package cmaes"
-        raise MachineError(what, where=recipe.path, got="not installed", fix="pip install cmaes")
-
-
-def _check_objectives(recipe: Recipe) -> None:
-    """See that there is something to weigh."""
-    if "latency" in recipe.tune.objectives and not recipe.tune.student:
+        faults.append(Fault(what, recipe.path, objectives, fix=fix))
+    if "latency" in tune.objectives and not tune.student:
         what = "tune.objectives: latency is that of the student, and there is only one"
         fix = "--set 'tune.student={width: [8, 16]}'"
-        raise UsageError(what, where=recipe.path, got=", ".join(recipe.tune.objectives), fix=fix)
-
-
-def _schedule(recipe: Recipe) -> Schedule:
-    """That of a trial: of `tune.epochs`; with one objective it is measured after every epoch."""
-    tune, schedule = recipe.tune, recipe.schedule
-    by_epoch = len(tune.objectives) == 1
-    changes = {"epochs": tune.epochs or schedule.epochs, "eval_every": int(by_epoch), "keep_best": False}
-    return schedule.model_copy(update=changes)
+        faults.append(Fault(what, recipe.path, objectives, fix=fix))
+    if tune.seed in recipe.seeds:
+        what = "tune.seed is among seeds: what one seed has chosen must be measured by others"
+        fix = f"--set tune.seed={max(recipe.seeds) + 1000}"
+        faults.append(Fault(what, recipe.path, str(tune.seed), fix=fix))
+    return faults

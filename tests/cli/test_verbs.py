@@ -346,6 +346,17 @@ class TestLs:
         assert [line.split()[0] for line in out.splitlines()] == list(catalog.recipes())
         assert f"{len(catalog.methods())} methods" in err
 
+    def test_recipes_that_commands_derived_come_after_those_of_the_catalog(self, kdlab: Bench) -> None:
+        for name in ("tune/digits/gfl-3fa2c1", "ablate/x"):
+            path = kdlab.runs.folder / "recipes" / f"{name}.yaml"
+            path.parent.mkdir(parents=True)
+            path.write_text(f"# About {name}\nseeds: [0]\n")
+        _, out, _ = kdlab("ls recipes --json")
+        *of_catalog, first, second = json.loads(out)["recipes"]
+        assert [one["name"] for one in of_catalog] == list(catalog.recipes())
+        assert first == {"name": "ablate/x", "about": "About ablate/x"}
+        assert second["name"] == "tune/digits/gfl-3fa2c1"
+
     @pytest.mark.parametrize("what", ["methods", "detectors", "backbones", "datasets"])
     def test_lists_everything_in_the_catalog(self, what: str, kdlab: Bench) -> None:
         _, out, _ = kdlab(f"ls {what}")

@@ -14,8 +14,9 @@ import pytest
 
 from kdlab.jobs.events import JobEvaluated, JobStarted, read_from
 from kdlab.jobs.paths import JobPaths, Runs
+from kdlab.jobs.study import Trial
 from kdlab.running.driver import Driver
-from kdlab.tuning.study import Study, Told
+from kdlab.tuning.study import stored_trials
 from tests.e2e.test_faults import PATIENCE_S, Warm, World
 
 pytestmark = pytest.mark.e2e
@@ -66,11 +67,11 @@ class Search(World):
         return any(driver and driver.process.pid == self.pid for driver in drivers)
 
     @property
-    def trials(self) -> list[Told]:
+    def trials(self) -> list[Trial]:
         """As the study has them."""
         (plan,) = [json.loads(path.read_text()) for path in (self.runs / "plans").glob("*.json")]
         url = f"sqlite:///{self.runs / 'optuna.db'}"
-        return Study(plan["recipe"]["study"], ("AP",), None, "none", 4, 0, url).trials()
+        return stored_trials(plan["recipe"]["study"], url)
 
     def saved_trial(self, but: Sequence[JobPaths] = ()) -> tuple[JobPaths, int]:
         """A running trial with a checkpoint and a good part before it, and its process."""
@@ -123,7 +124,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Search:
 
 
 def test_search_ends_with_a_table_of_its_trials(undisturbed: Search) -> None:
-    assert [trial.state for trial in undisturbed.trials] == ["complete"] * TRIALS
+    assert [trial.state for trial in undisturbed.trials] == ["finished"] * TRIALS
     assert f"{TRIALS} trials by AP" in undisturbed.out.read_text()
     written = {path.suffix for path in (undisturbed.folder / "results" / "tune").iterdir()}
     assert written == {".md", ".csv", ".png", ".pdf"}
@@ -175,7 +176,7 @@ def test_killed_and_stopped_search_goes_on_with_the_right_number_of_trials(
 
     world.start()
     assert world.wait() == 0, world.out.read_text()
-    assert [trial.state for trial in world.trials] == ["complete"] * TRIALS
+    assert [trial.state for trial in world.trials] == ["finished"] * TRIALS
     assert [first_steps(job)[0] for job in (killed, stopped)] == [0, 0]
     assert all(min(first_steps(job)[1:]) > 0 for job in (killed, stopped))
     assert world.warm.ask("left") == []

@@ -1,241 +1,184 @@
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
-import pandas
+import matplotlib
 import pytest
+from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from kdlab.reporting.plots.plot import Plot, drawn
-from kdlab.reporting.study import Dimension, Study, Trial
-from kdlab.reporting.study_plots import PLOTS, draw, pictures, write_plots
-from kdlab.reporting.study_plots.marks import floor, looks
+from kdlab.jobs.study import Dimension, State, Study, Trial
+from kdlab.reporting.study_plots import drawn, left_out, write_plots
 
 WEIGHT, TAU = Dimension("rm.weight", 0.1, 10.0, True), Dimension("rm.tau", 0.0, 8.0)
 RANK = Dimension("rm.rank", choices=("cls", "loc"))
+WIDTH = Dimension("student.width", choices=(8, 16))
 
 
-def trial(number: int, ap: float | None, *others: float, note: str = "", state="complete", **params) -> Trial:
-    """A trial of two epochs; one without AP failed before the first, one that was pruned has one epoch."""
-    settings = {"rm.weight": 0.1 + number, "rm.tau": number % 8, "rm.rank": "loc" if number % 2 else "cls"}
-    settings = {**settings, **{f"rm.{name}": value for name, value in params.items()}}
-    if ap is None:
-        return Trial(number, "failed", settings, note=note)
-    if state == "pruned":
-        return Trial(number, state, settings, course={1: ap}, note=note)
-    return Trial(number, state, settings, (ap, *others), {1: ap / 2, 2: ap}, note)
+def trial(number: int, ap: float, *others: float, state: State = "finished", **params: object) -> Trial:
+    """A trial of two epochs; one that was pruned has one, one that failed none."""
+    values = {"rm.weight": 0.1 + number, "rm.tau": number % 8, "rm.rank": "loc" if number % 2 else "cls"}
+    values |= {f"rm.{name}": value for name, value in params.items()}
+    curve = {"finished": {1: ap / 2, 2: ap}, "pruned": {1: ap}}.get(state, {})
+    return Trial(number, state, values, (ap, *others) if state == "finished" else (), curve)
 
 
-def plain(ap: float = 30.0, *others: float) -> Trial:
-    return replace(trial(0, ap, *others, note="no method"), params={})
+def plain(*values: float) -> Trial:
+    return replace(trial(0, *values), params={}, reference="no method")
 
 
-def study(*trials: Trial, objectives=("AP",), dimensions=(WEIGHT, TAU, RANK)) -> Study:
-    return Study("digits/gfl", "GFL $R18$ -> R9_x", objectives, dimensions, trials, None, 3, (1600, 400))
+def study(
+    *trials: Trial,
+    objectives: tuple[str, ...] = ("AP",),
+    dimensions: tuple[Dimension, ...] = (WEIGHT, TAU, RANK),
+    importance: dict[str, float] | None = None,
+) -> Study:
+    return Study("x", "GFL $R18$ -> R9_x", objectives, dimensions, trials, importance, 3, (1600, 400))
 
 
-def several(*trials: Trial) -> Study:
-    return study(*trials, objectives=("AP", "latency"))
+def plots(study: Study) -> dict[str, Figure]:
+    return dict(drawn(study))
 
 
-def plotted(study: Study, name: str) -> Plot:
-    return drawn({name: PLOTS[name]}, study)[name]
+def axes_of(figure: Figure, dimension: str) -> Axes:
+    (found,) = [axes for axes in figure.axes if axes.get_xlabel() == dimension]
+    return found
 
 
-def numbers(study: Study, name: str) -> pandas.DataFrame:
-    return pandas.read_csv(io.StringIO(plotted(study, name).csv()), comment="#")
+def points(axes: Axes) -> list[tuple[float, float]]:
+    return [(round(x, 6), round(y, 6)) for marks in axes.collections for x, y in marks.get_offsets().tolist()]
 
 
-def axes(study: Study, name: str, place: int = 0) -> Axes:
-    return plotted(study, name).figure.axes[place]
+def words(figure: Figure) -> Sequence[str]:
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
 
-def meanings(study: Study, name: str) -> list[str]:
-    return [text.get_text().strip() for text in plotted(study, name).figure.legends[0].get_texts()]
-
-
-def test_each_plot_is_a_picture_a_vector_drawing_and_its_numbers(tmp_path):
-    files = write_plots(several(plain(30.0, 4.0), trial(1, 31.0, 5.0)), tmp_path, "digits/gfl")
-    expected = [f"digits/gfl-{name}.{suffix}" for name in PLOTS for suffix in ("png", "pdf", "csv")]
-    assert [path.relative_to(tmp_path).as_posix() for path in files] == expected
-    assert all(path.stat().st_size for path in files)
-
-
-def test_pictures_of_a_page_are_the_same_plots():
-    two = study(plain(), trial(1, 31.0))
-    assert [one.title for one in pictures(two)] == [plot.title for plot in draw(two).values()]
-
-
-@pytest.mark.parametrize("trials", [(), (trial(0, None), trial(1, None))])
-def test_nothing_is_drawn_where_no_trial_was_measured(trials):
-    assert draw(study(*trials)) == {}
-
-
-def test_trials_that_were_all_pruned_have_no_plot_of_their_ends():
-    assert [*draw(study(trial(0, 20.0, state="pruned"), trial(1, 21.0, state="pruned")))] == ["history"]
-
-
-def test_front_takes_several_objectives():
-    assert "front" not in draw(study(plain(), trial(1, 31.0)))
-
-
-@pytest.mark.parametrize("dimensions", [(WEIGHT,), (WEIGHT, TAU, RANK) * 2])
-def test_two_hundred_trials_of_any_dimensions_can_be_drawn(dimensions):
-    names = [replace(one, name=f"m{place}.{one.name}") for place, one in enumerate(dimensions)]
-    params = {one.name: 0.5 if one.numeric else "cls" for one in names}
-    trials = (replace(trial(number, 30.0 + number % 7), params=params) for number in range(200))
-    made = draw(study(*trials, dimensions=tuple(names)))
-    assert [*made] == ["history", "slices", "parallel", "course"]
-
-
-def test_title_says_what_was_tuned_and_the_caption_what_it_is_worth():
-    plot = plotted(study(plain(), trial(1, None)), "history")
-    assert plot.title == "Trials: GFL $R18$ -> R9_x, 1 of 2 trials complete, seed 3"
-    assert "no numbers for a paper" in plot.caption
-
-
-def test_history_knows_the_best_so_far_by_trial():
-    trials = (trial(0, None), trial(1, 30.0), trial(2, 29.0), trial(3, 25.0, state="pruned"), trial(4, 31.0))
-    rows = numbers(study(*trials), "history")
-    assert rows["best_so_far"].fillna(0).tolist() == [0, 30, 30, 30, 31]
-    assert rows["AP"].fillna(0).tolist() == [0, 30, 29, 25, 31]
-
-
-def test_axis_of_trials_has_whole_numbers_also_for_a_single_one():
-    shown = axes(study(plain()), "history")
-    low, high = shown.get_xlim()
-    assert [tick for tick in shown.get_xticks() if low <= tick <= high] == [0.0]
-
-
-def test_pruned_trials_are_hollow_and_failed_ones_crosses_at_the_edge():
-    shown = axes(study(trial(0, 30.0), trial(1, 25.0, state="pruned"), trial(2, None)), "history")
-    lines = {line.get_label().strip(): line for line in shown.lines}
-    assert lines["pruned"].get_markerfacecolor() == "none"
-    assert [*lines["pruned"].get_ydata()] == [25.0]
-    assert (lines["failed"].get_marker(), [*lines["failed"].get_xdata()]) == ("x", [2])
-
-
-def test_references_and_the_best_are_named_with_their_ap():
-    told = meanings(study(plain(), trial(1, 31.0, note="published"), trial(2, 32.0)), "history")
-    assert told[-3:] == ["no method  30.0", "published  31.0", "best: trial 2  32.0"]
-
-
-def test_reference_that_is_the_best_is_named_once():
-    told = meanings(study(plain(), trial(1, 31.0, note="published")), "history")
-    assert [name for name in told if "published" in name] == ["best: trial 1 (published)  31.0"]
-
-
-def test_references_look_unlike_each_other_and_stay_as_they_are_in_every_plot():
-    found = looks(study(plain(), *(trial(number, 30.0, note=f"best known {number}") for number in (1, 2, 3))))
-    assert len({(one["color"], one["marker"]) for one in found.values()}) == 4
-
-
-def test_collapsed_trial_is_a_triangle_at_the_edge_and_does_not_flatten_the_others():
-    trials = (*(trial(number, 30.0 + number / 10) for number in range(8)), trial(8, 2.0))
-    plot = plotted(study(*trials), "history")
-    assert plot.figure.axes[0].get_ylim()[0] > 29
-    assert "Triangles at the edge: 1 below 30.0." in plot.caption
-    assert "v" in [line.get_marker() for line in plot.figure.axes[0].lines]
-
-
-@pytest.mark.parametrize("aps", [[30.0], [30.0, 30.0], [2.0, 31.0], [25.0, 29.0, 30.0]])
-def test_scale_shows_all_trials_that_are_not_far_off(aps):
-    assert floor(aps) == min(aps)
-
-
-def test_slices_hold_the_trials_that_have_a_value():
-    weightless = trial(2, 29.0, weight=0)
-    rows = numbers(study(plain(), trial(1, 31.0), weightless), "slices")
-    assert rows["trial"].unique().tolist() == [1]
-    assert rows["dimension"].tolist() == ["rm.weight", "rm.tau", "rm.rank"]
-    assert rows["value"].tolist() == ["1.1", "1", "loc"]
-
-
-def test_dimension_that_only_a_reference_lacks_keeps_its_panel_and_the_reference_its_others():
-    lacking = replace(trial(1, 31.0, note="published"), params={"rm.weight": 1.0})
-    two = study(lacking, trial(2, 30.0))
-    assert numbers(two, "slices").query("trial == 1")["dimension"].tolist() == ["rm.weight"]
-    assert len(plotted(two, "slices").figure.axes) == 3
-
-
-def test_slice_shows_the_whole_range_that_was_searched_and_what_lay_beyond_it():
-    trials = (trial(1, 30.0, weight=1.0), trial(2, 31.0, weight=20.0, note="published"))
-    low, high = axes(study(*trials), "slices").get_xlim()
-    assert low < 0.1
-    assert high > 20.0
-
-
-def test_slice_is_logarithmic_where_the_search_was():
-    two = study(trial(1, 30.0), trial(2, 31.0))
-    assert [axes(two, "slices", place).get_xscale() for place in range(3)] == ["log", "linear", "linear"]
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.6, 0.9), (0.5, 20.0), (0.01, 10.0), (1e-6, 1e3)])
-def test_axis_of_any_width_has_numbers(low, high):
-    narrow = Dimension("rm.weight", low, high, True)
-    plot = plotted(
-        study(trial(1, 30.0, weight=low), trial(2, 31.0, weight=high), dimensions=(narrow,)), "slices"
+@pytest.fixture(scope="module")
+def one_objective() -> tuple[Study, dict[str, Figure]]:
+    """No method, one outside of the space, one of weight 0, one pruned, one failed, and two more."""
+    found = study(
+        plain(30.0),
+        replace(trial(1, 31.0, weight=20.0, rank="both"), reference="published"),
+        trial(2, 29.0, weight=0.0),
+        trial(3, 20.0, state="pruned"),
+        trial(4, 0.0, state="failed"),
+        trial(5, 33.0),
+        trial(6, 32.0),
+        importance={"rm.weight": 0.7, "rm.tau": 0.2, "rm.rank": 0.1},
     )
-    shown = [tick for tick in plot.figure.axes[0].get_xticks() if low <= tick <= high]
-    assert 2 <= len(shown) <= 6
+    return found, plots(found)
 
 
-def test_choices_stand_side_by_side_and_equal_trials_at_equal_places():
-    trials = [trial(number, 30.0, rank="cls") for number in range(1, 6)]
-    first, again = (axes(study(*trials), "slices", 2).lines for _ in range(2))
-    assert [[*line.get_xdata()] for line in first] == [[*line.get_xdata()] for line in again]
-    xs = [x for line in first for x in line.get_xdata()]
-    assert len({*xs}) == len(trials)
-    assert all(abs(x) <= 0.25 for x in xs)
+def test_all_that_one_objective_allows_is_drawn_and_the_rest_explained(one_objective) -> None:
+    found, figures = one_objective
+    assert [*figures] == ["history", "slices", "parallel", "importance", "curves"]
+    assert left_out(found) == {"front": "one objective only"}
 
 
-def test_choice_that_the_search_has_not_gets_a_place_of_its_own():
-    ticks = axes(study(trial(1, 30.0, rank="both"), trial(2, 31.0)), "slices", 2).get_xticklabels()
-    assert [tick.get_text() for tick in ticks] == ["cls", "loc", "both"]
+def test_plots_say_of_what_they_are_and_what_they_are_worth(one_objective) -> None:
+    for figure in one_objective[1].values():
+        assert "GFL $R18$ -> R9_x, 5 of 7 trials finished" in figure.get_suptitle().replace("\n", " ")
+        assert "no numbers for a paper" in figure.get_supxlabel()
 
 
-def test_parallel_coordinates_take_two_trials():
-    assert "parallel" not in draw(study(trial(1, 30.0)))
+def test_history_has_the_finished_trials_and_a_line_without_methods(one_objective) -> None:
+    figure = one_objective[1]["history"]
+    assert points(figure.axes[0]) == [(0, 30), (1, 31), (2, 29), (5, 33), (6, 32)]
+    assert words(figure)[-1] == "no method"
+    assert [*figure.axes[0].lines[-1].get_ydata()] == [30.0, 30.0]
 
 
-def test_parallel_coordinates_keep_a_method_that_was_off_below_the_axes():
-    two = study(plain(), trial(1, 31.0))
-    rows = numbers(two, "parallel")
-    assert rows["trial"].tolist() == [1, 0]
-    assert rows.loc[1, ["rm.weight", "rm.tau", "rm.rank"]].isna().all()
-    line = next(line for line in axes(two, "parallel").lines if "no method" in line.get_label())
-    assert max(line.get_ydata()[:3]) < 0
+def test_slices_hold_the_values_that_were_trained_and_the_range_that_was_searched(one_objective) -> None:
+    figure = one_objective[1]["slices"]
+    weight = axes_of(figure, "rm.weight")
+    # the sampler knows 10 of the first, and of a weight of 0 the lowest
+    assert points(weight) == [(20.0, 31.0), (5.1, 33.0), (6.1, 32.0)]
+    assert weight.get_xscale() == "log"
+    assert weight.get_xlim()[0] <= 0.1
+    assert weight.get_xlim()[1] >= 20.0
+    assert axes_of(figure, "rm.tau").get_xlim()[1] >= 8.0
 
 
-def test_the_higher_the_darker_and_the_best_is_thick():
-    lines = axes(study(*(trial(number, 30.0 + number) for number in (1, 2, 3))), "parallel").lines[:3]
-    brightness = [sum(line.get_color()[:3]) for line in lines]
-    assert brightness == sorted(brightness, reverse=True)
-    assert lines[-1].get_linewidth() > 2 * lines[0].get_linewidth()
+def test_slice_of_choices_names_them_as_yaml_does(one_objective) -> None:
+    ticks = axes_of(one_objective[1]["slices"], "rm.rank").get_xticklabels()
+    assert {tick.get_text() for tick in ticks} == {"loc", "cls", "both"}
 
 
-def test_parallel_coordinates_bear_trials_that_do_not_differ():
-    same = [replace(trial(number, 30.0), params={"rm.weight": 1.0}) for number in (1, 2)]
-    fixed = Dimension("rm.weight", 1.0, 1.0, True)
-    assert len(numbers(study(*same, dimensions=(fixed,)), "parallel")) == 2
+def test_importance_is_the_one_of_the_table(one_objective) -> None:
+    bars = one_objective[1]["importance"].axes[0].patches
+    assert sorted(round(bar.get_width(), 6) for bar in bars) == [0.1, 0.2, 0.7]
 
 
-def test_front_is_joined_and_numbered():
-    two = several(trial(1, 30.0, 3.0), trial(2, 31.0, 4.0), trial(3, 29.0, 5.0))
-    assert numbers(two, "front")["on_front"].tolist() == [1, 1, 0]
-    shown = axes(two, "front")
-    assert [*shown.lines[0].get_xdata()] == [3.0, 4.0]
-    assert [text.get_text() for text in shown.texts] == ["1", "2"]
+def test_curve_of_a_pruned_trial_ends_early_and_references_and_best_are_named(one_objective) -> None:
+    figure = one_objective[1]["curves"]
+    assert sorted(len(line.get_xdata()) for line in figure.axes[0].lines) == [1, 2, 2, 2, 2, 2]
+    assert words(figure) == ["no method", "published", "best: trial 5"]
 
 
-def test_course_of_a_pruned_trial_ends_early_in_a_ring():
-    two = study(trial(1, 30.0), trial(2, 20.0, state="pruned"), trial(3, 29.0))
-    assert numbers(two, "course").query("trial == 2")["epoch"].tolist() == [1]
-    rings = [line for line in axes(two, "course").lines if line.get_marker() == "o"]
-    assert [[*line.get_xdata()] for line in rings] == [[1]]
+def test_two_objectives_have_a_front_with_its_trials_numbered() -> None:
+    params = [{"rm.weight": 1.0, "student.width": width} for width in (8, 16, 16)]
+    values = [(30.0, 3.0), (31.0, 4.0), (29.0, 5.0)]
+    trials = [Trial(number, "finished", params[number], values[number]) for number in range(3)]
+    found = study(*trials, objectives=("AP", "latency"), dimensions=(WEIGHT, WIDTH))
+    figures = plots(found)
+    assert [*figures] == ["history", "slices", "parallel", "front"]
+    assert [text.get_text() for text in figures["front"].axes[0].texts] == ["0", "1"]
+    assert left_out(found) == {"importance": "too few trials", "curves": "no trial was measured twice"}
 
 
-def test_course_takes_two_epochs():
-    single = [replace(trial(number, 30.0), course={1: 30.0}) for number in (1, 2)]
-    assert "course" not in draw(study(*single))
+@pytest.mark.parametrize(
+    "trials",
+    [
+        (trial(1, 30.0),),
+        (trial(1, 30.0), replace(trial(1, 30.0), number=2)),
+        (trial(1, float("nan")), trial(2, 30.0)),
+        (plain(30.0), trial(1, 20.0, state="pruned")),
+    ],
+    ids=["one", "equal ones", "not a number", "only no method has finished"],
+)
+@pytest.mark.parametrize("dimensions", [(WEIGHT,), (RANK,)], ids=["weight", "choice"])
+def test_whatever_is_not_left_out_can_be_drawn(
+    trials: tuple[Trial, ...], dimensions: tuple[Dimension, ...]
+) -> None:
+    found = study(*trials, dimensions=dimensions)
+    assert {*plots(found), *left_out(found)} == {
+        "history",
+        "slices",
+        "parallel",
+        "importance",
+        "front",
+        "curves",
+    }
+
+
+@pytest.mark.parametrize("trials", [(), (trial(0, 0.0, state="failed"), trial(1, 0.0, state="running"))])
+def test_nothing_is_drawn_where_no_trial_was_measured(trials: tuple[Trial, ...]) -> None:
+    assert plots(study(*trials)) == {}
+    assert left_out(study(*trials))["history"] == "no trial has finished"
+
+
+def test_each_plot_is_a_picture_and_a_vector_drawing_equal_every_time(tmp_path: Path) -> None:
+    two = study(plain(30.0), trial(1, 31.0, state="pruned"))
+    files, again = (write_plots(two, tmp_path / name, "digits/gfl") for name in "ab")
+    expected = [f"digits/gfl-{name}.{end}" for name in ("history", "curves") for end in ("png", "pdf")]
+    expected.append("digits/gfl-curves.csv")
+    assert [path.relative_to(tmp_path / "a").as_posix() for path in files] == expected
+    assert [path.read_bytes() for path in files] == [path.read_bytes() for path in again]
+    assert files[-1].read_text().splitlines() == [
+        "trial,epoch,AP",
+        "0,1,15.0",
+        "0,2,30.0",
+        "1,1,31.0",
+    ]
+
+
+def test_drawing_leaves_no_figure_open_and_matplotlib_as_it_was() -> None:
+    before = dict(matplotlib.rcParams), dict(matplotlib.style.library["ggplot"])
+    plots(study(plain(30.0), trial(1, 31.0)))
+    # the backend is chosen once and for all
+    after = dict(matplotlib.rcParams) | {"backend": before[0]["backend"]}
+    assert (after, dict(matplotlib.style.library["ggplot"])) == before
+    assert pyplot.get_fignums() == []

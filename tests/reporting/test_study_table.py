@@ -5,8 +5,8 @@ import io
 import pandas
 import pytest
 
+from kdlab.jobs.study import Dimension, Study, Trial
 from kdlab.reporting.renderers import FORMATS, to_csv
-from kdlab.reporting.study import Dimension, Study, Trial
 from kdlab.reporting.study_table import table
 from kdlab.reporting.tables import Table
 
@@ -19,13 +19,13 @@ PARAMS = {"pfi.weight": 1.23456, "rm.weight": 4.0, "rm.rank": "cls"}
 
 
 def ended(number: int, *values: float, note: str = "", params=None, epochs: int = 6) -> Trial:
-    course = dict.fromkeys(range(1, epochs + 1), values[0])
+    curve = dict.fromkeys(range(1, epochs + 1), values[0])
     return Trial(
         number,
-        "complete",
+        "finished",
         PARAMS if params is None else params,
         values,
-        course,
+        curve,
         note,
         f"student-{number}",
         90.0,
@@ -72,13 +72,14 @@ def test_best_trials_come_first_with_their_gain():
 def test_reference_trials_are_shown_and_named_wherever_they_rank():
     made = table(study(PLAIN, *(ended(number, 30.0 + number) for number in range(1, 200))), top=3)
     assert column(made, "trial") == ["199", "198", "197", "0"]
-    assert column(made, "note") == ["", "", "", "no method"]
+    assert column(made, "reference") == ["", "", "", "no method"]
     assert "196 trials not shown" in made.footnotes
 
 
 def test_reference_that_failed_is_shown_too():
     made = table(
-        study(Trial(0, "failed", {}, note="published"), *(ended(n, 30.0) for n in range(1, 5))), top=1
+        study(Trial(0, "failed", PARAMS, reference="published"), *(ended(n, 30.0) for n in range(1, 5))),
+        top=1,
     )
     assert column(made, "trial") == ["1", "0"]
     assert column(made, "AP") == ["30.0", "-"]
@@ -118,7 +119,7 @@ def test_trials_are_counted_by_state_and_failures_by_reason():
     made = table(
         study(ended(0, 30.0), pruned(1), failed(2, oom), failed(3, "loss is\nnot finite"), failed(4, oom))
     )
-    assert "1 complete, 1 pruned, 3 failed" in made.footnotes
+    assert "1 finished, 1 pruned, 3 failed" in made.footnotes
     assert [note for note in made.footnotes if note.startswith("failed")] == [
         "failed, 2 x: out of GPU memory",
         "failed, 1 x: loss is not finite",
@@ -134,7 +135,7 @@ def test_rare_reasons_of_many_are_counted_alone():
 def test_state_is_told_only_where_trials_differ_in_it():
     assert "state" not in keys(table(study(ended(0, 30.0), ended(1, 31.0))))
     made = table(study(ended(0, 30.0), failed(1), pruned(2, 21.0), pruned(3, 22.0)))
-    assert column(made, "state") == ["complete", "pruned", "pruned", "failed"]
+    assert column(made, "state") == ["finished", "pruned", "pruned", "failed"]
     assert column(made, "trial") == ["0", "3", "2", "1"]
     assert column(made, "epochs") == ["6", "2", "2", "-"]
 
@@ -165,8 +166,8 @@ def test_importance_of_a_single_dimension_is_no_question():
     [
         ((ended(1, 30.0),), "no gains: no trial is without methods"),
         (
-            (Trial(0, "failed", {}, note="no method"), ended(1, 30.0)),
-            "no gains: trial 0 (no method) is not complete",
+            (Trial(0, "failed", {}, reference="no method"), ended(1, 30.0)),
+            "no gains: trial 0 (no method) has not finished",
         ),
         ((PLAIN, ended(1, 30.0), ended(2, 29.0)), "warning: no trial is above no method"),
     ],

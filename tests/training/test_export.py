@@ -170,7 +170,9 @@ def test_onnx_file_is_written_beside_them(tmp_path: Path, job: Job) -> None:
 
 
 def test_a_measured_teacher_is_called_a_teacher(tmp_path: Path, job: Job) -> None:
-    write_json(JobPaths(tmp_path / job.id).job, replace(job, kind="evaluate").to_dict())
+    model = job.spec.model.model_dump(mode="json")
+    measured = make(job.id, "teacher", kind="evaluate", inputs=vars(job.inputs), model=model)
+    write_json(JobPaths(tmp_path / job.id).job, measured.to_dict())
     assert {path.name for path in exported(tmp_path).iterdir()} == {
         "teacher.safetensors",
         "teacher.pth",

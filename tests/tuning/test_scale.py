@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from kdlab.jobs.study import Dimension
 from kdlab.tuning.scale import following, shares
-from kdlab.tuning.space import Dimension
 
 FREE = Dimension("pfi.weight", 0.05, 45.0, log=True)
 

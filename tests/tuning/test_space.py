@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdlab.errors import UsageError
+from kdlab.jobs.study import Dimension
 from kdlab.recipe import loader as recipes
 from kdlab.recipe.settings import Recipe
-from kdlab.tuning.space import Dimension, as_in, dimensions, methods_with, published, searched_arm
+from kdlab.tuning.space import dimensions, methods_with, published, searched_arm
 
 ARMS = "arms={baseline: {}, rm: {rm: {}}, pfi: {pfi: {}}, both: {rm: {}, pfi: {}}}"
 
@@ -245,18 +246,19 @@ class TestPublished:
     ) -> None:
         own = recipes.load(recipe, ["arms={a: {frs: {feature: 9, weight: 9}, pkd: {weight: 9}}}"])
         space = tuple(Dimension(name, 0, 1) for name in ("frs.feature", "frs.weight", "pkd.weight"))
-        assert published(own, "a", space) == expected
+        assert published(own, "a", space) == ("published", expected)
 
     def test_says_nothing_of_students(self) -> None:
-        assert published(load(), "rm+pfi", (Dimension("student.width", choices=(8, 16)),)) == {}
+        students = (Dimension("student.width", choices=(8, 16)),)
+        assert published(load(), "rm+pfi", students) == ("published", {})
 
     def test_weight_is_that_of_the_options_which_are_not_searched(self) -> None:
         own = load("arms={a: {cwd: {on: cls, weight: 9}}}")
         weight, on = Dimension("cwd.weight", 0, 1), Dimension("cwd.on", choices=("neck", "cls"))
-        assert published(own, "a", (weight,)) == {"cwd.weight": 5.0}
-        assert published(own, "a", (weight, on)) == {"cwd.weight": 10.0, "cwd.on": "neck"}
+        assert published(own, "a", (weight,)) == ("defaults", {"cwd.weight": 5.0})
+        assert published(own, "a", (weight, on)) == ("published", {"cwd.weight": 10.0, "cwd.on": "neck"})
 
-
-def test_what_the_recipe_says_of_the_same_is_found() -> None:
-    names = ["rm.weight", "rm.rank", "student.width"]
-    assert as_in(load(), "rm+pfi", names) == {"rm.weight": 4.0, "rm.rank": "cls"}
+    def test_option_that_papers_values_make_idle_is_no_reason_to_call_them_defaults(self) -> None:
+        own = load("arms={a: {soft_label: {form: softmax, temperature: 4}}}")
+        form = Dimension("soft_label.form", choices=("softmax", "sigmoid"))
+        assert published(own, "a", (form,)) == ("published", {"soft_label.form": "sigmoid"})

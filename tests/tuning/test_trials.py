@@ -7,7 +7,7 @@ import pytest
 
 from kdlab.errors import KdlabError, MachineError, UsageError
 from kdlab.tuning import trials as trials_module
-from kdlab.tuning.trials import Trials, Variant, label, text_of
+from kdlab.tuning.trials import Trials, Variant, label
 from tests.planning.test_build import FACTS
 from tests.tuning.test_tuner import LEARNED, make_trials
 
@@ -201,9 +201,30 @@ class TestCheck:
 
     def test_sampler_of_one_objective_is_refused_two(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(trials_module, "find_spec", lambda name: object())
-        (fault,) = self.faults(make_trials("tune.sampler=cmaes", "tune.objectives=[AP, latency]"))
+        (fault,) = self.faults(make_trials("tune.sampler=cmaes", "tune.objectives=[AP, latency]", TWO))
         assert fault.got == "AP, latency"
         make_trials("tune.sampler=cmaes").check()
+
+    def test_all_that_the_recipe_says_against_itself_is_told_at_once(self) -> None:
+        found = self.faults(make_trials("tune.objectives=[AP, latency]", "tune.seed=2"))
+        assert [fault.what.partition(":")[0] for fault in found] == [
+            "tune.objectives",
+            "tune.seed is among seeds",
+        ]
+
+
+class TestReferences:
+    def test_are_no_method_the_papers_values_and_the_recipe_s_own_where_they_differ(self) -> None:
+        trials = make_trials("methods.pfi={weight: 10}", TWO)
+        assert trials.references(trials.space) == {
+            "no method, width 8": {"student.width": 8},
+            "published, width 8": {"rm.weight": 4.0, "pfi.weight": 1.5, "student.width": 8},
+            "recipe, width 8": {"rm.weight": 4.0, "pfi.weight": 10.0, "student.width": 8},
+            "no method, width 16": {"student.width": 16},
+            "published, width 16": {"rm.weight": 4.0, "pfi.weight": 1.5, "student.width": 16},
+            "recipe, width 16": {"rm.weight": 4.0, "pfi.weight": 10.0, "student.width": 16},
+        }
+        assert [*make_trials().references(make_trials().space)] == ["no method", "published"]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +239,3 @@ class TestCheck:
 )
 def test_people_see_a_trial_as_its_values(values: dict[str, Any], expected: str) -> None:
     assert label(values) == expected
-
-
-def test_numbers_are_short() -> None:
-    assert [text_of(value) for value in (30.0, 0.0123, 7, False)] == ["30", "0.0123", "7", "false"]

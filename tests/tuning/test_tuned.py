@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
@@ -9,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdlab.jobs.study import Dimension
 from kdlab.planning import build as plan
 from kdlab.recipe import loader as recipes
 from kdlab.recipe.document import Document
 from kdlab.recipe.settings import Recipe, TuneSettings
 from kdlab.recipe.yaml_reader import read
-from kdlab.tuning.space import Dimension, methods_with, published
+from kdlab.tuning.space import methods_with
 from kdlab.tuning.tuned import Tuned, tuned
 from tests.planning.test_build import FACTS
 
@@ -34,10 +36,7 @@ BASE = """
     seeds: [3, 4]
     tune: {trials: 7}
 """
-SPACE = tuple(
-    Dimension(name)
-    for name in ("rm.weight", "rm.rank", "pfi.weight", "cwd@neck.on", "cwd@neck.weight", "soft_label.form")
-)
+OVER = ("rm.weight", "rm.rank", "pfi.weight", "cwd@neck.on", "cwd@neck.weight", "soft_label.form")
 
 
 class Bench:
@@ -49,17 +48,17 @@ class Bench:
         name, self.document = recipes.opened(str(folder / "my.yaml"))
         self.recipe = recipes.resolve(self.document, name)
 
-    def tuned(self, values: dict[str, Any], arm: str = "mine", **papers: Any) -> Tuned:
-        of_papers = papers.get("published", published(self.recipe, arm, SPACE) if arm == "mine" else {})
-        return tuned(self.document, self.recipe, arm, values, of_papers, "my-3fa2c1", "kdlab tune my.yaml")
+    def tuned(self, values: dict[str, Any], arm: str = "mine", over: Sequence[str] = OVER) -> Tuned:
+        space = [Dimension(name, 0.5, 30.0) for name in over]
+        return tuned(self.document, self.recipe, arm, space, values, "my-3fa2c1", "kdlab tune my.yaml")
 
-    def __call__(self, values: dict[str, Any], arm: str = "mine", **papers: Any) -> Recipe:
+    def __call__(self, values: dict[str, Any], arm: str = "mine", over: Sequence[str] = OVER) -> Recipe:
         """The tuned recipe as its file loads."""
-        return recipes.resolve(self.written(values, arm, **papers), "my")
+        return recipes.resolve(self.written(values, arm, over), "my")
 
-    def written(self, values: dict[str, Any], arm: str = "mine", **papers: Any) -> Document:
+    def written(self, values: dict[str, Any], arm: str = "mine", over: Sequence[str] = OVER) -> Document:
         path = self.folder / "tuned.yaml"
-        path.write_text(self.tuned(values, arm, **papers).text)
+        path.write_text(self.tuned(values, arm, over).text)
         return read(path, "tuned.yaml", [])
 
 
@@ -73,13 +72,13 @@ def one_bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("bench"))
 
 
-def test_recipe_compares_baseline_recipe_published_and_tuned(bench: Bench) -> None:
+def test_recipe_compares_baseline_recipe_defaults_and_tuned(bench: Bench) -> None:
     found = bench({"rm.weight": 12.0, "pfi.weight": 30.0})
-    assert list(found.arms) == ["baseline", "mine", "mine[published]", "mine[tuned]"]
+    assert list(found.arms) == ["baseline", "mine", "mine[defaults]", "mine[tuned]"]
     assert found.arms["baseline"] == {}
     assert found.arms["mine"] == bench.recipe.arms["mine"]
     assert found.arms["mine[tuned]"]["rm"].weight == 12.0
-    assert found.arms["mine[published]"]["pfi"].weight == 1.5
+    assert found.arms["mine[defaults]"]["pfi"].weight == 1.5
 
 
 def test_all_else_is_as_it_was(bench: Bench) -> None:
@@ -109,32 +108,34 @@ def test_student_that_was_found_is_that_of_all_arms(bench: Bench) -> None:
 
 
 def test_heir_stays_one(bench: Bench) -> None:
-    found = bench({"rm.weight": 12.0}, "heir", published={"rm.weight": 2.0})
-    assert found.inherits == ("heir", "heir[published]", "heir[tuned]")
+    found = bench({"rm.weight": 12.0}, "heir", ["rm.weight"])
+    assert found.inherits == ("heir", "heir[tuned]")
 
 
 @pytest.mark.parametrize(
-    ("values", "papers", "arms"),
+    ("values", "over", "arms"),
     [
-        ({"rm.weight": 12.0}, {"rm.weight": 4.0}, ["baseline", "mine", "mine[tuned]"]),
-        ({"rm.weight": 12.0}, {"rm.weight": 12.0}, ["baseline", "mine", "mine[published]"]),
-        ({"rm.weight": 4.0}, {"rm.weight": 5.0}, ["baseline", "mine", "mine[published]"]),
-        ({"rm.weight": 4.0}, {"rm.weight": 4.0}, ["baseline", "mine"]),
+        # published is what the recipe says of rm, and not of pfi
+        ({"rm.weight": 12.0}, "rm.weight", ["mine", "mine[tuned]"]),
+        ({"pfi.weight": 1.5}, "pfi.weight", ["mine", "mine[published]"]),
+        ({"pfi.weight": 10.0}, "pfi.weight", ["mine", "mine[published]"]),
+        ({"rm.weight": 4.0}, "rm.weight", ["mine"]),
+        # an option that is idle tells no arms apart
         (
-            {"rm.rank": "loc"},
-            {"rm.rank": "loc", "rm.score": "sigmoid"},
-            ["baseline", "mine", "mine[published]"],
+            {"soft_label.form": "sigmoid", "soft_label.temperature": 7.0},
+            "soft_label.form",
+            ["mine", "mine[published]"],
         ),
     ],
 )
 def test_arms_that_are_the_same_are_one(
-    bench: Bench, values: dict[str, Any], papers: dict[str, Any], arms: list[str]
+    bench: Bench, values: dict[str, Any], over: str, arms: list[str]
 ) -> None:
-    assert list(bench(values, published=papers).arms) == arms
+    assert list(bench(values, over=[over]).arms) == ["baseline", *arms]
 
 
 def test_difference_is_the_line_of_the_arm(bench: Bench) -> None:
-    made = bench.tuned({"rm.weight": 12.0}, "heir")
+    made = bench.tuned({"rm.weight": 12.0}, "heir", ["rm.weight"])
     assert made.difference == (
         "-  heir: {rm: {}, inherit: true}",
         "+  heir: {rm: {weight: 12.0}, inherit: true}",
@@ -146,12 +147,13 @@ def test_nothing_found_is_no_difference(bench: Bench) -> None:
 
 
 def test_file_says_what_it_is_and_what_to_type(bench: Bench) -> None:
-    made = bench.tuned({"rm.weight": 12.0})
+    made = bench.tuned({"rm.weight": 12.0}, over=["rm.weight", "pfi.weight"])
     assert made.name == "tune/my-3fa2c1"
-    assert made.text.splitlines()[:3] == [
+    assert made.text.splitlines()[:4] == [
         "# A pair.; tuned",
         "# kdlab tune my.yaml",
         "# kdlab run tune/my-3fa2c1",
+        "# searched: rm.weight 0.5 to 30; pfi.weight 0.5 to 30",
     ]
     assert "tune:" not in made.text.partition("dataset:")[2]
 

@@ -16,7 +16,7 @@ from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.recipe import loader as recipes
 from kdlab.running import scheduler
 from kdlab.tuning import space
-from kdlab.tuning.study import Study
+from kdlab.tuning.study import OptunaStudy
 from kdlab.tuning.trials import Student, Trials, Variant
 from kdlab.tuning.tuner import Tuner
 from tests.planning.test_build import FACTS, FILES
@@ -43,7 +43,7 @@ def make_trials(*overrides: str) -> Trials:
 
 def make_tuner(runs: Runs, trials: Trials, gpus: int = 2, **options: Any) -> Tuner:
     tune = trials.recipe.tune
-    study = Study(
+    study = OptunaStudy(
         name="study",
         objectives=tune.objectives,
         sampler=tune.sampler,
@@ -105,23 +105,23 @@ def test_as_many_trials_as_were_asked_for_come_to_an_end(runs: Runs) -> None:
     tuner = make_tuner(runs, make_trials(), count=12)
     search(tuner, Simulated(runs, 2, likes_pfi_at_30))
     assert len(states(tuner)) == 12
-    assert set(states(tuner)) <= {"complete", "pruned"}
+    assert set(states(tuner)) <= {"finished", "pruned"}
 
 
 def test_no_method_and_published_weights_are_the_first_trials(runs: Runs) -> None:
     tuner = make_tuner(runs, make_trials("methods.pfi={weight: 10}"), count=4)
     search(tuner, Simulated(runs, 1, likes_pfi_at_30))
     first, second, third, _ = tuner.study.trials()
-    assert (first.note, first.values) == ("no method", {})
-    assert (second.note, second.values) == ("published", {"rm.weight": 4.0, "pfi.weight": 1.5})
-    assert (third.note, third.values) == ("recipe", {"rm.weight": 4.0, "pfi.weight": 10.0})
+    assert (first.reference, first.params) == ("no method", {})
+    assert (second.reference, second.params) == ("published", {"rm.weight": 4.0, "pfi.weight": 1.5})
+    assert (third.reference, third.params) == ("recipe", {"rm.weight": 4.0, "pfi.weight": 10.0})
 
 
 def test_range_of_each_weight_follows_the_measured_size_of_its_term(runs: Runs) -> None:
     tuner = make_tuner(runs, make_trials(), count=3)
     search(tuner, Simulated(runs, 2, likes_pfi_at_30))
     # a term of 0.02 of the detection loss at weight 1 is 0.01 of it at weight 0.5
-    assert {one.name: (one.low, one.high) for one in tuner.space} == {
+    assert {one.name: (one.low, one.high) for one in tuner.study.space} == {
         "rm.weight": (0.5, 150.0),
         "pfi.weight": (0.1, 30.0),
     }
@@ -141,7 +141,7 @@ def test_no_gpu_is_free_at_any_look_while_trials_remain(runs: Runs) -> None:
     busy: list[int] = []
     for event in scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed):
         tuner.see(event)
-        if tuner.space and tuner.study.begun() < 40 and len(executor.looks) > len(busy):
+        if tuner.study.space and len(tuner.study.trials()) < 40 and len(executor.looks) > len(busy):
             busy.append(executor.looks[-1])
     trials_only = busy[busy.index(8) :]
     assert len(trials_only) > 10
@@ -153,7 +153,7 @@ def test_hopeless_trial_is_stopped_and_leaves_no_training_state(runs: Runs) -> N
     search(tuner, Simulated(runs, 1, likes_pfi_at_30))
     pruned = [trial for trial in tuner.study.trials() if trial.state == "pruned"]
     assert pruned
-    assert all(max(trial.course) < 6 for trial in pruned)
+    assert all(max(trial.curve) < 6 for trial in pruned)
     assert {trial.job for trial in pruned} == tuner.pruned
     assert not any(runs.job(trial.job).result.exists() for trial in pruned)
 
@@ -187,7 +187,7 @@ def test_trained_trials_of_another_study_are_reused(runs: Runs) -> None:
     again = make_tuner(runs, make_trials("tune.sampler=random", "tune.pruner=none"), count=5)
     search(again, executor)
     assert len(executor.started) == before
-    assert states(again) == ["complete"] * 5
+    assert states(again) == ["finished"] * 5
 
 
 def test_failed_trial_is_tried_once_more_and_then_reported(runs: Runs) -> None:
@@ -196,7 +196,7 @@ def test_failed_trial_is_tried_once_more_and_then_reported(runs: Runs) -> None:
     executor = Simulated(runs, 1, likes_pfi_at_30, fails=hot)
     search(tuner, executor)
     failed = [trial for trial in tuner.study.trials() if trial.state == "failed"]
-    assert [(trial.note, trial.why) for trial in failed] == [("published", "the loss is not finite")]
+    assert [(trial.reference, trial.why) for trial in failed] == [("published", "the loss is not finite")]
     assert executor.started.count(failed[0].job) == 2
 
 
@@ -226,7 +226,11 @@ def test_stopped_by_another_command_is_a_failed_trial(runs: Runs) -> None:
     )
     for event in events:
         tuner.see(event)
-        if type(event).__name__ == "JobStarted" and tuner.space and event.job == tuner.study.trials()[0].job:
+        if (
+            type(event).__name__ == "JobStarted"
+            and tuner.study.space
+            and event.job == tuner.study.trials()[0].job
+        ):
             runs.job(event.job).stop_request.touch()
     assert states(tuner).count("failed") == 1
     assert len(states(tuner)) == 4
@@ -238,7 +242,7 @@ def test_stopping_leaves_the_trial_for_the_next_command(runs: Runs) -> None:
     events = scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed)
     for event in events:
         tuner.see(event)
-        if type(event).__name__ == "JobStarted" and tuner.space:
+        if type(event).__name__ == "JobStarted" and tuner.study.space:
             tuner.stopping = True
             runs.job(event.job).stop_request.touch()
             break
@@ -251,7 +255,7 @@ def test_stop_of_all_that_runs_ends_the_search_and_the_next_command_goes_on(runs
     tuner = make_tuner(runs, make_trials("tune.pruner=none"), count=6)
     for event in scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed):
         tuner.see(event)
-        if tuner.space and len(executor._alive) == 2 and not tuner.stop_request.exists():
+        if tuner.study.space and len(executor._alive) == 2 and not tuner.stop_request.exists():
             tuner.stop_request.parent.mkdir(parents=True, exist_ok=True)
             tuner.stop_request.touch()
             for job in executor._alive:
@@ -259,7 +263,7 @@ def test_stop_of_all_that_runs_ends_the_search_and_the_next_command_goes_on(runs
     assert states(tuner) == ["running"] * 2
     again = make_tuner(runs, make_trials("tune.pruner=none"), count=6)
     search(again, executor)
-    assert states(again) == ["complete"] * 6
+    assert states(again) == ["finished"] * 6
 
 
 def test_teacher_that_misses_what_is_expected_starts_no_trial(runs: Runs) -> None:
@@ -267,14 +271,14 @@ def test_teacher_that_misses_what_is_expected_starts_no_trial(runs: Runs) -> Non
     tuner = make_tuner(runs, trials, count=3)
     executor = Simulated(runs, 2, likes_pfi_at_30)
     search(tuner, executor)
-    assert tuner.space == ()
+    assert tuner.study.space == ()
     assert states(tuner) == []
 
 
 def test_reference_is_never_pruned_and_its_job_never_stopped(runs: Runs) -> None:
     tuner = make_tuner(runs, make_trials("tune.pruner=halving"), count=12)
     search(tuner, Simulated(runs, 1, lambda job, epoch: 1.0 if weights(job) else 0.1))
-    assert [trial.state for trial in tuner.study.trials()[:2]] == ["complete"] * 2
+    assert [trial.state for trial in tuner.study.trials()[:2]] == ["finished"] * 2
 
 
 def test_failures_of_an_earlier_command_do_not_end_the_search(runs: Runs) -> None:
@@ -287,7 +291,7 @@ def test_failures_of_an_earlier_command_do_not_end_the_search(runs: Runs) -> Non
     again = make_tuner(runs, make_trials(), gpus=1, count=9)
     search(again, Simulated(runs, 1, likes_pfi_at_30))
     assert len(states(again)) == 9
-    assert "complete" in states(again)
+    assert "finished" in states(again)
 
 
 def test_methods_that_always_fail_end_the_search_though_the_student_alone_trains(runs: Runs) -> None:
@@ -295,7 +299,7 @@ def test_methods_that_always_fail_end_the_search_though_the_student_alone_trains
     executor = Simulated(runs, 1, likes_pfi_at_30, fails=lambda job, attempt: bool(job.spec.methods))
     executor.fails = lambda job, attempt: job.kind == "student" and bool(job.spec.methods)
     search(tuner, executor)
-    assert states(tuner) == ["complete", "failed", "failed", "failed"]
+    assert states(tuner) == ["finished", "failed", "failed", "failed"]
     assert "none with a method" in tuner.ended_by
 
 
@@ -306,7 +310,7 @@ def test_trial_with_another_preparation_brings_it_along(runs: Runs) -> None:
     tuner = make_tuner(runs, trials, count=4)
     executor = Simulated(runs, 1, lambda job, epoch: float(epoch))
     search(tuner, executor)
-    assert set(states(tuner)) <= {"complete", "pruned"}
+    assert set(states(tuner)) <= {"finished", "pruned"}
     assert sum(name.startswith("prepare") for name in set(executor.started)) > 1
 
 
@@ -322,16 +326,16 @@ def test_stop_of_the_only_trial_fails_it_and_the_search_goes_on(runs: Runs) -> N
     executor = Simulated(runs, 1, likes_pfi_at_30)
     for event in scheduler.run(plan_of(tuner.trials), executor, runs, poll_s=0, feed=tuner.feed):
         tuner.see(event)
-        if type(event).__name__ == "JobStarted" and tuner.space and len(states(tuner)) == 3:
+        if type(event).__name__ == "JobStarted" and tuner.study.space and len(states(tuner)) == 3:
             runs.job(event.job).stop_request.touch()
-    assert states(tuner) == ["complete", "complete", "failed", "complete"]
+    assert states(tuner) == ["finished", "finished", "failed", "finished"]
 
 
 def test_weight_follows_the_option_that_is_tried_beside_it(runs: Runs) -> None:
     trials = make_trials("tune.over=[pfi.weight, pfi.region]", "tune.sampler=random", "tune.pruner=none")
     tuner = make_tuner(runs, trials, count=14)
     search(tuner, Simulated(runs, 2, lambda job, epoch: float(epoch)))
-    by_region = {trial.values["pfi.region"]: trial.values["pfi.weight"] for trial in tuner.study.trials()[2:]}
+    by_region = {trial.params["pfi.region"]: trial.params["pfi.weight"] for trial in tuner.study.trials()[2:]}
     # where it stands alone a weight is searched up to 30; inside objects the term is 125 times as large
     assert by_region["gt_mask"] <= 30 * 0.012 / 1.5
     assert all(runs.job(trial.job).result.exists() for trial in tuner.study.trials())
@@ -342,7 +346,7 @@ def test_words_and_weights_are_searched_together(runs: Runs) -> None:
     ranks = {"cls": 1.0, "loc": 2.0, "both": 3.0}
     tuner = make_tuner(runs, trials, count=10)
     search(tuner, Simulated(runs, 2, lambda job, epoch: ranks.get(_rank(job), 0.0) * epoch))
-    assert {trial.values.get("rm.rank") for trial in tuner.study.trials()} >= {"cls", "both"}
+    assert {trial.params.get("rm.rank") for trial in tuner.study.trials()} >= {"cls", "both"}
 
 
 def _rank(job: Job) -> str:
@@ -357,7 +361,7 @@ def test_two_objectives_weigh_ap_against_the_latency_of_each_student(runs: Runs)
     search(tuner, Simulated(runs, 2, lambda job, epoch: job.spec.model.width + epoch))
     done = tuner.study.trials()
     assert len(done) == 8
-    assert {trial.objectives[1] for trial in done} == {8.0, 16.0}
+    assert {trial.values[1] for trial in done} == {8.0, 16.0}
 
 
 def test_equal_trials_share_a_job(runs: Runs) -> None:
@@ -378,9 +382,9 @@ def test_trial_of_a_job_that_still_stops_for_another_trial_trains_it_anew(runs: 
         tuner.see(event)
         if tuner.pruned and room == [1]:
             (lost,) = [trial for trial in tuner.study.trials() if trial.state == "pruned"]
-            tuner.study.try_first(lost.values, "again")
+            tuner.study.enqueue(lost.params, "again")
             room[0] = 2
-    (again,) = [trial for trial in tuner.study.trials() if trial.note == "again"]
+    (again,) = [trial for trial in tuner.study.trials() if trial.reference == "again"]
     assert again.job == lost.job
-    assert again.state in ("complete", "pruned")
-    assert again.course
+    assert again.state in ("finished", "pruned")
+    assert again.curve

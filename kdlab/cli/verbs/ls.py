@@ -88,7 +88,11 @@ _NEXT = {
 
 
 def _recipes() -> list[dict[str, Any]]:
-    return [{"name": info.name, "about": info.summary} for info in catalog.recipes().values()]
+    """Those of the catalog, then those in the runs folder that `ablate` and `tune` have written."""
+    from kdlab.recipe.files import all_derived
+
+    found = {info.name: info.summary for info in catalog.recipes().values()} | all_derived()
+    return [{"name": name, "about": about} for name, about in found.items()]
 
 
 def _methods() -> list[dict[str, Any]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import ceil, inf
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from kdlab.jobs.plan import PlannedJob
     from kdlab.session import Outcome
     from kdlab.tuning.search import Search
-    from kdlab.tuning.space import Dimension
-    from kdlab.tuning.study import Study
     from kdlab.tuning.tuner import Tuner
-
 
 MANY_AT_ONCE = 4
 """Trials side by side of which a search is not warned."""
@@ -75,24 +72,36 @@ def tune(
     """
     told = {"trials": trials, "over": over and f"[{over}]", "objectives": objectives and f"[{objectives}]"}
     changes = [f"tune.{key}={value}" for key, value in told.items() if value is not None]
-    search, made = _prepared(screen, recipe, [*(overrides or []), *changes], executor, gpus)
+    asked = [*(overrides or []), *changes]
+    search, made = _prepared(screen, recipe, asked, executor, gpus)
+    begun = _begun(search, made)
+    wanted = _affordable(search, begun, budget)
     if dry_run:
-        _tell(screen, search, made)
+        if screen.json:
+            screen.emit(
+                study=search.study,
+                arm=search.trials.arm,
+                trials=search.recipe.tune.trials,
+                begun=begun,
+                images=list(search.images),
+                space=[vars(one) for one in search.trials.space],
+                plan=search.whole(wanted).to_dict(),
+            )
+        else:
+            _preview(screen.data, search, made, begun, wanted)
+        screen.next(screen.command("--dry-run"))
         return 0
-    study = _study(search, made)
-    wanted = _affordable(search, search.recipe.tune.trials - study.begun(), budget)
-    _preview(screen.say, search, made, wanted)
+    _preview(screen.say, search, made, begun, wanted)
     if not (yes or may_cost(screen, search.whole(wanted))):
         screen.say("nothing was run")
         raise typer.Abort
-    limits = {"jobs": jobs, "budget_h": budget}
     while True:
-        tuner, outcome = _run(screen, search, made, study, limits, live=executor != "inline")
+        tuner, outcome = _run(screen, search, made, jobs, budget, live=executor != "inline")
         halved = search.recipe.resources.on_oom == "micro_batch" and smaller(made)
-        if tuner.space or outcome.stopped_by or not halved:
+        if tuner.study.space or outcome.stopped_by or not halved:
             return _conclude(screen, search, made, tuner, outcome)
         # teacher or measured pass did not fit the GPU: once more, in smaller parts
-        search, made = _prepared(screen, recipe, [*(overrides or []), *changes], executor, gpus)
+        search, made = _prepared(screen, recipe, asked, executor, gpus)
 
 
 def _prepared(
@@ -112,81 +121,44 @@ def _prepared(
     return found, Prepared(found.plan, runner, runner.machine, runs)
 
 
-def _study(search: Search, made: Prepared) -> Study:
-    from kdlab.tuning.study import Study, storage_of
+def _begun(search: Search, made: Prepared) -> int:
+    """How many trials earlier commands have begun."""
+    from kdlab.tuning.study import storage_of, stored_trials
 
-    tune = search.recipe.tune
-    return Study(
-        name=search.study,
-        objectives=tune.objectives,
-        sampler=tune.sampler,
-        pruner=tune.pruner,
-        epochs=search.trial.job.spec.schedule.epochs,
-        seed=tune.seed,
-        storage=storage_of(tune.storage, made.runs),
-    )
+    return len(stored_trials(search.study, storage_of(search.recipe.tune.storage, made.runs)))
 
 
-def _affordable(search: Search, left: int, budget_h: float | None) -> int:
+def _affordable(search: Search, begun: int, budget_h: float | None) -> int:
     """How many trials may still begin; as far as their cost is known, no more than a budget allows."""
+    left = max(0, search.recipe.tune.trials - begun)
     if budget_h is None or not search.trial.cost_s:
-        return max(0, left)
+        return left
     of_each_s = search.trial.cost_s * max(1, search.trial.job.resources.gpus)
-    return max(0, min(left, ceil(3600 * budget_h / of_each_s)))
+    return min(left, ceil(3600 * budget_h / of_each_s))
 
 
-def _tell(screen: Screen, search: Search, made: Prepared) -> None:
-    """What `--dry-run` is asked for."""
-    if screen.json:
-        screen.emit(**_as_data(search))
-    else:
-        _preview(screen.data, search, made, search.recipe.tune.trials)
-    screen.next(screen.command("--dry-run"))
-
-
-def _as_data(search: Search) -> dict[str, Any]:
-    """What will be searched, for a program; its plan holds a stand-in for each trial."""
-    count = search.recipe.tune.trials
-    return {
-        "study": search.study,
-        "arm": search.trials.arm,
-        "trials": count,
-        "images": list(search.images),
-        "space": [asdict(one) for one in search.trials.space],
-        "plan": search.whole(count).to_dict(),
-    }
-
-
-def _preview(put: Callable[[str], None], search: Search, made: Prepared, count: int) -> None:
-    """What will be searched, and what so many trials cost where none is ended early."""
+def _preview(put: Callable[[str], None], search: Search, made: Prepared, begun: int, wanted: int) -> None:
+    """What will be searched, and what the trials to come cost where none is ended early."""
     from kdlab.cli.verbs.plan import total
 
     tune, (learned, measured) = search.recipe.tune, search.images
     put(
         f"study {search.study}  {tune.trials} trials of {search.trials.arm} on {learned} images, "
-        f"measured on {measured} others"
+        f"measured on {measured} others{f'; {begun} have begun' if begun else ''}"
     )
     width = max(len(one.name) for one in search.trials.space)
     for one in search.trials.space:
-        put(f"  {one.name:<{width}}  {_range(one)}")
-    put(f"at most {total(replace(made, plan=search.whole(count)))}")
+        open_end = one.key == "weight" and not (one.given or one.choices)
+        put(f"  {one.name:<{width}}  {one.range}{', until its term is measured' if open_end else ''}")
+    put(f"at most {total(replace(made, plan=search.whole(wanted)))}")
     if len(tune.objectives) > 1:
         put("note: no trial is ended early, for Optuna prunes by one objective only")
-    if made.executor.slots(search.trial.job) > max(MANY_AT_ONCE, count / 4):
+    if made.executor.slots(search.trial.job) > max(MANY_AT_ONCE, wanted / 4):
         put("note: so many trials fit side by side that few will learn from others; -j N runs fewer at once")
 
 
-def _range(one: Dimension) -> str:
-    from kdlab.tuning.trials import text_of
-
-    if one.choices:
-        return ", ".join(map(text_of, one.choices))
-    ends = f"{one.low:.3g} to {one.high:.3g}"
-    return ends if one.given or one.key != "weight" else f"{ends}, until its term is measured"
-
-
 def _run(
-    screen: Screen, search: Search, made: Prepared, study: Study, limits: dict[str, Any], *, live: bool
+    screen: Screen, search: Search, made: Prepared, jobs: int | None, budget_h: float | None, *, live: bool
 ) -> tuple[Tuner, Outcome]:
     """Search, with the board on the screen."""
     from kdlab import session
@@ -194,46 +166,56 @@ def _run(
     from kdlab.cli.screen.progress import PlanStatus
     from kdlab.running.driver import alone
 
-    tuner = _tuner(search, made, study, limits)
-    status = PlanStatus(made.plan, made.machine, limits["jobs"], to_come=tuner.to_come)
-    with (
-        alone(made.plan.id, made.runs),
-        watcher(status, made.runs, screen, live=live, gpus=gpus_of(made)) as board,
-    ):
-        # of an earlier command; one that is refused must not take it from the command at work
-        tuner.stop_request.unlink(missing_ok=True)
+    with alone(made.plan.id, made.runs):
+        tuner = _tuner(search, made, jobs, budget_h)
+        view = PlanStatus(made.plan, made.machine, jobs, to_come=tuner.to_come)
+        with watcher(view, made.runs, screen, live=live, gpus=gpus_of(made)) as board:
 
-        def feed(active: int) -> Sequence[PlannedJob]:
-            more = tuner.feed(active)
-            status.grow(more, tuner.to_come)
-            return more
+            def feed(active: int) -> Sequence[PlannedJob]:
+                opened = bool(tuner.study.space)
+                more = tuner.feed(active)
+                if tuner.study.space and not opened:
+                    ranges = "; ".join(f"{one.name} {one.range}" for one in tuner.study.space)
+                    screen.say(f"searching {ranges}")
+                view.grow(more, tuner.to_come)
+                return more
 
-        def see(event: Event) -> None:
-            tuner.see(event)
-            status.jobs[event.job].pruned = event.job in tuner.pruned
-            board.see(event)
+            def see(event: Event) -> None:
+                tuner.see(event)
+                view.jobs[event.job].pruned = event.job in tuner.pruned
+                board.see(event)
 
-        def stop() -> None:
-            tuner.stopping = True
-            board.stopping()
+            def stop() -> None:
+                tuner.stopping = True
+                board.stopping()
 
-        outcome = session.drive(
-            made.plan,
-            made.executor,
-            made.runs,
-            [see, *([lambda event: screen.emit(**event.to_dict())] if screen.json else [])],
-            jobs_at_once=limits["jobs"],
-            on_stop=stop,
-            command=screen.command("--dry-run"),
-            feed=feed,
-        )
+            outcome = session.drive(
+                made.plan,
+                made.executor,
+                made.runs,
+                [see, *([lambda event: screen.emit(**event.to_dict())] if screen.json else [])],
+                jobs_at_once=jobs,
+                on_stop=stop,
+                command=screen.command("--dry-run"),
+                feed=feed,
+            )
     return tuner, outcome
 
 
-def _tuner(search: Search, made: Prepared, study: Study, limits: dict[str, Any]) -> Tuner:
+def _tuner(search: Search, made: Prepared, jobs: int | None, budget_h: float | None) -> Tuner:
+    from kdlab.tuning.study import OptunaStudy, storage_of
     from kdlab.tuning.tuner import Tuner
 
-    jobs, budget_h = limits["jobs"], limits["budget_h"]
+    tune = search.recipe.tune
+    study = OptunaStudy(
+        name=search.study,
+        objectives=tune.objectives,
+        sampler=tune.sampler,
+        pruner=tune.pruner,
+        epochs=search.trials.epochs,
+        seed=tune.seed,
+        storage=storage_of(tune.storage, made.runs),
+    )
 
     def at_once(job: Job) -> int:
         slots = made.executor.slots(job)
@@ -241,7 +223,9 @@ def _tuner(search: Search, made: Prepared, study: Study, limits: dict[str, Any])
 
     budget_s = inf if budget_h is None else 3600 * budget_h
     stop_request = made.runs.stop_request(made.plan.id)
-    return Tuner(search.trials, study, made.runs, search.recipe.tune.trials, budget_s, at_once, stop_request)
+    # of an earlier command
+    stop_request.unlink(missing_ok=True)
+    return Tuner(search.trials, study, made.runs, tune.trials, budget_s, at_once, stop_request)
 
 
 def _conclude(screen: Screen, search: Search, made: Prepared, tuner: Tuner, outcome: Outcome) -> int:
@@ -252,7 +236,7 @@ def _conclude(screen: Screen, search: Search, made: Prepared, tuner: Tuner, outc
     tell_tracking(screen, outcome.tracking)
     if outcome.stopped_by:
         return stopped(screen, outcome, again)
-    if not tuner.space:
+    if not tuner.study.space:
         tell_losses(screen, made.plan, outcome, again)
         return FAILED
     if tuner.stopping:

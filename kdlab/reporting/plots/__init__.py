@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from matplotlib import rc_context
+
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.plots import classes, epochs, gains, latency, losses, sizes
-from kdlab.reporting.plots.plot import Plot, drawn, finished, write
+from kdlab.reporting.plots.plot import STYLE, Plot, finished, write
 from kdlab.reporting.renderers.html import Picture
 
 __all__ = ["PLOTS", "draw", "pictures", "write_plots"]
@@ -27,7 +29,9 @@ def draw(comparison: Comparison, names: Iterable[str] = tuple(PLOTS)) -> dict[st
     """The plots by name that the results have numbers for; none before a student has finished."""
     if not finished(comparison.arms):
         return {}
-    return drawn({name: PLOTS[name] for name in names}, comparison)
+    with rc_context(STYLE):
+        plots = {name: PLOTS[name](comparison) for name in names}
+    return {name: plot for name, plot in plots.items() if plot is not None}
 
 
 def write_plots(comparison: Comparison, folder: Path, stem: str) -> list[Path]:

@@ -6,10 +6,10 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -19,8 +19,6 @@ from kdlab.jobs.files import replacing, write_text
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison
 
-Subject = TypeVar("Subject")
-"""What plots are of: a comparison or a study."""
 INK, SOFT = "#000000", "#767676"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Of Okabe and Ito, which the colour-blind tell apart; marker and dash tell them apart in grey."""
@@ -51,7 +49,7 @@ STYLE: Any = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "kdlab",
 }
-_METADATA: dict[str, dict[str, Any]] = {
+METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": "kdlab", "Producer": None},
     "svg": {"Date": None, "Creator": "kdlab"},
@@ -87,7 +85,7 @@ class Plot:
     def save(self, file: IO[bytes], suffix: str) -> None:
         """Write the figure as "png", "pdf" or "svg", the same bytes every time."""
         with rc_context(STYLE):
-            self.figure.savefig(file, format=suffix, dpi=200, metadata=_METADATA[suffix])
+            self.figure.savefig(file, format=suffix, dpi=200, metadata=METADATA[suffix])
 
     def svg(self) -> str:
         """The figure as the text of an SVG file."""
@@ -121,25 +119,21 @@ def figure(width: float, height: float) -> Figure:
     return Figure((width, height), layout="constrained")
 
 
-def panels(
-    titles: Sequence[str], x: str, y: str, *, share_x: bool = True, beside: float = 0.0
-) -> tuple[Figure, list[Axes]]:
+def panels(titles: Sequence[str], x: str, y: str) -> tuple[Figure, list[Axes]]:
     """Axes in a grid that share their scales.
 
     Args:
         titles: one above each.
         x: what stands below the grid.
         y: what stands to its left.
-        share_x: whether they share the horizontal scale too.
-        beside: inches for a legend to the right.
 
     Returns:
         The figure and as many axes as titles.
     """
     rows = math.ceil(len(titles) / _PANELS_A_ROW)
     columns = math.ceil(len(titles) / rows)
-    grid = figure(max(WIDTH, 0.6 + 2.3 * columns + beside), 1.2 + 1.7 * rows)
-    axes = list(grid.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False).flat)
+    grid = figure(max(WIDTH, 0.6 + 2.3 * columns), 1.2 + 1.7 * rows)
+    axes = list(grid.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     for spare in axes[len(titles) :]:
         spare.remove()
     axes = axes[: len(titles)]
@@ -182,13 +176,6 @@ def label(name: str) -> str:
 def signed(points: float) -> str:
     """ "+1.2", with a minus as on the axes and never a minus before 0.0."""
     return f"{round(points, 1) + 0.0:+.1f}".replace("-", "−")
-
-
-def drawn(makers: Mapping[str, Callable[[Subject], Plot | None]], subject: Subject) -> dict[str, Plot]:
-    """The plots by name that `subject` has numbers for."""
-    with rc_context(STYLE):
-        plots = {name: make(subject) for name, make in makers.items()}
-    return {name: plot for name, plot in plots.items() if plot is not None}
 
 
 def write(plots: Mapping[str, Plot], folder: Path, stem: str) -> list[Path]:

@@ -145,8 +145,26 @@ def test_unknown_cost_on_a_gpu_is_asked_about(kdlab: Bench) -> None:
 def test_trials_to_come_cost_something_though_earlier_ones_are_done(kdlab: Bench) -> None:
     assert kdlab(f"tune {NAME} --trials 4 -y --set tune.pruner=none")[0] == 0
     _, out, _ = kdlab(f"tune {NAME} --trials 10 --dry-run --set tune.pruner=none")
+    assert out.splitlines()[0].endswith("; 4 have begun")
     (price,) = [line for line in out.splitlines() if line.startswith("at most")]
-    assert price.startswith("at most 12 jobs, 2 reused, ~")
+    assert price.startswith("at most 8 jobs, 2 reused, ~")
+
+
+def test_dry_run_of_a_finished_search_has_nothing_left_to_run(kdlab: Bench) -> None:
+    kdlab(f"tune {NAME} --trials 3 -y")
+    _, out, _ = kdlab(f"tune {NAME} --trials 3 --dry-run --json")
+    told = json.loads(out)
+    assert (told["trials"], told["begun"]) == (3, 3)
+    assert all(job["done"] for job in told["plan"]["jobs"])
+
+
+def test_dry_run_with_a_budget_counts_the_trials_that_it_pays_for(kdlab: Bench) -> None:
+    kdlab(f"tune {NAME} --trials 4 -y --set tune.pruner=none")
+    trial_h = (
+        search.prepare(NAME, ["tune.pruner=none"], kdlab.runs, kdlab.executor.machine).trial.cost_s / 3600
+    )
+    line = f"tune {NAME} --trials 10 --budget {1.5 * trial_h} --dry-run --set tune.pruner=none"
+    assert "at most 4 jobs, 2 reused" in kdlab(line)[1]
 
 
 def test_search_ends_in_its_table_its_files_and_the_recipe(
@@ -163,6 +181,10 @@ def test_search_ends_in_its_table_its_files_and_the_recipe(
     name = kdlab.recipe()
     assert err.splitlines()[-1].startswith(f"next: kdlab run {name} ")
     assert "-  rm+pfi: {rm: {}, pfi: {}}" in err
+    # where the weights were searched, once their terms are measured
+    ranges = "rm.weight 0.5 to 150; pfi.weight 0.1 to 30"
+    assert f"searching {ranges}" in err
+    assert f"# searched: {ranges}" in (kdlab.runs.folder / "recipes" / f"{name}.yaml").read_text()
     stem = name.removeprefix("tune/digits/")
     assert {path.name for path in kdlab.results.iterdir()} >= {
         f"{stem}.md",
@@ -191,7 +213,11 @@ def test_recipe_that_was_found_is_planned_and_shares_teacher_and_baseline(kdlab:
 
 def test_json_is_an_event_a_line_and_then_the_table(kdlab: Bench) -> None:
     code, out, err = kdlab(f"tune {NAME} --trials 4 -y --json")
-    *events, table, _found = map(json.loads, out.splitlines())
+    *events, table, found = map(json.loads, out.splitlines())
+    assert {one["name"]: (one["low"], one["high"]) for one in found["space"]} == {
+        "rm.weight": (0.5, 150.0),
+        "pfi.weight": (0.1, 30.0),
+    }
     assert (code, err) == (0, "")
     assert {event["event"] for event in events} >= {"JobQueued", "JobStarted", "JobEvaluated", "JobFinished"}
     assert {line["schema"] for line in [*events, table]} == {1}

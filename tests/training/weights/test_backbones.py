@@ -147,7 +147,7 @@ class TestImageNet:
         monkeypatch.setattr(checkpoints, "sha256", lambda _: "f37072fd0" if whole else "00000000")
         hub.mkdir(parents=True)
         (hub / "resnet18-f37072fd.pth").touch()
-        found = first_weights({"init": "imagenet", "backbone": "resnet18"}, None)
+        found = first_weights(model(init="imagenet"), None)
         assert found == hub / "resnet18-f37072fd.pth"
         assert len(fetched) == (0 if whole else 1)
 
@@ -160,7 +160,7 @@ class TestImageNet:
 
         monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
         with pytest.raises(MachineError, match="no network") as raised:
-            first_weights({"init": "imagenet", "backbone": backbone}, None)
+            first_weights(model(init="imagenet", backbone=backbone), None)
         (fault,) = raised.value.faults
         assert fault.where.startswith(f"https://download.pytorch.org/models/{backbone}-")
         assert str(hub) in fault.fix
