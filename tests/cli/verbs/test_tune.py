@@ -202,7 +202,7 @@ def test_recipe_that_was_found_is_planned_and_shares_teacher_and_baseline(kdlab:
         code, out, _ = kdlab(f"plan {name} --json")
         assert code == 0
         jobs = [planned["job"] for planned in json.loads(out)["jobs"]]
-        found[name] = {(job["arm"], job["seed"]): job["id"] for job in jobs}
+        found[name] = {(job["arm"], job["spec"]["seed"]): job["id"] for job in jobs}
     before, after = found.values()
     assert {arm for arm, _ in after} == {"teacher", "baseline", "rm+pfi", "rm+pfi[tuned]"}
     shared = [("teacher", 0), *((arm, seed) for arm in ("baseline", "rm+pfi") for seed in range(3))]
@@ -238,7 +238,7 @@ def test_plan_of_a_search_that_goes_on_holds_its_earlier_trials_too(kdlab: Bench
     _, _, err = kdlab(f"{line} 5")
     (path,) = (kdlab.runs.folder / "plans").glob("*.json")
     jobs = [planned["job"] for planned in json.loads(path.read_text())["jobs"]]
-    assert [job["kind"] for job in jobs] == ["teacher", "scale", *["student"] * 5]
+    assert [job["spec"]["kind"] for job in jobs] == ["teacher", "scale", *["student"] * 5]
     assert len({job["id"] for job in jobs}) == 7
     ends = [line for line in err.splitlines() if " done: " in line]
     assert len(ends) == 2
