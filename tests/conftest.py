@@ -20,6 +20,7 @@ from tests.stubs.jobs import method, model
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+HERE = Path(__file__).parent
 CLASSES = 3
 
 # (height, width), boxes, labels: overlapping objects, more than there are classes, an image without any
@@ -35,8 +36,14 @@ IMAGES: list[tuple[tuple[int, int], list[list[float]], list[int]]] = [
 ]
 
 
+# with several workers the long files have to come before the many short ones
+LONGEST_FIRST = ("e2e", "contracts", "training")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what takes minutes unless `-m slow` asks for it."""
+    """Put the longest files first, and skip what takes minutes unless `-m slow` asks for it."""
+    rooms = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rooms.get(item.path.relative_to(HERE).parts[0], len(rooms)))
     if "slow" in config.getoption("markexpr"):
         return
     for item in items:

@@ -2,8 +2,9 @@
 
 A start then costs milliseconds and not the seconds that torch, mmdet and mlflow take to import. All code
 that runs is the real one; starts alone are others: a fork in a session of its own stands for the `Popen` of
-a job, one in its launcher's for the `Popen` of each of its several processes, and one for the probe. Takes
-a line of JSON a request and answers with one:
+a job, one in its launcher's for the `Popen` of each of its several processes, and one for the probe. And jobs
+time a step and an image once at their end, since as often as usual is longer than such jobs train. Takes a
+line of JSON a request and answers with one:
 
   {"do": "start", "argv": [...], "cwd": "...", "env": {...}, "out": "..."}   -> the number of the process
   {"do": "poll", "pid": 7}   -> its exit code as `Popen.returncode`, null while it runs
@@ -239,6 +240,8 @@ def import_all(database: Path) -> None:
     for name in ("kdlab.training.job", "kdlab.training.trainer", "kdlab.training.probe", "mlflow"):
         import_module(name)
     import_module("matplotlib.pyplot")
+    bench = import_module("kdlab.training.bench")
+    bench.step_times.__defaults__ = bench.latency_s.__defaults__ = (1,)
     from kdlab.jobs.paths import Runs
     from kdlab.reporting.ledger import Ledger
     from kdlab.reporting.mlflow_store import client
