@@ -1,4 +1,4 @@
-"""`nox -s tests`, `lint`, `types`, `bench`, each in an environment of its own with the tested versions."""
+"""Sessions of nox: `tests`, `lint`, `types`, `bench`, `stats`; each has an environment of tested versions."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ def bench(session: nox.Session) -> None:
     install(session, "test")
     for name in ("planning", "packing", "tuning", "watching", "starting", "reporting"):
         session.run("python", "-m", f"tests.benchmarks.{name}")
+
+
+@nox.session
+def stats(session: nox.Session) -> None:
+    """Print the size of the code as few numbers; after --, another checkout and `--suite`, `--report`."""
+    install(session, "test")
+    session.run("python", "-m", "tests.benchmarks.stats", *session.posargs)
 
 
 @nox.session

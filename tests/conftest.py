@@ -6,6 +6,7 @@ torch and mmdet are imported inside the fixtures, so that all other tests stay q
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Callable
 from functools import cache
@@ -20,6 +21,7 @@ from tests.stubs.jobs import method, model
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+HERE = Path(__file__).parent
 CLASSES = 3
 
 # (height, width), boxes, labels: overlapping objects, more than there are classes, an image without any
@@ -35,8 +37,14 @@ IMAGES: list[tuple[tuple[int, int], list[list[float]], list[int]]] = [
 ]
 
 
+# with several workers the long files have to come before the many short ones
+LONGEST_FIRST = ("e2e", "contracts", "training")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what takes minutes unless `-m slow` asks for it."""
+    """Put the longest files first, and skip what takes minutes unless `-m slow` asks for it."""
+    rooms = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rooms.get(item.path.relative_to(HERE).parts[0], len(rooms)))
     if "slow" in config.getoption("markexpr"):
         return
     for item in items:
@@ -49,7 +57,9 @@ def model_settings() -> Callable[..., ModelSpec]:
     """`model_settings("gfl", width=16)`: the model of a job."""
 
     def model_settings(detector: str, **changes: Any) -> ModelSpec:
-        return model(detector=detector, **{"head_convs": 2, "strides": [8, 16, 32]} | changes)
+        strides = tuple(changes.pop("strides", (8, 16, 32)))
+        # unlike those of a recipe they may begin anywhere
+        return model(detector=detector, **{"head_convs": 2} | changes).model_copy(update={"strides": strides})
 
     return model_settings
 
@@ -74,7 +84,7 @@ def build(torch_: Any, model_settings: Callable[..., ModelSpec]) -> Callable[...
     def built(settings: str, classes: int, seed: int) -> Any:
         with torch_.random.fork_rng(devices=[]):
             torch_.manual_seed(seed)
-            model = detectors.build(ModelSpec.model_validate_json(settings), classes)
+            model = detectors.build(ModelSpec.model_construct(**json.loads(settings)), classes)
             heads = [getattr(model, name, None) for name in ("bbox_head", "rpn_head", "roi_head")]
             for layer in torch_.nn.ModuleList(filter(None, heads)).modules():
                 if isinstance(layer, torch_.nn.Conv2d):

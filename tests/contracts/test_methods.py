@@ -18,6 +18,8 @@ from kdlab.training.distiller import Distiller
 
 DETECTORS = [name for name in catalog.detectors() if not family(name).masks]
 ONE_OF_EACH_KIND = ("gfl", "fcos", "faster_rcnn")
+# a method on neck maps alone sees no more of a detector than whether proposals come next
+OTHER_NECKS = ("gfl", "faster_rcnn")
 METHODS = catalog.methods()
 
 # the tests of these methods hold what an equal teacher costs
@@ -58,20 +60,30 @@ def serves(method: str, options: dict[str, Any], detector: str) -> bool:
     return set(needs) <= set(family(detector).provides)
 
 
+def kinds(method: str, options: dict[str, Any]) -> list[str]:
+    """The detectors that make a difference to a method, of those that it serves."""
+    wanted = OTHER_NECKS if METHODS[method].needs_for(options) == (("feats",), ()) else DETECTORS
+    return [name for name in wanted if serves(method, options, name)]
+
+
 CASES = {label: (key, options) for key, info in METHODS.items() for label, options in variants(info)}
 
 
 def every_case() -> pytest.MarkDecorator:
-    """Methods with each detector that they serve; under other values of their options, one of each kind."""
+    """Methods with every detector that they serve; under other values of their options, one of each kind."""
     served = [(case, name) for case, name in product(CASES, DETECTORS) if serves(*CASES[case], name)]
-    pairs = [(case, name) for case, name in served if not CASES[case][1] or name in ONE_OF_EACH_KIND]
+    pairs = [
+        (case, name)
+        for case, name in served
+        if not CASES[case][1] or name in set(ONE_OF_EACH_KIND).intersection(kinds(*CASES[case]))
+    ]
     return pytest.mark.parametrize(("case", "detector"), pairs)
 
 
 def every_method(but: Container[str] = ()) -> pytest.MarkDecorator:
-    """Methods as they are by default, with each detector that they serve."""
-    pairs = [(key, name) for key, name in product(METHODS, DETECTORS) if serves(key, {}, name)]
-    return pytest.mark.parametrize(("method", "detector"), [pair for pair in pairs if pair[0] not in but])
+    """Methods as they are by default, with the detectors that make a difference to them."""
+    pairs = [(key, name) for key in METHODS if key not in but for name in kinds(key, {})]
+    return pytest.mark.parametrize(("method", "detector"), pairs)
 
 
 @pytest.fixture
@@ -189,8 +201,8 @@ def test_all_that_a_method_trains_belongs_to_the_levels_that_meet(
 
 BY_POSITION = [
     (method, detector)
-    for method, detector in product(METHODS, DETECTORS)
-    if serves(method, {}, detector)
+    for method in METHODS
+    for detector in kinds(method, {})
     if "feats" in METHODS[method].needs_for({})[0] and not METHODS[method].requires_equal
 ]
 

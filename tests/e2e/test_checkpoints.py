@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.e2e.world import Warm, World
 
 pytestmark = pytest.mark.e2e
 
@@ -23,62 +23,46 @@ arms:
   baseline: {}
   rm: {rm: {}}
 """
-RENAME = """
-import sys, torch
-whole = torch.load(sys.argv[1])
-names = list(whole["state_dict"])
-moved = {f"x.{n}" if n in names[::10] else n: whole["state_dict"][n] for n in names}
-torch.save({**whole, "state_dict": moved}, sys.argv[2])
-"""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> World:
     """Where a teacher was trained; its weights lie there whole and with a tenth of its keys renamed."""
-    folder: Path = tmp_path_factory.mktemp("world")
-    (folder / "tiny.yaml").write_text(RECIPE)
-    done = kdlab(folder, "arms={rm: {rm: {}}}", runs="first")
-    assert done.returncode == 0, done.stderr
-    (weights,) = (folder / "first").glob("jobs/teacher-*/ckpt/weights.pth")
+    folder: Path = tmp_path_factory.mktemp("trained")
+    world = World(folder / "world", folder / "cache", warm, RECIPE)
+    world.run("--set", "arms={rm: {rm: {}}}")
+    (weights,) = world.runs.glob("jobs/teacher-*/ckpt/weights.pth")
+    whole = torch.load(weights)
+    moved = {f"x.{name}" if at % 10 == 0 else name: value
+             for at, (name, value) in enumerate(whole["state_dict"].items())}  # fmt: skip
+    torch.save({**whole, "state_dict": moved}, folder / "renamed.pth")
     (folder / "whole.pth").write_bytes(weights.read_bytes())
-    subprocess.run([sys.executable, "-c", RENAME, "whole.pth", "renamed.pth"], cwd=folder, check=True)
-    return folder
+    return world
 
 
-def kdlab(folder: Path, *overrides: str, runs: str) -> subprocess.CompletedProcess[str]:
-    sets = [word for override in overrides for word in ("--set", override)]
-    environment = os.environ | {
-        "KDLAB_RUNS": str(folder / runs),
-        "KDLAB_CACHE": str(folder / "cache"),
-        # leases of its own, so that it does not wait for other runs on this machine
-        "XDG_RUNTIME_DIR": str(folder),
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "kdlab", "run", "tiny.yaml", "-y", *sets],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+def test_a_tenth_of_the_keys_renamed_stops_before_any_job(tmp_path: Path, trained: World) -> None:
+    world = trained.another(tmp_path / "world")
+    world.start("--set", f"teacher.checkpoint={trained.cache.parent / 'renamed.pth'}")
+    assert world.wait() == 2
+    said = world.out.read_text()
+    assert "does not load whole" in said
+    assert "missing in backbone: backbone.conv1.weight" in said
+    assert [path.name for path in world.runs.iterdir()] == [world.warm.database.name]
 
 
-def test_a_tenth_of_the_keys_renamed_stops_before_any_job(folder: Path) -> None:
-    done = kdlab(folder, "teacher.checkpoint=renamed.pth", runs="refused")
-    assert done.returncode == 2
-    assert "does not load whole" in done.stderr
-    assert "missing in backbone: backbone.conv1.weight" in done.stderr
-    assert not (folder / "refused").exists()
+def test_a_whole_checkpoint_teaches_and_is_measured_once(tmp_path: Path, trained: World) -> None:
+    world = trained.another(tmp_path / "world")
+    whole, moved = trained.cache.parent / "whole.pth", tmp_path / "moved.pth"
+    world.run("--set", f"teacher.checkpoint={whole}", "--set", "teacher.expect_ap=0")
+    assert "teacher: measured from whole.pth, sha256 " in world.out.read_text()
+    (measured,) = world.runs.glob("jobs/evaluate-*/result.json")
+    (result,) = trained.runs.glob("jobs/teacher-*/result.json")
+    assert json.loads(measured.read_text())["metrics"] == json.loads(result.read_text())["metrics"]
 
-
-def test_a_whole_checkpoint_teaches_and_is_measured_once(folder: Path) -> None:
-    first = kdlab(folder, "teacher.checkpoint=whole.pth", "teacher.expect_ap=0", runs="used")
-    assert first.returncode == 0, first.stderr
-    assert "teacher: measured from whole.pth, sha256 " in first.stdout
-    (measured,) = (folder / "used").glob("jobs/evaluate-*/result.json")
-    (trained,) = (folder / "first").glob("jobs/teacher-*/result.json")
-    assert json.loads(measured.read_text())["metrics"] == json.loads(trained.read_text())["metrics"]
-
-    (folder / "whole.pth").rename(folder / "moved.pth")
-    again = kdlab(folder, "teacher.checkpoint=moved.pth", "teacher.expect_ap=99", "seeds=[7]", runs="used")
-    (folder / "moved.pth").rename(folder / "whole.pth")
-    assert again.returncode == 1
-    assert "teacher.expect_ap is 99.0" in again.stderr
-    assert len(list((folder / "used").glob("jobs/*"))) == 3 + 2
-    assert len(list((folder / "used").glob("jobs/*/result.json"))) == 3
+    moved.write_bytes(whole.read_bytes())
+    overrides = (f"teacher.checkpoint={moved}", "teacher.expect_ap=99", "seeds=[7]")
+    world.start(*(word for override in overrides for word in ("--set", override)))
+    assert world.wait() == 1
+    assert "teacher.expect_ap is 99.0" in world.out.read_text()
+    assert len(world.jobs) == 3 + 2
+    assert sum(job.result.exists() for job in world.jobs) == 3

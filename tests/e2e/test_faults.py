@@ -8,11 +8,9 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -22,18 +20,14 @@ from typing import Any
 import pytest
 
 from kdlab.jobs.events import JobFinished, JobStarted, read_from
-from kdlab.jobs.handle import Handle
 from kdlab.jobs.lease import LeaseInfo
-from kdlab.jobs.paths import JobPaths
+from tests.e2e.world import Warm, World
 
 pytestmark = pytest.mark.e2e
 
 TRIALS = int(os.environ.get("KDLAB_FAULT_TRIALS", "3"))
 SEED = os.environ.get("KDLAB_FAULT_SEED", "25")
-ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S, ROOM_MB = 240.0, 64
-COMMANDS = 5
-"""How often at most a plan is started until it ends well."""
+ROOM_MB = 64
 RECIPE = """\
 # A teacher and two students, seconds each.
 dataset: {name: digits, image_px: 64, train_images: 24, val_images: 8, flip: 0.5}
@@ -52,120 +46,12 @@ resources: {checkpoint_minutes: 0.003, workers: 1}
 """
 
 
-class Warm:
-    """The process that forks commands; see `tests/stubs/warm.py`."""
-
-    def __init__(self, database: Path) -> None:
-        environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        self.database = database
-        self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "stubs" / "warm.py"), str(database)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
-        assert self._answer() == "ready"
-
-    def ask(self, do: str, **told: Any) -> Any:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"do": do, **told}).encode() + b"\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())
-
-
-class World:
-    """A folder with a recipe and its own runs, and the command that was started last."""
-
-    def __init__(self, folder: Path, cache: Path, warm: Warm) -> None:
-        self.folder, self.warm, self.runs = folder, warm, folder / "runs"
-        self.runs.mkdir(parents=True, exist_ok=True)
-        (folder / "tiny.yaml").write_text(RECIPE)
-        shutil.copy(warm.database, self.runs)
-        self.out = folder / "out.txt"
-        self.environment = os.environ | {
-            "KDLAB_RUNS": str(self.runs),
-            "KDLAB_CACHE": str(cache),
-            # leases of its own, so that it does not wait for other runs on this machine
-            "XDG_RUNTIME_DIR": str(folder),
-        }
-        self.pid = 0
-
-    def start(self) -> None:
-        argv = ["run", "tiny.yaml", "-y"]
-        told = {"cwd": str(self.folder), "env": dict(self.environment), "out": str(self.out)}
-        self.pid = self.warm.ask("start", argv=argv, **told)
-
-    @property
-    def code(self) -> int | None:
-        code: int | None = self.warm.ask("poll", pid=self.pid)
-        return code
-
-    def wait(self) -> int:
-        deadline = time.monotonic() + PATIENCE_S
-        while (code := self.code) is None:
-            assert time.monotonic() < deadline, f"it hangs\n{self.out.read_text()}"
-            time.sleep(0.05)
-        return code
-
-    def end(self) -> list[int]:
-        """Start the command until it ends well; the codes on the way there."""
-        codes = [self.wait()]
-        while codes[-1] and len(codes) < COMMANDS:
-            self.start()
-            codes.append(self.wait())
-        assert codes[-1] == 0, f"{codes}\n{self.out.read_text()}"
-        return codes
-
-    @property
-    def jobs(self) -> list[JobPaths]:
-        return [JobPaths(folder) for folder in sorted((self.runs / "jobs").glob("*-*"))]
-
-    @property
-    def running(self) -> list[tuple[JobPaths, int]]:
-        """The jobs at work, each with its leader's number."""
-        handles = [(job, Handle.read(job)) for job in self.jobs]
-        found = [(job, handle.process) for job, handle in handles if handle and handle.process]
-        return [(job, process.pid) for job, process in found if process.alive()]
-
-    @property
-    def said(self) -> int:
-        """Bytes of events of all jobs: how far the plan is, however fast the machine."""
-        return sum(job.events.stat().st_size for job in self.jobs if job.events.exists())
-
-    def results(self) -> dict[str, Any]:
-        found = {}
-        for job in self.jobs:
-            result = json.loads(job.result.read_text())
-            compared = ("metrics", "best", "history", "losses", "per_class", "data")
-            found[job.folder.name] = {name: result[name] for name in compared}
-            found[job.folder.name]["weights"] = result["model"]["weights_sha256"]
-        return found
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    warm = Warm(tmp_path_factory.mktemp("warm") / "runs" / "mlflow.db")
-    yield warm
-    warm.close()
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> tuple[dict[str, Any], int, Path]:
     """The results of a plan to which nothing happens, how many bytes of events it makes, the cache."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    world = World(folder / "world", folder / "cache", warm)
-    world.start()
-    assert world.wait() == 0, world.out.read_text()
+    world = World(folder / "world", folder / "cache", warm, RECIPE)
+    world.run()
     return world.results(), world.said, folder / "cache"
 
 
@@ -276,7 +162,7 @@ def test_fault_changes_no_number(
     expected, bytes_in_all, cache = undisturbed
     draw, fault = random.Random(f"{SEED} {number}"), FAULTS[number % len(FAULTS)]
     with _disk(tmp_path / "world" / "runs", fault is fill_disk):
-        world = World(tmp_path / "world", cache, warm)
+        world = World(tmp_path / "world", cache, warm, RECIPE)
         world.start()
         told = _strike(world, fault, draw, bytes_in_all)
         codes = world.end()

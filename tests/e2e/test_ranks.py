@@ -13,123 +13,94 @@ import numpy as np
 import pytest
 
 from kdlab.datasets import digits
-from kdlab.datasets.base import DatasetFiles
-from kdlab.jobs.events import JobCancelled, JobFailed, JobProgress, JobRetried, read_from
+from kdlab.jobs.events import JobCancelled, JobFailed, JobStarted
 from kdlab.jobs.files import read_json, write_json
-from kdlab.jobs.job import Job, Resources
+from kdlab.jobs.job import Resources
 from kdlab.jobs.paths import JobPaths
-from kdlab.running.executors.base import Executor, Keepers
+from kdlab.running.executors.base import Keepers
 from kdlab.running.executors.local import Local
 from kdlab.running.task import Task
-from kdlab.training.job import run_job
-from tests.stubs.jobs import MODEL, make, method
+from tests.e2e.world import PATIENCE_S, Warm, World, events_of, is_student
+from tests.stubs.jobs import make
 
 pytestmark = pytest.mark.e2e
 
-LONG = {"epochs": 5, "gpus": 2, "eval_every": 2}
-# one with masks of its own, which a resume has to go on with on both processes
-METHODS = {"rm": method("rm", weight=4.0), "mgd": method("mgd", weight=1e-3)}
-TWO = Resources(ranks=2, checkpoint_minutes=0.002)
+# mgd has masks of its own, which a resume has to go on with on both processes
+RECIPE = """\
+# A teacher, and a student of two processes.
+dataset: {name: digits, image_px: 64, train_images: 24, val_images: 10, flip: 0.5}
+teacher:
+  {detector: gfl, backbone: resnet18, width: 8, neck_channels: 16, head_convs: 1, strides: [8, 16],
+   schedule: {epochs: 1, gpus: 1}}
+student: {detector: gfl, backbone: resnet18, width: 8, neck_channels: 16, head_convs: 1, strides: [8, 16]}
+schedule:
+  {preset: custom, epochs: 5, batch_size: 4, lr: 1e-3, optimizer: adamw, decay: cosine, warmup_iters: 2,
+   warmup_factor: 0.1, clip_grad: 35, eval_every: 2, gpus: 2}
+arms:
+  rm+mgd: {rm: {weight: 4}, mgd: {weight: 1e-3}}
+seeds: [0]
+resources: {checkpoint_minutes: 0.002}
+"""
 
 
-class World:
-    """A folder of jobs whose teacher is trained, and the executor of this machine."""
+def test_a_stop_and_a_kill_of_two_processes_change_no_number(tmp_path: Path, warm: Warm) -> None:
+    undisturbed = World(tmp_path / "undisturbed", tmp_path / "cache", warm, RECIPE)
+    undisturbed.run()
+    (student,) = filter(is_student, undisturbed.jobs)
+    assert json.loads(student.job.read_text())["resources"]["ranks"] == 2
 
-    def __init__(self, folder: Path, files: DatasetFiles) -> None:
-        self.folder, self.executor = folder, Local(gpus=None)
-        inputs = {"dataset": files}
-        teacher = make("teacher-1", "teacher", inputs=inputs, schedule=LONG | {"epochs": 1})
-        self.job = make(
-            "student-1", "rm", parents=(teacher.id,), resources=TWO, inputs=inputs,
-            schedule=LONG, methods=METHODS, teacher=MODEL,
-        )  # fmt: skip
-        paths = JobPaths(folder / teacher.id)
-        paths.folder.mkdir()
-        write_json(paths.job, teacher.to_dict())
-        run_job(paths)
+    world = undisturbed.another(tmp_path / "disturbed")
+    world.start()
+    job = world.wait_for_student(8)
+    os.kill(world.pid, signal.SIGTERM)
+    assert world.wait() == 128 + signal.SIGTERM
+    assert isinstance(events_of(job)[-1], JobCancelled)
 
-    def task(self, job: Job) -> Task:
-        task = Task(job, JobPaths(self.folder / job.id))
-        task.prepare()
-        assert task.begin(self.executor, Keepers(self.executor)) == []
-        return task
+    world.start()
+    world.wait_for_student(16)
+    os.kill(json.loads(job.lease.read_text())["process"]["pid"], signal.SIGKILL)
+    assert world.wait() == 0, world.out.read_text()
+    assert not job.failure.exists()
+    starts = [event.iteration for event in events_of(job) if isinstance(event, JobStarted)]
+    assert len(starts) == 3
+    assert starts == sorted(set(starts))
+    assert json.loads(job.result.read_text())["attempts"] == 3
+    assert world.results() == undisturbed.results()
 
 
-def end_of(task: Task, executor: Executor) -> int | None:
+def test_an_error_of_the_second_process_is_the_jobs_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started as `kdlab run` starts it, no fork."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    files = digits.prepare(image_px=64, train_images=24, val_images=10, cache=str(tmp_path / "cache"))
+    labels = json.loads(files.train.labels.read_text())
+    # the second image of the first batch, which the second process reads
+    number = int(np.random.default_rng([0, 0]).permutation(len(labels["images"]))[1])
+    labels["images"][number]["file_name"] = "gone.png"
+    write_json(tmp_path / "labels.json", labels)
+    broken = replace(files, train=replace(files.train, labels=tmp_path / "labels.json"))
+    job = make(
+        "teacher-1", "teacher", resources=Resources(ranks=2), inputs={"dataset": broken}, schedule={"gpus": 2}
+    )
+    task, executor = Task(job, JobPaths(tmp_path / job.id)), Local(gpus=None)
+    task.prepare()
+    assert task.begin(executor, Keepers(executor)) == []
+    assert end_of(task, executor) == 1
+    failure = read_json(task.paths.failure)
+    assert failure is not None
+    assert failure["where"].endswith("gone.png")
+    told = [event for event in events_of(task.paths) if isinstance(event, JobFailed)]
+    assert [event.what for event in told] == ["an image cannot be read"]
+
+
+def end_of(task: Task, executor: Local) -> int | None:
     assert task.handle is not None
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         if ended := executor.poll({task.job.id: task.handle}):
             task.follow()
             return ended[task.job.id]
         time.sleep(0.02)
     raise AssertionError(task.paths.log.read_text())
-
-
-def wait_for(task: Task, iteration: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        reports = [event for event in read_from(task.paths.events).events if isinstance(event, JobProgress)]
-        if any(report.iteration >= iteration for report in reports):
-            return
-        time.sleep(0.005)
-    raise AssertionError(task.paths.log.read_text())
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> DatasetFiles:
-    cache = str(tmp_path_factory.mktemp("cache"))
-    return digits.prepare(image_px=64, train_images=24, val_images=10, cache=cache)
-
-
-@pytest.fixture
-def world(tmp_path: Path, files: DatasetFiles, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    return World(tmp_path, files)
-
-
-def test_a_stop_and_a_kill_of_two_processes_change_no_number(world: World) -> None:
-    undisturbed = world.task(replace(world.job, id="student-0"))
-    assert end_of(undisturbed, world.executor) == 0, undisturbed.paths.log.read_text()
-
-    stopped = world.task(world.job)
-    wait_for(stopped, 8)
-    assert stopped.handle is not None
-    world.executor.cancel(stopped.handle, grace_s=60)
-    code = end_of(stopped, world.executor)
-    assert isinstance(stopped.outcome(code, 0), JobCancelled)
-    assert isinstance(read_from(stopped.paths.events).events[-1], JobCancelled)
-
-    killed = world.task(world.job)
-    wait_for(killed, 16)
-    os.kill(json.loads(killed.paths.lease.read_text())["process"]["pid"], signal.SIGKILL)
-    code = end_of(killed, world.executor)
-    assert code == -signal.SIGKILL
-    assert not killed.paths.failure.exists()
-    assert isinstance(killed.outcome(code, 1), JobRetried)
-
-    assert end_of(world.task(world.job), world.executor) == 0
-    results = [read_json(task.paths.result) or {} for task in (undisturbed, killed)]
-    assert results[1]["attempts"] == 3
-    for key in ("metrics", "history", "losses", "per_class"):
-        assert results[0][key] == results[1][key]
-    assert len({result["model"]["weights_sha256"] for result in results}) == 1
-
-
-def test_an_error_of_the_second_process_is_the_jobs_and_told_once(world: World) -> None:
-    files = world.job.inputs.dataset
-    labels = json.loads(files.train.labels.read_text())
-    # the second image of the first batch, which the second process reads
-    number = int(np.random.default_rng([0, 0]).permutation(len(labels["images"]))[1])
-    labels["images"][number]["file_name"] = "gone.png"
-    write_json(world.folder / "labels.json", labels)
-    train = replace(files.train, labels=world.folder / "labels.json")
-    inputs = replace(world.job.inputs, dataset=replace(files, train=train))
-    task = world.task(replace(world.job, inputs=inputs))
-    assert end_of(task, world.executor) == 1
-    failure = read_json(task.paths.failure)
-    assert failure is not None
-    assert failure["where"].endswith("gone.png")
-    told = [event for event in read_from(task.paths.events).events if isinstance(event, JobFailed)]
-    assert [event.what for event in told] == ["an image cannot be read"]

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from kdlab.jobs.paths import JobPaths, Runs
+from tests.e2e.world import Warm, World, own_environment, results
 
 pytestmark = pytest.mark.e2e
 
@@ -32,94 +34,62 @@ resources: {checkpoint_minutes: 0.005, workers: 1}
 """
 
 
-class World:
-    """A folder with a recipe and its own runs."""
+class Cold:
+    """A folder with a recipe where all processes are started as a person starts them."""
 
-    def __init__(self, folder: Path, cache: Path) -> None:
-        folder.mkdir()
-        self.folder, self.cache = folder, cache
-        (folder / "tiny.yaml").write_text(RECIPE)
-        self.environment = os.environ | {
-            "KDLAB_RUNS": str(folder / "runs"),
-            "KDLAB_CACHE": str(cache),
-            # leases of its own, so that it does not wait for other runs on this machine
-            "XDG_RUNTIME_DIR": str(folder),
-        }
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.cache = folder / "undisturbed", folder / "cache"
+        self.folder.mkdir()
+        (self.folder / "tiny.yaml").write_text(RECIPE)
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def run(self) -> None:
         command = [sys.executable, "-m", "kdlab", "run", "tiny.yaml", "-y"]
-        with (self.folder / "out.txt").open("ab") as out:
-            return subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdout=out, stderr=subprocess.STDOUT
-            )
-
-    def run(self) -> str:
-        assert self.start().wait(timeout=300) == 0, (self.folder / "out.txt").read_text()
-        return (self.folder / "out.txt").read_text()
+        environment = own_environment(self.folder, self.cache)
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
     @property
-    def jobs(self) -> list[Path]:
-        return sorted((self.folder / "runs" / "jobs").glob("*"))
-
-    def wait_for_student(self, iteration: int) -> Path:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            for job in self.jobs:
-                if job.name.startswith("student") and f'"iteration": {iteration},' in _read(
-                    job / "events.jsonl"
-                ):
-                    return job
-            time.sleep(0.02)
-        raise AssertionError((self.folder / "out.txt").read_text())
-
-    def results(self) -> dict[str, Any]:
-        found = {}
-        for job in self.jobs:
-            result = json.loads((job / "result.json").read_text())
-            found[job.name] = {key: result[key] for key in ("metrics", "history", "losses", "per_class")}
-            found[job.name]["weights"] = result["model"]["weights_sha256"]
-        return found
+    def jobs(self) -> list[JobPaths]:
+        runs = Runs(self.folder / "runs")
+        return [runs.job(path.name) for path in sorted((runs.folder / "jobs").iterdir())]
 
 
-def _read(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
-
-
-def _kill(job: Path) -> None:
-    os.kill(json.loads((job / "lease.json").read_text())["process"]["pid"], signal.SIGKILL)
+def _kill(job: JobPaths) -> None:
+    os.kill(json.loads(job.lease.read_text())["process"]["pid"], signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> World:
-    folder = tmp_path_factory.mktemp("worlds")
-    world = World(folder / "undisturbed", folder / "cache")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Cold:
+    world = Cold(tmp_path_factory.mktemp("worlds"))
     world.run()
     return world
 
 
-def test_kills_and_preemption_change_no_number(tmp_path: Path, undisturbed: World) -> None:
-    world = World(tmp_path / "disturbed", undisturbed.cache)
-    scheduler = world.start()
+def test_kills_and_preemption_change_no_number(tmp_path: Path, undisturbed: Cold, warm: Warm) -> None:
+    world = World(tmp_path / "disturbed", undisturbed.cache, warm, RECIPE)
+    world.start()
     job = world.wait_for_student(iteration=10)
-    scheduler.kill()
+    os.kill(world.pid, signal.SIGKILL)
     _kill(job)
-    scheduler.wait()
-    assert not (job / "result.json").exists(), "killed too late to test anything"
+    assert world.wait() == -signal.SIGKILL
+    assert not job.result.exists(), "killed too late to test anything"
 
-    scheduler = world.start()
+    world.start()
     world.wait_for_student(iteration=22)
-    scheduler.terminate()
-    assert scheduler.wait(timeout=60) == 143
-    assert not (job / "result.json").exists(), "stopped too late to test anything"
+    os.kill(world.pid, signal.SIGTERM)
+    assert world.wait() == 128 + signal.SIGTERM
+    assert not job.result.exists(), "stopped too late to test anything"
 
     world.run()
-    assert json.loads((job / "result.json").read_text())["attempts"] == 3
-    assert world.results() == undisturbed.results()
+    assert json.loads(job.result.read_text())["attempts"] == 3
+    assert world.results() == results(undisturbed.jobs)
 
 
-def test_second_run_trains_nothing(undisturbed: World) -> None:
-    when = {job.name: (job / "result.json").stat().st_mtime_ns for job in undisturbed.jobs}
-    before = time.monotonic()
+def test_second_run_trains_nothing(undisturbed: Cold) -> None:
+    def left() -> dict[str, Any]:
+        jobs = undisturbed.jobs
+        return {job.folder.name: (job.result.stat().st_mtime_ns, job.events.read_text()) for job in jobs}
+
+    before = left()
     undisturbed.run()
-    assert time.monotonic() - before < 10
-    assert {job.name: (job / "result.json").stat().st_mtime_ns for job in undisturbed.jobs} == when
+    assert left() == before

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.study import Trial
 from kdlab.running.driver import Driver
 from kdlab.tuning.study import stored_trials
-from tests.e2e.test_faults import PATIENCE_S, Warm, World
+from tests.e2e.world import Warm, World, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -41,23 +40,7 @@ tune: {{trials: {TRIALS}}}
 class Search(World):
     """A folder with a recipe, and `kdlab tune` of it."""
 
-    def __init__(self, folder: Path, cache: Path, warm: Warm) -> None:
-        super().__init__(folder, cache, warm)
-        (folder / "tiny.yaml").write_text(RECIPE)
-
-    def start(self) -> None:
-        self.pid = self.command("tune", "tiny.yaml", "-y")
-
-    def command(self, *argv: str, out: str = "out.txt") -> int:
-        """The number of a new process."""
-        told = {"cwd": str(self.folder), "env": dict(self.environment), "out": str(self.folder / out)}
-        pid: int = self.warm.ask("start", argv=argv, **told)
-        return pid
-
-    def code_of(self, pid: int) -> int:
-        wait_for(lambda: self.warm.ask("poll", pid=pid) is not None)
-        code: int = self.warm.ask("poll", pid=pid)
-        return code
+    argv = ("tune", "tiny.yaml", "-y")
 
     @property
     def drives(self) -> bool:
@@ -95,31 +78,16 @@ def _is_saved_trial(job: JobPaths) -> bool:
     return max(epochs, default=0) <= 1
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it hangs"
-        time.sleep(0.02)
-
-
 def first_steps(job: JobPaths) -> list[int]:
     """The step from which each attempt at a job went on."""
     return [event.iteration for event in read_from(job.events).events if isinstance(event, JobStarted)]
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    warm = Warm(tmp_path_factory.mktemp("warm") / "runs" / "mlflow.db")
-    yield warm
-    warm.close()
-
-
-@pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Search:
     folder = tmp_path_factory.mktemp("undisturbed")
-    world = Search(folder / "world", folder / "cache", warm)
-    world.start()
-    assert world.wait() == 0, world.out.read_text()
+    world = Search(folder / "world", folder / "cache", warm, RECIPE)
+    world.run()
     return world
 
 
@@ -151,7 +119,7 @@ def test_finished_search_trains_nothing_when_it_is_run_again(undisturbed: Search
 def test_killed_and_stopped_search_goes_on_with_the_right_number_of_trials(
     tmp_path: Path, undisturbed: Search
 ) -> None:
-    world = Search(tmp_path / "world", undisturbed.folder.parent / "cache", undisturbed.warm)
+    world = Search(tmp_path / "world", undisturbed.cache, undisturbed.warm, RECIPE)
     world.start()
     killed, pid = world.saved_trial()
     os.kill(world.pid, signal.SIGKILL)

@@ -1,8 +1,10 @@
 """Starts `kdlab run` or `tune` and its jobs as forks of one process that has imported everything.
 
 A start then costs milliseconds and not the seconds that torch, mmdet and mlflow take to import. All code
-that runs is the real one; the start of a job alone is another: a fork in a session of its own stands for
-`Popen`. Takes a line of JSON a request and answers with one:
+that runs is the real one; starts alone are others: a fork in a session of its own stands for the `Popen` of
+a job, one in its launcher's for the `Popen` of each of its several processes, and one for the probe. And jobs
+time a step and an image once at their end, since as often as usual is longer than such jobs train. Takes a
+line of JSON a request and answers with one:
 
   {"do": "start", "argv": [...], "cwd": "...", "env": {...}, "out": "..."}   -> the number of the process
   {"do": "poll", "pid": 7}   -> its exit code as `Popen.returncode`, null while it runs
@@ -17,9 +19,12 @@ import json
 import os
 import select
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
@@ -27,24 +32,16 @@ _SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.02
 
 
-class Forked:
-    """What `Local` needs of `Popen`, for a command that is one job's."""
+class Fork:
+    """What is needed of `Popen`, for a process that is a fork of this one."""
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        *,
-        stdin: int,
-        stdout: IO[bytes],
-        stderr: int,
-        env: Mapping[str, str],
-        start_new_session: bool,
-        pass_fds: Sequence[int],
-    ) -> None:
+    DEVNULL, STDOUT = -3, -2
+
+    def __init__(self, work: Callable[[], int], **place: Any) -> None:
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
-            _become(lambda: _job(command[-1]), out=stdout.fileno(), keep=pass_fds, env=env)
+            _become(work, **place)
 
     def poll(self) -> int | None:
         """As `Popen.poll`."""
@@ -56,7 +53,12 @@ class Forked:
 
     def kill(self) -> None:
         """As `Popen.kill`."""
-        os.kill(self.pid, signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        """As `Popen.send_signal`."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
     def _wait(self, options: int) -> int | None:
         pid, status = os.waitpid(self.pid, options)
@@ -64,23 +66,79 @@ class Forked:
         return self.returncode
 
 
-def _become(work: Callable[[], int], *, out: int, keep: Sequence[int], env: Mapping[str, str]) -> NoReturn:
-    """Be, in a new fork, what `exec` would have made of it; never returns."""
+def start_job(
+    command: Sequence[str],
+    *,
+    stdin: int,
+    stdout: IO[bytes],
+    stderr: int,
+    env: Mapping[str, str],
+    start_new_session: bool,
+    pass_fds: Sequence[int],
+) -> Fork:
+    """What `Local` asks of `Popen`: a job's only process, or the launcher of its several."""
+    work = {"kdlab.training.job": _job, "kdlab.training.launch": _launch}[command[-2]]
+    return Fork(lambda: work(command[-1]), out=stdout.fileno(), keep=pass_fds, env=env)
+
+
+def start_rank(
+    command: Sequence[str], *, env: Mapping[str, str], stdout: int | None, close_fds: bool
+) -> Fork:
+    """What the launcher asks of `Popen`: one of a job's processes, of its group and with all files."""
+    out = 1 if stdout is None else os.open(os.devnull, os.O_WRONLY)
+    return Fork(lambda: _job(command[-1]), out=out, err=2, keep=None, env=env, session=False)
+
+
+def run_probe(_command: Sequence[str], *, input: str, **_: Any) -> subprocess.CompletedProcess[str]:
+    """What `facts` asks of `subprocess.run`: answers about models."""
+    with TemporaryFile("w+") as asked, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        asked.write(input), asked.seek(0)
+        place = {"given": asked.fileno(), "out": out.fileno(), "err": err.fileno()}
+        code = Fork(_probe, keep=(), env=dict(os.environ), **place).wait()
+        out.seek(0), err.seek(0)
+        return subprocess.CompletedProcess([], code or 0, out.read(), err.read())
+
+
+def _become(
+    work: Callable[[], int],
+    *,
+    out: int,
+    keep: Sequence[int] | None,
+    env: Mapping[str, str],
+    err: int | None = None,
+    given: int | None = None,
+    session: bool = True,
+) -> NoReturn:
+    """Be, in a new fork, what `exec` would have made of it; never returns.
+
+    Args:
+        work: what it does; its answer is the exit code.
+        out: file that is its standard output.
+        keep: files that stay open; None for all.
+        env: its environment.
+        err: file that is its standard error, if not `out`.
+        given: file that is its standard input, if it has one.
+        session: whether in a session of its own.
+    """
     code = 70
     try:
-        os.setsid()
+        if session:
+            os.setsid()
         # what the process before has open is closed below its objects: they must never close it again
         gc.freeze()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(out, 1), os.dup2(out, 2)
-        for entry in list(Path("/proc/self/fd").iterdir()):
+        os.dup2(os.open(os.devnull, os.O_RDONLY) if given is None else given, 0)
+        os.dup2(out if err is None else err, 2), os.dup2(out, 1)
+        for entry in list(Path("/proc/self/fd").iterdir()) if keep is not None else ():
             if (file := int(entry.name)) > 2 and file not in keep:
                 _close(file)
         os.environ.clear()
         os.environ.update(env)
         code = work()
+        sys.stdout.flush(), sys.stderr.flush()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
@@ -101,12 +159,29 @@ def _job(folder: str) -> int:
     return main(folder)
 
 
+def _launch(folder: str) -> int:
+    from kdlab.training import launch
+
+    launch.subprocess = SimpleNamespace(Popen=start_rank, DEVNULL=Fork.DEVNULL)  # type: ignore[attr-defined]
+    launch.leave(launch.main(folder))
+    return 0
+
+
+def _probe() -> int:
+    from kdlab.training.probe import main
+
+    return main()
+
+
 def _command(argv: Sequence[str], cwd: str) -> int:
     from kdlab.cli.app import main
+    from kdlab.planning import facts
     from kdlab.running.executors import local
 
     os.chdir(cwd)
-    local.subprocess = SimpleNamespace(Popen=Forked, DEVNULL=-3, STDOUT=-2)  # type: ignore[attr-defined]
+    jobs = SimpleNamespace(Popen=start_job, DEVNULL=Fork.DEVNULL, STDOUT=Fork.STDOUT)
+    local.subprocess = jobs  # type: ignore[attr-defined]
+    facts.subprocess = SimpleNamespace(run=run_probe)  # type: ignore[attr-defined]
     return main(argv)
 
 
@@ -160,9 +235,13 @@ def _below(pid: int) -> list[int]:
 
 def import_all(database: Path) -> None:
     """Import what commands and jobs import, and make an empty MLflow database."""
-    import matplotlib.pyplot  # noqa: F401
-    import mlflow  # noqa: F401
-
+    for name in ("kdlab.cli.verbs.run", "kdlab.cli.verbs.tune", "kdlab.tuning.study", "kdlab.session"):
+        import_module(name)
+    for name in ("kdlab.training.job", "kdlab.training.trainer", "kdlab.training.probe", "mlflow"):
+        import_module(name)
+    import_module("matplotlib.pyplot")
+    bench = import_module("kdlab.training.bench")
+    bench.step_times.__defaults__ = bench.latency_s.__defaults__ = (1,)
     from kdlab.jobs.paths import Runs
     from kdlab.reporting.ledger import Ledger
     from kdlab.reporting.mlflow_store import client
@@ -195,6 +274,8 @@ def main(database: str) -> None:
             print(json.dumps(server.answer(**json.loads(line))), flush=True)
     for pid in server.left():
         os.kill(pid, signal.SIGKILL)
+    # all that was imported would take seconds to end in order
+    os._exit(0)
 
 
 if __name__ == "__main__":

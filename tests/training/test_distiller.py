@@ -41,10 +41,16 @@ def loss_dict(distiller: Distiller, data: dict[str, Any]) -> dict[str, Any]:
 # --- without methods ---
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("detector", DETECTORS)
-def test_ten_steps_without_methods_are_mmdets_to_the_bit(
-    model_settings: Callable[..., Any], raw_batch: Callable[..., Any], detector: str, optimizer: str
+@pytest.mark.parametrize(
+    ("detector", "optimizer", "count"),
+    [("gfl", "adamw", 10), ("gfl", "sgd", 10), *((name, "sgd", 3) for name in DETECTORS if name != "gfl")],
+)
+def test_steps_without_methods_are_mmdets_to_the_bit(
+    model_settings: Callable[..., Any],
+    raw_batch: Callable[..., Any],
+    detector: str,
+    optimizer: str,
+    count: int,
 ) -> None:
     settings = model_settings(detector)
     torch.manual_seed(0)
@@ -54,7 +60,7 @@ def test_ten_steps_without_methods_are_mmdets_to_the_bit(
     distiller = Distiller(detectors.build(settings, 3))
     models = [plain.train(), distiller.train()]
     optimisers = [build_optimiser(model, schedule(**SCHEDULE, optimizer=optimizer)) for model in models]
-    for images in BATCHES:
+    for images in BATCHES[:count]:
         logs = [m.train_step(raw_batch(images), o) for m, o in zip(models, optimisers, strict=True)]
         assert logs[0] == logs[1]
     assert equal_states(plain, distiller.student)

@@ -19,6 +19,13 @@ CLASSES = ["a", "b", "c"]
 FIXED = (128, 160)
 
 
+def sizes(*detectors: str) -> pytest.MarkDecorator:
+    """Any size with each of these, and a fixed one with one of each kind: dense and two stages."""
+    cases = [(name, None) for name in detectors]
+    cases += [(name, FIXED) for name in detectors if name in ("gfl", "faster_rcnn")]
+    return pytest.mark.parametrize(("detector", "size"), cases)
+
+
 @pytest.fixture(scope="module")
 def two_stages(torch_: Any) -> Any:
     """mmdet's own FasterRCNN, made small, its predictions unlike everywhere."""
@@ -88,8 +95,7 @@ def own_detections(model: Any, images: Any) -> Any:
     return model.predict(images, [sample], rescale=False)[0].pred_instances
 
 
-@pytest.mark.parametrize("size", [None, FIXED], ids=["any size", "fixed"])
-@pytest.mark.parametrize("detector", DETECTORS)
+@sizes(*DETECTORS)
 def test_photographs_give_the_interface_s_boxes_and_the_head_s_scores(
     detector: str, size: Any, session: Callable[..., Any], torch_: Any
 ) -> None:
@@ -110,8 +116,7 @@ def test_photographs_give_the_interface_s_boxes_and_the_head_s_scores(
         assert np.abs(scores_there - scores.numpy()).max() < 1e-5
 
 
-@pytest.mark.parametrize("size", [None, FIXED], ids=["any size", "fixed"])
-@pytest.mark.parametrize("detector", [*DETECTORS, "faster_rcnn"])
+@sizes(*DETECTORS, "faster_rcnn")
 def test_detections_are_mmdet_s_own(
     detector: str, size: Any, session: Callable[..., Any], torch_: Any
 ) -> None:

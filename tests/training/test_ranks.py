@@ -74,7 +74,8 @@ def cases(build: Callable[..., Any], term: Callable[..., Any]) -> dict[str, Case
     full, half = batch(OBJECTS), batch([OBJECTS[0], [], OBJECTS[2], []])
     ten = [batch(OBJECTS, seed) for seed in range(10)]
     return {
-        **{f"steps {name}": case(name, both, ten) for name in ("atss", "fcos", "gfl")},
+        "steps gfl": case("gfl", both, ten),
+        **{f"steps {name}": case(name, both, ten[:3]) for name in ("atss", "fcos")},
         "steps retinanet": case("retinanet", both, [full]),
         **{
             f"empty {name}": case(name, {"fitnet": term("fitnet")}, [half, full])
@@ -119,7 +120,7 @@ def assert_equal_training(one: dict[str, Any], two: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("detector", ["atss", "fcos", "gfl"])
-def test_ten_steps_of_two_processes_are_those_of_one(detector: str, one: Any, two: Any) -> None:
+def test_steps_of_two_processes_are_those_of_one(detector: str, one: Any, two: Any) -> None:
     assert_equal_training(one(f"steps {detector}"), two[f"steps {detector}"])
 
 

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
@@ -98,13 +97,11 @@ def test_a_server_that_is_killed_tells_the_signal(port: int) -> None:
 
 
 def test_a_server_that_never_answers_is_given_up(port: int) -> None:
-    begin = time.monotonic()
     with (
         pytest.raises(MachineError, match="does not answer after 0 s"),
         running("import time; time.sleep(60)", port) as started,
     ):
         started.wait_until_up(0.3)
-    assert time.monotonic() - begin < 10
 
 
 def test_what_it_prints_goes_to_stderr_if_wanted(port: int, capfd: pytest.CaptureFixture[str]) -> None:
