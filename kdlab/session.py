@@ -1,12 +1,14 @@
-"""Runs a plan: the loop over its events, the signals that stop it, and MLflow beside it."""
+"""Runs a plan: the loop over its events, its observers, and the signals that stop it."""
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -14,13 +16,12 @@ from kdlab.errors import MachineError
 from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobReused, JobSkipped
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
-from kdlab.reporting.follower import Follower
-from kdlab.reporting.tracking import SyncReport
 from kdlab.running import scheduler
 from kdlab.running.driver import driving
 from kdlab.running.executors.base import Executor
 from kdlab.running.executors.inline import Inline
 from kdlab.running.scheduler import Feed
+from kdlab.tracking.base import Follower, Lacking, followers
 
 TRACKING_S = 5.0
 _ENDS = (JobReused, JobFinished, JobFailed, JobCancelled, JobSkipped)
@@ -34,13 +35,13 @@ class Outcome:
         ends: the last event of each job that ended, by id.
         complete: whether every job has a result.
         stopped_by: SIGINT or SIGTERM; None where it ran to its end.
-        tracking: what MLflow got, and what is left to send.
+        lacking: what trackers did not get.
     """
 
     ends: dict[str, Event]
     complete: bool
     stopped_by: signal.Signals | None
-    tracking: SyncReport = field(default_factory=SyncReport)
+    lacking: tuple[Lacking, ...] = ()
 
     @property
     def failures(self) -> list[JobFailed]:
@@ -61,7 +62,7 @@ def drive(
     command: str = "",
     feed: Feed | None = None,
 ) -> Outcome:
-    """Bring a plan to its end, with MLflow following from a thread of its own.
+    """Bring a plan to its end, with the trackers of its recipe among the observers.
 
     The first Ctrl-C or SIGTERM lets the running jobs write a checkpoint and end, the second kills them.
 
@@ -73,8 +74,8 @@ def drive(
         fail_fast: end everything after the first failure.
         jobs_at_once: how many jobs may run side by side; None for what the devices allow.
         on_stop: called at the first such signal, inside its handler.
-        publish: called once the jobs have ended, before MLflow gets its last seconds; returns files to attach
-            to the plan's MLflow run.
+        publish: called once the jobs have ended, before trackers get their last seconds; returns files to
+            attach to the plan there.
         command: what a person types to go on, for `kdlab status` and `kdlab stop` in another shell.
         feed: gives the plan more jobs while it runs.
 
@@ -82,7 +83,7 @@ def drive(
         MachineError: a job never fits on this machine, or the runs folder cannot be written.
     """
     _save(plan, runs)
-    follower = Follower(plan, runs)
+    trackers = followers(plan, runs)
 
     def grow(active: int) -> Sequence[PlannedJob]:
         nonlocal plan
@@ -92,7 +93,8 @@ def drive(
             new = [planned for planned in more if planned.job.id not in known]
             plan = replace(plan, jobs=(*plan.jobs, *new))
             _save(plan, runs)
-            follower.plan = plan
+            for tracker in trackers:
+                tracker.plan = plan
         return more
 
     files: Sequence[Path] = ()
@@ -108,13 +110,26 @@ def drive(
                 kill=wish.kill,
                 feed=grow,
             )
-            ends = _watched(events, observers, wish, isinstance(executor, Inline))
+            ends = _watched(events, (*observers, *trackers), wish, isinstance(executor, Inline))
         done = [event for event in ends.values() if isinstance(event, JobReused | JobFinished)]
         outcome = Outcome(ends, len(done) == len(plan.jobs), wish.first)
         files = publish(outcome)
     finally:
-        tracking = follower.close(TRACKING_S, files)
-    return replace(outcome, tracking=tracking)
+        lacking = _closed(trackers, time.monotonic() + TRACKING_S, files)
+    return replace(outcome, lacking=lacking)
+
+
+def catch_up(plans: Iterable[Plan], runs: Runs, limit_s: float = math.inf) -> tuple[Lacking, ...]:
+    """Tell trackers what they lack of plans, until one fails or the time is over; what they still lack."""
+    until = time.monotonic() + limit_s
+    for plan in plans:
+        if lacking := _closed(followers(plan, runs), until):
+            return lacking
+    return ()
+
+
+def _closed(trackers: Sequence[Follower], until: float, files: Sequence[Path] = ()) -> tuple[Lacking, ...]:
+    return tuple(lacking for tracker in trackers if (lacking := tracker.close(until, files)))
 
 
 def _save(plan: Plan, runs: Runs) -> None:

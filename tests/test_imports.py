@@ -24,13 +24,14 @@ BELOW = {
     "planning": {"devices", "errors", "catalog", "jobs", "datasets", "recipe"},
     "running": {"devices", "errors", "catalog", "jobs", "planning"},
     "tuning": {"devices", "errors", "catalog", "jobs", "datasets", "recipe", "planning", "running"},
-    "reporting": {"errors", "catalog", "jobs"},
+    "tracking": {"errors", "jobs"},
+    "reporting": {"errors", "catalog", "jobs", "tracking"},
     "mmcv_ops": {"errors"},
     "backbones": {"errors"},
     "detectors": {"errors", "jobs", "mmcv_ops", "backbones"},
     "methods": {"errors", "mmcv_ops", "detectors"},
     "training": {"errors", "jobs", "datasets", "mmcv_ops", "backbones", "detectors", "methods"},
-    "session": {"devices", "errors", "jobs", "recipe", "planning", "running", "tuning", "reporting"},
+    "session": {"devices", "errors", "jobs", "recipe", "planning", "running", "tuning", "tracking"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -38,7 +39,7 @@ BELOW["cli"] = BELOW.keys() - {
     "cli", "training", "backbones", "detectors", "methods", "mmcv_ops", "__main__", "__init__"
 }  # fmt: skip
 HEAVY = {
-    "mlflow": {"reporting/mlflow_store.py"},
+    "mlflow": {"tracking/mlflow.py"},
     "optuna": {"tuning/study.py", "reporting/study_plots.py"},
     "matplotlib": {"reporting/plots/", "reporting/study_plots.py"},
     "jinja2": {"reporting/renderers/"},

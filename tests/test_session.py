@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,34 +16,36 @@ from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobPr
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.jobs.store import newest_plan
-from kdlab.reporting.tracking import SyncReport
 from kdlab.running.driver import Driver
 from kdlab.running.executors.inline import Inline
 from kdlab.running.executors.local import Local
 from kdlab.running.scheduler import Feed
+from kdlab.tracking.base import Lacking
 from tests.stubs import stub_job
 from tests.stubs.stub_job import COMMAND, make_job, make_plan
 
 
 class FakeFollower:
-    """Notes when it was closed and with which files."""
+    """Notes what it was told, when it was closed and with which files."""
 
     log: list[Any]
     last_plan: Plan
 
-    def __init__(self, plan: Plan, runs: Runs) -> None:
+    def __init__(self, plan: Plan) -> None:
         FakeFollower.log = ["opened"]
         self.plan = plan
 
-    def close(self, deadline_s: float, files: Sequence[Path]) -> SyncReport:
+    def __call__(self, event: Event) -> None:
         FakeFollower.last_plan = self.plan
-        FakeFollower.log.append(("closed", deadline_s, list(files)))
-        return SyncReport(sent=3, left=4)
+
+    def close(self, until: float, files: Sequence[Path]) -> Lacking:
+        FakeFollower.log.append(("closed", 0 < until - time.monotonic() <= session.TRACKING_S, list(files)))
+        return Lacking("fake", 4, "slow")
 
 
 @pytest.fixture(autouse=True)
 def no_mlflow_and_free_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "Follower", FakeFollower)
+    monkeypatch.setattr(session, "followers", lambda plan, runs: [FakeFollower(plan)])
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
 
@@ -99,14 +102,14 @@ def test_a_failure_is_kept_and_the_plan_incomplete(executor: Local, runs: Runs) 
     assert isinstance(outcome.failures[0], JobFailed)
 
 
-def test_files_are_published_before_mlflow_gets_its_last_seconds(executor: Local, runs: Runs) -> None:
+def test_files_are_published_before_trackers_get_their_last_seconds(executor: Local, runs: Runs) -> None:
     def publish(outcome: session.Outcome) -> list[Path]:
         assert FakeFollower.log == ["opened"]
         return [Path("table.md")]
 
     outcome = session.drive(make_plan(make_job()), executor, runs, publish=publish)
-    assert FakeFollower.log[1:] == [("closed", session.TRACKING_S, [Path("table.md")])]
-    assert outcome.tracking.left == 4
+    assert FakeFollower.log[1:] == [("closed", True, [Path("table.md")])]
+    assert outcome.lacking == (Lacking("fake", 4, "slow"),)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -173,7 +176,9 @@ class TestGrowing:
         left = list(batches)
         return lambda active: left.pop(0).jobs if left else ()
 
-    def test_saved_plan_and_mlflow_s_hold_all_jobs_in_their_order(self, executor: Local, runs: Runs) -> None:
+    def test_saved_plan_and_that_of_trackers_hold_all_jobs_in_their_order(
+        self, executor: Local, runs: Runs
+    ) -> None:
         plan, more = make_plan(make_job("a")), [make_plan(make_job("b")), make_plan(make_job("c"))]
         outcome = session.drive(plan, executor, runs, feed=self.feed(*more))
         assert outcome.complete

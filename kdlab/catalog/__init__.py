@@ -1,4 +1,4 @@
-"""Finds methods, detectors, datasets, executors and recipes by listing folders.
+"""Finds methods, detectors, datasets, executors, trackers and recipes by listing folders.
 
 A plugin file is parsed, never imported: names, summaries and options come from its source, so that a
 listing or a shell completion needs neither torch nor mmdet, and a broken plugin runs no code here.
@@ -231,6 +231,11 @@ def executors(folder: Path) -> dict[str, PluginInfo]:
         options = options_of(file, init) if init else {}
         found[file.info.key] = replace(file.info, options=options)
     return found
+
+
+def trackers(folder: Path | None = None) -> dict[str, PluginInfo]:
+    """The trackers by key."""
+    return {file.info.key: file.info for file in plugin_files(folder or PACKAGE / "tracking")}
 
 
 def recipes(folder: Path | None = None) -> dict[str, RecipeInfo]:

@@ -117,6 +117,9 @@ def _resources(raw: dict[str, Any], document: Document) -> dict[str, Any]:
     executors = {key: info for key, info in catalog.executors().items() if info.options}
     fields = Resources.model_fields.keys() - {"executors"}
     known = _known_only(raw, [*fields, *executors], ("resources",), "a key of resources", document)
+    named = known.get("trackers")
+    for number, name in enumerate(named if isinstance(named, list) else ()):
+        _look_up(name, catalog.trackers(), ("resources", "trackers", number), "is not a tracker", document)
     blocks: dict[str, Any] = {}
     for key in [key for key in known if key in executors]:
         block, path = known.pop(key), ("resources", key)

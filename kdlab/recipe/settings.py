@@ -66,6 +66,7 @@ class Resources(Settings):
         share: jobs of one GPU that may run on one side by side, as far as its memory holds them.
         on_oom: what becomes of a job that its GPU is too small for: "micro_batch" trains it in smaller
             parts of the same batch, under an id of its own; "fail" leaves it failed.
+        trackers: where what jobs say is kept besides runs; [] is nowhere.
         executors: what an executor is told, by its key; in YAML each stands beside `workers`.
     """
 
@@ -73,6 +74,7 @@ class Resources(Settings):
     checkpoint_minutes: PositiveFloat = 10.0
     share: Annotated[int, Field(ge=1, le=8)] = 1
     on_oom: Literal["micro_batch", "fail"] = "micro_batch"
+    trackers: Annotated[tuple[str, ...], Listed] = ("mlflow",)
     executors: dict[str, dict[str, Any]] = {}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -13,8 +12,8 @@ from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
-from kdlab.reporting import mlflow_store
-from kdlab.reporting.ledger import Ledger
+from kdlab.tracking.base import one_line, without_password
+from kdlab.tracking.mlflow import Mlflow
 
 QUERY = "mlflow:"
 EXAMPLE = f"{QUERY}params.`schedule.epochs` = '12' and tags.`kdlab.arm` = 'rm'"
@@ -45,23 +44,19 @@ def plans(wanted: str, runs: Runs, progress: Callable[[str], None] = lambda text
 
 def _fitting(wanted: str, runs: Runs) -> list[str]:
     """Ids of the jobs, each once, in the order in which they began."""
-    ledger = Ledger(runs, os.environ.get("MLFLOW_TRACKING_URI") or None)
-    if ledger.local and not ledger.database.exists():
-        raise UsageError("nothing was recorded here yet", where=str(ledger.database), fix="kdlab run RECIPE")
-    of_jobs = " and ".join(
-        filter(None, [wanted.strip(), "tags.`kdlab.kind` != 'plan'", "status = 'FINISHED'"])
-    )
+    mlflow = Mlflow(runs)
+    if mlflow.local and not mlflow.database.exists():
+        raise UsageError("nothing was recorded here yet", where=str(mlflow.database), fix="kdlab run RECIPE")
+    parts = [wanted.strip(), "tags.`kdlab.kind` != 'plan'", "status = 'FINISHED'"]
     try:
-        with mlflow_store.no_mlruns_here():
-            found = list(mlflow_store.runs_of(mlflow_store.client(ledger), of_jobs))
+        found = list(mlflow.search(" and ".join(filter(None, parts))))
     except Exception as error:
         if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
-            raise UsageError(
-                "MLflow does not take this filter", got=wanted, known=str(error), fix=EXAMPLE
-            ) from error
-        raise MachineError("MLflow cannot be asked", where=ledger.uri, got=str(error)) from error
-    found.sort(key=lambda run: run.info.start_time)
-    return list(dict.fromkeys(run.data.tags["kdlab.job"] for run in found))
+            what = "MLflow does not take this filter"
+            raise UsageError(what, got=wanted, known=str(error), fix=EXAMPLE) from error
+        where = without_password(mlflow.uri)
+        raise MachineError("MLflow cannot be asked", where=where, got=one_line(error)) from error
+    return list(dict.fromkeys(run.data.tags["kdlab.job"] for run in reversed(found)))
 
 
 def _job(job_id: str, runs: Runs) -> Job:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +19,6 @@ from kdlab import session
 from kdlab.cli.screen.board import Board
 from kdlab.cli.screen.progress import PlanStatus
 from kdlab.jobs.events import Event
-from kdlab.jobs.files import read_json
 from kdlab.jobs.job import Resources
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan
@@ -66,7 +66,7 @@ def _cpu_s() -> dict[str, float]:
     found = {"all": time.process_time()}
     for thread in threading.enumerate():
         told = Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text()
-        name = {"MainThread": "scheduler", "kdlab-tracking": "MLflow"}.get(thread.name, "board")
+        name = {"MainThread": "scheduler", "kdlab-mlflow": "MLflow"}.get(thread.name, "board")
         found[name] = int(told.split()[0]) / 1e9
     return found
 
@@ -97,11 +97,18 @@ def watched(plan: Plan, seconds: int) -> tuple[str, str]:
         executor, runs = Local(command=COMMAND), Runs(folder / "runs")
         view = PlanStatus(plan, executor.machine)
         console = Console(file=io.StringIO(), force_terminal=True, width=140, height=40)
-        sent = runs.folder / "tracking" / f"plan-{plan.id}.json"
         with Board(view, runs, console, lambda: executor.machine.gpus) as board:
-            samples = Samples(lambda: bool((read_json(sent) or {}).get("seen")), seconds)
+            samples = Samples(lambda: shown(runs.folder / "mlflow.db"), seconds)
             session.drive(plan, executor, runs, (board.see, samples))
         return samples.shares(1, 2), f"{samples.taken[1][1].get('MLflow', 0.0):.1f} s"
+
+
+def shown(database: Path) -> bool:
+    """Whether MLflow has the status of the plan, which comes last in its first turn."""
+    query = "select count(*) from runs join tags using (run_uuid) where value = 'plan' and status = 'RUNNING'"
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as found:
+        return bool(found.execute(query).fetchone()[0])
+    return False
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,24 +24,12 @@ from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.planning import build as planning
 from kdlab.recipe.settings import Recipe
-from kdlab.reporting import tracking
-from kdlab.reporting.tracking import SyncReport
 from kdlab.running.executors import local
 from tests.stubs.jobs import make, method
 from tests.stubs.stub_job import COMMAND, make_result
 
 NAME = "digits/quickstart"
 TEACHER = "teacher-9c1e22ab"
-
-
-class FakeFollower:
-    """MLflow far away."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def close(self, deadline_s: float, files: Sequence[Path]) -> SyncReport:
-        return SyncReport()
 
 
 class Bench:
@@ -114,8 +101,7 @@ def kdlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(planning, "prepare", bench.prepare)
     monkeypatch.setattr(local.Local.__init__, "__defaults__", (None, COMMAND))
-    monkeypatch.setattr(session, "Follower", FakeFollower)
-    monkeypatch.setattr(tracking, "sync", lambda *_, **__: SyncReport())
+    monkeypatch.setattr(session, "followers", lambda *_: [])
     return bench
 
 

@@ -70,6 +70,8 @@ PLUGINS = {
         def prepare(*, image_px: int = 80, size: tuple[int, int] = (1, 3)): ...
     ''',
     "datasets/coco.py": '"""COCO."""\ndef prepare(*, root: str): ...\n',
+    "tracking/mlflow.py": '"""MLflow."""\n',
+    "tracking/csv.py": '"""CSV files."""\n',
     "recipes/digits/quickstart.yaml": """
         # A small pair.
         # kdlab run digits/quickstart
@@ -294,8 +296,16 @@ def test_unknown_key_is_told_with_its_section(told: Told) -> None:
     assert told(with_line(14, "resources: {worker: 4}")) == dedent("""\
         error: my.yaml:14  resources.worker is not a key of resources
           got    worker
-          known  checkpoint_minutes, on_oom, share, workers
+          known  checkpoint_minutes, on_oom, share, trackers, workers
           fix    did you mean workers?   see: kdlab plan digits/quickstart --json""")
+
+
+def test_unknown_tracker_is_told_with_the_known_ones(told: Told) -> None:
+    assert told(with_line(14, "resources: {trackers: [csv, mlflo]}")) == dedent("""\
+        error: my.yaml:14  resources.trackers.1 is not a tracker
+          got    mlflo
+          known  csv, mlflow
+          fix    did you mean mlflow?   see: kdlab ls trackers""")
 
 
 def test_duplicate_key_is_told_with_both_lines(told: Told) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from kdlab import session
 from kdlab.errors import UsageError
 from kdlab.jobs.files import write_json
 from kdlab.reporting.queries import plans
-from kdlab.reporting.tracking import sync
 from tests.stubs.jobs import method
 
 SETTINGS = {
@@ -32,7 +32,7 @@ def recorded(bench):
     for job in jobs:
         bench.train(job, ap=30.0 + job.seed)
         write_json(bench.runs.job(job.id).job, job.to_dict())
-    assert not sync(bench.plan(jobs), bench.runs).error
+    assert session.catch_up([bench.plan(jobs)], bench.runs) == ()
     return bench
 
 

@@ -243,13 +243,12 @@ def import_all(database: Path) -> None:
     bench = import_module("kdlab.training.bench")
     bench.step_times.__defaults__ = bench.latency_s.__defaults__ = (1,)
     from kdlab.jobs.paths import Runs
-    from kdlab.reporting.ledger import Ledger
-    from kdlab.reporting.mlflow_store import client
+    from kdlab.tracking.mlflow import Mlflow
 
     pid = os.fork()
     if pid == 0:
         database.parent.mkdir(parents=True)
-        client(Ledger(Runs(database.parent), None))
+        Mlflow(Runs(database.parent)).client  # noqa: B018
         os._exit(0)
     os.waitpid(pid, 0)
 

@@ -25,7 +25,7 @@ def ls(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="[recipes|methods|detectors|backbones|datasets|executors|runs]",
+            metavar="[recipes|methods|detectors|backbones|datasets|executors|trackers|runs]",
             help="Which list; without it the recipes and how much there is of the rest.",
             show_default=False,
         ),
@@ -37,7 +37,7 @@ def ls(
         ),
     ] = "",
 ) -> None:
-    """List recipes, methods, detectors, backbones, datasets, executors or runs; or tell all about one method.
+    """List recipes, methods, ..., trackers or runs; or tell all about one method.
 
     \b
     Examples:
@@ -129,6 +129,10 @@ def _executors() -> list[dict[str, Any]]:
     return [_with_options(info) for info in catalog.executors().values()]
 
 
+def _trackers() -> list[dict[str, Any]]:
+    return [{"name": info.key, "about": info.summary} for info in catalog.trackers().values()]
+
+
 def _with_options(info: catalog.PluginInfo) -> dict[str, Any]:
     return {"name": info.key, "about": info.summary, **_options(info.options)}
 
@@ -163,6 +167,7 @@ _LISTS = {
     "backbones": _backbones,
     "datasets": _datasets,
     "executors": _executors,
+    "trackers": _trackers,
     "runs": _runs,
 }
 

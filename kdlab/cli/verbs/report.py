@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kdlab.jobs.plan import Plan
     from kdlab.reporting.comparison import Comparison
     from kdlab.reporting.tables import Table
-    from kdlab.reporting.tracking import SyncReport
+    from kdlab.tracking.base import Lacking
 
 RESULTS = Path("results")
 
@@ -96,9 +96,7 @@ def report(
       $ kdlab report --json digits/quickstart
       {"schema": 1, "tables": [{"schema": 1, "title": ...
     """
-    from kdlab import session
     from kdlab.jobs.paths import Runs
-    from kdlab.reporting import tracking
 
     runs = Runs.here()
     compared = list(_compared(screen, sources or [], runs, pool=pool, whole=plots))
@@ -110,8 +108,6 @@ def report(
             written(screen, one, comparison.plan, formats, comparison if plots else None)
         if plots:
             _plot(screen, comparison)
-    for plan in [one.plan for one in compared if "query" not in one.plan.recipe]:
-        tell_tracking(screen, tracking.sync(plan, runs, deadline_s=session.TRACKING_S))
     screen.next(_next(compared[0], plots))
 
 
@@ -136,6 +132,7 @@ def _compared(
         pool: average jobs that ran in micro-batches with those that ran whole.
         whole: with the course of training, which plots show.
     """
+    from kdlab import session
     from kdlab.jobs import store
     from kdlab.reporting import comparison, queries
 
@@ -146,7 +143,7 @@ def _compared(
     with screen.working("comparing") as progress:
         for source in sources:
             if source.startswith(queries.QUERY):
-                send_all(screen, runs)
+                send_all(screen, runs, session.TRACKING_S)
                 plans += queries.plans(source.removeprefix(queries.QUERY), runs, progress)
             else:
                 plans.append(store.plan(runs, source, searches=False, recipes=catalog.recipes()))
@@ -154,28 +151,12 @@ def _compared(
             yield comparison.of_plan(plan, runs, pool=pool, whole=whole, progress=progress)
 
 
-def send_all(screen: Screen, runs: Runs, limit_s: float | None = None) -> bool:
-    """Bring MLflow up to date before it is asked, and say what it still lacks.
-
-    Args:
-        screen: where to.
-        runs: where the jobs are.
-        limit_s: seconds after which the rest is left for later; None for those that every command takes.
-
-    Returns:
-        Whether MLflow has everything.
-    """
+def send_all(screen: Screen, runs: Runs, limit_s: float = math.inf) -> None:
+    """Bring trackers up to date with all plans, and say what they still lack."""
     from kdlab import session
     from kdlab.jobs import store
-    from kdlab.reporting import tracking
 
-    until = time.monotonic() + (session.TRACKING_S if limit_s is None else limit_s)
-    complete = True
-    for plan in store.plans(runs):
-        done = tracking.sync(plan, runs, deadline_s=max(0.0, until - time.monotonic()))
-        tell_tracking(screen, done)
-        complete = complete and not (done.left or done.error)
-    return complete
+    tell_lacking(screen, session.catch_up(store.plans(runs), runs, limit_s))
 
 
 def _shaped(
@@ -276,12 +257,12 @@ def forgiving(screen: Screen) -> Iterator[None]:
         screen.err.print(f"warning: {RESULTS}/ cannot be written: {error}", soft_wrap=True)
 
 
-def tell_tracking(screen: Screen, done: SyncReport) -> None:
-    """Say what MLflow lacks, if anything."""
-    if done.left or done.error:
-        why = f" ({done.error})" if done.error else ""
+def tell_lacking(screen: Screen, lacking: Sequence[Lacking]) -> None:
+    """Say what trackers did not get."""
+    for each in lacking:
+        jobs = f"{each.jobs} job{'s' * (each.jobs != 1)}" if each.jobs else "the plan"
         screen.say(
-            f"MLflow lacks {done.left} points{why}; the next kdlab run, report or ui sends what is missing"
+            f"{each.tracker} lacks news of {jobs} ({each.why}); the next kdlab run or kdlab ui sends it"
         )
 
 

@@ -16,7 +16,7 @@ import typer
 from kdlab.cli.screen.console import Screen, styled
 from kdlab.cli.screen.options import DryRun, ExecutorName, FailFast, Gpus, Jobs, Overrides, RecipeName, Yes
 from kdlab.cli.verbs.plan import Prepared, gpu_hours, prepare, preview
-from kdlab.cli.verbs.report import tell_tracking, written
+from kdlab.cli.verbs.report import tell_lacking, written
 from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _publish(screen: Screen, made: Prepared, complete: bool) -> list[Path]:
 
 def _conclude(screen: Screen, made: Prepared, outcome: Outcome) -> int:
     """Say what went wrong or what comes next; the exit code."""
-    tell_tracking(screen, outcome.tracking)
+    tell_lacking(screen, outcome.lacking)
     again = screen.command("--fresh", "--dry-run")
     if outcome.stopped_by:
         return stopped(screen, outcome, again)

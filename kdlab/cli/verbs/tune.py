@@ -12,7 +12,7 @@ import typer
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import DryRun, ExecutorName, Gpus, Jobs, Overrides, RecipeName, Yes
 from kdlab.cli.verbs.plan import Prepared, gpu_numbers
-from kdlab.cli.verbs.report import tell_tracking
+from kdlab.cli.verbs.report import tell_lacking
 from kdlab.cli.verbs.run import FAILED, gpus_of, may_cost, smaller, stopped, tell_losses
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _conclude(screen: Screen, search: Search, made: Prepared, tuner: Tuner, outc
     from kdlab.cli.screen.found import tell
 
     again = screen.command("--dry-run")
-    tell_tracking(screen, outcome.tracking)
+    tell_lacking(screen, outcome.lacking)
     if outcome.stopped_by:
         return stopped(screen, outcome, again)
     if not tuner.study.space:

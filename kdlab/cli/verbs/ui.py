@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import errno
 import os
+import socket
+import subprocess
 import sys
-import webbrowser
-from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from kdlab.cli.screen import server
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.verbs.report import send_all
 from kdlab.errors import MachineError, UsageError
@@ -23,18 +21,23 @@ from kdlab.errors import MachineError, UsageError
 if TYPE_CHECKING:
     from kdlab.jobs.paths import Runs
 
-START_S = 60.0
-"""Seconds in which a server is expected to answer; MLflow imports a lot."""
-# without it MLflow opens its pages for language models
-_RUNS = "runs?workflowType=machine_learning"
-# seven processes that judge language models, of which some outlive the server
-_NO_JOBS = (("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"),)
 _SQLITE = "sqlite:///"
-# the console script itself need not lie on the path
+# the console script need not lie on the path
 _DASHBOARD = (
     "import sys; from importlib.metadata import entry_points; "
     "sys.exit(entry_points(group='console_scripts')['optuna-dashboard'].load()())"
 )
+# a page that is asked for before there is a server stays empty
+_OPENER = """
+import socket, sys, time, webbrowser
+for _ in range(600):
+    try:
+        socket.create_connection((sys.argv[2], int(sys.argv[3]))).close()
+    except OSError:
+        time.sleep(0.1)
+    else:
+        sys.exit(not webbrowser.open(sys.argv[1]))
+"""
 
 
 class Page(StrEnum):
@@ -45,27 +48,6 @@ class Page(StrEnum):
 
 
 PORTS = {Page.mlflow: 5000, Page.optuna: 8080}
-
-
-@dataclass(frozen=True)
-class _Site:
-    """What is shown, and by whom.
-
-    Args:
-        name: what people call the server.
-        page: the path of what to look at; asked once the server starts, for it may take seconds.
-        command: starts the server; host and port are added.
-        environment: what the server's environment has beside ours.
-        at: the address of a server that is there already.
-        meanwhile: what else is to be done once the page is shown.
-    """
-
-    name: str
-    page: Callable[[], str]
-    command: tuple[str, ...] = ()
-    environment: tuple[tuple[str, str], ...] = ()
-    at: str = ""
-    meanwhile: Callable[[], None] = lambda: None
 
 
 def ui(
@@ -98,87 +80,98 @@ def ui(
       http://127.0.0.1:9000/dashboard/
     """
     from kdlab.jobs.paths import Runs
+    from kdlab.tracking.base import without_password
 
-    if storage and page is not Page.optuna:
+    runs = Runs.here()
+    if page is Page.optuna:
+        _become(screen, _dashboard(runs, storage), "dashboard/", host, port or PORTS[page], no_open)
+    if storage:
         fix = "kdlab ui optuna --storage URL; MLflow's own is MLFLOW_TRACKING_URI"
         raise UsageError("--storage is an option of optuna alone", got=storage, fix=fix)
-    runs = Runs.here()
-    site = _optuna(runs, storage) if page is Page.optuna else _mlflow(screen, runs)
-    if site.at:
-        _show(screen, site.at + site.page(), None, no_open)
+    at, view = _mlflow(screen, runs)
+    if at.startswith(("http://", "https://")):
+        _show(screen, f"{without_password(at).rstrip('/')}/{view}", None)
         screen.next("kdlab report --table")
         return
-    _serve(screen, site, host, port or PORTS[page], no_open)
+    # one person looks: one process serves, and none judges language models
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", at]
+    _become(screen, command, view, host, port or PORTS[page], no_open)
 
 
-def _serve(screen: Screen, site: _Site, host: str, wanted: int, no_open: bool) -> None:
-    """Start the server, show its page, and stay until one of us is ended."""
-    port = server.free_port(host, wanted)
+def _become(screen: Screen, command: list[str], page: str, host: str, wanted: int, no_open: bool) -> NoReturn:
+    """Show where to look, and go on as the server, whose output all goes to stderr."""
+    port = free_port(host, wanted)
     if port != wanted:
         screen.say(f"port {wanted} is taken, {port} is free")
-    command = (*site.command, "--host", host, "--port", str(port))
-    environment = dict(site.environment)
-    with server.running(
-        site.name, command, host, port, environment=environment, chatty=screen.verbose
-    ) as started:
-        with screen.working(f"starting {site.name}"):
-            page = site.page()
-            started.wait_until_up(START_S)
-        _show(screen, started.url + page, started.pid, no_open)
-        screen.say("Ctrl-C ends it")
-        site.meanwhile()
-        started.wait()
-
-
-def _show(screen: Screen, url: str, pid: int | None, no_open: bool) -> None:
-    """Print where to look, and open a browser where a person has a desktop for one."""
-    if screen.json:
-        screen.emit(url=url, pid=pid)
-        return
-    screen.data(url)
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    url = f"http://{f'[{name}]' if ':' in name else name}:{port}/{page}"
+    _show(screen, url, os.getpid())
+    screen.say("Ctrl-C ends it")
     # elsewhere the browser would be one of text, in this terminal
     desktop = sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
-    if desktop and sys.stdout.isatty() and not no_open:
-        webbrowser.open(url)
+    if desktop and sys.stdout.isatty() and not (no_open or screen.json):
+        subprocess.Popen([sys.executable, "-c", _OPENER, url, name, str(port)])
+    os.dup2(2, 1)
+    os.execv(command[0], [*command, "--host", host, "--port", str(port)])
 
 
-def _mlflow(screen: Screen, runs: Runs) -> _Site:
-    """MLflow on the experiment of the newest plan.
+def free_port(host: str, wanted: int) -> int:
+    """The first port from `wanted` on that nobody listens at.
+
+    Raises:
+        UsageError: one cannot listen there at all.
+        MachineError: a hundred ports in a row are taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    ports = range(wanted, min(wanted + 100, 1 << 16))
+    for port in ports:
+        try:
+            socket.create_server((host, port), family=family).close()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                what = f"one cannot listen at port {port} of {host}"
+                fix = "another --port or --host; 127.0.0.1 is this machine"
+                raise UsageError(what, got=str(error.strerror), fix=fix) from error
+        else:
+            return port
+    raise MachineError(f"the ports {ports[0]} to {ports[-1]} of {host} are all taken", fix="another --port")
+
+
+def _show(screen: Screen, url: str, pid: int | None) -> None:
+    screen.emit(url=url, pid=pid) if screen.json else screen.data(url)
+
+
+def _mlflow(screen: Screen, runs: Runs) -> tuple[str, str]:
+    """Where MLflow's records are, and the page of the newest plan's recipe.
 
     Raises:
         UsageError: nothing was run here.
-        MachineError: there is no database.
+        MachineError: there is no database, or MLflow cannot be asked.
     """
     from kdlab.jobs import store
-    from kdlab.reporting import mlflow_store
-    from kdlab.reporting.ledger import Ledger
+    from kdlab.tracking.base import one_line, without_password
+    from kdlab.tracking.mlflow import Mlflow
 
-    recipe = store.newest_plan(runs).recipe["name"]
+    newest = store.newest_plan(runs)
     with screen.working("sending to MLflow what it lacks"):
-        complete = send_all(screen, runs)
-    ledger = Ledger(runs, os.environ.get("MLFLOW_TRACKING_URI") or None)
-
-    def page() -> str:
-        found = mlflow_store.experiment_id(f"kdlab/{recipe}", ledger)
-        return f"#/experiments/{found}/{_RUNS}" if found else "#/experiments"
-
-    if ledger.uri.startswith(("http://", "https://")):
-        return _Site("MLflow", page, at=f"{mlflow_store.without_password(ledger.uri).rstrip('/')}/")
-    if ledger.local and not ledger.database.exists():
-        what, fix = "MLflow has no database: none could be made", "kdlab ui, once more; else: kdlab doctor"
-        raise MachineError(what, where=str(ledger.database), fix=fix)
-    # one person looks: one process serves
-    command = (sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", ledger.uri)
-
-    def meanwhile() -> None:
-        if not complete and send_all(screen, runs, math.inf):
-            screen.say("MLflow has everything now")
-
-    return _Site("MLflow", page, command, _NO_JOBS, meanwhile=meanwhile)
+        send_all(screen, runs)
+    mlflow = Mlflow(runs)
+    if mlflow.local and not mlflow.database.exists():
+        fix = "name mlflow in resources.trackers of a recipe; else: kdlab doctor"
+        raise MachineError("MLflow has no database", where=str(mlflow.database), fix=fix)
+    try:
+        number = mlflow.experiment_id(newest)
+    except Exception as error:
+        where, fix = without_password(mlflow.uri), "kdlab doctor, or another MLFLOW_TRACKING_URI"
+        raise MachineError("MLflow cannot be asked", where=where, got=one_line(error), fix=fix) from error
+    # without the type MLflow opens its pages for language models
+    page = f"#/experiments/{number}/runs?workflowType=machine_learning" if number else "#/experiments"
+    return mlflow.uri, page
 
 
-def _optuna(runs: Runs, storage: str | None) -> _Site:
-    """optuna-dashboard on all searches of a database.
+def _dashboard(runs: Runs, storage: str | None) -> list[str]:
+    """What starts optuna-dashboard on all searches of a database.
 
     Raises:
         UsageError: there is no database.
@@ -192,5 +185,4 @@ def _optuna(runs: Runs, storage: str | None) -> _Site:
     if (url.startswith(_SQLITE) or "://" not in url) and not path.exists():
         fix = "kdlab tune digits/quickstart"
         raise UsageError("nothing was searched here yet: there is no database", where=str(path), fix=fix)
-    command = (sys.executable, "-c", _DASHBOARD, url, "--server", "wsgiref")
-    return _Site("optuna-dashboard", lambda: "dashboard/", command)
+    return [sys.executable, "-c", _DASHBOARD, url, "--server", "wsgiref"]

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdlab import session
 from kdlab.cli import app
 from kdlab.jobs.matches import Matches
-from kdlab.reporting import tracking
-from kdlab.reporting.tracking import SyncReport
 from tests.reporting.conftest import Workbench
 from tests.stubs.jobs import method
 
@@ -44,7 +43,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
 
 @pytest.fixture
 def kdlab(bench: Workbench, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Verb:
-    monkeypatch.setattr(tracking, "sync", lambda *_args, **_options: SyncReport())
+    monkeypatch.setattr(session, "followers", lambda *_: [])
 
     def run(line: str) -> tuple[int, str, str]:
         code = app.main(shlex.split(line))

@@ -18,13 +18,12 @@ from kdlab.cli import app
 from kdlab.jobs.paths import Runs
 from kdlab.planning import facts as facts_of
 from kdlab.recipe import loader as recipes
-from kdlab.reporting import study_plots, tracking
-from kdlab.reporting.tracking import SyncReport
+from kdlab.reporting import study_plots
 from kdlab.running import scheduler
 from kdlab.running.driver import alone
 from kdlab.running.executors import base
 from kdlab.tuning import search
-from tests.cli.test_verbs import FakeFollower, examples, without_values
+from tests.cli.test_verbs import examples, without_values
 from tests.planning.test_build import FACTS
 from tests.stubs.simulated import Simulated
 from tests.tuning.test_tuner import LEARNED, likes_pfi_at_30, weights
@@ -65,8 +64,7 @@ def kdlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     monkeypatch.setattr(search, "tuning_split", lambda *_: LEARNED)
     monkeypatch.setattr(search, "images_of", lambda *_: (800, 200))
     monkeypatch.setattr(base, "load", lambda *_: bench.executor)
-    monkeypatch.setattr(session, "Follower", FakeFollower)
-    monkeypatch.setattr(tracking, "sync", lambda *_, **__: SyncReport())
+    monkeypatch.setattr(session, "followers", lambda *_: [])
     monkeypatch.setattr(scheduler, "LOOK_S", 0.0)
     monkeypatch.setitem(scheduler.run.__kwdefaults__, "poll_s", 0.0)
     # the slowest part by far

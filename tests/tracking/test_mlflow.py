@@ -1,48 +1,49 @@
 from __future__ import annotations
 
-import fcntl
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kdlab.jobs.events import JobCancelled, JobCheckpointed, JobEvaluated, JobFailed, JobProgress, JobStarted
 from kdlab.jobs.lease import Lease
-from kdlab.jobs.paths import Runs
 from kdlab.jobs.spec import StudentSpec
-from kdlab.reporting import mlflow_store
-from kdlab.reporting.follower import Follower
-from kdlab.reporting.ledger import Entry, Ledger
-from kdlab.reporting.tracking import SyncReport, sync
+from kdlab.tracking.base import Follower
+from kdlab.tracking.mlflow import Mlflow, key, plan_status, points
 
-AWAY = "http://127.0.0.1:9"
 FIRST_SYNC = """
 import sys
 from pathlib import Path
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan
-from kdlab.reporting.tracking import sync
-plan = Plan("0", {"name": "digits/first", "arms": {}}, (), "cpu", {})
-report = sync(plan, Runs(Path(sys.argv[1])))
-assert not report.error, report.error
+from kdlab.tracking.base import Follower
+from kdlab.tracking.mlflow import Mlflow
+plan, runs = Plan("0", {"name": "digits/first", "arms": {}}, (), "cpu", {}), Runs(Path(sys.argv[1]))
+plan.save(runs)
+lacking = Follower("mlflow", Mlflow(runs), plan, runs).close()
+assert not lacking, lacking
 """
+
+
+def sync(plan, runs, files=()):
+    """What a command without memory does: it tells MLflow all that it lacks, and what it could not."""
+    return Follower("mlflow", Mlflow(runs), plan, runs).close(files=files)
 
 
 @pytest.fixture(scope="module")
 def first_sync(tmp_path_factory):
     """A first sync in a process of its own: its folder with the new database, and what it printed."""
     folder = tmp_path_factory.mktemp("first")
-    ledger = Ledger(Runs(folder), None)
-    ledger.write("student-0", Entry(ledger.store, run_id="of a database that is gone"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
     command = [sys.executable, "-c", FIRST_SYNC, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
     return folder, done
 
 
@@ -104,13 +105,8 @@ def test_first_sync_prints_nothing(first_sync):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_new_database_forgets_what_an_older_one_had(first_sync):
-    folder, _ = first_sync
-    assert [path.name for path in (folder / "tracking").iterdir()] == ["plan-0.json"]
-
-
 def test_importing_tracking_does_not_import_mlflow():
-    code = "import sys, kdlab.reporting.tracking; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, kdlab.session, kdlab.tracking.mlflow; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -118,9 +114,7 @@ def test_finished_job_becomes_a_run_below_the_run_of_its_plan(bench, database):
     job = bench.job("rm", seed=1)
     plan = bench.plan([job])
     bench.train(job, start=1000.0)
-    report = sync(plan, bench.runs)
-    assert (report.left, report.error) == (0, "")
-    assert report.sent == len(curves(database, job))
+    assert sync(plan, bench.runs) is None
     child, tags, run = run_of(database, "kdlab.job", job.id)
     parent, _, parent_run = run_of(database, "kdlab.recipe", "digits/quickstart")
     assert child == ("FINISHED", 1_000_000, 1_020_000)
@@ -141,7 +135,7 @@ def test_job_that_measures_no_detector_has_its_losses_alone(bench, database):
     report = [progress(job, 1000.0 + i, i) for i in (2, 8)]
     bench.log(job, started(job, 1000.0), *report, checkpointed(job, 1009.0, 8))
     bench.finish(job, metrics={}, best={}, history=[], per_class={})
-    assert not sync(bench.plan([job]), bench.runs).error
+    assert sync(bench.plan([job]), bench.runs) is None
     assert {key for key, *_ in curves(database, job)} == {"train/cls", "lr", "step_s", "data_s"}
     assert run_of(database, "kdlab.job", job.id)[1]["kdlab.kind"] == "scale"
 
@@ -151,7 +145,7 @@ def test_arm_named_by_its_options_keeps_its_name_in_tags_and_has_a_sound_one_in_
     job = bench.job(arm)
     plan = bench.plan([job], arms={"baseline": {}, arm: {"rm": {}}})
     bench.train(job, start=1000.0)
-    assert sync(plan, bench.runs).error == ""
+    assert sync(plan, bench.runs) is None
     _, tags, _ = run_of(database, "kdlab.job", job.id)
     assert (tags["kdlab.arm"], tags["mlflow.runName"]) == (arm, f"{arm} seed 0")
     _, _, parent = run_of(database, "kdlab.recipe", "digits/quickstart")
@@ -210,17 +204,6 @@ def test_changed_table_is_attached_again(bench, tmp_path):
     assert kept.read_text() == "new"
 
 
-def test_second_sync_finds_nothing_to_do_and_leaves_mlflow_alone(bench, database, monkeypatch):
-    job = bench.job("rm")
-    plan = bench.plan([job])
-    bench.train(job)
-    sync(plan, bench.runs)
-    before = curves(database, job)
-    monkeypatch.setattr(mlflow_store, "client", lambda ledger: pytest.fail("mlflow was asked"))
-    assert sync(plan, bench.runs) == SyncReport()
-    assert curves(database, job) == before
-
-
 def test_points_beyond_the_last_checkpoint_are_withheld(bench, database):
     job = bench.job("rm")
     plan = bench.plan([job])
@@ -231,7 +214,7 @@ def test_points_beyond_the_last_checkpoint_are_withheld(bench, database):
         checkpointed(job, 1011.0, 6),
         progress(job, 1020.0, 9),
     )
-    assert sync(plan, bench.runs).left == 0
+    assert sync(plan, bench.runs) is None
     assert steps(database, job) == [5]
 
 
@@ -242,15 +225,6 @@ def test_all_points_of_a_finished_job_are_sent(bench, database):
     bench.finish(job)
     sync(plan, bench.runs)
     assert steps(database, job) == [9]
-
-
-def test_only_what_is_new_is_sent(bench):
-    job = bench.job("rm")
-    plan = bench.plan([job])
-    bench.log(job, started(job, 1000.0), progress(job, 1010.0, 5), checkpointed(job, 1011.0, 6))
-    assert sync(plan, bench.runs).sent == 4
-    bench.log(job, progress(job, 1020.0, 7), progress(job, 1030.0, 8), checkpointed(job, 1031.0, 9))
-    assert sync(plan, bench.runs).sent == 8
 
 
 def test_resumed_job_shows_every_step_once(bench, database):
@@ -299,116 +273,6 @@ def test_sync_after_every_event_gives_the_points_of_one_sync(bench, database):
     assert curves(database, piecewise) == curves(database, whole)
 
 
-@pytest.mark.parametrize("left", [0, 60, 300, 900])
-def test_log_that_loses_its_end_doubles_and_loses_nothing_that_was_sent(bench, database, left):
-    job = bench.job("rm")
-    plan = bench.plan([job])
-    bench.train(job)
-    paths = bench.runs.job(job.id)
-    whole = paths.events.read_bytes()
-    half = whole.index(b"\n", whole.index(b"JobCheckpointed")) + 1
-    paths.events.write_bytes(whole[:half])
-    paths.result.rename(result := paths.folder / "later")
-    sync(plan, bench.runs)
-    assert steps(database, job, "val/AP") == [10]
-    # a job that goes on begins a line of its own
-    paths.events.write_bytes(whole[:left] + b"\n" + whole[half:])
-    sync(plan, bench.runs)
-    result.rename(paths.result)
-    report = sync(plan, bench.runs)
-    assert (report.left, report.error) == (0, "")
-    assert steps(database, job, "val/AP") == [10, 20]
-    shown = steps(database, job)
-    assert shown == sorted(set(shown))
-    assert set(shown) >= {4, 8, 10, 14, 18, 20}
-    assert run_of(database, "kdlab.job", job.id)[0] == ("FINISHED", 1_000_000, 1_020_000)
-
-
-def test_lock_that_cannot_be_made_is_told_and_not_raised(bench):
-    job = bench.job("rm")
-    plan = bench.plan([job])
-    bench.train(job)
-    (bench.runs.folder / "tracking.lock").mkdir()
-    report = sync(plan, bench.runs)
-    assert "tracking.lock" in report.error
-    assert report.left > 0
-
-
-def test_server_that_is_away_loses_nothing(bench, database):
-    job, undisturbed = bench.job("rm"), bench.job("pfi")
-    for one in (job, undisturbed):
-        bench.train(one)
-    away = sync(bench.plan([job]), bench.runs, store=AWAY)
-    assert away.sent == 0
-    assert away.left > 0
-    assert "127.0.0.1" in away.error
-    back = sync(bench.plan([job]), bench.runs)
-    sync(bench.plan([undisturbed], id="7f3a0002"), bench.runs)
-    assert (back.left, back.error) == (0, "")
-    assert curves(database, job) == curves(database, undisturbed)
-
-
-def test_server_that_goes_away_between_two_batches_gets_the_rest_later(bench, database, monkeypatch):
-    from mlflow import MlflowClient
-
-    job, undisturbed = bench.job("rm"), bench.job("pfi")
-    plan = bench.plan([job])
-    for one in (job, undisturbed):
-        bench.train(one)
-    accept, calls = MlflowClient.log_batch, []
-
-    def answer_at_first(client, run_id, *args, **kwargs):
-        calls.append(run_id)
-        if len(calls) > 3:
-            raise ConnectionError("gone")
-        return accept(client, run_id, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "log_batch", answer_at_first)
-        torn = sync(plan, bench.runs)
-    assert (torn.sent > 0, torn.left > 0, torn.error) == (True, True, "gone")
-    rest = sync(plan, bench.runs)
-    sync(bench.plan([undisturbed], id="7f3a0002"), bench.runs)
-    assert rest.left == 0
-    assert curves(database, job) == curves(database, undisturbed)
-
-
-def test_forgotten_offsets_double_nothing(bench, database):
-    job = bench.job("rm")
-    plan = bench.plan([job])
-    bench.train(job)
-    sync(plan, bench.runs)
-    before = curves(database, job)
-    shutil.rmtree(bench.runs.folder / "tracking")
-    assert sync(plan, bench.runs).error == ""
-    assert curves(database, job) == before
-    assert len(select(database, "select run_uuid from runs")) == 3  # with the plan of the first sync
-
-
-def test_deadline_leaves_the_rest_for_later_and_still_gets_on(bench, database):
-    job = bench.job("rm")
-    plan = bench.plan([job])
-    bench.train(job)
-    sync(plan, bench.runs, store=AWAY)
-    hurried = [sync(plan, bench.runs, deadline_s=1e-9)]
-    assert hurried[0].left > 0
-    while hurried[-1].left and len(hurried) < 9:
-        hurried.append(sync(plan, bench.runs, deadline_s=0.001))
-    assert sync(plan, bench.runs).left == 0
-    assert steps(database, job) == [4, 8, 10, 14, 18, 20]
-
-
-def test_another_sync_under_way_is_told_and_not_waited_for(bench):
-    job = bench.job("rm")
-    plan = bench.plan([job])
-    bench.train(job)
-    with (bench.runs.folder / "tracking.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        report = sync(plan, bench.runs)
-    assert "another kdlab command" in report.error
-    assert report.left > 0
-
-
 def test_job_of_an_earlier_plan_is_linked_and_not_sent_again(bench, database):
     shared, own = bench.job("baseline"), bench.job("rm")
     bench.train(shared)
@@ -435,22 +299,6 @@ def test_job_run_afresh_gets_a_run_of_its_own(bench, database):
         "select start_time from runs join tags using (run_uuid) where key = 'kdlab.job' order by start_time"
     )
     assert select(database, query) == [(1_000_000,), (5_000_000,)]
-
-
-def test_run_deleted_by_hand_does_not_stop_the_others(bench, database):
-    from mlflow import MlflowClient
-
-    deleted, other = bench.job("rm"), bench.job("pfi")
-    plan = bench.plan([deleted, other])
-    for job in (deleted, other):
-        bench.log(job, started(job, 1000.0), progress(job, 1010.0, 5), checkpointed(job, 1011.0, 6))
-    sync(plan, bench.runs)
-    MlflowClient(f"sqlite:///{database}").delete_run(run_of(database, "kdlab.job", deleted.id)[2])
-    for job in (deleted, other):
-        bench.log(job, progress(job, 1020.0, 9), checkpointed(job, 1021.0, 10))
-    assert "deleted" in sync(plan, bench.runs).error
-    assert steps(database, other) == [5, 9]
-    assert sync(plan, bench.runs).error == ""
 
 
 @pytest.mark.parametrize(
@@ -484,70 +332,183 @@ def test_run_is_running_while_its_process_lives_and_again_when_it_resumes(bench,
     assert found == ["RUNNING", "KILLED"] * 2
 
 
-def test_another_server_gets_everything_too(bench, database, tmp_path):
+def test_second_command_finds_nothing_to_do_and_leaves_mlflow_alone(bench, database, tmp_path, monkeypatch):
+    jobs = [bench.job("rm"), bench.job("pfi")]
+    plan = bench.plan(jobs)
+    for job in jobs:
+        bench.train(job)
+    (table := tmp_path / "table.md").write_text("| AP |")
+    sync(plan, bench.runs, files=[table])
+    before = select(database, "select * from metrics")
+    monkeypatch.setattr(Mlflow, "client", property(lambda self: pytest.fail("mlflow was asked")))
+    assert sync(plan, bench.runs, files=[table]) is None
+    assert sync(plan, bench.runs) is None
+    assert select(database, "select * from metrics") == before
+
+
+def test_log_sent_again_doubles_nothing(bench, database):
+    job = bench.job("rm")
+    plan = bench.plan([job])
+    bench.train(job)
+    sync(plan, bench.runs)
+    before = curves(database, job)
+    connection = sqlite3.connect(database)
+    with connection:
+        connection.execute("delete from tags where key = 'kdlab.sent'")
+    connection.close()
+    assert sync(plan, bench.runs) is None
+    assert curves(database, job) == before
+    assert len(select(database, "select run_uuid from runs")) == 3  # with the plan of the first sync
+
+
+@pytest.mark.parametrize("left", [0, 60, 300, 900])
+def test_log_that_loses_its_end_doubles_and_loses_nothing_that_was_sent(bench, database, left):
+    job = bench.job("rm")
+    plan = bench.plan([job])
+    bench.train(job)
+    paths = bench.runs.job(job.id)
+    whole = paths.events.read_bytes()
+    half = whole.index(b"\n", whole.index(b"JobCheckpointed")) + 1
+    paths.events.write_bytes(whole[:half])
+    paths.result.rename(result := paths.folder / "later")
+    sync(plan, bench.runs)
+    assert steps(database, job, "val/AP") == [10]
+    # a job that goes on begins a line of its own
+    paths.events.write_bytes(whole[:left] + b"\n" + whole[half:])
+    sync(plan, bench.runs)
+    result.rename(paths.result)
+    assert sync(plan, bench.runs) is None
+    assert steps(database, job, "val/AP") == [10, 20]
+    shown = steps(database, job)
+    assert shown == sorted(set(shown))
+    assert set(shown) >= {4, 8, 10, 14, 18, 20}
+    assert run_of(database, "kdlab.job", job.id)[0] == ("FINISHED", 1_000_000, 1_020_000)
+
+
+def test_server_that_is_away_loses_nothing_and_its_password_is_not_told(bench, database, monkeypatch):
+    job = bench.job("rm")
+    bench.train(job)
+    plan = bench.plan([job, bench.job("pfi")])
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://name:secret@127.0.0.1:9")
+        away = sync(plan, bench.runs)
+    assert (away.tracker, away.jobs) == ("mlflow", 1)
+    assert "127.0.0.1" in away.why
+    assert "secret" not in away.why
+    assert sync(plan, bench.runs) is None
+    assert steps(database, job) == [4, 8, 10, 14, 18, 20]
+
+
+def test_another_server_gets_everything_too(bench, database, tmp_path, monkeypatch):
     job = bench.job("rm")
     plan = bench.plan([job])
     bench.train(job)
     other = Path(shutil.copy(database, tmp_path / "other.db"))
     sync(plan, bench.runs)
-    assert sync(plan, bench.runs, store=f"sqlite:///{other}").error == ""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
+    assert sync(plan, bench.runs) is None
     assert curves(other, job) == curves(database, job)
 
 
-def test_address_in_the_environment_is_honoured(bench, monkeypatch):
-    job = bench.job("rm")
+@pytest.mark.parametrize("calls", range(1, 12, 2))
+def test_server_that_goes_away_between_two_calls_gets_all_in_the_next_turn(
+    bench, database, monkeypatch, calls
+):
+    from mlflow import MlflowClient
+
+    job, undisturbed = bench.job("rm"), bench.job("pfi")
+    for one in (job, undisturbed):
+        bench.train(one)
+    sync(bench.plan([undisturbed], id="7f3a0002"), bench.runs)
+    left = iter(range(calls))
+
+    def answering(do):
+        def answer(client, *args, **kwargs):
+            if next(left, None) is None:
+                raise ConnectionError("gone")
+            return do(client, *args, **kwargs)
+
+        return answer
+
     plan = bench.plan([job])
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://name:secret@127.0.0.1:9")
-    error = sync(plan, bench.runs).error
-    assert "127.0.0.1" in error
-    assert "secret" not in error
-    assert "secret" not in "".join(path.read_text() for path in bench.runs.folder.rglob("*.json"))
+    follower = Follower("mlflow", Mlflow(bench.runs), plan, bench.runs, every_s=1000)
+    with monkeypatch.context() as patch:
+        for name in ("create_run", "log_batch", "set_tag", "log_artifact", "set_terminated"):
+            patch.setattr(MlflowClient, name, answering(getattr(MlflowClient, name)))
+        follower._turn()
+    assert follower._why == "gone"
+    assert follower.close() is None
+    assert curves(database, job) == curves(database, undisturbed)
+    assert len(select(database, "select value from tags where key = 'kdlab.job'")) == 2
 
 
 def test_long_settings_are_cut_to_what_mlflow_takes(bench, database):
     job = bench.job("rm", settings={"model": {"overrides": {"model.classes": ["seven"] * 2000}}})
     plan = bench.plan([job])
     bench.train(job)
-    assert sync(plan, bench.runs).error == ""
+    assert sync(plan, bench.runs) is None
     _, _, run = run_of(database, "kdlab.job", job.id)
     assert select(database, "select max(length(value)) from params where run_uuid = ?", run) == [(6000,)]
 
 
-def test_follower_sends_while_the_plan_runs(bench, database):
-    job = bench.job("rm")
-    follower = Follower(bench.plan([job]), bench.runs, every_s=0.05)
-    bench.train(job)
-    patience = time.monotonic() + 10
-    while not (database.exists() and steps(database, job)) and time.monotonic() < patience:
-        time.sleep(0.05)
-    sent = steps(database, job)
-    report = follower.close()
-    assert sent
-    assert (report.left, report.error) == (0, "")
+def test_run_deleted_by_hand_does_not_stop_the_others(bench, database):
+    from mlflow import MlflowClient
+
+    deleted, other = bench.job("rm"), bench.job("pfi")
+    for job in (deleted, other):
+        bench.log(job, started(job, 1000.0), progress(job, 1010.0, 5), checkpointed(job, 1011.0, 6))
+    follower = Follower("mlflow", Mlflow(bench.runs), bench.plan([deleted, other]), bench.runs, every_s=1000)
+    follower._turn()
+    MlflowClient(f"sqlite:///{database}").delete_run(run_of(database, "kdlab.job", deleted.id)[2])
+    for job in (deleted, other):
+        bench.log(job, progress(job, 1020.0, 9), made := checkpointed(job, 1021.0, 10))
+        follower(made)
+    follower._turn()
+    assert "deleted" in follower._why
+    assert steps(database, other) == [5, 9]
+    assert follower.close() is None
+    assert [step for _, step in select(database, NEWEST, "kdlab.job", deleted.id)] == [5, 9]
 
 
-def test_closing_a_follower_sends_the_rest(bench, database):
-    job = bench.job("rm")
-    follower = Follower(bench.plan([job]), bench.runs, every_s=1000)
-    bench.train(job)
-    assert follower.close(deadline_s=60).error == ""
-    assert steps(database, job)[-1] == 20
+NEWEST = """
+select m.timestamp, m.step from metrics m join tags t using (run_uuid) join runs r using (run_uuid)
+where t.key = ? and t.value = ? and m.key = 'train/cls' and r.lifecycle_stage = 'active' order by m.step
+"""
 
 
-def test_closing_a_follower_of_a_server_that_is_away_says_what_is_left(bench):
-    job = bench.job("rm")
-    bench.train(job)
-    report = Follower(bench.plan([job]), bench.runs, store=AWAY).close()
-    assert report.left > 0
-    assert report.error
+@pytest.mark.parametrize(
+    ("states", "status"),
+    [
+        (["done", "done"], "FINISHED"),
+        (["done", "running", "failed"], "RUNNING"),
+        (["done", "pending"], "RUNNING"),
+        (["skipped", "failed", "done"], "FAILED"),
+        (["done", "interrupted"], "KILLED"),
+    ],
+)
+def test_status_of_a_plan_is_that_of_its_worst_job(states, status):
+    assert plan_status(states) == status
 
 
-def test_closing_a_follower_does_not_wait_for_a_slow_server(bench, monkeypatch):
-    job = bench.job("rm")
-    bench.train(job)
-    closed, answered = threading.Event(), []
-    monkeypatch.setattr(mlflow_store, "client", lambda ledger: answered.append(closed.wait(60)))
-    report = Follower(bench.plan([job]), bench.runs).close(deadline_s=0.1)
-    assert answered == []
-    closed.set()
-    assert (report.left > 0, report.error) == (True, "MLflow is slow to answer")
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(0, 60))
+def test_points_are_the_same_read_at_once_or_in_parts_between_checkpoints(kinds, number):
+    job, events = type("J", (), {"id": "a"}), []
+    for iteration, kind in enumerate(kinds, 1):
+        events.append(
+            checkpointed(job, 1000.0 + iteration, iteration)
+            if kind == 0
+            else progress(job, 1000.0 + iteration, iteration)
+        )
+    ends = [index + 1 for index, event in enumerate(events) if isinstance(event, JobCheckpointed)]
+    cut = ends[number % len(ends)] if ends else 0
+    assert points(events[:cut]) + points(events[cut:]) == points(events)
+
+
+def test_instance_of_a_method_stays_readable():
+    assert key("train/cwd@neck") == "train/cwd:neck"
+
+
+@given(name=st.text(min_size=1))
+def test_any_name_becomes_a_key_that_mlflow_takes(name):
+    assert re.fullmatch(r"[/\w.\- :]{1,250}", key(name))

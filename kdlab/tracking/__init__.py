@@ -1,0 +1,1 @@
+"""Trackers: where what jobs say is kept besides their own files, one file a tracker."""

@@ -1,0 +1,3 @@
+from tests.reporting.conftest import _elsewhere, bench
+
+__all__ = ["_elsewhere", "bench"]
