@@ -154,7 +154,7 @@ class TestPlan:
     def test_json_is_the_plan(self, kdlab: Bench) -> None:
         _, out, _ = kdlab(f"plan {NAME} --json")
         assert Plan.from_dict(json.loads(out)).id == "7f3a0001"
-        assert json.loads(out)["schema"] == 2
+        assert json.loads(out)["schema"] == 1
 
     def test_next_repeats_the_overrides(self, kdlab: Bench) -> None:
         _, _, err = kdlab(f"plan {NAME} --set 'seeds=[0, 1]'")
