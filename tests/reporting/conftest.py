@@ -29,7 +29,7 @@ CWD = {"methods": {"cwd@neck": method("cwd", weight=2.0)}, "schedule": {"lr": 0.
 
 
 class Workbench:
-    """Makes plans and the files of their jobs as orchestration and training would."""
+    """Makes plans and the files of their jobs as planning and training would."""
 
     def __init__(self, folder: Path) -> None:
         self.runs = Runs(folder)
