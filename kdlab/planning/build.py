@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from kdlab import catalog
@@ -66,7 +66,6 @@ def build(
         *weight_files.faults(recipe, facts.weights, answers),
         *pairing.faults(recipe, facts.student, facts.teacher),
         *pairing.inheritance(recipe, facts.student, facts.teacher),
-        *_unfit(recipe, facts),
     ]
     if faults:
         raise UsageError(faults=faults)
@@ -82,10 +81,9 @@ def build(
         device=facts.device,
         dataset={"name": facts.files.name, "fingerprint": facts.files.fingerprint},
         notes=(
-            *_notes(recipe, facts),
+            *_model_notes(recipe, facts),
             *weight_files.notes(facts.weights, answers),
-            *(note for planned in jobs if planned.job.id in past for note in _missed(planned.job, past)),
-            *(note for planned in jobs for note in _in_parts(planned.job)),
+            *_job_notes([planned.job for planned in jobs], past),
         ),
     )
 
@@ -132,55 +130,43 @@ def with_memory(job: Job, peak_gb: float) -> Job:
 
 
 def _untrainable(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
-    """Models that only serve with weights from elsewhere."""
-    trained = {"student": facts.student}
-    if facts.teacher and "teacher.checkpoint" not in facts.weights:
-        trained["teacher"] = facts.teacher
-    for role, model in trained.items():
-        if not model["trains"]:
-            what = f"{role}.detector cannot be trained: it learns masks, and data sets have none"
-            fix = "give it a checkpoint" if role == "teacher" else "kdlab ls detectors"
-            yield Fault(what, recipe.path, model["detector"], fix=fix)
-
-
-def _unfit(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
-    """What the recipe asks of a device that this machine lacks."""
+    """Models that only serve with weights from elsewhere, and schedules that this machine cannot run."""
+    trained = [("student.detector", facts.student, "kdlab ls detectors")]
     schedules = {"schedule": recipe.schedule}
-    if recipe.teacher and recipe.teacher.checkpoint is None:
+    if recipe.teacher and facts.teacher and recipe.teacher.checkpoint is None:
+        trained.append(("teacher.detector", facts.teacher, "give it a checkpoint"))
         schedules["teacher.schedule"] = recipe.teacher.schedule
+    for key, model, fix in trained:
+        if not model["trains"]:
+            what = f"{key} cannot be trained: it learns masks, and data sets have none"
+            yield Fault(what, recipe.path, model["detector"], fix=fix)
     for key, schedule in schedules.items():
         if schedule.precision == "amp" and facts.device == "cpu":
-            what = f"{key}.precision: amp needs a GPU"
-            yield Fault(
-                what, recipe.path, "a machine without one", "fp32, amp", f"--set {key}.precision=fp32"
+            what, fix = f"{key}.precision: amp needs a GPU", f"--set {key}.precision=fp32"
+            yield Fault(what, recipe.path, "a machine without one", "fp32, amp", fix)
+
+
+def _model_notes(recipe: Recipe, facts: Facts) -> Iterator[str]:
+    """Methods' other defaults for the family that a config's student is of, and levels without a partner."""
+    family, known, used = facts.student["detector"], catalog.methods(), set()
+    if recipe.student.detector not in catalog.detectors():
+        used = {method.method for arm in recipe.arms.values() for method in arm.values()}
+    for key in sorted(used):
+        if defaults := known[key].defaults_for.get(family):
+            values = ", ".join(f"{name} {value}" for name, value in defaults.items())
+            yield (
+                f"{key} is published for {family} with {values}; of a config's student the recipe must say so"
             )
-
-
-def _notes(recipe: Recipe, facts: Facts) -> Iterator[str]:
-    yield from _defaults_of_others(recipe, facts)
     if facts.teacher and facts.teacher["strides"] != facts.student["strides"]:
         shared = set(facts.teacher["strides"]) & set(facts.student["strides"])
         left = sorted(set(facts.teacher["strides"]) ^ set(facts.student["strides"]))
         yield f"methods meet at strides {sorted(shared)}; {left} have no partner"
 
 
-def _defaults_of_others(recipe: Recipe, facts: Facts) -> Iterator[str]:
-    """That methods have other defaults for the family that an mmdet config turns out to be of."""
-    family, known = facts.student["detector"], catalog.methods()
-    if recipe.student.detector in catalog.detectors():
-        return
-    used = {method.method for arm in recipe.arms.values() for method in arm.values()}
-    for key in sorted(key for key in used if family in known[key].defaults_for):
-        values = ", ".join(f"{name} {value}" for name, value in known[key].defaults_for[family].items())
-        yield f"{key} is published for {family} with {values}; of a config's student the recipe must say so"
-
-
-def _missed(job: Job, past: Mapping[str, PastJob]) -> Iterator[str]:
-    """That nothing would start, because a teacher that is reused misses what is expected of it."""
-    if fault := gate.fault(job, past[job.id].result.metrics):
-        yield f"{fault.what}: nothing will be trained"
-
-
-def _in_parts(job: Job) -> Iterator[str]:
-    if images := job.spec.micro_batch:
-        yield f"{job.label} ran out of GPU memory: {images} images a forward pass, the batch as it was"
+def _job_notes(jobs: Sequence[Job], past: Mapping[str, PastJob]) -> Iterator[str]:
+    """Reused teachers that miss what is expected of them, and jobs that ran out of memory."""
+    for job in jobs:
+        if job.id in past and (fault := gate.fault(job, past[job.id].result.metrics)):
+            yield f"{fault.what}: nothing will be trained"
+        if images := job.spec.micro_batch:
+            yield f"{job.label} ran out of GPU memory: {images} images a forward pass, the batch as it was"

@@ -1,4 +1,4 @@
-"""What a plan must know besides the recipe: the data's fingerprint, facts of the models, earlier jobs."""
+"""Facts of data and models, which a plan needs besides the recipe and earlier jobs."""
 
 from __future__ import annotations
 
@@ -64,16 +64,24 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
     progress(f"data set {recipe.dataset.name}")
     module = importlib.import_module(f"kdlab.datasets.{recipe.dataset.name}")
     files: DatasetFiles = module.prepare(**recipe.dataset.options)
-    models = {"student": recipe.student} | ({"teacher": recipe.teacher} if recipe.teacher else {})
     shape = _input_shape(files, recipe.dataset.scale)
-    requests = [
-        _request(model_spec(model, {}, weights.get(f"{role}.init")), files, shape)
-        | weight_files.request(weight_files.of_role(weights, role), files.classes)
-        for role, model in models.items()
-    ]
-    student, *teacher = _probe(requests, progress)
+    requests = {}
+    for role, settings in weight_files.models_of(recipe).items():
+        model = model_spec(settings, {}, weights.get(f"{role}.init"))
+        requests[role] = {
+            "model": model.model_dump(mode="json"),
+            "num_classes": len(files.classes),
+            "input": list(shape),
+            **weight_files.request(weights, role, files.classes),
+        }
+        if model.detector not in catalog.detectors():
+            requests[role]["file"] = str(catalog.config_file(model.detector))
+    found = dict(zip(requests, _probe([*requests.values()], progress), strict=True))
     gpu_gb = min((gpu.memory_gb for gpu in machine.gpus), default=None)
-    return Facts(files, student, teacher[0] if teacher else None, machine.device, versions(), weights, gpu_gb)
+    versions_here = versions()
+    return Facts(
+        files, found["student"], found.get("teacher"), machine.device, versions_here, weights, gpu_gb
+    )
 
 
 def model_spec(model: ModelSettings, facts: Mapping[str, Any], init: WeightFile | None = None) -> ModelSpec:
@@ -117,17 +125,6 @@ def _input_shape(files: DatasetFiles, scale: tuple[int, int] | None) -> tuple[in
     return images[0]["height"], images[0]["width"]
 
 
-def _request(model: ModelSpec, files: DatasetFiles, shape: tuple[int, int]) -> dict[str, Any]:
-    request = {
-        "model": model.model_dump(mode="json"),
-        "num_classes": len(files.classes),
-        "input": list(shape),
-    }
-    if model.detector in catalog.detectors():
-        return request
-    return request | {"file": str(catalog.config_file(model.detector))}
-
-
 def _probe(requests: list[dict[str, Any]], progress: Callable[[str], None]) -> list[dict[str, Any]]:
     """Facts of the models, from the cache or from one short process that builds them."""
     cached = [_cache(request) for request in requests]
@@ -137,7 +134,8 @@ def _probe(requests: list[dict[str, Any]], progress: Callable[[str], None]) -> l
         progress("building the models once, to look at them")
         for place, facts in zip(missing, _ask([requests[place] for place in missing]), strict=True):
             known[place] = facts
-            if not _is_own_file(requests[place]):
+            # a config of the user's own may change unseen, and others that it builds on
+            if ".mim" in Path(requests[place].get("file", ".mim")).parts:
                 cached[place].parent.mkdir(parents=True, exist_ok=True)
                 write_json(cached[place], facts)
     return [facts for facts in known if facts is not None]
@@ -153,11 +151,6 @@ def _ask(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if faults := [Fault(**fault) for answer in answers for fault in answer.get("unreadable", [])]:
         raise UsageError(faults=faults)
     return answers
-
-
-def _is_own_file(request: dict[str, Any]) -> bool:
-    """Whether the model stands in a file that may change, and others that it builds on, unseen."""
-    return ".mim" not in Path(request.get("file", ".mim")).parts
 
 
 def _cache(request: dict[str, Any]) -> Path:

@@ -87,31 +87,28 @@ def _teacher(recipe: Recipe, teacher: TeacherSettings, facts: Facts) -> Job:
 
 def _preparations(recipe: Recipe, facts: Facts, teacher: Job) -> dict[tuple[str, str], Job]:
     """The job that prepares what a method instance needs, by (arm, instance); equal ones share an id."""
-    known = catalog.methods()
-    return {
-        (arm, name): _prepare(recipe, facts, teacher, method, known[method.method])
-        for arm, methods in recipe.arms.items()
-        for name, method in methods.items()
-        if known[method.method].prepares
-    }
-
-
-def _prepare(
-    recipe: Recipe, facts: Facts, teacher: Job, method: MethodSettings, known: catalog.MethodInfo
-) -> Job:
-    options = {name: method.options[name] for name in known.prepares}
-    spec = PrepareSpec(
-        model=teacher.spec.model,
-        schedule=_schedule(recipe.schedule).model_copy(update=PREPARING),
-        iterations=options["prepare_iters"],
-        pad_divisor=facts.student["pad_divisor"],
-        method=method.method,
-        options=options,
-        **_common(recipe, facts, recipe.schedule, seed=0),
-    )
-    unusual = [f"{name} {value}" for name, value in options.items() if value != known.options[name].default]
-    label = " ".join(["prepare", method.method, *unusual])
-    return _job(label, spec, (teacher.id,), recipe, facts, Inputs(facts.files))
+    instances = {(arm, name): method for arm in recipe.arms for name, method in recipe.arms[arm].items()}
+    found = {}
+    for place, method in instances.items():
+        known = catalog.methods()[method.method]
+        if not known.prepares:
+            continue
+        options = {name: method.options[name] for name in known.prepares}
+        spec = PrepareSpec(
+            model=teacher.spec.model,
+            schedule=_schedule(recipe.schedule).model_copy(update=PREPARING),
+            iterations=options["prepare_iters"],
+            pad_divisor=facts.student["pad_divisor"],
+            method=method.method,
+            options=options,
+            **_common(recipe, facts, recipe.schedule, seed=0),
+        )
+        label = f"prepare {method.method}"
+        for name, value in options.items():
+            if value != known.options[name].default:
+                label += f" {name} {value}"
+        found[place] = _job(label, spec, (teacher.id,), recipe, facts, Inputs(facts.files))
+    return found
 
 
 def _student(

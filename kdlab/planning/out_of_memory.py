@@ -1,4 +1,4 @@
-"""Jobs that their GPU is too small for: in micro-batches where that gives the same, else what would fit."""
+"""Jobs that ran out of GPU memory: gradient accumulation where it gives the same, else what would fit."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ def fitting(jobs: Iterable[Job], failed: Mapping[str, Shortage], gpu_gb: float |
     renamed: dict[str, str] = {}
     for job in jobs:
         now = _with_parents(job, renamed)
-        while (
-            (failure := failed.get(now.id)) and _as_small(failure, gpu_gb) and (less := smaller(now, failure))
-        ):
+        while failure := failed.get(now.id):
+            less = smaller(now, failure)
+            larger_gpu = gpu_gb is not None and gpu_gb > 1.05 * float(failure.get("total_gb") or gpu_gb)
+            if less is None or larger_gpu:
+                break
             now = less
         if now.id != job.id:
             renamed[job.id] = now.id
@@ -71,8 +73,3 @@ def _with_parents(job: Job, renamed: Mapping[str, str]) -> Job:
         spec = spec.model_copy(update={"prepared": prepared})
     parents = tuple(renamed.get(parent, parent) for parent in job.parents)
     return with_id(replace(job, spec=spec, parents=parents))
-
-
-def _as_small(failure: Shortage, gpu_gb: float | None) -> bool:
-    """Whether the GPU here is no larger than the one that was too small."""
-    return gpu_gb is None or gpu_gb <= 1.05 * float(failure.get("total_gb") or gpu_gb)

@@ -1,4 +1,4 @@
-"""Whether a method can serve a pair of models: told before anything runs, with the fact that differs."""
+"""Pairs of models and the methods that cannot serve them, told before anything runs with what differs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ STUDENT_ONLY = ("assignment", "anchor_boxes")
 
 def faults(recipe: Recipe, student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> list[Fault]:
     """All that keeps a method of the recipe from serving the pair, each once."""
-    known = catalog.methods()
-    found: dict[str, Fault] = {}
+    known, teacher = catalog.methods(), teacher or {}
+    found: dict[str, tuple[str, str]] = {}
     for arm, methods in recipe.arms.items():
         for name, settings in methods.items():
-            for reason, got in _reasons(known[settings.method], settings, student, teacher or {}):
-                where = f"{recipe.path}  arms.{arm}.{name}"
+            for reason, got in _reasons(known[settings.method], settings, student, teacher):
                 what = f"{settings.method} cannot serve this pair: {reason}"
-                found.setdefault(what, Fault(what, where, got, *_way_out(known, student, teacher or {})))
-    return list(found.values())
+                found.setdefault(what, (f"{recipe.path}  arms.{arm}.{name}", got))
+    if not found:
+        return []
+    plain = {key: MethodSettings(method=key, weight=0.0) for key in known}
+    passing = [key for key in known if not any(_reasons(known[key], plain[key], student, teacher))]
+    fix = "use a method that can, or a pair that agrees; see: kdlab ls methods"
+    return [Fault(what, where, got, ", ".join(passing), fix) for what, (where, got) in found.items()]
 
 
 def inheritance(
@@ -45,17 +49,6 @@ def inheritance(
         )
 
 
-def _way_out(
-    known: Mapping[str, catalog.MethodInfo], student: Mapping[str, Any], teacher: Mapping[str, Any]
-) -> tuple[str, str]:
-    passing = [
-        key
-        for key, info in known.items()
-        if not any(_reasons(info, MethodSettings(method=key, weight=0.0), student, teacher))
-    ]
-    return ", ".join(passing), "use a method that can, or a pair that agrees; see: kdlab ls methods"
-
-
 def _reasons(
     info: catalog.MethodInfo,
     settings: MethodSettings,
@@ -64,9 +57,9 @@ def _reasons(
 ) -> Iterator[tuple[str, str]]:
     """(reason, what was found) for everything that does not fit; what is missing hides what differs."""
     needs, equal = info.needs_for(settings.options)
+    given = {"student": student["provides"], "teacher": [*teacher["provides"], *STUDENT_ONLY]}
     for role, facts in (("student", student), ("teacher", teacher)):
-        given = {*facts["provides"], *(STUDENT_ONLY if role == "teacher" else ())}
-        if missing := [name for name in needs if name not in given]:
+        if missing := [name for name in needs if name not in given[role]]:
             yield f"it needs {' and '.join(missing)}", f"the {role}, {facts['detector']}, has none"
             return
     if info.prepares and not teacher["trains"]:
@@ -75,10 +68,7 @@ def _reasons(
         mine, theirs = student[FACTS[name]], teacher[FACTS[name]]
         if mine != theirs:
             yield f"it needs equal {name}", _difference(name, student, teacher)
-    if "feats" in needs:
-        yield from _levels(settings, student, teacher)
-    elif settings.levels or settings.match != "stride":
-        yield "it reads no neck maps, so levels and match have no effect", "levels or match"
+    yield from _level_reasons(settings, student, teacher, reads_neck="feats" in needs)
 
 
 def _difference(name: str, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
@@ -95,9 +85,14 @@ def _difference(name: str, student: Mapping[str, Any], teacher: Mapping[str, Any
     return f"student {told(student)}; teacher {told(teacher)}"
 
 
-def _levels(
-    settings: MethodSettings, student: Mapping[str, Any], teacher: Mapping[str, Any]
+def _level_reasons(
+    settings: MethodSettings, student: Mapping[str, Any], teacher: Mapping[str, Any], *, reads_neck: bool
 ) -> Iterator[tuple[str, str]]:
+    """The same for the levels of the neck."""
+    if not reads_neck:
+        if settings.levels or settings.match != "stride":
+            yield "it reads no neck maps, so levels and match have no effect", "levels or match"
+        return
     wanted = settings.levels or student["strides"]
     missing = [stride for stride in wanted if stride not in student["strides"]]
     if missing:

@@ -16,6 +16,7 @@ from urllib.request import url2pathname
 from kdlab.datasets.base import cache_dir, user_path
 from kdlab.errors import Fault, MachineError, UsageError
 from kdlab.jobs.files import replacing
+from kdlab.jobs.spec import ModelSettings
 from kdlab.recipe.settings import Recipe
 
 SAID_EVERY_S = 5.0
@@ -49,30 +50,34 @@ def gather(recipe: Recipe, progress: Progress = lambda text: None) -> dict[str, 
         UsageError: there is no such file.
         MachineError: a URL cannot be fetched.
     """
-    models = {"student": recipe.student} | ({"teacher": recipe.teacher} if recipe.teacher else {})
-    named = {f"{role}.init": None if model.init in WORDS else model.init for role, model in models.items()}
-    named["teacher.checkpoint"] = recipe.teacher.checkpoint if recipe.teacher else None
+    named = {f"{role}.init": model.init for role, model in models_of(recipe).items()}
+    if recipe.teacher and recipe.teacher.checkpoint is not None:
+        named["teacher.checkpoint"] = recipe.teacher.checkpoint
     found = {}
     for key, text in named.items():
-        if text is not None:
-            local = url2pathname(urlsplit(text).path) if text.lower().startswith("file:") else text
-            path = _fetched(text, progress) if _URL.match(text) else _local(local, f"{recipe.path}  {key}")
-            found[key] = WeightFile(str(path), _sha256(path))
+        if text in WORDS and key.endswith(".init"):
+            continue
+        path = _fetched(text, progress) if _URL.match(text) else _local(text, f"{recipe.path}  {key}")
+        found[key] = WeightFile(str(path), _sha256(path))
     return found
 
 
-def of_role(files: Mapping[str, WeightFile], role: str) -> dict[str, WeightFile]:
-    """Those of "student" or "teacher", by the rest of their key."""
-    return {key.partition(".")[2]: file for key, file in files.items() if key.startswith(f"{role}.")}
+def models_of(recipe: Recipe) -> dict[str, ModelSettings]:
+    """The models of a recipe by their role: "student" and, where there is one, "teacher"."""
+    models: dict[str, ModelSettings] = {"student": recipe.student}
+    if recipe.teacher:
+        models["teacher"] = recipe.teacher
+    return models
 
 
-def request(files: Mapping[str, WeightFile], classes: Sequence[str]) -> dict[str, Any]:
-    """What the probe must be told of a model's files; nothing where it has none."""
-    if not files:
+def request(files: Mapping[str, WeightFile], role: str, classes: Sequence[str]) -> dict[str, Any]:
+    """What the probe must be told of the files of "student" or "teacher"; nothing where it has none."""
+    own = {key.partition(".")[2]: file for key, file in files.items() if key.startswith(f"{role}.")}
+    if not own:
         return {}
     return {
-        "files": {part: file.path for part, file in files.items()},
-        "sha256": {part: file.sha256 for part, file in files.items()},
+        "files": {part: file.path for part, file in own.items()},
+        "sha256": {part: file.sha256 for part, file in own.items()},
         "classes": list(classes),
     }
 
@@ -116,16 +121,16 @@ def notes(files: Mapping[str, WeightFile], answers: Mapping[str, Mapping[str, An
 
 
 def _local(text: str, where: str) -> Path:
-    path = user_path(text).absolute()
+    """A path or `file:` URL of this machine."""
+    local = url2pathname(urlsplit(text).path) if text.lower().startswith("file:") else text
+    path = user_path(local).absolute()
     if path.is_file():
         return path
     what = "this is a folder, not a file of weights" if path.is_dir() else "there is no such file of weights"
-    raise UsageError(
-        what,
-        where=where,
-        got=str(path),
-        fix=f"correct the path or URL{' (or: none, imagenet)' * where.endswith('init')}",
-    )
+    fix = "correct the path or URL"
+    if where.endswith("init"):
+        fix += f" (or: {', '.join(WORDS)})"
+    raise UsageError(what, where=where, got=str(path), fix=fix)
 
 
 def _fetched(url: str, progress: Progress) -> Path:
