@@ -1,4 +1,4 @@
-"""What this machine computes on, and leases of it across all schedulers of one user.
+"""The cores and GPUs of this machine, and leases of them across all schedulers of one user.
 
 A lease is a `flock` on one file per GPU or core, held through a file descriptor that the job inherits: it
 lives exactly as long as the job's processes, whatever becomes of the scheduler that started them. Jobs that
@@ -13,9 +13,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -108,41 +108,40 @@ class Machine:
         Raises:
             MachineError: the folder of the lock files cannot be used.
         """
+        found: list[tuple[int, DeviceLease]] = []
         with _alone():
-            gpus = [gpu for gpu in self.gpus if not gpu.busy]
-            needs = [memory_gb or gpu.memory_gb / parts for gpu in gpus]
-            places = [_place_on(gpu, parts, need) for gpu, need in zip(gpus, needs, strict=True)]
-            found = sorted((place for place in places if place), key=lambda place: place[0])
-            for _, lease, _ in found[1:]:
+            for gpu in self.gpus:
+                place = None if gpu.busy else _place_on(gpu, parts, memory_gb or gpu.memory_gb / parts)
+                if place:
+                    found.append(place)
+            found.sort(key=lambda place: place[0])
+            for _, lease in found[1:]:
                 lease.close()
-            if not found:
-                return None
-            _, lease, need = found[0]
-            os.pwrite(lease.files[0], f"{need:.3f}\n".encode(), 0)
-            return lease
+        return found[0][1] if found else None
 
 
-def _place_on(gpu: Gpu, parts: int, need_gb: float) -> tuple[int, DeviceLease, float] | None:
-    """(neighbours, lease, need) of a place on a GPU; None where it is full or somebody has it alone."""
+def _place_on(gpu: Gpu, parts: int, need_gb: float) -> tuple[int, DeviceLease] | None:
+    """A place on a GPU with the number of its neighbours; None where it is full or somebody has it alone."""
     name = f"gpu-{gpu.uuid}"
     whole = _hold(name, fcntl.LOCK_SH)
     if whole is None:
         return None
-    places = [(f"{name}.{number}", _hold(f"{name}.{number}")) for number in range(MOST_SHARES)]
-    taken = [_gb_of(place) for place, file in places if file is None]
-    free = [file for _, file in places if file is not None]
-    fits = len(taken) < parts and (not taken or sum(taken) + need_gb <= gpu.memory_gb)
-    for file in [*free[fits:], *([] if fits else [whole])]:
+    free, taken_gb = [], []
+    for place in [f"{name}.{number}" for number in range(MOST_SHARES)]:
+        if (file := _hold(place)) is not None:
+            free.append(file)
+            continue
+        # what its holder expects to take of the memory
+        text = (_folder() / place).read_text().partition("\n")[0]
+        taken_gb.append(float(text or 0))
+    lease = DeviceLease((gpu.uuid,), (free.pop(0), whole)) if free else DeviceLease((), (whole,))
+    for file in free:
         os.close(file)
-    return (len(taken), DeviceLease((gpu.uuid,), (free[0], whole)), need_gb) if fits else None
-
-
-def _gb_of(place: str) -> float:
-    """What the holder of a place expects to take of the GPU's memory."""
-    try:
-        return float((_folder() / place).read_text().partition("\n")[0])
-    except (OSError, ValueError):
-        return 0.0
+    if len(taken_gb) >= parts or (taken_gb and sum(taken_gb) + need_gb > gpu.memory_gb):
+        lease.close()
+        return None
+    os.pwrite(lease.files[0], f"{need_gb:.3f}\n".encode(), 0)
+    return len(taken_gb), lease
 
 
 def detect(only: Collection[int] | None = None) -> Machine:
@@ -155,48 +154,44 @@ def detect(only: Collection[int] | None = None) -> Machine:
     Raises:
         MachineError: a number in `only` is none of a GPU here.
     """
-    return Machine(tuple(_cores()), tuple(_gpus(only)))
-
-
-def _cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))[: _quota()]
-    return list(range(os.cpu_count() or 1))
-
-
-def _quota() -> int | None:
-    """How many cores' worth of time a container may take; None without such a limit."""
-    try:
+        cores = sorted(os.sched_getaffinity(0))
+    else:
+        cores = list(range(os.cpu_count() or 1))
+    # a container may have a limit of so many cores' worth of time
+    with suppress(OSError, ValueError):
         limit, period = _QUOTA.read_text().split()
-        return max(1, round(int(limit) / int(period)))
-    except (OSError, ValueError):
-        return None
-
-
-def _gpus(only: Collection[int] | None) -> list[Gpu]:
-    found = _visible([Gpu(int(i), uuid, round(int(mib) / 1024, 1)) for i, uuid, mib in _devices()])
+        cores = cores[: max(1, round(int(limit) / int(period)))]
+    gpus = {gpu.index: gpu for gpu in _visible(_gpus())}
     if only is None:
-        used = {row[0] for row in _ask("--query-compute-apps=gpu_uuid")} if found else set()
-        return [
-            Gpu(gpu.index, gpu.uuid, gpu.memory_gb, gpu.uuid in used and _is_free(f"gpu-{gpu.uuid}"))
-            for gpu in found
-        ]
-    known = {gpu.index: gpu for gpu in found}
-    if missing := [str(index) for index in only if index not in known]:
+        return Machine(tuple(cores), tuple(_marked_busy(list(gpus.values()))))
+    if missing := [str(index) for index in only if index not in gpus]:
         raise MachineError(
             "there is no such GPU here",
             got=", ".join(missing),
-            known=", ".join(map(str, known)) or "none; see nvidia-smi and CUDA_VISIBLE_DEVICES",
+            known=", ".join(map(str, gpus)) or "none; see nvidia-smi and CUDA_VISIBLE_DEVICES",
             fix="leave --gpus out to use all",
         )
-    return [known[index] for index in only]
+    return Machine(tuple(cores), tuple(gpus[index] for index in only))
 
 
-def _devices() -> Iterator[list[str]]:
-    """Index, UUID and MiB of each GPU; one that has fallen off the bus reports words for numbers."""
+def _gpus() -> Iterator[Gpu]:
+    """All that nvidia-smi lists; one that has fallen off the bus reports words for numbers."""
     for row in _ask("--query-gpu=index,uuid,memory.total"):
         if len(row) == 3 and row[0].isdigit() and row[2].isdigit():
-            yield row
+            yield Gpu(int(row[0]), row[1], round(int(row[2]) / 1024, 1))
+
+
+def _marked_busy(gpus: Sequence[Gpu]) -> list[Gpu]:
+    """The GPUs with `busy` set where processes compute that are no jobs of ours, which hold a lease."""
+    used = [row[0] for row in _ask("--query-compute-apps=gpu_uuid")] if gpus else []
+    marked = []
+    for gpu in gpus:
+        lease = Machine((), (gpu,)).lease("gpu", 1) if gpu.uuid in used else None
+        if lease:
+            lease.close()
+        marked.append(replace(gpu, busy=lease is not None))
+    return marked
 
 
 def _ask(query: str) -> list[list[str]]:
@@ -212,14 +207,15 @@ def _ask(query: str) -> list[list[str]]:
     return [row for row in csv.reader(answer.splitlines(), skipinitialspace=True) if row]
 
 
-def _visible(gpus: Sequence[Gpu]) -> list[Gpu]:
+def _visible(gpus: Iterable[Gpu]) -> list[Gpu]:
     """Those that `CUDA_VISIBLE_DEVICES` names, in its order; like CUDA, stop at the first unknown name."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    all_gpus = list(gpus)
     if names is None:
-        return list(gpus)
+        return all_gpus
     chosen: list[Gpu] = []
     for name in map(str.strip, names.split(",")):
-        fits = [gpu for gpu in gpus if name and (name == str(gpu.index) or gpu.uuid.startswith(name))]
+        fits = [gpu for gpu in all_gpus if name and (name == str(gpu.index) or gpu.uuid.startswith(name))]
         if len(fits) != 1:
             break
         chosen += fits
@@ -266,11 +262,3 @@ def _hold(name: str, mode: int = fcntl.LOCK_EX) -> int | None:
         os.close(file)
         return None
     return file
-
-
-def _is_free(name: str) -> bool:
-    with _alone():
-        file = _hold(name)
-    if file is not None:
-        os.close(file)
-    return file is not None
