@@ -1,7 +1,7 @@
-"""Which jobs start next, so that wide ones do not starve and the plan ends soon: arithmetic alone.
+"""Backfill scheduling: which jobs start next, and when all will have ended.
 
-The longest chain of jobs goes first. What does not fit now has its devices reserved for the moment when
-they will be free; what comes after it in the line may start meanwhile only where that moment stays.
+The longest chain of jobs goes first. The first job that does not fit now has its devices reserved for the
+moment when they will be free; later ones are backfilled where that moment stays.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _TINY = 1e-9
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A job as far as packing sees it.
+class Request:
+    """What a job asks of the machine.
 
     Args:
         id: of the job.
         size: devices that it holds; a part of one where several share it.
-        cost_s: seconds that it takes.
+        cost_s: seconds that it takes; of a running one, those that are left.
         parents: ids of what must end before it starts.
     """
 
@@ -31,14 +31,6 @@ class Piece:
     size: float
     cost_s: float
     parents: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Held:
-    """Devices in use: how many, and when they are expected to be free (in the seconds of `now`)."""
-
-    size: float
-    until: float
 
 
 def size_of(job: Job, machine: Machine) -> float:
@@ -54,91 +46,84 @@ def capacity_of(machine: Machine) -> float:
     return float(len(machine.gpus) or len(machine.cores))
 
 
-def urgency(pieces: Sequence[Piece]) -> dict[str, float]:
-    """Seconds from the start of each piece to the end of the longest chain that hangs on it.
+def urgency(requests: Sequence[Request]) -> dict[str, float]:
+    """Seconds from the start of each job to the end of the longest chain that hangs on it.
 
     Args:
-        pieces: parents before children; a parent that is not among them is done.
+        requests: parents before children; a parent that is not among them is done.
 
     Raises:
         ValueError: a parent comes after what needs it.
     """
     below: dict[str, float] = defaultdict(float)
     found: dict[str, float] = {}
-    for piece in reversed(pieces):
-        found[piece.id] = below[piece.id] + piece.cost_s
-        for parent in piece.parents:
+    for request in reversed(requests):
+        found[request.id] = below[request.id] + request.cost_s
+        for parent in request.parents:
             if parent in found:
-                raise ValueError(f"{parent} comes after {piece.id}, which needs it")
-            below[parent] = max(below[parent], found[piece.id])
+                raise ValueError(f"{parent} comes after {request.id}, which needs it")
+            below[parent] = max(below[parent], found[request.id])
     return found
 
 
-def startable(ready: Sequence[Piece], held: Sequence[Held], capacity: float, now: float) -> list[Piece]:
+def startable(ready: Sequence[Request], running: Sequence[Request], capacity: float) -> list[Request]:
     """Those of `ready` that should start now.
 
     Args:
         ready: what could start, the most urgent first.
-        held: what is in use.
+        running: what holds devices already.
         capacity: devices in all.
-        now: the time, in seconds.
     """
-    free, held = capacity - sum(part.size for part in held), list(held)
-    reserved: Held | None = None
-    chosen = []
-    for piece in ready:
+    free = capacity - sum(request.size for request in running)
+    chosen: list[Request] = []
+    # once a request waits: seconds until it fits, and the devices that it will leave free then
+    reserved_s, spare = float("inf"), 0.0
+    for request in ready:
         if free < _TINY:
             break
-        ends = now + piece.cost_s
-        in_time = reserved is None or ends <= reserved.until + _TINY
-        if piece.size <= free + _TINY and (in_time or (reserved and piece.size <= reserved.size + _TINY)):
-            chosen.append(piece)
-            free -= piece.size
-            held.append(Held(piece.size, ends))
-            if reserved and not in_time:
-                reserved = Held(reserved.size - piece.size, reserved.until)
-        elif reserved is None:
-            reserved = _reservation(piece, held, free, now)
+        in_time = request.cost_s <= reserved_s + _TINY
+        if request.size <= free + _TINY and (in_time or request.size <= spare + _TINY):
+            chosen.append(request)
+            free -= request.size
+            if not in_time:
+                spare -= request.size
+        elif reserved_s == float("inf"):
+            reserved_s, spare = 0.0, free - request.size
+            for other in sorted([*running, *chosen], key=lambda other: other.cost_s):
+                if spare > -_TINY:
+                    break
+                spare += other.size
+                reserved_s = max(reserved_s, other.cost_s)
     return chosen
 
 
-def _reservation(piece: Piece, held: Sequence[Held], free: float, now: float) -> Held:
-    """When a piece that must wait will fit, and how many devices are left beside it then."""
-    until = now
-    for part in sorted(held, key=lambda part: part.until):
-        free += part.size
-        until = max(until, part.until)
-        if free >= piece.size - _TINY:
-            break
-    return Held(free - piece.size, until)
-
-
 def makespan_s(
-    pieces: Sequence[Piece],
+    requests: Sequence[Request],
     capacity: float,
     running: Mapping[str, float] | None = None,
     at_once: int | None = None,
 ) -> float:
-    """Seconds until all pieces are done if each takes what is expected.
+    """Seconds until all jobs are done if each takes what is expected.
 
     Args:
-        pieces: parents before children; a parent that is not among them is done.
-        capacity: devices in all; a piece alone always fits.
+        requests: parents before children; a parent that is not among them is done.
+        capacity: devices in all; a job alone always fits.
         running: seconds that those which run already still take.
         at_once: how many may run side by side; None for what `capacity` allows.
     """
-    order = urgency(pieces)
-    left = {piece.id: piece for piece in sorted(pieces, key=lambda piece: -order[piece.id])}
-    capacity = max([capacity, *(piece.size for piece in pieces)])
+    order = urgency(requests)
+    left = {request.id: request for request in sorted(requests, key=lambda request: -order[request.id])}
+    capacity = max([capacity, *(request.size for request in requests)])
     ends = dict(running or {})
     now = 0.0
     while left:
-        ready = [
-            piece for piece in left.values() if piece.id not in ends and left.keys().isdisjoint(piece.parents)
-        ]
-        held = [Held(left[job].size, end) for job, end in ends.items()]
-        room = None if at_once is None else max(0, at_once - len(ends))
-        ends |= {piece.id: now + piece.cost_s for piece in startable(ready, held, capacity, now)[:room]}
+        waiting = [request for request in left.values() if request.id not in ends]
+        ready = [request for request in waiting if left.keys().isdisjoint(request.parents)]
+        held = [Request(job, left[job].size, end - now) for job, end in ends.items()]
+        chosen = startable(ready, held, capacity)
+        if at_once is not None:
+            chosen = chosen[: max(0, at_once - len(ends))]
+        ends |= {request.id: now + request.cost_s for request in chosen}
         now = min(ends.values())
         for done in [job for job, end in ends.items() if end <= now + _TINY]:
             del ends[done], left[done]

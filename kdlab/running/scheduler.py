@@ -6,9 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from kdlab.errors import Fault, MachineError
 from kdlab.jobs.events import (
@@ -24,9 +22,9 @@ from kdlab.jobs.events import (
 from kdlab.jobs.lease import holder
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
-from kdlab.running import backfill as packing
-from kdlab.running.backfill import Held, Piece
-from kdlab.running.executors.base import Executor, Keepers
+from kdlab.running import backfill
+from kdlab.running.backfill import Request
+from kdlab.running.executors.base import Executor, ExecutorRegistry
 from kdlab.running.task import Task
 
 GRACE_S = 120.0
@@ -77,59 +75,65 @@ def run(
     Raises:
         MachineError: a job never fits on this machine, or the runs folder cannot be written.
     """
-    limits = _Limits(
+    schedule = _Schedule(
+        executor,
+        runs,
         fail_fast,
         jobs_at_once or sys.maxsize,
         retries,
         grace_s,
         stop or threading.Event(),
         kill or threading.Event(),
+        feed or (lambda active: ()),
     )
-    schedule = _Schedule(plan, executor, runs, limits, feed or (lambda active: ()))
     try:
-        with _usable(runs.folder):
-            yield from schedule.admit(plan.jobs)
-            yield from schedule.ask_for_more()
-            while not schedule.over:
-                yield from schedule.step()
-                # Not stop.wait(): it can deadlock with a signal handler that sets the event in this thread.
-                time.sleep(0 if schedule.over else poll_s)
+        yield from schedule.admit(plan.jobs)
+        yield from schedule.ask_for_more()
+        while not schedule.over:
+            yield from schedule.step()
+            # Not stop.wait(): it can deadlock with a signal handler that sets the event in this thread.
+            time.sleep(0 if schedule.over else poll_s)
+    except OSError as error:
+        raise MachineError(
+            "the runs folder cannot be used",
+            where=str(runs.folder),
+            got=f"{error.strerror or error}: {error.filename or runs.folder}",
+            fix="make room or get permission there, or choose another folder with KDLAB_RUNS",
+        ) from error
     finally:
         schedule.abandon(poll_s)
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """The arguments of `run` that are the same for all jobs."""
+@dataclass
+class _Schedule:
+    """The jobs of one `run`, with its arguments: those that wait, those that run, those that are done."""
 
+    executor: Executor
+    runs: Runs
     fail_fast: bool
     jobs_at_once: int
     retries: int
     grace_s: float
     stop: threading.Event
     kill: threading.Event
+    feed: Feed
+    _tasks: dict[str, Task] = field(default_factory=dict)
+    _costs: dict[str, float] = field(default_factory=dict)
+    _urgency: dict[str, float] = field(default_factory=dict)
+    _waiting: dict[str, Task] = field(default_factory=dict)
+    _running: dict[str, Task] = field(default_factory=dict)
+    _done: set[str] = field(default_factory=set)
+    _look_at: float = 0.0
+    _failed: bool = False
+    _teacher_missed: bool = False
 
-
-class _Schedule:
-    """The jobs of one `run`: those that wait, those that run and those that are done."""
-
-    def __init__(self, plan: Plan, executor: Executor, runs: Runs, limits: _Limits, feed: Feed) -> None:
-        self._executor, self._limits, self._runs, self._feed = executor, limits, runs, feed
-        self._keepers = Keepers(executor)
-        self._tasks: dict[str, Task] = {}
-        self._costs: dict[str, float] = {}
-        self._urgency: dict[str, float] = {}
-        self._look_at = 0.0
-        self._waiting: dict[str, Task] = {}
-        self._running: dict[str, Task] = {}
-        self._done: set[str] = set()
-        self._failed = self._stranded = False
+    def __post_init__(self) -> None:
+        self._registry = ExecutorRegistry(self.executor)
 
     @property
     def ending(self) -> bool:
         """Whether nothing more should start."""
-        limits = self._limits
-        return limits.stop.is_set() or limits.kill.is_set() or (limits.fail_fast and self._failed)
+        return self.stop.is_set() or self.kill.is_set() or (self.fail_fast and self._failed)
 
     @property
     def over(self) -> bool:
@@ -138,31 +142,37 @@ class _Schedule:
 
     def admit(self, jobs: Sequence[PlannedJob]) -> Iterator[Event]:
         """Take stock of new jobs: which are done, which others run already, which are left to start."""
-        new = {each.job.id: Task(each.job, self._runs.job(each.job.id)) for each in jobs}
-        self._tasks |= new
+        new = [Task(each.job, self.runs.job(each.job.id)) for each in jobs]
+        self._tasks |= {task.job.id: task for task in new}
         costs = _costs_s(jobs, self._tasks)
         self._costs |= costs
-        pieces = [Piece(each.job.id, 1.0, costs[each.job.id], each.job.parents) for each in jobs]
-        self._urgency |= packing.urgency(pieces)
-        stock = [self._enter(task) for task in new.values()]
-        waiting = [task for job, task in new.items() if job in self._waiting]
-        histories = [task.adopt(self._keepers) or [] for task in waiting]
-        self._check_fit(waiting)
-        for task in waiting:
-            if task.handle:
-                self._running[task.job.id] = self._waiting.pop(task.job.id)
+        requests = [Request(each.job.id, 1.0, costs[each.job.id], each.job.parents) for each in jobs]
+        self._urgency |= backfill.urgency(requests)
+        stock, left = [], []
+        for task in new:
+            if reused := task.reused():
+                self._done.add(task.job.id)
             else:
+                left.append(task)
+            stock.append(reused or task.says(JobQueued))
+        histories = [task.adopt(self._registry) for task in left]
+        self._check_fit(left)
+        for task in left:
+            if task.handle:
+                self._running[task.job.id] = task
+            else:
+                self._waiting[task.job.id] = task
                 task.prepare()
         yield from stock
         for history in histories:
             yield from history
-        for task, event in [(task, task.missed()) for task in waiting if task.job.id in self._waiting]:
-            if event:
-                yield from self._settle(task, event)
+        for task in left:
+            if task.job.id in self._waiting and (missed := task.missed()):
+                yield from self._settle(task, missed)
 
     def ask_for_more(self) -> Iterator[Event]:
         """Admit what the feed gives, as long as it gives any; what is done already makes room at once."""
-        while not self.ending and (more := self._feed(len(self._waiting) + len(self._running))):
+        while not self.ending and (more := self.feed(len(self._waiting) + len(self._running))):
             yield from self.admit(more)
 
     def step(self) -> Iterator[Event]:
@@ -174,11 +184,15 @@ class _Schedule:
         for job, code in self._ended().items():
             task = self._running.pop(job)
             yield from task.follow()
-            yield from self._settle(task, task.outcome(code, self._limits.retries))
+            yield from self._settle(task, task.outcome(code, self.retries))
             self._look_at = 0.0
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_S
-            yield from self._give_up_unwanted()
+            for task in self._ready():
+                # somebody asked it to stop before it started
+                if task.paths.stop_request.exists():
+                    del self._waiting[task.job.id]
+                    yield from self._settle(task, task.says(JobCancelled))
             yield from self.ask_for_more()
             yield from self._start()
             # what another scheduler has done by now has made room
@@ -192,13 +206,6 @@ class _Schedule:
                 del self._running[job]
             time.sleep(poll_s)
 
-    def _enter(self, task: Task) -> Event:
-        if reused := task.reused():
-            self._done.add(task.job.id)
-            return reused
-        self._waiting[task.job.id] = task
-        return task.says(JobQueued)
-
     def _check_fit(self, tasks: Sequence[Task]) -> None:
         faults = [
             Fault(
@@ -208,47 +215,38 @@ class _Schedule:
                 fix="lower schedule.gpus, or see what is there: kdlab doctor",
             )
             for task in tasks
-            if task.handle is None and self._executor.slots(task.job) == 0
+            if task.handle is None and self.executor.slots(task.job) == 0
         ]
         if faults:
             raise MachineError(faults=faults)
 
     def _start(self) -> Iterator[Event]:
-        """Start what is ready and fits, as `packing` orders it."""
-        for task in self._chosen(sorted(self._ready(), key=lambda task: -self._urgency[task.job.id])):
-            if self.ending or len(self._running) >= self._limits.jobs_at_once:
+        """Start what is ready and fits, in the order of backfill scheduling."""
+        machine, costs = self.executor.machine, self._costs
+        running = [
+            Request(job, backfill.size_of(task.job, machine), task.left_s(costs[job]))
+            for job, task in self._running.items()
+        ]
+        ready = [
+            Request(task.job.id, backfill.size_of(task.job, machine), costs[task.job.id])
+            for task in sorted(self._ready(), key=lambda task: -self._urgency[task.job.id])
+        ]
+        for request in backfill.startable(ready, running, backfill.capacity_of(machine)):
+            if self.ending or len(self._running) >= self.jobs_at_once:
                 return
-            events = task.begin(self._executor, self._keepers)
+            task = self._tasks[request.id]
+            events = task.begin(self.executor, self._registry)
             if task.handle:
-                self._running[task.job.id] = self._waiting.pop(task.job.id)
-            elif events is None and self._running:
+                self._running[request.id] = self._waiting.pop(request.id)
+            elif not events and self._running:
                 # its devices are in other hands; what would overtake it could keep them so
                 return
-            for event in events or []:
+            for event in events:
                 yield from self._settle(task, event)
-
-    def _chosen(self, ready: Sequence[Task]) -> list[Task]:
-        machine, now = self._executor.machine, time.time()
-        held = [
-            Held(packing.size_of(task.job, machine), task.ends_at(self._costs[task.job.id]))
-            for task in self._running.values()
-        ]
-        pieces = [
-            Piece(task.job.id, packing.size_of(task.job, machine), self._costs[task.job.id]) for task in ready
-        ]
-        chosen = packing.startable(pieces, held, packing.capacity_of(machine), now)
-        return [self._waiting[piece.id] for piece in chosen]
 
     def _ready(self) -> list[Task]:
         """Those that wait for devices alone."""
         return [task for task in self._waiting.values() if self._done.issuperset(task.job.parents)]
-
-    def _give_up_unwanted(self) -> Iterator[Event]:
-        """Cancel what somebody asked to stop before it started."""
-        for task in self._ready():
-            if task.paths.stop_request.exists():
-                del self._waiting[task.job.id]
-                yield from self._settle(task, task.says(JobCancelled))
 
     def _settle(self, task: Task, event: Event) -> Iterator[Event]:
         """Tell an event and draw what follows from it for the other jobs."""
@@ -261,7 +259,7 @@ class _Schedule:
                 self._waiting[task.job.id] = task
             case JobFailed():
                 self._failed = True
-                self._stranded |= task.missed() is not None
+                self._teacher_missed |= task.missed() is not None
                 yield from self._skip(task, "failed")
             case JobCancelled():
                 yield from self._skip(task, "was cancelled")
@@ -271,17 +269,18 @@ class _Schedule:
         self._waiting.pop(lost.job.id, None)
         gone = {lost.job.id}
         name = f"{lost.job.label} ({lost.job.id})"
-        for task in list(self._tasks.values()):
-            if task.job.id not in self._waiting:
+        for task in [task for job, task in self._tasks.items() if job in self._waiting]:
+            if not gone.isdisjoint(task.job.parents):
+                why = f"it needs {name}, which {word}"
+            elif self._teacher_missed:
+                why = f"{name} misses teacher.expect_ap"
+            elif self.fail_fast and self._failed:
+                why = f"{name} {word}, and --fail-fast is on"
+            else:
                 continue
-            needed = not gone.isdisjoint(task.job.parents)
-            if needed or self._stranded or (self._limits.fail_fast and self._failed):
-                gone.add(task.job.id)
-                del self._waiting[task.job.id]
-                also = "misses teacher.expect_ap" if self._stranded else f"{word}, and --fail-fast is on"
-                yield task.says(
-                    JobSkipped, why=f"it needs {name}, which {word}" if needed else f"{name} {also}"
-                )
+            gone.add(task.job.id)
+            del self._waiting[task.job.id]
+            yield task.says(JobSkipped, why=why)
 
     def _ended(self) -> dict[str, int | None]:
         """Exit codes of the running jobs that have ended.
@@ -289,17 +288,20 @@ class _Schedule:
         Those on other hosts are known by their heartbeats; `kill` cannot reach them and lets go of them.
         """
         handles = {job: task.handle for job, task in self._running.items() if task.handle}
-        killing = self._limits.kill.is_set()
-        away = [job for job, handle in handles.items() if self._keepers.of(handle) is None]
-        gone = {job: None for job in away if killing or not holder(self._tasks[job].paths)}
-        return self._keepers.ended(handles) | gone
+        ended = self._registry.ended(handles)
+        for job, handle in handles.items():
+            if self._registry.of(handle) is None and (
+                self.kill.is_set() or not holder(self._tasks[job].paths)
+            ):
+                ended[job] = None
+        return ended
 
     def _cancel_all(self) -> None:
-        grace_s = 0.0 if self._limits.kill.is_set() else self._limits.grace_s
+        grace_s = 0.0 if self.kill.is_set() else self.grace_s
         for task in self._running.values():
             task.cancelled = True
-            if task.handle and (keeper := self._keepers.of(task.handle)):
-                keeper.cancel(task.handle, grace_s)
+            if task.handle and (executor := self._registry.of(task.handle)):
+                executor.cancel(task.handle, grace_s)
             if task.handle and not task.handle.here:
                 # a signal may not reach it, or only after a while
                 task.paths.stop_request.touch()
@@ -317,21 +319,3 @@ def _costs_s(jobs: Sequence[PlannedJob], known_jobs: Collection[str]) -> dict[st
     if unknown := {parent for each in jobs for parent in each.job.parents} - set(known_jobs):
         raise ValueError(f"the plan lacks jobs that others need: {', '.join(sorted(unknown))}")
     return costs
-
-
-@contextmanager
-def _usable(folder: Path) -> Iterator[None]:
-    """Tell a full disk or a folder without permission as what it is.
-
-    Raises:
-        MachineError: something below `folder` could not be read or written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise MachineError(
-            "the runs folder cannot be used",
-            where=str(folder),
-            got=f"{error.strerror or error}: {error.filename or folder}",
-            fix="make room or get permission there, or choose another folder with KDLAB_RUNS",
-        ) from error

@@ -8,8 +8,8 @@ from __future__ import annotations
 import fcntl
 import signal
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import JobResult
 from kdlab.jobs.status import JobStatus
 from kdlab.planning import out_of_memory as memory
-from kdlab.running.executors.base import TAKEN, Executor, Keepers
+from kdlab.running.executors.base import PREEMPTED, Executor, ExecutorRegistry
 
 
 @dataclass
@@ -66,9 +66,9 @@ class Task:
         """An event of this job in its newest attempt."""
         return kind(job=self.job.id, attempt=newest_attempt(self.paths), **told)
 
-    def ends_at(self, cost_s: float) -> float:
-        """When it will end, in Unix seconds: as it says itself, else as its cost lets one expect."""
-        return max(time.time(), self.status.ends_at or self.began + cost_s)
+    def left_s(self, cost_s: float) -> float:
+        """Seconds until it ends: as it says itself, else as its cost lets one expect."""
+        return max(0.0, (self.status.ends_at or self.began + cost_s) - time.time())
 
     @property
     def began(self) -> float:
@@ -95,32 +95,44 @@ class Task:
         fault = result and gate.fault(self.job, result.metrics)
         return self.says(JobFailed, **asdict(fault), after_s=result.wall_s) if result and fault else None
 
-    def adopt(self, keepers: Keepers) -> list[Event] | None:
-        """Follow the job where it runs already: its history; None where it does not run."""
-        self.handle = self._running(keepers)
-        if self.handle is None:
-            return None
+    def adopt(self, registry: ExecutorRegistry) -> list[Event]:
+        """Follow the job where it runs already: its history. `handle` is set then."""
+        self.status.locate(self.paths)
+        handle, process = self.status.handle, self.status.process
+        executor = registry.of(handle) if handle and handle.ref else None
+        if handle and process and process.here and process == handle.process:
+            self.handle = handle
+        elif handle and executor and not executor.poll({self.job.id: handle}):
+            # one that has yet to take its lease
+            self.handle = handle
+        elif process:
+            self.handle = Handle("", process)
+        else:
+            self.handle = None
+            return []
         return _without_ends(settled(self.status.follow(self.paths)))
 
-    def begin(self, executor: Executor, keepers: Keepers) -> list[Event] | None:
+    def begin(self, executor: Executor, registry: ExecutorRegistry) -> list[Event]:
         """Start the job, unless another scheduler did or even brought it to its end.
 
         Returns:
-            What there is to tell at once; None where it has to wait. `handle` is set where it runs now.
+            What there is to tell at once. `handle` is set where it runs now; it waits where both are empty.
         """
-        with _sole_starter(self.paths) as sole:
-            if not sole:
-                return None
+        # a lock keeps other schedulers from starting it meanwhile
+        with self.paths.handle.with_suffix(".lock").open("ab") as lock:
+            if not try_lock(lock.fileno(), fcntl.LOCK_EX):
+                return []
             if reused := self.reused():
                 return [reused]
-            if (history := self.adopt(keepers)) is not None:
+            history = self.adopt(registry)
+            if self.handle:
                 return history
             self.paths.failure.unlink(missing_ok=True)
             self.status.forget()
             self.status.offset = self.paths.events.stat().st_size if self.paths.events.exists() else 0
             self.begun = time.time()
             self.handle = executor.start(self.job, self.paths)
-        return None if self.handle is None else []
+        return []
 
     def follow(self) -> list[Event]:
         """What the job said since the last call; its end is left to `outcome`."""
@@ -146,16 +158,6 @@ class Task:
             or self._died(code, retries, counts=not known_dead)
         )
 
-    def _running(self, keepers: Keepers) -> Handle | None:
-        """The process that works on the job now, also one that has yet to take its lease; None without."""
-        self.status.locate(self.paths)
-        handle, process = self.status.handle, self.status.process
-        if handle and process and process.here and process == handle.process:
-            return handle
-        if handle and handle.ref and (known := keepers.of(handle)) and not known.poll({self.job.id: handle}):
-            return handle
-        return Handle("", process) if process else None
-
     def _finished(self) -> Event | None:
         if (result := JobResult.read(self.paths)) is None:
             return None
@@ -165,7 +167,7 @@ class Task:
         return self.says(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
 
     def _failed_by_itself(self, code: int | None) -> Event | None:
-        if code == TAKEN or _signal(code) == signal.SIGTERM:
+        if code == PREEMPTED or _signal(code) == signal.SIGTERM:
             # who ended it ended its loader processes too, and it took their loss for a failure of its own
             return None
         failure = self.status.failure(self.paths)
@@ -176,7 +178,7 @@ class Task:
     def _stopped(self, code: int | None) -> Event | None:
         wished = self.cancelled or self.paths.stop_request.exists()
         # a cluster that takes a job away asks it to stop just as a person does
-        told = isinstance(self.status.end, JobCancelled) and code != TAKEN
+        told = isinstance(self.status.end, JobCancelled) and code != PREEMPTED
         if not (wished or told or _signal(code) in (signal.SIGINT, signal.SIGTERM)):
             return None
         return self.says(JobCancelled, iteration=self.status.saved)
@@ -186,7 +188,7 @@ class Task:
         fix = "the end of its log may tell"
         if code == DISK_FULL:
             return self.status.failed(self.paths, disk_full(self.paths.folder), after_s)
-        if code not in (None, TAKEN) and number is None:
+        if code not in (None, PREEMPTED) and number is None:
             # a scheduler that was killed between the start of a job and the note of it leaves its process
             if (other := holder(self.paths)) and other.shows_life():
                 return self.says(JobRetried, why="another process works on it already")
@@ -203,13 +205,6 @@ class Task:
         if number in (signal.SIGKILL, None):
             fix = "most often the memory is full: run fewer jobs at once (-j 1) or lower schedule.batch_size"
         return self.status.failed(self.paths, Fault(f"the process {how}{times}", fix=fix), after_s)
-
-
-@contextmanager
-def _sole_starter(paths: JobPaths) -> Iterator[bool]:
-    """Whether no other scheduler is about to start this job; keeps them from it inside `with`."""
-    with paths.handle.with_suffix(".lock").open("ab") as file:
-        yield try_lock(file.fileno(), fcntl.LOCK_EX)
 
 
 def remove_states(paths: JobPaths) -> None:

@@ -22,7 +22,7 @@ from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.lease import holder
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.result import JobResult
-from kdlab.running.executors.base import TAKEN, Executor, command, load
+from kdlab.running.executors.base import PREEMPTED, Executor, command, load
 from kdlab.running.executors.inline import Inline
 from kdlab.running.executors.local import Local
 from kdlab.running.executors.slurm import Slurm
@@ -40,7 +40,7 @@ NO_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="needs kdlab[ray]")
 EVERY = [pytest.param(key, marks=[NO_RAY] if key == "ray" else []) for key in sorted(catalog.executors())]
 OUTLIVING = [param for param in EVERY if param.values != ("inline",)]
 LEASING = ["local"]
-STOPPED = {143, TAKEN}
+STOPPED = {143, PREEMPTED}
 """A cluster ends jobs with the signal that a person uses; only who asked, or the files, can tell."""
 
 

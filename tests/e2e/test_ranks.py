@@ -17,7 +17,7 @@ from kdlab.jobs.events import JobCancelled, JobFailed, JobStarted
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Resources
 from kdlab.jobs.paths import JobPaths
-from kdlab.running.executors.base import Keepers
+from kdlab.running.executors.base import ExecutorRegistry
 from kdlab.running.executors.local import Local
 from kdlab.running.task import Task
 from tests.e2e.world import PATIENCE_S, Warm, World, events_of, is_student
@@ -86,7 +86,7 @@ def test_an_error_of_the_second_process_is_the_jobs_and_told_once(
     )
     task, executor = Task(job, JobPaths(tmp_path / job.id)), Local(gpus=None)
     task.prepare()
-    assert task.begin(executor, Keepers(executor)) == []
+    assert task.begin(executor, ExecutorRegistry(executor)) == []
     assert end_of(task, executor) == 1
     failure = read_json(task.paths.failure)
     assert failure is not None

@@ -165,8 +165,8 @@ def makespan_s(
         jobs_at_once: a limit beside the machine's.
         running: ids of those that run already.
     """
-    pieces = [
-        packing.Piece(job.id, packing.size_of(job, machine), left_s[job.id], job.parents) for job in jobs
+    requests = [
+        packing.Request(job.id, packing.size_of(job, machine), left_s[job.id], job.parents) for job in jobs
     ]
     held = {job: left_s[job] for job in running}
-    return packing.makespan_s(pieces, packing.capacity_of(machine), held, jobs_at_once)
+    return packing.makespan_s(requests, packing.capacity_of(machine), held, jobs_at_once)

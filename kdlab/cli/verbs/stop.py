@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kdlab.jobs.handle import Handle
     from kdlab.jobs.paths import Runs
     from kdlab.jobs.status import JobStatus, State
-    from kdlab.running.executors.base import Keepers
+    from kdlab.running.executors.base import ExecutorRegistry
 
 PATIENCE_S = 120.0
 """Seconds in which a job is expected to reach its next checkpoint."""
@@ -113,7 +113,7 @@ class _Stopping:
                 if self._cancelled:
                     # lets those who cancelled a job end what its leader leaves behind
                     with suppress(MachineError):
-                        self._keepers.ended(self._cancelled)
+                        self._registry.ended(self._cancelled)
                 self._seen.look(self._runs)
                 before, left = left, sum(self._seen.jobs[name].at_work for name in self._jobs)
                 if 0 < left < before:
@@ -140,10 +140,10 @@ class _Stopping:
         return {"id": name, "label": status.job.label, "became": told, "note": why}
 
     @cached_property
-    def _keepers(self) -> Keepers:
+    def _registry(self) -> ExecutorRegistry:
         from kdlab.running.executors import base
 
-        return base.Keepers(base.load("local"))
+        return base.ExecutorRegistry(base.load("local"))
 
     def _end(self, status: JobStatus, grace_s: float) -> None:
         """Cancel a job where it can be reached from here; elsewhere it reads that it is to stop."""
@@ -155,7 +155,7 @@ class _Stopping:
         if handle is None and status.process:
             handle = Handle("", status.process)
         with suppress(MachineError):
-            if handle and (keeper := self._keepers.of(handle)):
+            if handle and (keeper := self._registry.of(handle)):
                 keeper.cancel(handle, grace_s)
                 self._cancelled[status.job.id] = handle
 

@@ -12,13 +12,12 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import kdlab
 from kdlab.errors import Fault, MachineError
-from kdlab.running.executors.base import TAKEN
+from kdlab.running.executors.base import PREEMPTED, Node
 
 # Ray reads this when it is imported, and would print what befalls its nodes among the command's own output
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".?")
@@ -37,23 +36,6 @@ HEADLESS = threading.Event()
 """Set once the head of the cluster is gone: whatever asks Ray then would wait for ever."""
 
 
-@dataclass(frozen=True)
-class Node:
-    """A node that is alive.
-
-    Args:
-        id: Ray's name for it.
-        name: its address, for people.
-        cores: CPUs that it offers.
-        gpus: GPUs that it offers.
-    """
-
-    id: str
-    name: str
-    cores: int
-    gpus: int
-
-
 def connect(address: str) -> Any:
     """The module `ray`, connected to a cluster.
 
@@ -63,7 +45,13 @@ def connect(address: str) -> Any:
     if ray.is_initialized():
         return ray
     where = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
-    _check_port(where)
+    # Ray itself would try for a minute where nobody listens, and aloud
+    host, _, port = where.rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+        except (OSError, OverflowError) as error:
+            raise _no_cluster(where, str(error)) from error
     # Ray takes SIGTERM for itself, which is the command's
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -74,17 +62,6 @@ def connect(address: str) -> Any:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
     return ray
-
-
-def _check_port(where: str) -> None:
-    """See that somebody listens, for Ray itself would try for a minute, and aloud."""
-    host, _, port = where.rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
-    except (OSError, OverflowError) as error:
-        raise _no_cluster(where, str(error)) from error
 
 
 def _no_cluster(where: str, what: str) -> MachineError:
@@ -121,8 +98,8 @@ def nodes() -> list[Node]:
     for node in ray.nodes():
         offers = node["Resources"]
         if node["Alive"]:
-            name = str(node["NodeManagerAddress"])
-            found.append(Node(node["NodeID"], name, int(offers.get("CPU", 0)), int(offers.get("GPU", 0))))
+            name, cores, gpus = node["NodeManagerAddress"], offers.get("CPU", 0), offers.get("GPU", 0)
+            found.append(Node(name, int(cores), int(gpus), node["NodeID"]))
     return sorted(found, key=lambda node: (node.name, node.id))
 
 
@@ -145,7 +122,7 @@ def fate(name: str, error: Exception) -> int | None:
         fix = "mend that node or remove it, then run this again"
         raise MachineError("a node of the Ray cluster cannot start a job", where=name, got=reason, fix=fix)
     # another command saw the end of the job and let the actor go; the files tell the rest
-    return None if "ray.kill" in str(error) else TAKEN
+    return None if "ray.kill" in str(error) else PREEMPTED
 
 
 def unfit(new: list[Node], folder: Path, python: str) -> list[Fault]:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdlab.errors import MachineError
+from kdlab.running.executors.base import Node
 
 _PATIENCE_S = 120.0
 _UP = ("idle", "mix", "alloc", "comp", "plnd", "resv")
@@ -18,15 +19,6 @@ _ALIVE = {
     *("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "COMPLETING"),
     *("STAGE_OUT", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"),
 }
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node that is up: its cores and GPUs, whoever uses them now."""
-
-    name: str
-    cores: int
-    gpus: int
 
 
 @dataclass(frozen=True)
@@ -61,15 +53,22 @@ def nodes(partition: str | None) -> list[Node]:
             fix="see whether sinfo works here, or train on this machine: --executor local",
         )
     rows = [line.strip().split("|", 4) for line in done.stdout.splitlines()]
-    defaults = {row[0] for row in rows if row[0].endswith("*")}
-    wanted = set(partition.split(",")) if partition else {name.rstrip("*") for name in defaults}
+    # a star marks the default one
+    wanted = partition.split(",") if partition else [row[0].rstrip("*") for row in rows if "*" in row[0]]
     ours = [row for row in rows if not wanted or row[0].rstrip("*") in wanted]
-    found = {row[2]: Node(row[2], int(row[3]), _gpus(row[4])) for row in ours if _is_up(row[1])}
+    found = {}
+    for _, state, name, cores, gres in ours:
+        # "mix-" and "idle~", which sleeps, are up; "drng" and "idle*", which does not answer, are not
+        if state.rstrip("~#%@^-+!$") in _UP:
+            # sum of "gpu:2" or "gpu:a100:4(S:0-1),gpu:t4:1"; nothing is found in "(null)"
+            found[name] = Node(name, int(cores), sum(map(int, _GPUS.findall(gres))))
     if not found:
+        states = sorted({f"{name} {state}" for _, state, name, _, _ in ours})
+        partitions = sorted({row[0].rstrip("*") for row in rows})
         raise MachineError(
             f"no node of partition {partition or 'by default'} is up",
-            got=", ".join(sorted({f"{row[2]} {row[1]}" for row in ours})) or "no node at all",
-            known=f"partitions {', '.join(sorted({row[0].rstrip('*') for row in rows}))}",
+            got=", ".join(states) or "no node at all",
+            known=f"partitions {', '.join(partitions)}",
             fix="choose another one: --set resources.slurm.partition=NAME",
         )
     return list(found.values())
@@ -118,16 +117,6 @@ def words_of(done: subprocess.CompletedProcess[str]) -> str:
     return "; ".join(lines) or f"{done.args[0]} ended with exit code {done.returncode}"
 
 
-def _is_up(state: str) -> bool:
-    """ "idle", "mix-" and "idle~", which sleeps, are; "drng" and "idle*", which does not answer, are not."""
-    return state.rstrip("~#%@^-+!$") in _UP
-
-
-def _gpus(gres: str) -> int:
-    """Sum of "gpu:2", "gpu:a100:4(S:0-1),gpu:t4:1"; 0 for "(null)"."""
-    return sum(int(count) for count in _GPUS.findall(gres))
-
-
 def _states(text: str) -> Iterator[tuple[str, State]]:
     """From lines "12|FAILED|256" or "12|CANCELLED by 1000|0:15"."""
     for line in text.splitlines():
@@ -140,6 +129,6 @@ def _exit_code(text: str) -> int | None:
     code, colon, number = text.partition(":")
     if not code.isdigit():
         return None
-    if colon:
-        return -int(number) if number.isdigit() and int(number) else int(code)
-    return os.waitstatus_to_exitcode(int(code))
+    if not colon:
+        return os.waitstatus_to_exitcode(int(code))
+    return -int(number) if number.isdigit() and int(number) else int(code)

@@ -1,11 +1,12 @@
-"""What an executor is: four methods over plain data, so that any later process can go on where one died."""
+"""Executors: four methods over plain data, so that any later process can go on where one died."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kdlab import catalog
@@ -15,9 +16,9 @@ from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
 
-TAKEN = 75
-"""Exit code of a job that was taken off its machine: a lost node, preemption, a time limit. Unix calls it
-EX_TEMPFAIL, "try again"."""
+PREEMPTED = 75
+"""Exit code of a job that lost its machine: preemption, a time limit, a lost node. Unix calls it EX_TEMPFAIL,
+"try again"."""
 
 
 class Executor(Protocol):
@@ -40,8 +41,8 @@ class Executor(Protocol):
         """Those of `handles`, by job id, that have ended, also when an earlier process had started them.
 
         Returns:
-            Exit codes; minus the signal's number for a killed process, `TAKEN` for one that its machine
-            lost or took away, None where it is not known.
+            Exit codes; minus the signal's number for a killed process, `PREEMPTED` for one that its
+            cluster took away or lost, None where it is not known.
         """
 
     def cancel(self, handle: Handle, grace_s: float) -> None:
@@ -82,13 +83,19 @@ def check(key: str) -> None:
         )
 
 
-def command(job: Job, paths: JobPaths) -> list[str]:
+def command(job: Job, paths: JobPaths, own: Sequence[str] | None = None) -> list[str]:
     """What runs a job, on any machine that sees its folder; SIGTERM stops it at a checkpoint.
 
     It is the one process of the job, or one that starts and ends its several.
+
+    Args:
+        job: which.
+        paths: its folder, which is appended.
+        own: another command to run in place of kdlab's.
     """
     module = "job" if job.resources.ranks == 1 else "launch"
-    return [sys.executable, "-m", f"kdlab.training.{module}", str(paths.folder.absolute())]
+    words = own or [sys.executable, "-m", f"kdlab.training.{module}"]
+    return [*words, str(paths.folder.absolute())]
 
 
 def environment(job: Job, gpus: Sequence[str] | None = None) -> dict[str, str]:
@@ -107,20 +114,21 @@ def environment(job: Job, gpus: Sequence[str] | None = None) -> dict[str, str]:
     return told
 
 
-class Node(Protocol):
-    """A machine of a cluster."""
+@dataclass(frozen=True)
+class Node:
+    """A node of a cluster that is up, whoever uses it now.
 
-    @property
-    def name(self) -> str:
-        """As people know it."""
+    Args:
+        name: as people know it.
+        cores: those that jobs can have.
+        gpus: the same.
+        id: as the cluster knows it, where that is another name.
+    """
 
-    @property
-    def cores(self) -> int:
-        """That jobs can have."""
-
-    @property
-    def gpus(self) -> int:
-        """That jobs can have."""
+    name: str
+    cores: int
+    gpus: int
+    id: str = ""
 
 
 def machine_of(nodes: Sequence[Node]) -> Machine:
@@ -130,37 +138,73 @@ def machine_of(nodes: Sequence[Node]) -> Machine:
     return Machine(tuple(range(sum(node.cores for node in nodes))), tuple(gpus))
 
 
-class Keepers:
-    """Who watches over a running job: the executor that started it, also in an earlier command.
+def cores_on(nodes: Sequence[Node], job: Job, wanted: int) -> int:
+    """Cores to ask for, for a job that runs on one node.
+
+    More threads than cores are slow but right, and the thread count is part of the result.
+    """
+    most = max((node.cores for node in nodes if node.gpus >= job.resources.gpus), default=wanted)
+    return max(1, min(wanted, most))
+
+
+def slots_on(nodes: Sequence[Node], cores: int, gpus: int, share: int = 1) -> int:
+    """How many jobs with so many cores and GPUs fit at once, each on one node, `share` of them on a GPU."""
+    slots = [node.cores // cores for node in nodes]
+    if gpus:
+        slots = [min(slot, share * node.gpus // gpus) for slot, node in zip(slots, nodes, strict=True)]
+    return sum(slots)
+
+
+def refuse_gpus(gpus: Collection[int] | None, cluster: str, fix: str) -> None:
+    """See that nobody chooses GPUs by number where a cluster does.
+
+    Raises:
+        UsageError: somebody does.
+    """
+    if gpus is not None:
+        numbers = ",".join(map(str, gpus))
+        raise UsageError(f"{cluster} chooses the GPUs of a job", got=f"--gpus {numbers}", fix=fix)
+
+
+class ExecutorRegistry:
+    """The executors of running jobs, those of earlier commands among them.
 
     Args:
         own: the executor of this command.
     """
 
     def __init__(self, own: Executor) -> None:
-        self._own = own
-        self._others: dict[str, Executor] = {}
+        self._loaded = {key_of(own): own}
 
     def of(self, handle: Handle) -> Executor | None:
         """The executor to ask about a job; None where its heartbeat alone tells of it."""
-        if handle.executor == key_of(self._own):
-            return self._own if handle.here or handle.ref else None
-        if not (handle.here or handle.ref):
-            return None
-        key = handle.executor if handle.ref else "local"
-        if key not in self._others:
-            # a cluster of earlier days need not be reachable from here: then the files alone tell
-            with suppress(KdlabError):
-                self._others[key] = load(key)
-        return self._others.get(key)
+        key = self._key(handle)
+        return self._loaded.get(key) if key else None
 
     def ended(self, handles: Mapping[str, Handle]) -> dict[str, int | None]:
-        """`Executor.poll` over jobs of several executors; those without a keeper are left out."""
-        groups: dict[int, tuple[Executor, dict[str, Handle]]] = {}
+        """`Executor.poll` over jobs of several executors; those without one are left out."""
+        groups: dict[str, dict[str, Handle]] = defaultdict(dict)
         for job, handle in handles.items():
-            if keeper := self.of(handle):
-                groups.setdefault(id(keeper), (keeper, {}))[1][job] = handle
-        return {job: code for keeper, group in groups.values() for job, code in keeper.poll(group).items()}
+            if key := self._key(handle):
+                groups[key][job] = handle
+        ended: dict[str, int | None] = {}
+        for key, group in groups.items():
+            ended |= self._loaded[key].poll(group)
+        return ended
+
+    def _key(self, handle: Handle) -> str | None:
+        """The key of a job's executor, which is loaded now."""
+        if not (handle.here or handle.ref):
+            return None
+        # any process of this host is a matter of `Local`
+        key = handle.executor if handle.ref or handle.executor in self._loaded else "local"
+        if key not in self._loaded:
+            try:
+                self._loaded[key] = load(key)
+            except KdlabError:
+                # a cluster of earlier days need not be reachable from here: then the files alone tell
+                return None
+        return key
 
 
 def key_of(executor: Executor) -> str:

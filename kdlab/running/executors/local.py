@@ -47,15 +47,22 @@ class Local:
 
     def start(self, job: Job, paths: JobPaths) -> Handle | None:
         """See `Executor.start`."""
-        lease = self._lease(job)
+        if self._machine.gpus and time.monotonic() - self._looked > _LOOK_AGAIN_S:
+            self._machine, self._looked = devices.detect(self._only), time.monotonic()
+        wants = job.resources
+        if not wants.gpus:
+            lease = self._machine.lease("core", self._cores_for(job))
+        elif wants.share > 1:
+            lease = self._machine.lease_share(wants.share, wants.memory_gb)
+        else:
+            lease = self._machine.lease("gpu", wants.gpus)
         if lease is None:
             return None
-        command = [*self._command, str(paths.folder)] if self._command else base.command(job, paths)
-        devices_told = f"{'GPU' if job.resources.gpus else 'core'} {', '.join(lease.ids)}"
+        kind = "GPU" if wants.gpus else "core"
         with lease, paths.log.open("ab", buffering=0) as log:
-            log.write(f"{time.strftime('%F %T')} starting on {devices_told}\n".encode())
+            log.write(f"{time.strftime('%F %T')} starting on {kind} {', '.join(lease.ids)}\n".encode())
             child = subprocess.Popen(
-                command,
+                base.command(job, paths, self._command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -83,10 +90,12 @@ class Local:
             if time.monotonic() > self._kill_at.get(process, float("inf")):
                 _signal(process, signal.SIGKILL)
             child = self._children.get(process)
-            if (child and child.poll() is None) or (child is None and process.alive()):
+            if child.poll() is None if child else process.alive():
                 continue
             ended[job] = child.returncode if child else None
-            _end_orphans(process)
+            # loader processes of a leader that was killed hold its lease and its devices
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
             self._children.pop(process, None)
             self._kill_at.pop(process, None)
         return ended
@@ -103,22 +112,9 @@ class Local:
                 os.kill(process.pid, signal.SIGTERM)
         self._kill_at[process] = min(now + grace_s, self._kill_at.get(process, float("inf")))
 
-    def _lease(self, job: Job) -> devices.DeviceLease | None:
-        machine, wants = self._current_machine(), job.resources
-        if not wants.gpus:
-            return machine.lease("core", self._cores_for(job))
-        if wants.share > 1:
-            return machine.lease_share(wants.share, wants.memory_gb)
-        return machine.lease("gpu", wants.gpus)
-
     def _cores_for(self, job: Job) -> int:
         # More threads than cores are slow but right, and the thread count is part of the result.
         return min(job.resources.cores, len(self._machine.cores))
-
-    def _current_machine(self) -> devices.Machine:
-        if self._machine.gpus and time.monotonic() - self._looked > _LOOK_AGAIN_S:
-            self._machine, self._looked = devices.detect(self._only), time.monotonic()
-        return self._machine
 
 
 def _signal(process: Process, number: signal.Signals) -> None:
@@ -130,9 +126,3 @@ def _signal(process: Process, number: signal.Signals) -> None:
             os.killpg(process.pid, number)
         else:
             os.kill(process.pid, number)
-
-
-def _end_orphans(leader: Process) -> None:
-    """End the loader processes of a leader that was killed: they hold its lease and its devices."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader.pid, signal.SIGKILL)

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.devices import Machine
-from kdlab.errors import MachineError, UsageError
+from kdlab.errors import MachineError
 from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
-from kdlab.running.executors import _ray
-from kdlab.running.executors.base import command as training
-from kdlab.running.executors.base import environment, machine_of
+from kdlab.running.executors import _ray, base
+from kdlab.running.executors.base import Node
 
 _STOPPED = 128 + signal.SIGTERM
 _DEAF_S = 5.0
@@ -45,9 +44,7 @@ class Ray:
         *,
         address: str = "auto",
     ) -> None:
-        if gpus is not None:
-            told, fix = ",".join(map(str, gpus)), "leave --gpus out"
-            raise UsageError("Ray chooses the GPUs of a job", got=f"--gpus {told}", fix=fix)
+        base.refuse_gpus(gpus, "Ray", "leave --gpus out")
         self._command = command
         self._ray = _ray.connect(address)
         self._checked: set[str] = set()
@@ -60,16 +57,12 @@ class Ray:
     @property
     def machine(self) -> Machine:
         """See `Executor.machine`; all nodes that are alive."""
-        return machine_of(_ray.nodes())
+        return base.machine_of(_ray.nodes())
 
     def slots(self, job: Job) -> int:
         """See `Executor.slots`; a job runs on one node."""
-        nodes, gpus, share = _ray.nodes(), job.resources.gpus, job.resources.share
-        cores = _cores_for(job, nodes)
-        return sum(
-            min(node.cores // cores, share * node.gpus // gpus) if gpus else node.cores // cores
-            for node in nodes
-        )
+        nodes, wants = _ray.nodes(), job.resources
+        return base.slots_on(nodes, _cores_for(job, nodes), wants.gpus, wants.share)
 
     def start(self, job: Job, paths: JobPaths) -> Handle | None:
         """See `Executor.start`; Ray may keep the job waiting for a node.
@@ -77,18 +70,25 @@ class Ray:
         Raises:
             MachineError: a node does not see the folder, or has another kdlab or Python.
         """
-        trains = [*self._command, str(paths.folder.absolute())] if self._command else training(job, paths)
+        command = base.command(job, paths, self._command)
         nodes = _ray.nodes()
-        self._check(nodes, paths.folder.parent, trains[0])
+        new = [node for node in nodes if node.cores and node.id not in self._checked]
+        if new and (faults := _ray.unfit(new, paths.folder.parent.absolute(), command[0])):
+            raise MachineError(faults=faults)
+        self._checked |= {node.id for node in new}
         handle = Handle("ray", ref=f"{job.id}-{uuid.uuid4().hex[:8]}")
         handle.write(paths)
-        log = str(paths.log.absolute())
+        # beside what the node itself has
+        own = {
+            key: value for key, value in os.environ.items() if key == "PYTHONPATH" or key.startswith("KDLAB_")
+        }
+        told, log = own | base.environment(job), str(paths.log.absolute())
         self._actors[handle.ref] = _ray.Runner.options(
             name=handle.ref,
             lifetime="detached",
             num_cpus=_cores_for(job, nodes),
             num_gpus=job.resources.gpus / job.resources.share,
-        ).remote(trains, log, _told(job), str(Path.cwd()))
+        ).remote(command, log, told, str(Path.cwd()))
         self._ask(handle.ref)
         return handle
 
@@ -98,11 +98,18 @@ class Ray:
             return dict.fromkeys(handles)
         ended: dict[str, int | None] = {}
         for job, handle in handles.items():
-            if time.monotonic() > self._kill_at.get(handle.ref, float("inf")):
-                self._kill(handle.ref)
-            if (found := self._end(handle.ref)) is not _RUNS:
-                ended[job] = found
-                self._forget(handle.ref)
+            ref = handle.ref
+            if time.monotonic() > self._kill_at.get(ref, float("inf")):
+                self._codes.setdefault(ref, -signal.SIGKILL)
+            if (code := self._end(ref)) is _RUNS:
+                continue
+            ended[job] = code
+            # lets the actor go, and with it the resources that it holds
+            if self._found(ref):
+                self._ray.kill(self._actors[ref])
+            self._placed.discard(ref)
+            for known in (self._actors, self._asked, self._codes, self._kill_at):
+                known.pop(ref, None)
         return ended
 
     def cancel(self, handle: Handle, grace_s: float) -> None:
@@ -110,10 +117,14 @@ class Ray:
         ref = handle.ref
         if _ray.HEADLESS.is_set() or ref in self._codes or not self._found(ref):
             return
-        if not self._has_a_place(ref):
+        question, since = self._asked[ref]
+        patience_s = max(0.0, since + _PLACED_S - time.monotonic())
+        if ref not in self._placed and not self._ray.wait([question], timeout=patience_s)[0]:
+            # it never answered, so it waits for a node
             self._codes[ref] = _STOPPED
             self._ray.kill(self._actors[ref])
             return
+        self._placed.add(ref)
         self._actors[ref].stop.remote(grace_s)
         # the actor kills the job; a node that does not answer is let go
         until = time.monotonic() + grace_s + _DEAF_S
@@ -128,14 +139,6 @@ class Ray:
 
     def _ask(self, ref: str) -> None:
         self._asked[ref] = self._actors[ref].end.remote(), time.monotonic()
-
-    def _has_a_place(self, ref: str) -> bool:
-        """Whether the actor ever answered; one that has not for some seconds waits for a node."""
-        question, since = self._asked[ref]
-        patience = max(0.0, since + _PLACED_S - time.monotonic())
-        if ref not in self._placed and self._ray.wait([question], timeout=patience)[0]:
-            self._placed.add(ref)
-        return ref in self._placed
 
     def _end(self, ref: str) -> Any:
         """The exit code of a job, `_RUNS` where it has none yet."""
@@ -158,40 +161,11 @@ class Ray:
             self._ask(ref)
         return _RUNS if code is None else code
 
-    def _kill(self, ref: str) -> None:
-        self._codes.setdefault(ref, -signal.SIGKILL)
-        if self._found(ref):
-            self._ray.kill(self._actors[ref])
-
-    def _forget(self, ref: str) -> None:
-        """Let the actor go, and with it the resources that it holds."""
-        if self._found(ref):
-            self._ray.kill(self._actors[ref])
-        self._placed.discard(ref)
-        for known in (self._actors, self._asked, self._codes, self._kill_at):
-            known.pop(ref, None)
-
-    def _check(self, nodes: list[_ray.Node], folder: Path, python: str) -> None:
-        """See that all new nodes that take jobs see the folder and have what this one has."""
-        new = [node for node in nodes if node.cores and node.id not in self._checked]
-        if new and (faults := _ray.unfit(new, folder.absolute(), python)):
-            raise MachineError(faults=faults)
-        self._checked |= {node.id for node in new}
-
 
 _RUNS = object()
 
 
-def _cores_for(job: Job, nodes: list[_ray.Node]) -> int:
+def _cores_for(job: Job, nodes: list[Node]) -> int:
     """CPUs of one node to ask Ray for: those that feed a GPU count with it."""
-    gpus, wants = job.resources.gpus, job.resources
-    wanted = gpus * wants.threads if gpus else wants.cores
-    # More threads than cores are slow but right, and the thread count is part of the result.
-    most = max((node.cores for node in nodes if node.gpus * wants.share >= gpus), default=wanted)
-    return max(1, min(wanted, most))
-
-
-def _told(job: Job) -> dict[str, str]:
-    """What the job's environment must say beside the node's own."""
-    own = {key: value for key, value in os.environ.items() if key == "PYTHONPATH" or key.startswith("KDLAB_")}
-    return own | environment(job)
+    wants = job.resources
+    return base.cores_on(nodes, job, wants.gpus * wants.threads if wants.gpus else wants.cores)

@@ -10,17 +10,16 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 
 from kdlab.devices import Machine
-from kdlab.errors import MachineError, UsageError
+from kdlab.errors import MachineError
 from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
-from kdlab.running.executors import _slurm
-from kdlab.running.executors.base import TAKEN, environment, machine_of
-from kdlab.running.executors.base import command as training
+from kdlab.running.executors import _slurm, base
+from kdlab.running.executors.base import PREEMPTED, Node
 
 _STOPPED = 128 + signal.SIGTERM
 _WARNED_S = 120
-_LOST = ("TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
+_PREEMPTED = ("TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
 _BUSY = ("unable to contact", "timed out", "temporarily", "zero bytes", "connection refused")
 _SCRIPT = """\
 #!/bin/sh
@@ -56,14 +55,24 @@ class Slurm:
         account: str | None = None,
         sbatch: tuple[str, ...] = (),
     ) -> None:
-        _check(gpus)
+        base.refuse_gpus(
+            gpus,
+            "Slurm",
+            "leave --gpus out; to choose a kind of GPU: --set 'resources.slurm.sbatch=[--constraint=a100]'",
+        )
+        if shutil.which("sbatch") is None:
+            raise MachineError(
+                "there is no Slurm here: sbatch is not found",
+                where="--executor slurm",
+                fix="run this where sbatch works, or train on this machine: --executor local",
+            )
         self._command, self._look_every_s, self._partition = command, look_every_s, partition
         told = {"partition": partition, "time": time_limit_minutes, "account": account}
         self._words = [f"--{name}={value}" for name, value in told.items() if value is not None]
         # a quarter of a short limit, for a warning that comes with the start would end the job at once
         warned_s = min(_WARNED_S, 15 * (time_limit_minutes or _WARNED_S))
         self._words += [f"--signal=B:TERM@{warned_s}", *sbatch]
-        self._nodes: list[_slurm.Node] = []
+        self._nodes: list[Node] = []
         self._known: dict[str, _slurm.State] = {}
         self._fresh: set[str] = set()
         self._look_at = self._submit_at = 0.0
@@ -73,15 +82,11 @@ class Slurm:
     @property
     def machine(self) -> Machine:
         """See `Executor.machine`; all nodes of the partition that are up."""
-        return machine_of(self._cluster())
+        return base.machine_of(self._cluster())
 
     def slots(self, job: Job) -> int:
         """See `Executor.slots`; a job needs all its GPUs in one node."""
-        cores, gpus = self._cores_for(job), job.resources.gpus
-        return sum(
-            min(node.cores // cores, node.gpus // gpus) if gpus else node.cores // cores
-            for node in self._cluster()
-        )
+        return base.slots_on(self._cluster(), self._cores_for(job), job.resources.gpus)
 
     def start(self, job: Job, paths: JobPaths) -> Handle | None:
         """See `Executor.start`; None where Slurm cannot take a job just now.
@@ -91,9 +96,17 @@ class Slurm:
         """
         if time.monotonic() < self._submit_at:
             return None
-        trains = [*self._command, str(paths.folder.absolute())] if self._command else training(job, paths)
-        words = ["sbatch", *self._resources(job), *_files(job, paths), *self._words]
-        done = _slurm.run(words, _SCRIPT.format(shlex.join(trains)), _environment_of(job))
+        words = ["sbatch", "--nodes=1", "--ntasks=1", f"--cpus-per-task={self._cores_for(job)}"]
+        if job.resources.gpus:
+            words.append(f"--gres=gpu:{job.resources.gpus}")
+        log = str(paths.log.absolute()).replace("%", "%%")
+        words += [f"--job-name=kdlab {job.label}", f"--output={log}", "--open-mode=append"]
+        # the scheduler starts it again, not Slurm
+        words += ["--parsable", "--export=ALL", "--no-requeue", *self._words]
+        script = _SCRIPT.format(shlex.join(base.command(job, paths, self._command)))
+        # the GPUs that a job sees are Slurm's to say
+        mine = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+        done = _slurm.run(words, script, mine | base.environment(job))
         if done.returncode and self._passes(done.stderr.lower()):
             self._submit_at = time.monotonic() + self._look_every_s
             return None
@@ -137,10 +150,11 @@ class Slurm:
 
     def _passes(self, refusal: str) -> bool:
         """Whether Slurm may take the job later; it has one message for too many jobs and too large ones."""
-        queued = self._fresh or any(not state.ended for state in self._known.values())
-        return any(word in refusal for word in _BUSY) or ("submit limit" in refusal and bool(queued))
+        if "submit limit" in refusal:
+            return bool(self._fresh) or not all(state.ended for state in self._known.values())
+        return any(word in refusal for word in _BUSY)
 
-    def _cluster(self) -> list[_slurm.Node]:
+    def _cluster(self) -> list[Node]:
         self._nodes = self._nodes or _slurm.nodes(self._partition)
         return self._nodes
 
@@ -148,12 +162,7 @@ class Slurm:
         """Cores of one node for a job: Slurm confines it to them, so those that feed a GPU count."""
         gpus, threads = job.resources.gpus, job.resources.threads
         wanted = gpus * (threads + job.resources.workers) if gpus else job.resources.cores
-        # More threads than cores are slow but right, and the thread count is part of the result.
-        return min(wanted, max((node.cores for node in self._cluster() if node.gpus >= gpus), default=wanted))
-
-    def _resources(self, job: Job) -> list[str]:
-        gpus = [f"--gres=gpu:{job.resources.gpus}"] if job.resources.gpus else []
-        return ["--nodes=1", "--ntasks=1", f"--cpus-per-task={self._cores_for(job)}", *gpus]
+        return base.cores_on(self._cluster(), job, wanted)
 
     def _look(self, refs: Collection[str], unheard: Collection[str]) -> None:
         """Ask for all jobs together; a controller that is busy or restarts leaves them as they were."""
@@ -167,23 +176,25 @@ class Slurm:
         self._fresh.clear()
         ended = {ref: state for ref, state in self._known.items() if state.ended}
         gone = set(refs) - queue.keys() - ended.keys()
-        told = _slurm.accounted(gone) if gone else {}
         # the accounting can lag behind, but a job that the controller forgot does not run
-        lost = {ref: state if (state := told.get(ref)) and state.ended else _slurm.State("") for ref in gone}
+        lost = dict.fromkeys(gone, _slurm.State(""))
+        if gone:
+            lost |= {ref: state for ref, state in _slurm.accounted(gone).items() if state.ended}
         self._known = ended | queue | lost
 
     def _code(self, ref: str, state: _slurm.State) -> int | None:
         """The exit code that `poll` tells of a job that has ended."""
-        if state.word in _LOST:
-            return TAKEN
-        if state.word == "CANCELLED":
-            # by us, or by a person with scancel
-            return -signal.SIGKILL if ref in self._killed else _STOPPED
-        if state.word == "OUT_OF_MEMORY":
+        if state.word in _PREEMPTED:
+            return PREEMPTED
+        if state.word == "OUT_OF_MEMORY" or (state.word == "CANCELLED" and ref in self._killed):
             return -signal.SIGKILL
-        asked = ref in self._kill_at
-        # nobody asked but Slurm, before a time limit or a preemption; a stop.request is the caller's to see
-        return TAKEN if state.code in (_STOPPED, -signal.SIGTERM) and not asked else state.code
+        if state.word == "CANCELLED":
+            # by a person with scancel
+            return _STOPPED
+        if state.code in (_STOPPED, -signal.SIGTERM) and ref not in self._kill_at:
+            # nobody asked but Slurm, before a time limit or a preemption; of a stop.request the caller knows
+            return PREEMPTED
+        return state.code
 
     def _kill_overdue(self, ref: str) -> None:
         now = time.monotonic()
@@ -194,25 +205,3 @@ class Slurm:
         # scancel alone would wait for the cluster's KillWait between TERM and KILL
         _slurm.run(["scancel", "--signal=KILL", "--batch", ref])
         _slurm.run(["scancel", ref])
-
-
-def _check(gpus: Collection[int] | None) -> None:
-    if gpus is not None:
-        fix = "leave --gpus out; to choose a kind of GPU: --set 'resources.slurm.sbatch=[--constraint=a100]'"
-        raise UsageError("Slurm chooses the GPUs of a job", got=f"--gpus {','.join(map(str, gpus))}", fix=fix)
-    if shutil.which("sbatch") is None:
-        fix = "run this where sbatch works, or train on this machine: --executor local"
-        raise MachineError("there is no Slurm here: sbatch is not found", where="--executor slurm", fix=fix)
-
-
-def _files(job: Job, paths: JobPaths) -> list[str]:
-    """Words for sbatch about the job's name, its log and who starts it again, which is the scheduler."""
-    log = str(paths.log.absolute()).replace("%", "%%")
-    own = ["--parsable", "--export=ALL", "--no-requeue", "--open-mode=append"]
-    return [*own, f"--job-name=kdlab {job.label}", f"--output={log}"]
-
-
-def _environment_of(job: Job) -> dict[str, str]:
-    """What sbatch hands on; the GPUs that a job sees are Slurm's to say."""
-    own = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
-    return own | environment(job)

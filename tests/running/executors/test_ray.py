@@ -25,6 +25,7 @@ from kdlab.jobs.job import Resources
 from kdlab.jobs.paths import Runs
 from kdlab.running import scheduler
 from kdlab.running.executors import _ray
+from kdlab.running.executors.base import Node
 from kdlab.running.executors.ray import Ray
 from tests.stubs.stub_job import COMMAND, make_job, make_plan, prepared
 from tests.stubs.stub_ray import free_port, ray_started, start_node
@@ -77,7 +78,7 @@ def test_job_with_more_threads_than_any_node_has_cores_takes_a_whole_node(
 
 
 def test_jobs_that_share_a_gpu_have_a_slot_each(two_nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ray, "nodes", lambda: [_ray.Node("id", "host", cores=4, gpus=1)])
+    monkeypatch.setattr(_ray, "nodes", lambda: [Node("host", cores=4, gpus=1)])
     assert Ray().slots(make_job(resources=Resources(gpus=1, share=2))) == 2
     assert Ray().slots(make_job(resources=Resources(gpus=2))) == 0
 

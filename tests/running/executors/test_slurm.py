@@ -17,7 +17,7 @@ from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.result import JobResult
 from kdlab.running import scheduler
 from kdlab.running.executors import _slurm
-from kdlab.running.executors.base import TAKEN, load
+from kdlab.running.executors.base import PREEMPTED, load
 from kdlab.running.executors.slurm import Slurm
 from tests.stubs import stub_slurm
 from tests.stubs.stub_job import COMMAND, make_job, make_plan, prepared
@@ -143,7 +143,7 @@ def test_job_that_the_cluster_took_is_told_as_taken(word: str, cluster: Cluster,
     ref, _ = start(executor, tmp_path, make_job(steps=1000))
     wait_until_running(cluster, ref)
     cluster.take(ref, word)
-    assert end_of(executor, ref) == TAKEN
+    assert end_of(executor, ref) == PREEMPTED
 
 
 def test_job_that_stopped_at_the_warning_of_its_limit_is_told_as_taken(
@@ -151,7 +151,7 @@ def test_job_that_stopped_at_the_warning_of_its_limit_is_told_as_taken(
 ) -> None:
     executor = slurm(sbatch=("--time=0.05", "--signal=B:TERM@1"))
     ref, _ = start(executor, tmp_path, make_job(steps=1000))
-    assert end_of(executor, ref) == TAKEN
+    assert end_of(executor, ref) == PREEMPTED
     assert cluster.job(ref)["word"] == "FAILED"
 
 
