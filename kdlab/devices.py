@@ -127,21 +127,21 @@ def _place_on(gpu: Gpu, parts: int, need_gb: float) -> tuple[int, DeviceLease] |
     if whole is None:
         return None
     free, taken_gb = [], []
-    for place in [f"{name}.{number}" for number in range(MOST_SHARES)]:
-        if (file := _hold(place)) is not None:
+    for number in range(MOST_SHARES):
+        file = _hold(f"{name}.{number}")
+        if file is not None:
             free.append(file)
             continue
         # what its holder expects to take of the memory
-        text = (_folder() / place).read_text().partition("\n")[0]
+        text = (_folder() / f"{name}.{number}").read_text().partition("\n")[0]
         taken_gb.append(float(text or 0))
-    lease = DeviceLease((gpu.uuid,), (free.pop(0), whole)) if free else DeviceLease((), (whole,))
-    for file in free:
+    fits = len(taken_gb) < parts and (not taken_gb or sum(taken_gb) + need_gb <= gpu.memory_gb)
+    for file in free[1:] if fits else [*free, whole]:
         os.close(file)
-    if len(taken_gb) >= parts or (taken_gb and sum(taken_gb) + need_gb > gpu.memory_gb):
-        lease.close()
+    if not fits:
         return None
-    os.pwrite(lease.files[0], f"{need_gb:.3f}\n".encode(), 0)
-    return len(taken_gb), lease
+    os.pwrite(free[0], f"{need_gb:.3f}\n".encode(), 0)
+    return len(taken_gb), DeviceLease((gpu.uuid,), (free[0], whole))
 
 
 def detect(only: Collection[int] | None = None) -> Machine:
@@ -154,6 +154,21 @@ def detect(only: Collection[int] | None = None) -> Machine:
     Raises:
         MachineError: a number in `only` is none of a GPU here.
     """
+    cores = tuple(_cores())
+    gpus = {gpu.index: gpu for gpu in _visible(_gpus())}
+    if only is None:
+        return Machine(cores, tuple(_marked_busy(list(gpus.values()))))
+    if missing := [str(index) for index in only if index not in gpus]:
+        raise MachineError(
+            "there is no such GPU here",
+            got=", ".join(missing),
+            known=", ".join(map(str, gpus)) or "none; see nvidia-smi and CUDA_VISIBLE_DEVICES",
+            fix="leave --gpus out to use all",
+        )
+    return Machine(cores, tuple(gpus[index] for index in only))
+
+
+def _cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         cores = sorted(os.sched_getaffinity(0))
     else:
@@ -162,17 +177,7 @@ def detect(only: Collection[int] | None = None) -> Machine:
     with suppress(OSError, ValueError):
         limit, period = _QUOTA.read_text().split()
         cores = cores[: max(1, round(int(limit) / int(period)))]
-    gpus = {gpu.index: gpu for gpu in _visible(_gpus())}
-    if only is None:
-        return Machine(tuple(cores), tuple(_marked_busy(list(gpus.values()))))
-    if missing := [str(index) for index in only if index not in gpus]:
-        raise MachineError(
-            "there is no such GPU here",
-            got=", ".join(missing),
-            known=", ".join(map(str, gpus)) or "none; see nvidia-smi and CUDA_VISIBLE_DEVICES",
-            fix="leave --gpus out to use all",
-        )
-    return Machine(tuple(cores), tuple(gpus[index] for index in only))
+    return cores
 
 
 def _gpus() -> Iterator[Gpu]:

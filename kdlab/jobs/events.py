@@ -1,4 +1,4 @@
-"""What happens to a job, as it happens: the only thing that boards and trackers follow.
+"""Events of jobs, as they happen: the only thing that boards and trackers follow.
 
 A job appends one line an event to its `events.jsonl`. A process may be killed in the middle of a line
 and a resumed job repeats iterations, so readers skip what does not parse and drop what a later attempt undid.

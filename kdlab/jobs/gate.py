@@ -1,4 +1,4 @@
-"""Whether a teacher is as good as the recipe says: told by its result, before anything learns from it."""
+"""The gate that a teacher passes if it is as good as the recipe says, before anything learns from it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kdlab.jobs.job import TOLERATED_AP, Job
 
 
 def fault(job: Job, metrics: Mapping[str, float]) -> Fault | None:
-    """What is wrong with a teacher that misses what is expected of it; a better one is no fault.
+    """The fault of a teacher that misses what is expected of it; a better one is no fault.
 
     The expectation is no part of the job's id: it judges a result and makes none.
     """

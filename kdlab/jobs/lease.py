@@ -1,4 +1,4 @@
-"""Who may write into a job's folder: one process at a time, and a forgotten one learns that it lost.
+"""The lease of a job's folder: one process at a time may write, and a forgotten one learns that it lost.
 
 The holder keeps a `flock`, which the kernel drops with the last process of the job, and renews a heartbeat
 for readers on other hosts, where a shared disk may not carry the lock.
@@ -14,7 +14,6 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Self
 
 import psutil
@@ -121,9 +120,18 @@ class Lease:
             JobError: another process holds the folder; says which.
         """
         lock = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o666)
+        began, me = time.monotonic(), Process.of(os.getpid())
         try:
-            before = _wait_for(lock, paths)
-            info = LeaseInfo(before.attempt + 1 if before else 1, Process.of(os.getpid()), time.time())
+            while not try_lock(lock, fcntl.LOCK_EX):
+                before, waited_s = LeaseInfo.read(paths), time.monotonic() - began
+                # Readers hold the lock for an instant, loader processes of a killed holder for seconds.
+                if waited_s > (PROBED_S if before is None or before.shows_life() else ORPHANS_S):
+                    raise _held(paths, before)
+                time.sleep(0.05)
+            before = LeaseInfo.read(paths)
+            if before is not None and before.shows_life() and before.process != me:
+                raise _held(paths, before)
+            info = LeaseInfo(newest_attempt(paths) + 1, me, time.time())
             info.write(paths)
         except BaseException:
             os.close(lock)
@@ -193,9 +201,12 @@ def newest_attempt(paths: JobPaths) -> int:
 def holder(paths: JobPaths) -> LeaseInfo | None:
     """Who works in a job's folder now, None where nobody does."""
     info = LeaseInfo.read(paths)
-    if info is None:
-        return None
-    return info if (info.process.here and _is_locked(paths.lock)) or info.shows_life() else None
+    if info is None or info.shows_life():
+        return info
+    if info.process.here:
+        with suppress(FileNotFoundError), paths.lock.open("rb") as lock:
+            return None if try_lock(lock.fileno(), fcntl.LOCK_SH) else info
+    return None
 
 
 def try_lock(file: int, mode: int) -> bool:
@@ -210,21 +221,6 @@ def try_lock(file: int, mode: int) -> bool:
     return True
 
 
-def _wait_for(lock: int, paths: JobPaths) -> LeaseInfo | None:
-    """Take the lock; the holder before, None for the first."""
-    began = time.monotonic()
-    while not try_lock(lock, fcntl.LOCK_EX):
-        before, waited = LeaseInfo.read(paths), time.monotonic() - began
-        # Readers hold the lock for an instant, loader processes of a killed holder for seconds.
-        if waited > (PROBED_S if before is None or before.shows_life() else ORPHANS_S):
-            raise _held(paths, before)
-        time.sleep(0.05)
-    before = LeaseInfo.read(paths)
-    if before is not None and before.shows_life() and before.process != Process.of(os.getpid()):
-        raise _held(paths, before)
-    return before
-
-
 def _held(paths: JobPaths, info: LeaseInfo | None) -> JobError:
     job = paths.folder.name
     return JobError(
@@ -237,14 +233,3 @@ def _held(paths: JobPaths, info: LeaseInfo | None) -> JobError:
 
 def _told(info: LeaseInfo) -> str:
     return f"attempt {info.attempt}, process {info.process.pid} on {info.process.host}"
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        return not try_lock(file, fcntl.LOCK_SH)
-    finally:
-        os.close(file)

@@ -128,7 +128,7 @@ def _input_shape(files: DatasetFiles, scale: tuple[int, int] | None) -> tuple[in
 def _probe(requests: list[dict[str, Any]], progress: Callable[[str], None]) -> list[dict[str, Any]]:
     """Facts of the models, from the cache or from one short process that builds them."""
     cached = [_cache(request) for request in requests]
-    known = [read_json(path) for path in cached]
+    known: list[Any] = [read_json(path) for path in cached]
     missing = [place for place, facts in enumerate(known) if facts is None]
     if missing:
         progress("building the models once, to look at them")
@@ -138,7 +138,7 @@ def _probe(requests: list[dict[str, Any]], progress: Callable[[str], None]) -> l
             if ".mim" in Path(requests[place].get("file", ".mim")).parts:
                 cached[place].parent.mkdir(parents=True, exist_ok=True)
                 write_json(cached[place], facts)
-    return [facts for facts in known if facts is not None]
+    return known
 
 
 def _ask(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:

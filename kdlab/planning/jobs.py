@@ -12,7 +12,6 @@ from kdlab.jobs.spec import (
     DatasetSpec,
     EvaluateSpec,
     JobSpec,
-    MethodSettings,
     PrepareSpec,
     Schedule,
     StudentSpec,
@@ -147,27 +146,20 @@ def _schedule(schedule: Schedule) -> Schedule:
 def _job(arm: str, spec: Any, parents: tuple[str, ...], recipe: Recipe, facts: Facts, inputs: Inputs) -> Job:
     # as it will be read again: the options of methods are JSON values
     spec = read_spec(plain(spec))
+    models = {"student": facts.student, "teacher": facts.teacher or {}}
     role = "student" if spec.is_student else "teacher"
-    own = facts.student if spec.is_student else facts.teacher or {}
-    init = None if inputs.checkpoint else facts.weights.get(f"{role}.init")
+    inputs = replace(inputs, flops=models[role]["flops"])
+    if spec.is_student and parents:
+        inputs = replace(inputs, flops_teacher=models["teacher"]["flops"])
+    if inputs.checkpoint is None and f"{role}.init" in facts.weights:
+        inputs = replace(inputs, init=facts.weights[f"{role}.init"].path)
     gpus = 0 if facts.device == "cpu" else spec.ranks
-    return Job(
-        id=job_id(spec, parents),
-        arm=arm,
-        spec=spec,
-        inputs=replace(
-            inputs,
-            init=init.path if init else None,
-            flops=own["flops"],
-            flops_teacher=(facts.teacher or {}).get("flops", 0) if spec.is_student and parents else 0,
-        ),
-        parents=parents,
-        resources=Resources(
-            threads=spec.threads or 1,
-            gpus=gpus,
-            share=recipe.resources.share if gpus == 1 else 1,
-            workers=recipe.resources.workers,
-            checkpoint_minutes=recipe.resources.checkpoint_minutes,
-            ranks=spec.ranks,
-        ),
+    resources = Resources(
+        threads=spec.threads or 1,
+        gpus=gpus,
+        share=recipe.resources.share if gpus == 1 else 1,
+        workers=recipe.resources.workers,
+        checkpoint_minutes=recipe.resources.checkpoint_minutes,
+        ranks=spec.ranks,
     )
+    return Job(job_id(spec, parents), arm, spec, inputs, parents, resources)

@@ -79,8 +79,6 @@ def startable(ready: Sequence[Request], running: Sequence[Request], capacity: fl
     # once a request waits: seconds until it fits, and the devices that it will leave free then
     reserved_s, spare = float("inf"), 0.0
     for request in ready:
-        if free < _TINY:
-            break
         in_time = request.cost_s <= reserved_s + _TINY
         if request.size <= free + _TINY and (in_time or request.size <= spare + _TINY):
             chosen.append(request)

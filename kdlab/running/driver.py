@@ -1,4 +1,4 @@
-"""Who drives a plan: a lock that its `kdlab run` holds to its end, in a file that says what was typed."""
+"""Lock of a plan that its `kdlab run` holds to its end, in a file that says what was typed."""
 
 from __future__ import annotations
 

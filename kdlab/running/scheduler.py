@@ -31,7 +31,7 @@ GRACE_S = 120.0
 LOOK_S = 1.0
 """Between two looks for free devices while nothing ends."""
 UNKNOWN_S = 3600.0
-"""What a job is taken to last where nothing is known of any."""
+"""Expected length of a job where nothing is known of any."""
 
 Feed = Callable[[int], Sequence[PlannedJob]]
 """Told how many jobs wait and run, gives more or, for now, none; what they need is known already."""
@@ -49,7 +49,7 @@ def run(
     grace_s: float = GRACE_S,
     stop: threading.Event | None = None,
     kill: threading.Event | None = None,
-    feed: Feed | None = None,
+    feed: Feed = lambda active: (),
 ) -> Generator[Event, None, None]:
     """Bring every job of a plan to its result; ends when all are done, failed, cancelled or skipped.
 
@@ -84,7 +84,7 @@ def run(
         grace_s,
         stop or threading.Event(),
         kill or threading.Event(),
-        feed or (lambda active: ()),
+        feed,
     )
     try:
         yield from schedule.admit(plan.jobs)

@@ -92,23 +92,23 @@ class Task:
     def missed(self) -> Event | None:
         """`JobFailed` where there is a result and it is not what the recipe expects."""
         result = JobResult.read(self.paths)
-        fault = result and gate.fault(self.job, result.metrics)
-        return self.says(JobFailed, **asdict(fault), after_s=result.wall_s) if result and fault else None
+        if result and (fault := gate.fault(self.job, result.metrics)):
+            return self.says(JobFailed, **asdict(fault), after_s=result.wall_s)
+        return None
 
     def adopt(self, registry: ExecutorRegistry) -> list[Event]:
         """Follow the job where it runs already: its history. `handle` is set then."""
         self.status.locate(self.paths)
         handle, process = self.status.handle, self.status.process
-        executor = registry.of(handle) if handle and handle.ref else None
-        if handle and process and process.here and process == handle.process:
+        self.handle = Handle("", process) if process else None
+        if handle and handle.here and process == handle.process:
             self.handle = handle
-        elif handle and executor and not executor.poll({self.job.id: handle}):
-            # one that has yet to take its lease
-            self.handle = handle
-        elif process:
-            self.handle = Handle("", process)
-        else:
-            self.handle = None
+        if handle and handle.ref:
+            # one that has yet to take its lease is known by its cluster alone
+            executor = registry.of(handle)
+            if executor and not executor.poll({self.job.id: handle}):
+                self.handle = handle
+        if self.handle is None:
             return []
         return _without_ends(settled(self.status.follow(self.paths)))
 
@@ -139,7 +139,7 @@ class Task:
         return _without_ends(self.status.follow(self.paths))
 
     def outcome(self, code: int | None, retries: int) -> Event:
-        """How the process ended.
+        """The end of the process.
 
         Args:
             code: as `Executor.poll` gives it.
@@ -150,21 +150,15 @@ class Task:
         """
         known_dead = self.handle is not None and not self.handle.executor and self.kills > 0
         self.handle = None
-        return (
-            self.missed()
-            or self._finished()
-            or self._failed_by_itself(code)
-            or self._stopped(code)
-            or self._died(code, retries, counts=not known_dead)
-        )
-
-    def _finished(self) -> Event | None:
-        if (result := JobResult.read(self.paths)) is None:
-            return None
-        remove_states(self.paths)
-        if isinstance(self.status.end, JobFinished):
-            return self.status.end
-        return self.says(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
+        if missed := self.missed():
+            return missed
+        if result := JobResult.read(self.paths):
+            remove_states(self.paths)
+            if isinstance(self.status.end, JobFinished):
+                return self.status.end
+            return self.says(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
+        end = self._failed_by_itself(code) or self._stopped(code)
+        return end or self._died(code, retries, counts=not known_dead)
 
     def _failed_by_itself(self, code: int | None) -> Event | None:
         if code == PREEMPTED or _signal(code) == signal.SIGTERM:
@@ -197,7 +191,9 @@ class Task:
         # the lease of a lost host, which was followed until it was stale, is no second loss
         self.kills = self.kills + counts if self.status.saved <= self.saved_before else 1
         self.saved_before = self.status.saved
-        how = f"was killed ({number.name})" if number else "vanished" if code is None else "was taken away"
+        how = "vanished" if code is None else "was preempted"
+        if number:
+            how = f"was killed ({number.name})"
         if self.kills <= retries:
             return self.says(JobRetried, why=f"the process {how}")
         times = f" {self.kills} times without getting further" if self.kills > 1 else ""

@@ -1,4 +1,4 @@
-"""What the executor asks of Ray itself: the cluster, its nodes, and the actor that keeps a job."""
+"""Ray itself: the cluster, its nodes, and the actor that keeps a job; the only place that imports it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def actor(name: str) -> Any:
 
 
 def fate(name: str, error: Exception) -> int | None:
-    """What became of a job whose actor is dead, as `Executor.poll` tells it.
+    """The end of a job whose actor is dead, as `Executor.poll` tells it.
 
     Raises:
         MachineError: the actor could not start the job.
@@ -126,7 +126,7 @@ def fate(name: str, error: Exception) -> int | None:
 
 
 def unfit(new: list[Node], folder: Path, python: str) -> list[Fault]:
-    """What is wrong with nodes: one that does not see the folder, one with other versions.
+    """Faults of nodes: one that does not see the folder, one with other versions.
 
     Args:
         new: the nodes.
@@ -135,21 +135,32 @@ def unfit(new: list[Node], folder: Path, python: str) -> list[Fault]:
     """
     token = folder / f".seen-{uuid.uuid4().hex}"
     token.touch()
+    asked = {}
     try:
-        here = {node: NodeAffinitySchedulingStrategy(node.id, soft=False) for node in new}
-        looks = {node: _look.options(scheduling_strategy=here[node]) for node in new}
-        asked = {node: look.remote(str(token), python) for node, look in looks.items()}
+        for node in new:
+            there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+            asked[node] = _look.options(scheduling_strategy=there).remote(str(token), python)
         answers = {node: _answer(answer) for node, answer in asked.items()}
     finally:
         token.unlink()
     # one that was lost meanwhile is no fault
-    alive = set(nodes())
-    return [
-        fault
-        for node, answer in answers.items()
-        for fault in _faults(node, answer, folder, python)
-        if node in alive
-    ]
+    faults, mine, alive = [], _versions(), set(nodes())
+    for node in alive & answers.keys():
+        where, answer = f"node {node.name}", answers[node]
+        if isinstance(answer, str):
+            fix = "install kdlab in the Python from which ray was started there, or remove the node"
+            faults.append(Fault("a node cannot run kdlab", where, answer, fix=fix))
+            continue
+        if not answer["seen"]:
+            fix = "set KDLAB_RUNS to a folder that all nodes share"
+            faults.append(Fault("a node does not see the runs folder", where, str(folder), fix=fix))
+        if not answer["python"]:
+            fix = "install the environment under the same path on all nodes"
+            faults.append(Fault("a node does not have the Python of this command", where, python, fix=fix))
+        if answer["versions"] != mine:
+            fix = "install the same on all nodes"
+            faults.append(Fault("a node has other versions", where, answer["versions"], mine, fix))
+    return sorted(faults, key=lambda fault: fault.where)
 
 
 def _answer(answer: Any) -> dict[str, Any] | str:
@@ -158,25 +169,6 @@ def _answer(answer: Any) -> dict[str, Any] | str:
     except ray.exceptions.RayError as error:
         return str(error).strip().rpartition("\n")[2]
     return found
-
-
-def _faults(node: Node, answer: dict[str, Any] | str, folder: Path, python: str) -> list[Fault]:
-    where = f"node {node.name}"
-    if isinstance(answer, str):
-        fix = "install kdlab in the Python from which ray was started there, or remove the node"
-        return [Fault("a node cannot run kdlab", where, answer, fix=fix)]
-    faults = []
-    if not answer["seen"]:
-        fix = "set KDLAB_RUNS to a folder that all nodes share"
-        faults.append(Fault("a node does not see the runs folder", where, str(folder), fix=fix))
-    if not answer["python"]:
-        fix = "install the environment under the same path on all nodes"
-        faults.append(Fault("a node does not have the Python of this command", where, python, fix=fix))
-    mine = _versions()
-    if answer["versions"] != mine:
-        fix = "install the same on all nodes"
-        faults.append(Fault("a node has other versions", where, answer["versions"], mine, fix))
-    return faults
 
 
 def _versions() -> str:

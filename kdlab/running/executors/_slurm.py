@@ -1,4 +1,4 @@
-"""What Slurm's own commands say, as plain data; the only place that runs them."""
+"""Slurm's own commands and what they say, as plain data; the only place that runs them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ALIVE = {
 
 @dataclass(frozen=True)
 class State:
-    """Where a batch job stands.
+    """State of a batch job.
 
     Args:
         word: Slurm's word for it ("RUNNING"); "" where nothing is known any more.
@@ -62,16 +62,16 @@ def nodes(partition: str | None) -> list[Node]:
         if state.rstrip("~#%@^-+!$") in _UP:
             # sum of "gpu:2" or "gpu:a100:4(S:0-1),gpu:t4:1"; nothing is found in "(null)"
             found[name] = Node(name, int(cores), sum(map(int, _GPUS.findall(gres))))
-    if not found:
-        states = sorted({f"{name} {state}" for _, state, name, _, _ in ours})
-        partitions = sorted({row[0].rstrip("*") for row in rows})
-        raise MachineError(
-            f"no node of partition {partition or 'by default'} is up",
-            got=", ".join(states) or "no node at all",
-            known=f"partitions {', '.join(partitions)}",
-            fix="choose another one: --set resources.slurm.partition=NAME",
-        )
-    return list(found.values())
+    if found:
+        return list(found.values())
+    states = {f"{row[2]} {row[1]}" for row in ours}
+    partitions = {row[0].rstrip("*") for row in rows}
+    raise MachineError(
+        f"no node of partition {partition or 'by default'} is up",
+        got=", ".join(sorted(states)) or "no node at all",
+        known=f"partitions {', '.join(sorted(partitions))}",
+        fix="choose another one: --set resources.slurm.partition=NAME",
+    )
 
 
 def queue() -> dict[str, State] | None:
@@ -82,7 +82,7 @@ def queue() -> dict[str, State] | None:
 
 
 def accounted(refs: Collection[str]) -> dict[str, State]:
-    """What the accounting knows of jobs that the controller forgot; nothing where there is no accounting."""
+    """States by the accounting of jobs that the controller forgot; nothing where there is no accounting."""
     form = "--format=JobIDRaw,State,ExitCode"
     done = run(["sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={','.join(refs)}", form])
     return {} if done.returncode else dict(_states(done.stdout))
@@ -113,22 +113,20 @@ def run(
 
 def words_of(done: subprocess.CompletedProcess[str]) -> str:
     """What a command said went wrong, on one line."""
-    lines = [line.partition("error: ")[2] or line for line in done.stderr.splitlines() if line.strip()]
+    lines = [line.rpartition("error: ")[2] for line in done.stderr.splitlines() if line.strip()]
     return "; ".join(lines) or f"{done.args[0]} ended with exit code {done.returncode}"
 
 
 def _states(text: str) -> Iterator[tuple[str, State]]:
     """From lines "12|FAILED|256" or "12|CANCELLED by 1000|0:15"."""
     for line in text.splitlines():
-        ref, word, code = [part.strip() for part in line.split("|")][:3]
-        yield ref, State(word.split()[0] if word else "", _exit_code(code))
-
-
-def _exit_code(text: str) -> int | None:
-    """From a wait status ("256", of squeue) or from "code:signal" (of sacct)."""
-    code, colon, number = text.partition(":")
-    if not code.isdigit():
-        return None
-    if not colon:
-        return os.waitstatus_to_exitcode(int(code))
-    return -int(number) if number.isdigit() and int(number) else int(code)
+        ref, words, ending = [part.strip() for part in line.split("|")][:3]
+        word = words.partition(" ")[0]
+        # a wait status (of squeue) or "code:signal" (of sacct)
+        code, colon, number = ending.partition(":")
+        if not code.isdigit():
+            yield ref, State(word)
+        elif not colon:
+            yield ref, State(word, os.waitstatus_to_exitcode(int(code)))
+        else:
+            yield ref, State(word, -int(number or 0) or int(code))

@@ -266,7 +266,7 @@ def test_preempted_job_goes_on_from_its_checkpoint_in_another_batch_job(
             time.sleep(0.3)
             cluster.take("1", "PREEMPTED")
     starts = [event for event in events if isinstance(event, JobStarted)]
-    assert [event.why for event in events if isinstance(event, JobRetried)] == ["the process was taken away"]
+    assert [event.why for event in events if isinstance(event, JobRetried)] == ["the process was preempted"]
     assert starts[1].iteration > 0
     assert isinstance(events[-1], JobFinished)
     result = JobResult.read(runs.job(job.id))
