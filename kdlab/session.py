@@ -7,10 +7,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any, Self
 
 from kdlab.errors import MachineError
 from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobReused, JobSkipped
@@ -29,7 +30,7 @@ _ENDS = (JobReused, JobFinished, JobFailed, JobCancelled, JobSkipped)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a plan ended.
+    """The end of a plan.
 
     Args:
         ends: the last event of each job that ended, by id.
@@ -60,7 +61,7 @@ def drive(
     on_stop: Callable[[], None] = lambda: None,
     publish: Callable[[Outcome], Sequence[Path]] = lambda outcome: (),
     command: str = "",
-    feed: Feed | None = None,
+    feed: Feed = lambda active: (),
 ) -> Outcome:
     """Bring a plan to its end, with the trackers of its recipe among the observers.
 
@@ -87,8 +88,7 @@ def drive(
 
     def grow(active: int) -> Sequence[PlannedJob]:
         nonlocal plan
-        more = feed(active) if feed else ()
-        if more:
+        if more := feed(active):
             known = {planned.job.id for planned in plan.jobs}
             new = [planned for planned in more if planned.job.id not in known]
             plan = replace(plan, jobs=(*plan.jobs, *new))
@@ -99,20 +99,20 @@ def drive(
 
     files: Sequence[Path] = ()
     try:
-        with _signals(on_stop) as wish, driving(plan.id, runs, command):
+        with _Signals(on_stop) as signals, driving(plan.id, runs, command):
             events = scheduler.run(
                 plan,
                 executor,
                 runs,
                 fail_fast=fail_fast,
                 jobs_at_once=jobs_at_once,
-                stop=wish.stop,
-                kill=wish.kill,
+                stop=signals.stop,
+                kill=signals.kill,
                 feed=grow,
             )
-            ends = _watched(events, (*observers, *trackers), wish, isinstance(executor, Inline))
+            ends = _watched(events, (*observers, *trackers), signals, isinstance(executor, Inline))
         done = [event for event in ends.values() if isinstance(event, JobReused | JobFinished)]
-        outcome = Outcome(ends, len(done) == len(plan.jobs), wish.first)
+        outcome = Outcome(ends, len(done) == len(plan.jobs), signals.first)
         files = publish(outcome)
     finally:
         lacking = _closed(trackers, time.monotonic() + TRACKING_S, files)
@@ -144,13 +144,24 @@ def _save(plan: Plan, runs: Runs) -> None:
         ) from error
 
 
-class _Wish:
-    """What signals ask of the scheduler."""
+class _Signals:
+    """Ctrl-C and SIGTERM inside a `with`; threads other than the main one get none and change nothing."""
 
     def __init__(self, on_stop: Callable[[], None]) -> None:
         self.stop, self.kill = threading.Event(), threading.Event()
         self.first: signal.Signals | None = None
         self._on_stop = on_stop
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self.heed)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def heed(self, number: int, _frame: FrameType | None = None) -> None:
         """A signal handler: stop the jobs at the first call, kill them at the next."""
@@ -163,7 +174,7 @@ class _Wish:
 
 
 def _watched(
-    events: Iterator[Event], observers: Sequence[Callable[[Event], None]], wish: _Wish, inline: bool
+    events: Iterator[Event], observers: Sequence[Callable[[Event], None]], signals: _Signals, inline: bool
 ) -> dict[str, Event]:
     """Tell the observers every event; the last one of each job that ended."""
     ends: dict[str, Event] = {}
@@ -172,24 +183,9 @@ def _watched(
         for event in events:
             if isinstance(event, _ENDS):
                 ends[event.job] = event
-            if inline and isinstance(event, JobCancelled) and not wish.first:
+            if inline and isinstance(event, JobCancelled) and not signals.first:
                 # A job in this very process takes Ctrl-C for itself and then ends without a signal.
-                wish.heed(signal.SIGINT)
+                signals.heed(signal.SIGINT)
             for observe in observers:
                 observe(event)
     return ends
-
-
-@contextmanager
-def _signals(on_stop: Callable[[], None]) -> Iterator[_Wish]:
-    """Heed Ctrl-C and SIGTERM inside; threads other than the main one get none and change nothing."""
-    wish = _Wish(on_stop)
-    if threading.current_thread() is not threading.main_thread():
-        yield wish
-        return
-    before = {number: signal.signal(number, wish.heed) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield wish
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from kdlab.devices import Machine
 from kdlab.jobs.job import Job
@@ -18,7 +19,7 @@ _TINY = 1e-9
 
 @dataclass(frozen=True)
 class Request:
-    """What a job asks of the machine.
+    """Devices and seconds that a job asks for.
 
     Args:
         id: of the job.
@@ -98,7 +99,7 @@ def startable(ready: Sequence[Request], running: Sequence[Request], capacity: fl
 def makespan_s(
     requests: Sequence[Request],
     capacity: float,
-    running: Mapping[str, float] | None = None,
+    running: Mapping[str, float] = MappingProxyType({}),
     at_once: int | None = None,
 ) -> float:
     """Seconds until all jobs are done if each takes what is expected.
@@ -112,16 +113,15 @@ def makespan_s(
     order = urgency(requests)
     left = {request.id: request for request in sorted(requests, key=lambda request: -order[request.id])}
     capacity = max([capacity, *(request.size for request in requests)])
-    ends = dict(running or {})
+    most = len(requests) if at_once is None else at_once
+    ends = dict(running)
     now = 0.0
     while left:
         waiting = [request for request in left.values() if request.id not in ends]
         ready = [request for request in waiting if left.keys().isdisjoint(request.parents)]
         held = [Request(job, left[job].size, end - now) for job, end in ends.items()]
-        chosen = startable(ready, held, capacity)
-        if at_once is not None:
-            chosen = chosen[: max(0, at_once - len(ends))]
-        ends |= {request.id: now + request.cost_s for request in chosen}
+        for request in startable(ready, held, capacity)[: max(0, most - len(ends))]:
+            ends[request.id] = now + request.cost_s
         now = min(ends.values())
         for done in [job for job, end in ends.items() if end <= now + _TINY]:
             del ends[done], left[done]

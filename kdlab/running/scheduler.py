@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from kdlab.errors import Fault, MachineError
 from kdlab.jobs.events import (
@@ -163,9 +164,7 @@ class _Schedule:
             else:
                 self._waiting[task.job.id] = task
                 task.prepare()
-        yield from stock
-        for history in histories:
-            yield from history
+        yield from chain(stock, *histories)
         for task in left:
             if task.job.id in self._waiting and (missed := task.missed()):
                 yield from self._settle(task, missed)

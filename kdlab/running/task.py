@@ -1,4 +1,4 @@
-"""One job on its way to a result: what it says, and how it ended, judged by its files alone.
+"""One job on its way to a result: its events and its end, judged by its files alone.
 
 So it does not matter which scheduler started it, or whether one was there when it ended.
 """
@@ -135,7 +135,7 @@ class Task:
         return []
 
     def follow(self) -> list[Event]:
-        """What the job said since the last call; its end is left to `outcome`."""
+        """Events of the job since the last call; its end is left to `outcome`."""
         return _without_ends(self.status.follow(self.paths))
 
     def outcome(self, code: int | None, retries: int) -> Event:
@@ -189,7 +189,10 @@ class Task:
             what = f"the process ended with exit code {code}, without a result and without a reason"
             return self.status.failed(self.paths, Fault(what, fix=fix), after_s)
         # the lease of a lost host, which was followed until it was stale, is no second loss
-        self.kills = self.kills + counts if self.status.saved <= self.saved_before else 1
+        if self.status.saved > self.saved_before:
+            self.kills = 1
+        else:
+            self.kills += counts
         self.saved_before = self.status.saved
         how = "vanished" if code is None else "was preempted"
         if number:
@@ -219,5 +222,5 @@ def _signal(code: int | None) -> signal.Signals | None:
 
 
 def _without_ends(events: Iterable[Event]) -> list[Event]:
-    """What a job says but for its end, which `Task.outcome` judges."""
+    """Events of a job but for its end, which `Task.outcome` judges."""
     return [event for event in events if not isinstance(event, JobFinished | JobFailed | JobCancelled)]

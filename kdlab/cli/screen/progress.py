@@ -19,7 +19,7 @@ from kdlab.jobs.job import Job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.jobs.status import JobStatus, State, look_at
-from kdlab.running import backfill as packing
+from kdlab.running import backfill
 from kdlab.running.driver import Driver
 
 
@@ -166,7 +166,7 @@ def makespan_s(
         running: ids of those that run already.
     """
     requests = [
-        packing.Request(job.id, packing.size_of(job, machine), left_s[job.id], job.parents) for job in jobs
+        backfill.Request(job.id, backfill.size_of(job, machine), left_s[job.id], job.parents) for job in jobs
     ]
     held = {job: left_s[job] for job in running}
-    return packing.makespan_s(requests, packing.capacity_of(machine), held, jobs_at_once)
+    return backfill.makespan_s(requests, backfill.capacity_of(machine), held, jobs_at_once)

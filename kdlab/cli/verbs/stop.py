@@ -155,8 +155,8 @@ class _Stopping:
         if handle is None and status.process:
             handle = Handle("", status.process)
         with suppress(MachineError):
-            if handle and (keeper := self._registry.of(handle)):
-                keeper.cancel(handle, grace_s)
+            if handle and (executor := self._registry.of(handle)):
+                executor.cancel(handle, grace_s)
                 self._cancelled[status.job.id] = handle
 
 

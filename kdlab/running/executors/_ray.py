@@ -241,4 +241,4 @@ class _Runner:
 
 _look: Any = ray.remote(num_cpus=0, max_retries=0)(_seen)
 Runner: Any = ray.remote(max_restarts=0, max_task_retries=0)(_Runner)
-"""What a node sees, and the actor of a job, as Ray runs them."""
+"""The look at a node and the actor of a job, as Ray runs them."""

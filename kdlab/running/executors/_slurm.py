@@ -112,7 +112,7 @@ def run(
 
 
 def words_of(done: subprocess.CompletedProcess[str]) -> str:
-    """What a command said went wrong, on one line."""
+    """The error messages of a command, on one line."""
     lines = [line.rpartition("error: ")[2] for line in done.stderr.splitlines() if line.strip()]
     return "; ".join(lines) or f"{done.args[0]} ended with exit code {done.returncode}"
 

@@ -29,7 +29,7 @@ class Executor(Protocol):
         """The cores and GPUs that jobs can have, all together; those of a cluster are numbered through."""
 
     def slots(self, job: Job) -> int:
-        """How many jobs like this one fit at once where nothing else runs; 0 where it never fits."""
+        """Number of jobs like this one that fit at once where nothing else runs; 0 where it never fits."""
 
     def start(self, job: Job, paths: JobPaths) -> Handle | None:
         """Start the job and write its handle; None where no device is free now.
@@ -84,7 +84,7 @@ def check(key: str) -> None:
 
 
 def command(job: Job, paths: JobPaths, own: Sequence[str] | None = None) -> list[str]:
-    """What runs a job, on any machine that sees its folder; SIGTERM stops it at a checkpoint.
+    """Command of a job, on any machine that sees its folder; SIGTERM stops it at a checkpoint.
 
     It is the one process of the job, or one that starts and ends its several.
 
@@ -99,7 +99,7 @@ def command(job: Job, paths: JobPaths, own: Sequence[str] | None = None) -> list
 
 
 def environment(job: Job, gpus: Sequence[str] | None = None) -> dict[str, str]:
-    """What a job's process must be told beside what its machine says.
+    """Environment variables of a job besides those of its machine.
 
     Args:
         job: which.
@@ -148,7 +148,7 @@ def cores_on(nodes: Sequence[Node], job: Job, wanted: int) -> int:
 
 
 def slots_on(nodes: Sequence[Node], cores: int, gpus: int, share: int = 1) -> int:
-    """How many jobs with so many cores and GPUs fit at once, each on one node, `share` of them on a GPU."""
+    """Number of jobs with so many cores and GPUs that fit at once, each on one node, `share` on a GPU."""
     slots = [node.cores // cores for node in nodes]
     if gpus:
         slots = [min(slot, share * node.gpus // gpus) for slot, node in zip(slots, nodes, strict=True)]

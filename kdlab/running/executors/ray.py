@@ -22,7 +22,7 @@ _STOPPED = 128 + signal.SIGTERM
 _DEAF_S = 5.0
 _ASK_EVERY_S = 0.5
 _PLACED_S = 2.0
-"""How long an actor that has a place may take to answer."""
+"""Longest time in which an actor that has a place answers."""
 
 
 class Ray:
