@@ -23,7 +23,7 @@ from kdlab.errors import MachineError
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 MOST_SHARES = 8
-"""How many jobs can be on one GPU at most."""
+"""Most jobs on one GPU."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Machine:
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
-        """What jobs train on here, as torch calls it."""
+        """The device that jobs train on here, as torch calls it."""
         return "cuda" if self.gpus else "cpu"
 
     def lease(self, kind: Literal["core", "gpu"], count: int) -> DeviceLease | None:
@@ -228,7 +228,7 @@ def _visible(gpus: Iterable[Gpu]) -> list[Gpu]:
 
 
 def _folder() -> Path:
-    """Where the lock files are, for this user alone."""
+    """Folder of the lock files, for this user alone."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and os.access(runtime, os.W_OK):
         folder = Path(runtime) / "kdlab"

@@ -34,7 +34,7 @@ class Fault:
 
 
 class KdlabError(Exception):
-    """What kdlab raises on purpose; holds one fault or, for a recipe, all of them at once."""
+    """Base of kdlab's own errors; holds one fault or, for a recipe, all of them at once."""
 
     exit_code = 1
 

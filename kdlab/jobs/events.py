@@ -174,7 +174,7 @@ class EventLog:
 
 @dataclass(frozen=True)
 class Tail:
-    """What a log holds beyond a byte offset."""
+    """The part of a log beyond a byte offset."""
 
     events: list[Event]
     offset: int

@@ -79,6 +79,6 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def disk_full(folder: Path) -> Fault:
-    """What to tell of a disk without room."""
+    """The fault of a disk without room."""
     fix = "make room; the same command goes on from the last checkpoint"
     return Fault("the disk is full", where=str(folder), got=os.strerror(errno.ENOSPC), fix=fix)

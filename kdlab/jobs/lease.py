@@ -76,7 +76,7 @@ def _started(process: psutil.Process) -> float:
 
 @dataclass(frozen=True)
 class LeaseInfo:
-    """What `lease.json` says: the newest attempt, its process, its last sign of life (0: given up)."""
+    """Content of `lease.json`: the newest attempt, its process, its last sign of life (0: given up)."""
 
     attempt: int
     process: Process
@@ -199,7 +199,7 @@ def newest_attempt(paths: JobPaths) -> int:
 
 
 def holder(paths: JobPaths) -> LeaseInfo | None:
-    """Who works in a job's folder now, None where nobody does."""
+    """The process that works in a job's folder now, None where there is none."""
     info = LeaseInfo.read(paths)
     if info is None or info.shows_life():
         return info

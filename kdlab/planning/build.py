@@ -26,7 +26,7 @@ from kdlab.planning.jobs import jobs_of
 from kdlab.recipe.settings import Recipe
 
 SAFETY, CONTEXT_GB = 1.2, 1.0
-"""What a GPU needs for a job: so many times the peak that was measured, and the memory of CUDA itself."""
+"""GPU memory of a job: so many times the peak that was measured, and the memory of CUDA itself."""
 
 
 def prepare(
@@ -89,7 +89,7 @@ def build(
 
 
 def planned(job: Job, facts: Facts, past: Mapping[str, PastJob], history: History) -> PlannedJob:
-    """Whether the job is done, else the nearest that is and what it would cost."""
+    """The job with its result where it is done, else with the nearest that is and its expected cost."""
     if job.id in past:
         _check_same(job, past[job.id].job)
         result = past[job.id].result
@@ -138,7 +138,7 @@ def _untrainable(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
         schedules["teacher.schedule"] = recipe.teacher.schedule
     for key, model, fix in trained:
         if not model["trains"]:
-            what = f"{key} cannot be trained: it learns masks, and data sets have none"
+            what = f"{key} cannot be trained: it learns masks, and datasets have none"
             yield Fault(what, recipe.path, model["detector"], fix=fix)
     for key, schedule in schedules.items():
         if schedule.precision == "amp" and facts.device == "cpu":

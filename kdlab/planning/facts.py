@@ -33,7 +33,7 @@ class Facts:
     """Handed to `plan.build`, which looks at nothing itself.
 
     Args:
-        files: the data set, on disk.
+        files: the dataset, on disk.
         student: what `training.probe` found of the student.
         teacher: the same of the teacher; None without one.
         device: "cpu" or "cuda".
@@ -61,27 +61,31 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
         MachineError: the models cannot be built here.
     """
     weights = weight_files.gather(recipe, progress)
-    progress(f"data set {recipe.dataset.name}")
+    progress(f"dataset {recipe.dataset.name}")
     module = importlib.import_module(f"kdlab.datasets.{recipe.dataset.name}")
     files: DatasetFiles = module.prepare(**recipe.dataset.options)
-    shape = _input_shape(files, recipe.dataset.scale)
+    # FLOPs are counted on the recipe's scale, else on the first image's
+    scale = recipe.dataset.scale
+    if scale is None:
+        images = json.loads(files.val.labels.read_text())["images"]
+        if not images or not {"height", "width"} <= images[0].keys():
+            what = "the labels name no image size"
+            raise UsageError(what, where=str(files.val.labels), fix="set dataset.scale")
+        scale = images[0]["width"], images[0]["height"]
     requests = {}
     for role, settings in weight_files.models_of(recipe).items():
         model = model_spec(settings, {}, weights.get(f"{role}.init"))
         requests[role] = {
             "model": model.model_dump(mode="json"),
             "num_classes": len(files.classes),
-            "input": list(shape),
+            "input": [scale[1], scale[0]],
             **weight_files.request(weights, role, files.classes),
         }
         if model.detector not in catalog.detectors():
             requests[role]["file"] = str(catalog.config_file(model.detector))
     found = dict(zip(requests, _probe([*requests.values()], progress), strict=True))
     gpu_gb = min((gpu.memory_gb for gpu in machine.gpus), default=None)
-    versions_here = versions()
-    return Facts(
-        files, found["student"], found.get("teacher"), machine.device, versions_here, weights, gpu_gb
-    )
+    return Facts(files, found["student"], found.get("teacher"), machine.device, versions(), weights, gpu_gb)
 
 
 def model_spec(model: ModelSettings, facts: Mapping[str, Any], init: WeightFile | None = None) -> ModelSpec:
@@ -109,20 +113,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError as error:
             raise MachineError(f"{name} is not installed", fix="kdlab doctor") from error
     return found
-
-
-def _input_shape(files: DatasetFiles, scale: tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width on which FLOPs are counted: the recipe's scale, else the first image's."""
-    if scale:
-        return scale[1], scale[0]
-    images = json.loads(files.val.labels.read_text())["images"]
-    if not images or not {"height", "width"} <= images[0].keys():
-        raise UsageError(
-            "the labels name no image size",
-            where=str(files.val.labels),
-            fix="set dataset.scale",
-        )
-    return images[0]["height"], images[0]["width"]
 
 
 def _probe(requests: list[dict[str, Any]], progress: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -154,7 +144,7 @@ def _ask(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _cache(request: dict[str, Any]) -> Path:
-    """Where the facts of a request are kept: by its content, mmdet's version and the code that answers.
+    """File of the facts of a request: named by its content, mmdet's version and the code that answers.
 
     Files of weights count by their content, which the request names too, and never by where they lie.
     """

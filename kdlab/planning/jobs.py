@@ -36,7 +36,7 @@ PREPARING = {
     "eval_every": 0,
     "keep_best": False,
 }
-"""How what methods prepare is learned: MasKD's learning rate, decay and weight decay."""
+"""Schedule of a preparation: MasKD's learning rate, decay and weight decay."""
 
 
 def jobs_of(recipe: Recipe, facts: Facts) -> Iterator[Job]:
@@ -129,7 +129,7 @@ def _student(
 
 
 def _common(recipe: Recipe, facts: Facts, schedule: Schedule, seed: int) -> dict[str, Any]:
-    """What all kinds of jobs have: the dataset, the seed and, on the CPU, the number of threads."""
+    """Settings of all kinds of jobs: the dataset, the seed and, on the CPU, the number of threads."""
     reading = recipe.dataset.model_dump(exclude={"name", "options"})
     return {
         "dataset": DatasetSpec(name=facts.files.name, fingerprint=facts.files.fingerprint, **reading),

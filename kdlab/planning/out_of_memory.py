@@ -50,7 +50,7 @@ def smaller(job: Job, failure: Shortage) -> Job | None:
 
 
 def advice(job: Job, failure: Shortage) -> str:
-    """What to do about a job that ran out of memory, with the settings that should fit."""
+    """The fix for a job that ran out of memory, with the settings that should fit."""
     if less := smaller(job, failure):
         return f"it is queued again with {less.spec.micro_batch} images per forward pass"
     batch, gpus = job.spec.batch_size, max(1, job.resources.gpus)

@@ -22,7 +22,7 @@ from kdlab.recipe.settings import Recipe
 SAID_EVERY_S = 5.0
 TIMEOUT_S = 30.0
 WORDS = ("none", "imagenet")
-"""What `init:` means by itself; all else names a file."""
+"""Values of `init:` that name no file."""
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _DIGEST = re.compile(r"-([0-9a-f]{8})\.\w+$")
 _CHUNK = 1 << 20
@@ -71,7 +71,7 @@ def models_of(recipe: Recipe) -> dict[str, ModelSettings]:
 
 
 def request(files: Mapping[str, WeightFile], role: str, classes: Sequence[str]) -> dict[str, Any]:
-    """What the probe must be told of the files of "student" or "teacher"; nothing where it has none."""
+    """The part of a probe's request on the files of "student" or "teacher"; empty where it has none."""
     own = {key.partition(".")[2]: file for key, file in files.items() if key.startswith(f"{role}.")}
     if not own:
         return {}
@@ -85,7 +85,7 @@ def request(files: Mapping[str, WeightFile], role: str, classes: Sequence[str]) 
 def faults(
     recipe: Recipe, files: Mapping[str, WeightFile], answers: Mapping[str, Mapping[str, Any] | None]
 ) -> Iterator[Fault]:
-    """What keeps the files from serving the models of a recipe.
+    """Faults that keep the files from serving the models of a recipe.
 
     Args:
         recipe: names the files.
@@ -105,7 +105,7 @@ def faults(
 
 
 def notes(files: Mapping[str, WeightFile], answers: Mapping[str, Mapping[str, Any] | None]) -> Iterator[str]:
-    """What was left aside of a backbone's file, and what a teacher lacks whose checkpoint is not whole."""
+    """Notes on parts of a backbone's file that were left aside, and on a checkpoint that is not whole."""
     for key in files.keys() & {"student.init", "teacher.init"}:
         report = (answers[key.partition(".")[0]] or {})["init"]["report"]
         aside = ", ".join(f"{part} ({count})" for part, count in report["beside"].items())
@@ -117,7 +117,7 @@ def notes(files: Mapping[str, WeightFile], answers: Mapping[str, Mapping[str, An
     if found["key_fault"]:
         yield f"teacher.partial: {'; '.join(found['lines'])}"
     if found["classes"] is None:
-        yield "teacher.checkpoint names no classes: their order could not be compared with the data set's"
+        yield "teacher.checkpoint names no classes: their order could not be compared with the dataset's"
 
 
 def _local(text: str, where: str) -> Path:
