@@ -53,9 +53,7 @@ def nodes(partition: str | None) -> list[Node]:
             fix="see whether sinfo works here, or train on this machine: --executor local",
         )
     rows = [line.strip().split("|", 4) for line in done.stdout.splitlines()]
-    # a star marks the default one
-    wanted = partition.split(",") if partition else [row[0].rstrip("*") for row in rows if "*" in row[0]]
-    ours = [row for row in rows if not wanted or row[0].rstrip("*") in wanted]
+    ours = _rows_of(partition, rows)
     found = {}
     for _, state, name, cores, gres in ours:
         # "mix-" and "idle~", which sleeps, are up; "drng" and "idle*", which does not answer, are not
@@ -72,6 +70,14 @@ def nodes(partition: str | None) -> list[Node]:
         known=f"partitions {', '.join(sorted(partitions))}",
         fix="choose another one: --set resources.slurm.partition=NAME",
     )
+
+
+def _rows_of(partition: str | None, rows: list[list[str]]) -> list[list[str]]:
+    """Those of a partition or several; for None of the default one, which a star marks, else all."""
+    if partition:
+        return [row for row in rows if row[0].rstrip("*") in partition.split(",")]
+    defaults = {row[0] for row in rows if row[0].endswith("*")}
+    return [row for row in rows if row[0] in defaults] or rows
 
 
 def queue() -> dict[str, State] | None:
