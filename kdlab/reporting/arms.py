@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from kdlab.jobs.plan import Plan
 from kdlab.jobs.result import JobResult
@@ -47,10 +46,9 @@ class Arm:
         """Results by seed."""
         return {record.job.seed: record.result for record in self.records if record.result is not None}
 
-    def over_seeds(self, part: Literal["metrics", "best"], metric: str) -> list[float]:
-        """A metric after the last or the best epoch, of each result that has it."""
-        found: list[dict[str, float]] = [getattr(result, part) for result in self.results.values()]
-        return [metrics[metric] for metrics in found if metric in metrics]
+    def over_seeds(self, metric: str) -> list[float]:
+        """A metric after the last epoch, of each result that has it."""
+        return [one.metrics[metric] for one in self.results.values() if metric in one.metrics]
 
 
 def arms_of(plan: Plan, records: Sequence[JobStatus], pool: bool) -> tuple[Arm | None, list[Arm]]:
