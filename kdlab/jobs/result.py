@@ -41,7 +41,7 @@ class JobResult:
         arm: the job's.
         seed: the job's.
         last: after the last epoch; empty where the job measures nothing.
-        best: of highest AP; chosen on the evaluation set.
+        best: of highest AP, without its classes; chosen on the evaluation set.
         timing: seconds: "step_s" and "data_s" (medians in training), "latency_s" (from one image to its
             boxes, median, where the job ran), "student_step_s",
             "teacher_forward_s", "distill_step_s" (interleaved medians after training, of one process and of

@@ -61,8 +61,9 @@ def _inherits(view: View, column: Column) -> Cell | None:
 
 def _metric(view: View, column: Column) -> Cell | None:
     """After the last epoch; AP has its deviation, and a dash where there is none."""
-    results, name = view.arm.results, column.key
-    values = {seed: one.metrics[name] for seed, one in results.items() if name in one.metrics}
+    name = column.key
+    found = {seed: result.metrics.get(name) for seed, result in view.arm.results.items()}
+    values = {seed: value for seed, value in found.items() if value is not None}
     if not values:
         return NONE if name == "AP" else None
     if name != "AP":

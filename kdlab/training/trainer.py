@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -113,9 +114,10 @@ class Trainer:
         self.loop.loader.batch_sampler.start_at(0, 0)
         data = self.loop.step.first_part(next(batches_of(self.loop.loader)))
         times = bench.step_times(self.distiller, self.loop.optim, data)
+        best = max(progress.history, key=lambda one: one.metrics["AP"])
         return {
             "last": progress.history[-1],
-            "best": max(progress.history, key=lambda one: one.metrics["AP"]),
+            "best": replace(best, per_class={}),
             "timing": timing | times,
             "model": self._model(digest),
             "data": self.reading.report(),

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def _finish(job: Job, paths: JobPaths, ap: float) -> None:
         job.arm,
         job.seed,
         last,
-        last,
+        replace(last, per_class={}),
         timing,
         model,
         environment,

@@ -65,7 +65,7 @@ def test_job_that_trained_nothing_has_no_curves(tmp_path: Path) -> None:
     assert Curves.read(JobPaths(tmp_path)) == Curves()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema": 1, "last": {}, "best": {}}', "3"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema": 2, "last": {}, "best": {}}', "3"])
 @pytest.mark.parametrize("kind", [JobResult, Curves])
 def test_a_damaged_file_is_named(tmp_path: Path, kind: type[JobResult] | type[Curves], content: str) -> None:
     paths = JobPaths(tmp_path)
