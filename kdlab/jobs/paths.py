@@ -32,7 +32,8 @@ class JobPaths:
     stop_request = _Inside("stop.request")
     failure = _Inside("failure.json")
     result = _Inside("result.json")
-    matches = _Inside("matches.npz")
+    curves = _Inside("curves.json")
+    resampled = _Inside("resampled.npy")
     checkpoints = _Inside("ckpt")
     weights = _Inside("ckpt/weights.pth")
 

@@ -1,8 +1,11 @@
-"""The result of a finished job, as `result.json` holds it."""
+"""Result of a finished job: a summary in `result.json`, learning curves beside it in `curves.json`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from kdlab.errors import MachineError
@@ -12,17 +15,33 @@ from kdlab.jobs.paths import JobPaths
 
 
 @dataclass(frozen=True)
-class JobResult:
-    """What a finished job found, complete: tables and plots read nothing else but `matches.npz`.
+class Evaluation:
+    """Metrics of one model on the validation images, in points 0 to 100.
 
     Args:
-        metrics: AP AP50 AP75 APs APm APl in points 0 to 100 after the last epoch; a size without objects
-            is absent.
-        best: the same and "epoch" for the epoch of highest AP; chosen on the evaluation set.
-        per_class: AP of each class after the last epoch; a class without objects is absent.
-        history: one entry an evaluation: "epoch", "iteration" and the metrics.
-        losses: thinned course of training: "iteration", "lr", then a mean per term, raw ones as
-            `raw_<term>`.
+        metrics: AP AP50 AP75 APs APm APl, with VOC's data VOC07 and VOC12; a size without objects is absent.
+        per_class: AP of each class; a class without objects is absent.
+        epoch: after which it was made, from 1; 0 outside of training.
+        iteration: the same in steps of the optimiser.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    per_class: dict[str, float] = field(default_factory=dict)
+    epoch: int = 0
+    iteration: int = 0
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """Summary of a finished job: all that tables need of it but AP on resampled images.
+
+    Args:
+        id: of the job.
+        kind: the job's.
+        arm: the job's.
+        seed: the job's.
+        last: after the last epoch; empty where the job measures nothing.
+        best: of highest AP, without its classes; chosen on the evaluation set.
         timing: seconds: "step_s" and "data_s" (medians in training), "latency_s" (from one image to its
             boxes, median, where the job ran), "student_step_s",
             "teacher_forward_s", "distill_step_s" (interleaved medians after training, of one process and of
@@ -42,22 +61,24 @@ class JobResult:
     kind: str
     arm: str
     seed: int
-    metrics: dict[str, float]
-    best: dict[str, float]
-    per_class: dict[str, float]
-    history: list[dict[str, float]]
-    losses: list[dict[str, float]]
-    timing: dict[str, float]
-    model: dict[str, Any]
-    environment: dict[str, Any]
-    wall_s: float
-    peak_memory_gb: float
-    attempts: int
+    last: Evaluation = Evaluation()
+    best: Evaluation = Evaluation()
+    timing: dict[str, float] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    wall_s: float = 0.0
+    peak_memory_gb: float = 0.0
+    attempts: int = 1
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics that count: those after the last epoch."""
+        return self.last.metrics
 
     def write(self, paths: JobPaths) -> None:
         """Write `result.json`: from here on the job is done and never runs again."""
-        write_json(paths.result, {"schema": SCHEMA, **vars(self)})
+        write_json(paths.result, {"schema": SCHEMA, **asdict(self)})
 
     @classmethod
     def read(cls, paths: JobPaths) -> Self | None:
@@ -67,11 +88,51 @@ class JobResult:
             MachineError: the file is damaged.
             UsageError: it is of another version of kdlab.
         """
-        try:
+        with _told_if_damaged(paths.result):
             data = read_json(paths.result)
+            if data is None:
+                return None
             check_schema(data, paths.result)
-            known = None if data is None else {key: data[key] for key in data if key != "schema"}
-            return None if known is None else cls(**known)
-        except (ValueError, TypeError) as error:
-            what, fix = "a result is damaged", "restore the file, or remove it and run again"
-            raise MachineError(what, where=str(paths.result), got=str(error)[:200], fix=fix) from error
+            del data["schema"]
+            last, best = Evaluation(**data.pop("last")), Evaluation(**data.pop("best"))
+            return cls(last=last, best=best, **data)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Learning curves of a job; of one that trained nothing they are empty.
+
+    Args:
+        evaluations: in their order.
+        losses: reports in their order: "iteration", "lr", then a mean per term since the last report, raw
+            ones as `raw_<term>`.
+    """
+
+    evaluations: list[Evaluation] = field(default_factory=list)
+    losses: list[dict[str, float]] = field(default_factory=list)
+
+    def write(self, paths: JobPaths) -> None:
+        """Write `curves.json`, before the result."""
+        write_json(paths.curves, asdict(self))
+
+    @classmethod
+    def read(cls, paths: JobPaths) -> Self:
+        """The curves that a job left, empty ones where it left none.
+
+        Raises:
+            MachineError: the file is damaged.
+        """
+        with _told_if_damaged(paths.curves):
+            data = read_json(paths.curves)
+            if data is None:
+                return cls()
+            return cls([Evaluation(**one) for one in data["evaluations"]], data["losses"])
+
+
+@contextmanager
+def _told_if_damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        what, fix = "a result is damaged", "restore the file, or remove it and run again"
+        raise MachineError(what, where=str(path), got=str(error)[:200], fix=fix) from error

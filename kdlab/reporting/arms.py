@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from kdlab.jobs.plan import Plan
 from kdlab.jobs.result import JobResult
@@ -47,10 +46,9 @@ class Arm:
         """Results by seed."""
         return {record.job.seed: record.result for record in self.records if record.result is not None}
 
-    def over_seeds(self, part: Literal["metrics", "best"], metric: str) -> list[float]:
-        """A metric after the last or the best epoch, of each result that has it."""
-        found: list[dict[str, float]] = [getattr(result, part) for result in self.results.values()]
-        return [metrics[metric] for metrics in found if metric in metrics]
+    def over_seeds(self, metric: str) -> list[float]:
+        """A metric after the last epoch, of each result that has it."""
+        return [one.metrics[metric] for one in self.results.values() if metric in one.metrics]
 
 
 def arms_of(plan: Plan, records: Sequence[JobStatus], pool: bool) -> tuple[Arm | None, list[Arm]]:
@@ -58,15 +56,17 @@ def arms_of(plan: Plan, records: Sequence[JobStatus], pool: bool) -> tuple[Arm |
 
     Unless they are to be pooled, the seeds of an arm that ran in micro-batches have a row of their own.
     """
-    teachers = tuple(record for record in records if record.job.spec.is_teacher)
+    rows: dict[str, dict[int, list[JobStatus]]] = {name: {} for name in plan.recipe["arms"]}
+    for record in records:
+        if record.job.spec.is_student and record.job.arm in rows:
+            images = 0 if pool else record.job.spec.micro_batch or 0
+            rows[record.job.arm].setdefault(images, []).append(record)
     inherits = plan.recipe.get("inherits", ())
     arms = []
     for name, methods in plan.recipe["arms"].items():
-        rows: dict[int, list[JobStatus]] = {}
-        own = [one for one in records if one.job.spec.is_student and one.job.arm == name]
-        for one in own:
-            rows.setdefault(0 if pool else one.job.spec.micro_batch or 0, []).append(one)
-        for images, part in sorted(rows.items()) or [(0, [])]:
+        planned = sum(map(len, rows[name].values()))
+        for images, part in sorted(rows[name].items()) or [(0, [])]:
             label = f"{name} [micro-batch {images}]" if images else name
-            arms.append(Arm(label, bool(methods), name in inherits, tuple(part), len(own), images))
+            arms.append(Arm(label, bool(methods), name in inherits, tuple(part), planned, images))
+    teachers = tuple(record for record in records if record.job.spec.is_teacher)
     return Arm("teacher", False, False, teachers, len(teachers)) if teachers else None, arms

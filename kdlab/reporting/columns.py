@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median, stdev
 
+from kdlab.jobs.resampled import RESAMPLES
 from kdlab.reporting.arms import Arm
-from kdlab.reporting.comparison import SIGNIFICANT, Comparison, Gain, latencies_ms
-from kdlab.reporting.index import RESAMPLES
+from kdlab.reporting.comparison import SIGNIFICANT, Comparison, Gain
 from kdlab.reporting.tables import Cell, Column, Mark
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "VOC07", "VOC12")
@@ -42,7 +42,9 @@ class View:
 
 
 Fill = Callable[[View, Column], Cell | None]
-Timing = dict[str, float]
+ALONE = ("student_step_s",)
+WITH_TEACHER = ("student_step_s", "teacher_forward_s")
+"""Parts of a job's timing that its training step is compared with."""
 
 
 def _name(view: View, column: Column) -> Cell:
@@ -59,19 +61,21 @@ def _inherits(view: View, column: Column) -> Cell | None:
 
 def _metric(view: View, column: Column) -> Cell | None:
     """After the last epoch; AP has its deviation, and a dash where there is none."""
-    seeds = {seed: result.metrics.get(column.key) for seed, result in view.arm.results.items()}
-    values = {seed: value for seed, value in seeds.items() if value is not None}
-    if column.key != "AP":
-        return column.cell(fmean(values.values()), how=_listed(column, values)) if values else None
+    name = column.key
+    found = {seed: result.metrics.get(name) for seed, result in view.arm.results.items()}
+    values = {seed: value for seed, value in found.items() if value is not None}
     if not values:
-        return NONE
+        return NONE if name == "AP" else None
+    if name != "AP":
+        return column.cell(fmean(values.values()), how=_listed(column, values))
     spread = _deviation(list(values.values()))
     how = _listed(column, values).replace("mean of", "mean ± sample deviation of")
     return replace(column.cell(fmean(values.values()), spread, how=how), mark=view.mark)
 
 
 def _best(view: View, column: Column) -> Cell | None:
-    values = view.arm.over_seeds("best", "AP")
+    evaluations = [result.best.metrics for result in view.arm.results.values()]
+    values = [metrics["AP"] for metrics in evaluations if "AP" in metrics]
     return column.cell(fmean(values), _deviation(values)) if values else None
 
 
@@ -130,58 +134,48 @@ def _n(view: View, column: Column) -> Cell:
     return Cell(f"{done}" if done == planned else f"{done} of {planned}", done)
 
 
+def step_ratios(arm: Arm, parts: Sequence[str]) -> list[float]:
+    """Time of a training step over the sum of `parts`, one a seed that took them in turns."""
+    timings = [result.timing for result in arm.results.values()]
+    return [
+        timing["distill_step_s"] / sum(timing[part] for part in parts)
+        for timing in timings
+        if "distill_step_s" in timing
+    ]
+
+
+_STEPS = "median over seeds of medians of steps that took turns in the job"
+
+
 def _step_x(view: View, column: Column) -> Cell | None:
     if view.arm is view.comparison.teacher or not view.arm.results:
         return None
-    return _step(view, column, _alone) if view.arm.distils else column.cell(1.0)
+    if not view.arm.distils:
+        return column.cell(1.0)
+    return _median(column, step_ratios(view.arm, ALONE), _STEPS)
 
 
 def _method_x(view: View, column: Column) -> Cell | None:
-    return _step(view, column, _watched)
+    return _median(column, step_ratios(view.arm, WITH_TEACHER), _STEPS)
 
 
-def _step(view: View, column: Column, other: Callable[[Timing], float]) -> Cell | None:
-    ratios = _ratios(view.arm, other)
-    how = "median over seeds of medians of steps that took turns in the job"
-    return column.cell(median(ratios), how=how) if ratios else None
+def _latency(view: View, column: Column) -> Cell | None:
+    found = view.comparison.latency_ms(view.arm)
+    return None if found is None else column.cell(found, how="median over the jobs of this network")
 
 
-def method_ratios(arm: Arm) -> list[float]:
-    """Of each seed, a training step over one of the student and a forward pass of the teacher."""
-    return _ratios(arm, _watched)
+def _params(view: View, column: Column) -> Cell | None:
+    models = [result.model for result in view.arm.results.values()]
+    return _median(column, [model["params"] / 1e6 for model in models if "params" in model])
 
 
-def _ratios(arm: Arm, other: Callable[[Timing], float]) -> list[float]:
-    timings = [result.timing for result in arm.results.values()]
-    return [timing["distill_step_s"] / other(timing) for timing in timings if "distill_step_s" in timing]
+def _minutes(view: View, column: Column) -> Cell | None:
+    minutes = [result.wall_s / 60 for result in view.arm.results.values()]
+    return _median(column, minutes, "median over seeds of training and evaluation")
 
 
-def _alone(timing: Timing) -> float:
-    return timing["student_step_s"]
-
-
-def _watched(timing: Timing) -> float:
-    return timing["student_step_s"] + timing["teacher_forward_s"]
-
-
-def _result(number: Callable[[View], list[float]], how: str) -> Fill:
-    def fill(view: View, column: Column) -> Cell | None:
-        values = number(view)
-        return column.cell(median(values), how=how) if values else None
-
-    return fill
-
-
-def _latencies(view: View) -> list[float]:
-    return latencies_ms(view.comparison, view.arm)
-
-
-def _params(view: View) -> list[float]:
-    return [result.model["params"] / 1e6 for result in view.arm.results.values() if "params" in result.model]
-
-
-def _minutes(view: View) -> list[float]:
-    return [result.wall_s / 60 for result in view.arm.results.values()]
+def _median(column: Column, values: Sequence[float], how: str = "") -> Cell | None:
+    return column.cell(median(values), how=how) if values else None
 
 
 def _deviation(values: list[float]) -> float | None:
@@ -255,11 +249,8 @@ COLUMNS: tuple[tuple[Column, Fill], ...] = (
     ),
     (
         Column("latency_ms", "latency", digits=2, unit=" ms", reading=_LATENCY_READING, usual=False),
-        _result(_latencies, "median over the jobs of this network"),
+        _latency,
     ),
-    (Column("params_m", "params", digits=2, unit=" M", usual=False), _result(_params, "")),
-    (
-        Column("train_min", "trained", digits=1, unit=" min", usual=False),
-        _result(_minutes, "median over seeds of training and evaluation"),
-    ),
+    (Column("params_m", "params", digits=2, unit=" M", usual=False), _params),
+    (Column("train_min", "trained", digits=1, unit=" min", usual=False), _minutes),
 )

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from statistics import fmean
+from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from kdlab.jobs import status, store
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan
-from kdlab.jobs.result import JobResult
+from kdlab.jobs.resampled import Resampled
+from kdlab.jobs.result import Curves, JobResult
 from kdlab.jobs.status import JobStatus
 from kdlab.reporting.arms import Arm, arms_of
-from kdlab.reporting.index import Index, Progress, Resampled
 from kdlab.reporting.statistics import (
     SEEDS_FOR_A_TEST,
     Crossed,
@@ -43,8 +43,8 @@ class Gain:
         like: whether both ran whole, or in the same micro-batches.
         p: of the paired t test, two-sided; None below three seeds and between unlike batches.
         p_holm: the same after Holm's correction over all comparisons of the table.
-        interval: of the mean, for other seeds and other images; None below three seeds or without matches.
-        other_images: for these weights on other images; None without matches.
+        interval: of the mean, for other seeds and images; None below three seeds or without `Resampled`.
+        other_images: for these weights on other images; None without `Resampled`.
         gap_closed: the mean over (teacher - baseline), in percent; None where the teacher is not above.
         gap_interval: of `gap_closed`, for other seeds and images and this teacher.
     """
@@ -82,8 +82,9 @@ class Comparison:
         baseline: the first arm without methods.
         gains: by the arm's name, of those that share a finished seed with the baseline.
         images: how many images were resampled; 0 where none were.
-        unmatched: labels of finished jobs that left no matches, so that their images cannot be resampled.
+        unsampled: labels of finished jobs that left no AP on resampled images.
         unlike: whether models were measured on other images or objects, so that some cannot be paired there.
+        curves: learning curves by job, where they were asked for.
     """
 
     plan: Plan
@@ -93,37 +94,46 @@ class Comparison:
     baseline: Arm | None
     gains: Mapping[str, Gain] = field(default_factory=dict)
     images: int = 0
-    unmatched: tuple[str, ...] = ()
+    unsampled: tuple[str, ...] = ()
     unlike: bool = False
+    curves: Mapping[str, Curves] = field(default_factory=dict)
+
+    def latency_ms(self, arm: Arm) -> float | None:
+        """Median time of one image, in milliseconds; None where no job took it.
+
+        Of an arm that of all students: they are one network, so the differences are noise.
+        """
+        return _latency_ms([arm]) if arm is self.teacher else self._latency_of_students_ms
 
     @cached_property
-    def latencies_ms(self) -> list[float]:
-        """What students took for one image: they are one network, so the differences are noise."""
-        return [latency for arm in self.arms for latency in _latencies_ms(arm)]
+    def _latency_of_students_ms(self) -> float | None:
+        return _latency_ms(self.arms)
 
 
-def of_plan(
-    plan: Plan,
-    runs: Runs,
-    *,
-    pool: bool = False,
-    whole: bool = False,
-    progress: Progress = lambda text: None,
-) -> Comparison:
+def _latency_ms(arms: Sequence[Arm]) -> float | None:
+    timings = [result.timing for arm in arms for result in arm.results.values()]
+    found = [1000 * timing["latency_s"] for timing in timings if "latency_s" in timing]
+    return median(found) if found else None
+
+
+def of_plan(plan: Plan, runs: Runs, *, pool: bool = False, curves: bool = False) -> Comparison:
     """Compare the arms of a plan by what its jobs left in `runs`.
 
     Args:
         plan: which.
         runs: where the jobs are.
         pool: average jobs that ran in micro-batches with those that ran whole.
-        whole: with the history and the losses of each job, which plots show and take longer to read.
-        progress: told what takes time.
+        curves: with the learning curves of each job, which plots show.
     """
-    index = Index(runs, progress)
     ids = [planned.job.id for planned in plan.jobs]
-    records = status.of_plan(plan, runs, store.results(runs, ids) if whole else index.results(ids))
-    done = [record.job.id for record in records if record.result is not None]
-    return compare(plan, records, index.resampled(done), pool=pool)
+    records = status.of_plan(plan, runs, store.results(runs, ids))
+    done = [runs.job(record.job.id) for record in records if record.result is not None]
+    read = {paths.folder.name: Resampled.read(paths.resampled) for paths in done}
+    resampled = {job: one for job, one in read.items() if one is not None}
+    compared = compare(plan, records, resampled, pool=pool)
+    if not curves:
+        return compared
+    return replace(compared, curves={paths.folder.name: Curves.read(paths) for paths in done})
 
 
 def compare(
@@ -153,19 +163,9 @@ def compare(
     images = max((one.images for one in resampled.values()), default=0)
     # some kinds of job measure no detector
     done = [record.job for record in records if record.result is not None and record.result.metrics]
-    unmatched = tuple(job.label for job in done if job.id not in resampled)
+    unsampled = tuple(job.label for job in done if job.id not in resampled)
     unlike = len({one.truth for one in resampled.values()}) > 1
-    return Comparison(plan, records, teacher, arms, baseline, gains, images, unmatched, unlike)
-
-
-def latencies_ms(comparison: Comparison, arm: Arm) -> list[float]:
-    """Milliseconds that jobs took for one image: of the teacher its own, of an arm those of all students."""
-    return _latencies_ms(arm) if arm is comparison.teacher else comparison.latencies_ms
-
-
-def _latencies_ms(arm: Arm) -> list[float]:
-    timings = [result.timing for result in arm.results.values()]
-    return [1000 * timing["latency_s"] for timing in timings if "latency_s" in timing]
+    return Comparison(plan, records, teacher, arms, baseline, gains, images, unsampled, unlike)
 
 
 def _rival(arm: Arm, plain: Sequence[Arm]) -> Arm:

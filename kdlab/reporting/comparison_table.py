@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 from kdlab.jobs.status import JobStatus
 from kdlab.reporting.arms import Arm
-from kdlab.reporting.columns import COLUMNS, NONE, P_READING, View, method_ratios
+from kdlab.reporting.columns import COLUMNS, NONE, P_READING, WITH_TEACHER, View, step_ratios
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.provenance import provenance
 from kdlab.reporting.reference import Published
@@ -42,7 +42,8 @@ def by_class(comparison: Comparison) -> Table:
     """AP of each class, a column an arm: means over seeds after the last epoch."""
     arms = [arm for arm in _rows(comparison) if arm.results]
     columns = (Column("class", "class", digits=None), *(Column(arm.name, arm.name) for arm in arms))
-    classes = dict.fromkeys(name for arm in arms for one in arm.results.values() for name in one.per_class)
+    results = [one for arm in arms for one in arm.results.values()]
+    classes = dict.fromkeys(name for one in results for name in one.last.per_class)
     rows = tuple(
         (Cell(name), *(_class_cell(arm, name, column) for arm, column in zip(arms, columns[1:], strict=True)))
         for name in classes
@@ -94,7 +95,8 @@ def _reported(row: Published, columns: Sequence[Column]) -> tuple[Cell, ...]:
 
 
 def _class_cell(arm: Arm, name: str, column: Column) -> Cell:
-    values = [result.per_class[name] for result in arm.results.values() if name in result.per_class]
+    aps = [result.last.per_class for result in arm.results.values()]
+    values = [by_class[name] for by_class in aps if name in by_class]
     return column.cell(fmean(values)) if values else NONE
 
 
@@ -104,10 +106,10 @@ def _rows(comparison: Comparison) -> list[Arm]:
 
 def _marks(comparison: Comparison) -> dict[str, Mark]:
     """How the AP of the two best arms stands out, where a test is possible and no seed is missing."""
-    whole = [arm for arm in comparison.arms if arm.whole and arm.over_seeds("metrics", "AP")]
+    whole = [arm for arm in comparison.arms if arm.whole and arm.over_seeds("AP")]
     if not (whole and any(gain.p is not None for gain in comparison.gains.values())):
         return {}
-    best, *others = sorted(whole, key=lambda arm: -fmean(arm.over_seeds("metrics", "AP")))
+    best, *others = sorted(whole, key=lambda arm: -fmean(arm.over_seeds("AP")))
     gain = comparison.gains.get(best.name)
     if not (gain and gain.supported and gain.mean > 0):
         return {}
@@ -116,15 +118,12 @@ def _marks(comparison: Comparison) -> dict[str, Mark]:
 
 def _says_nothing(column: Column, comparison: Comparison) -> bool:
     if column.key == "n":
-        return (
-            all(arm.whole for arm in comparison.arms) and len({arm.planned for arm in comparison.arms}) == 1
-        )
-    return column.key == "best_AP" and not any(map(_best_differs, comparison.records))
-
-
-def _best_differs(record: JobStatus) -> bool:
-    result = record.result
-    return result is not None and result.best.get("AP") != result.metrics.get("AP")
+        equal = len({arm.planned for arm in comparison.arms}) == 1
+        return equal and all(arm.whole for arm in comparison.arms)
+    if column.key == "best_AP":
+        results = [record.result for record in comparison.records if record.result is not None]
+        return all(one.best.metrics.get("AP") == one.metrics.get("AP") for one in results)
+    return False
 
 
 def _title(comparison: Comparison) -> str:
@@ -146,7 +145,7 @@ def _footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]
     elif len(seeds) < SEEDS_FOR_A_TEST and comparison.gains:
         yield f"no p, no star and no bold: a test over seeds takes {SEEDS_FOR_A_TEST}"
     yield from _unlikely(comparison)
-    yield from _unmatched(comparison)
+    yield from _unsampled(comparison)
     yield from (note for record in records if record.job.spec.is_teacher for note in teacher_notes(record))
     yield from _in_micro_batches(records)
     yield from (note for arm in comparison.arms for note in _missing(arm))
@@ -163,20 +162,20 @@ def _footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]
 
 def _unlikely(comparison: Comparison) -> Iterator[str]:
     """Times that cannot be, and what they come from."""
-    ratios = {arm.name: method_ratios(arm) for arm in comparison.arms}
+    ratios = {arm.name: step_ratios(arm, WITH_TEACHER) for arm in comparison.arms}
     quick = [name for name, own in ratios.items() if own and median(own) < 1]
     if quick:
         yield f"method x below 1 cannot be; the machine was busy with other work: {', '.join(quick)}"
 
 
-def _unmatched(comparison: Comparison) -> Iterator[str]:
+def _unsampled(comparison: Comparison) -> Iterator[str]:
     """Whose images cannot be resampled, or not together."""
     if comparison.unlike:
         yield "no interval over images between models that were measured on other images or objects"
-    if comparison.unmatched:
-        labels = ", ".join(comparison.unmatched[:4]) + (", ..." if len(comparison.unmatched) > 4 else "")
-        jobs = f"{len(comparison.unmatched)} job{'s' * (len(comparison.unmatched) > 1)}"
-        yield f"no interval over images for {jobs} without a whole matches.npz: {labels}"
+    if comparison.unsampled:
+        labels = ", ".join(comparison.unsampled[:4]) + (", ..." if len(comparison.unsampled) > 4 else "")
+        jobs = f"{len(comparison.unsampled)} job{'s' * (len(comparison.unsampled) > 1)}"
+        yield f"no interval over images for {jobs} without AP on resampled images: {labels}"
 
 
 def _in_micro_batches(records: Sequence[JobStatus]) -> list[str]:

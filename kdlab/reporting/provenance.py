@@ -24,13 +24,13 @@ def provenance(records: Sequence[JobStatus]) -> list[str]:
 
 def _origin(name: str, told: Iterable[tuple[JobStatus, str]]) -> str:
     """ "commit: abc" or, if cells differ, "cells differ in commit: abc (teacher); def (all others)"."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[JobStatus]] = {}
     for record, value in told:
-        groups.setdefault(value, []).append(record.job.label)
+        groups.setdefault(value, []).append(record)
     if len(groups) == 1:
         return f"{name}: {next(iter(groups))}"
     *fewer, (most, _) = sorted(groups.items(), key=lambda group: len(group[1]))
-    parts = [f"{value} ({', '.join(labels)})" for value, labels in fewer]
+    parts = [f"{value} ({', '.join(one.job.label for one in own)})" for value, own in fewer]
     return f"cells differ in {name}: {'; '.join(parts)}; {most} (all others)"
 
 

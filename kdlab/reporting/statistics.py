@@ -14,6 +14,8 @@ CONFIDENCE = 0.95
 SEEDS_FOR_A_TEST = 3
 _FARTHEST = 1e4
 """How far from the estimate the bound of a ratio is looked for, in units of the ratio."""
+_PRECISION = 1e-7
+"""How far from it the bound may be that is found."""
 
 Floats = NDArray[np.float64]
 
@@ -145,13 +147,14 @@ def _covariance(samples: Floats) -> Floats:
 
 def _crossing(excess: Callable[[float], float], estimate: float, side: float) -> float | None:
     """Where `excess` rises above 0 on one side of the estimate; None where it never does."""
-    # half a second to import
-    from scipy.optimize import brentq
-
     near, step = estimate, 0.125
-    while step <= _FARTHEST:
-        far = estimate + side * step
-        if excess(far) > 0:
-            return float(brentq(excess, *sorted((near, far)), xtol=1e-6))
-        near, step = far, 2 * step
-    return None
+    while not excess(estimate + side * step) > 0:
+        near, step = estimate + side * step, 2 * step
+        if step > _FARTHEST:
+            return None
+    far = estimate + side * step
+    # halving: scipy's root finders take half a second to import
+    while abs(far - near) > _PRECISION:
+        middle = (near + far) / 2
+        near, far = (near, middle) if excess(middle) > 0 else (middle, far)
+    return far

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kdlab.errors import UsageError, suggestion
 from kdlab.reporting.statistics import Interval
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SCHEMA = 1
 """Of a table as plain data."""
@@ -132,6 +135,39 @@ class Table:
             ],
             "footnotes": list(self.footnotes),
         }
+
+    def flat(self) -> Iterator[tuple[str, Column, list[str] | list[float | None]]]:
+        """Columns whose cells are one word or one number each, for other programs.
+
+        A column of numbers has `<key>_sd` beside it where a cell shows a deviation, `<key>_low` and
+        `<key>_high` where one shows an interval; where no cell shows a single number, these alone.
+        """
+        for place, column in enumerate(self.columns):
+            cells = [row[place] for row in self.rows]
+            if column.digits is None:
+                yield column.key, column, [cell.text for cell in cells]
+                continue
+            parts = {
+                column.key: [cell.value for cell in cells],
+                f"{column.key}_sd": [cell.deviation for cell in cells],
+                f"{column.key}_low": [cell.low for cell in cells],
+                f"{column.key}_high": [cell.high for cell in cells],
+            }
+            known = [name for name, numbers in parts.items() if any(one is not None for one in numbers)]
+            for name in known or [column.key]:
+                yield name, column, parts[name]
+
+    def to_frame(self) -> DataFrame:
+        """The table for pandas, with the columns of CSV: words as text, numbers as floats and not rounded.
+
+        `attrs` has the title and the footnotes.
+        """
+        import pandas
+
+        kinds = {name: "str" if column.digits is None else "float64" for name, column, _ in self.flat()}
+        frame = pandas.DataFrame({name: values for name, _, values in self.flat()}).astype(kinds)
+        frame.attrs = {"title": self.title, "footnotes": list(self.footnotes)}
+        return frame
 
     def sorted_by(self, key: str) -> Table:
         """The rows by one column, the highest first and what has no number last; words by the alphabet.

@@ -258,7 +258,7 @@ class Mlflow:
         if result := JobResult.read(paths):
             _, events, _ = settled_events(paths.events, 0, finished=True)
             last = [event for event in events if isinstance(event, JobEvaluated)][-1:]
-            names = {key(f"val/AP/{name}"): value for name, value in result.per_class.items()}
+            names = {key(f"val/AP/{name}"): value for name, value in result.last.per_class.items()}
             self._send(
                 run, metrics=[(*one, ms(event), event.iteration) for event in last for one in names.items()]
             )

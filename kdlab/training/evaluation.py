@@ -1,8 +1,8 @@
-"""What detections are worth: COCO's metrics, by hotcoco, and VOC's, behind mmengine's metric interface."""
+"""Evaluation of detections: COCO's metrics, by hotcoco, and VOC's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,23 +11,22 @@ import numpy as np
 import torch
 from hotcoco import COCO
 from hotcoco import COCOeval as Comparison
-from mmengine.evaluator import BaseMetric
 from torch import nn
 from torch.utils.data import DataLoader
 
 from kdlab.datasets.coco import load_labels
 from kdlab.errors import JobError
-from kdlab.jobs.matches import Matches
+from kdlab.jobs.result import Evaluation
 from kdlab.training import ranks
 from kdlab.training.data import batches_of
-from kdlab.training.matching import matches_of
+from kdlab.training.matching import Matches, matches_of
 from kdlab.training.voc import ImageBoxes, voc_metrics
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
-class CocoMetric(BaseMetric):
-    """AP AP50 AP75 APs APm APl in points 0 to 100, and `class/<name>`; what has no objects is absent.
+class CocoMetric:
+    """AP AP50 AP75 APs APm APl in points 0 to 100, and AP of each class; what has no objects is absent.
 
     Only images that were shown count: the objects of an image that was left out are left out too.
 
@@ -41,10 +40,8 @@ class CocoMetric(BaseMetric):
         JobError: they hold no objects, so there is nothing to measure.
     """
 
-    default_prefix = ""
-
     def __init__(self, labels: Path, classes: Sequence[str], metrics: Sequence[str] = ("coco",)) -> None:
-        super().__init__()
+        self.results: list[tuple[int, np.ndarray]] = []
         dataset = load_labels(labels)
         self._where, self._classes, self._metrics = str(labels), tuple(classes), tuple(metrics)
         ids = {category["name"]: category["id"] for category in dataset["categories"]}
@@ -62,9 +59,9 @@ class CocoMetric(BaseMetric):
         self._require_objects(self._sizes)
         self._compared: tuple[COCO, COCO, list[int]] | None = None
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keep each image's number and its detections as rows of x, y, w, h, score, label."""
-        for sample in data_samples:
+    def process(self, samples: Iterable[dict[str, Any]]) -> None:
+        """Keep each image's number and its detections as rows of x, y, w, h, score, label in `results`."""
+        for sample in samples:
             found = sample["pred_instances"]
             boxes = found["bboxes"].double().cpu().numpy()
             rows = np.empty((len(boxes), 6))
@@ -73,31 +70,29 @@ class CocoMetric(BaseMetric):
             rows[:, 5] = found["labels"].cpu().numpy()
             self.results.append((self._numbers[sample["img_id"]], rows))
 
-    def of_all(self, shares: Sequence[list[tuple[int, np.ndarray]]]) -> dict[str, float]:
-        """The metrics over what several processes have found, in the order of one that sees all images."""
-        place = {number: place for place, number in enumerate(self._sizes)}
-        return self.compute_metrics(sorted(chain(*shares), key=lambda found: place[found[0]]))
-
-    def compute_metrics(self, results: list[tuple[int, np.ndarray]]) -> dict[str, float]:
-        """The metrics over all images shown; a model that finds nothing has AP 0.
+    def of_all(self, shares: Sequence[list[tuple[int, np.ndarray]]]) -> Evaluation:
+        """The metrics over the `results` of several processes; a model that finds nothing has AP 0.
 
         Raises:
             JobError: no image that holds an object was shown.
         """
+        place = {number: place for place, number in enumerate(self._sizes)}
+        # in the order of one process that sees all images
+        results = sorted(chain(*shares), key=lambda found: place[found[0]])
         self._require_objects(number for number, _ in results)
-        found = self._coco(results)
+        metrics, per_class = self._coco(results)
         if "voc" in self._metrics:
-            found |= voc_metrics([self._boxes(*result) for result in results], len(self._classes))
-        return {name: round(value, 6) for name, value in found.items()}
+            metrics |= voc_metrics([self._boxes(*result) for result in results], len(self._classes))
+        return Evaluation(_rounded(metrics), _rounded(per_class))
 
     def matches(self) -> Matches:
-        """What each detection of the last `compute_metrics` met.
+        """What each detection of the last `of_all` met.
 
         Raises:
-            RuntimeError: nothing was computed yet.
+            RuntimeError: there was none yet.
         """
         if self._compared is None:
-            raise RuntimeError("matches() before compute_metrics()")
+            raise RuntimeError("matches() before of_all()")
         return matches_of(*self._compared, self._category_ids)
 
     def _require_objects(self, numbers: Iterable[int]) -> None:
@@ -108,8 +103,8 @@ class CocoMetric(BaseMetric):
                 fix="choose another split",
             )
 
-    def _coco(self, results: list[tuple[int, np.ndarray]]) -> dict[str, float]:
-        """COCO's metrics in points."""
+    def _coco(self, results: list[tuple[int, np.ndarray]]) -> tuple[dict[str, float], dict[str, float]]:
+        """COCO's metrics, and AP of each class."""
         truth = COCO(self._truth([number for number, _ in results]))
         rows = [
             np.column_stack(
@@ -124,11 +119,11 @@ class CocoMetric(BaseMetric):
         # (IoU thresholds from 0.50 by 0.05, recalls, classes, areas, detection limits up to 100)
         precision = np.asarray(evaluation.eval["precision"])[..., -1]
         every, small, medium, large = np.moveaxis(precision, 3, 0)
-        found = dict(zip(NAMES, map(_mean, (every, every[0], every[5], small, medium, large)), strict=True))
+        areas = (every, every[0], every[5], small, medium, large)
         column = {category: place for place, category in enumerate(evaluation.params.cat_ids)}
-        for name, category in zip(self._classes, self._category_ids, strict=True):
-            found[f"class/{name}"] = _mean(every[:, :, column[category]])
-        return {name: 100 * value for name, value in found.items() if value is not None}
+        metrics = _points(dict(zip(NAMES, areas, strict=True)))
+        classes = zip(self._classes, self._category_ids, strict=True)
+        return metrics, _points({name: every[:, :, column[category]] for name, category in classes})
 
     def _truth(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Labels of some images with what counts for boxes alone.
@@ -170,45 +165,24 @@ class CocoMetric(BaseMetric):
         )
 
 
-def summary(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """What a result says of a course of evaluations.
-
-    Args:
-        history: one entry an evaluation: "epoch", "iteration", the metrics, and the AP of each class.
-
-    Returns:
-        "metrics" and "per_class" of the last, "best", the entry of highest AP, and "history" without classes.
-    """
-    last = history[-1]
-    course = [{name: value for name, value in entry.items() if "/" not in name} for entry in history]
-    return {
-        "metrics": {name: value for name, value in course[-1].items() if name not in ("epoch", "iteration")},
-        "per_class": {name.removeprefix("class/"): last[name] for name in last if "/" in name},
-        "best": max(course, key=lambda entry: entry["AP"]),
-        "history": course,
-    }
+def _points(precision: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Mean over what has objects, which COCO marks by -1, in points; what has none at all is left out."""
+    known = {name: values[values > -1] for name, values in precision.items()}
+    return {name: 100 * float(values.mean()) for name, values in known.items() if values.size}
 
 
-def _mean(precision: np.ndarray) -> float | None:
-    """Mean over what has objects, which COCO marks by -1; None where nothing has."""
-    known = precision[precision > -1]
-    return float(known.mean()) if known.size else None
+def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in metrics.items()}
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    loader: DataLoader,
-    metric: CocoMetric,
-    keep: Callable[[Matches], None] | None = None,
-) -> dict[str, float]:
+def evaluate(model: nn.Module, loader: DataLoader, metric: CocoMetric) -> Evaluation:
     """The metrics of a model in eval mode over the loaders of all processes; its mode is put back.
 
     Args:
         model: any detector.
         loader: this process's share of the images.
-        metric: of these images.
-        keep: called on rank 0 with what each detection met, which takes longer than the metrics.
+        metric: of these images; rank 0 may ask it for `matches` afterwards.
 
     Raises:
         JobError: an image cannot be read, or none that holds an object can.
@@ -217,11 +191,9 @@ def evaluate(
     ranks.share_buffers(model)
     model.eval()
     for data in batches_of(loader):
-        metric.process(data, [sample.to_dict() for sample in model.val_step(data)])
+        metric.process(sample.to_dict() for sample in model.val_step(data))
     model.train(was_training)
     shares = ranks.gathered(metric.results)
     metric.results = []
-    found = metric.of_all(shares) if shares else None
-    if shares and keep:
-        keep(metric.matches())
-    return ranks.told(found)
+    found: Evaluation = ranks.told(metric.of_all(shares) if shares else None)
+    return found

@@ -6,10 +6,10 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import torch
 from mmengine.optim import OptimWrapper, build_optim_wrapper
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from kdlab.errors import JobError, OutOfMemory
 from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress, JobStarted
+from kdlab.jobs.result import Curves, Evaluation
 from kdlab.jobs.spec import Schedule, TrainingSpec
 from kdlab.training import ranks
 from kdlab.training.checkpoints import TrainingCheckpoints, random_state, restore_random_state
@@ -28,6 +29,7 @@ from kdlab.training.step import Step
 
 REPORTS = 100
 """Into how many intervals a schedule is cut over which losses are averaged, of at most 50 iterations each."""
+_SHOWN = 500
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -42,9 +44,19 @@ class Progress:
     batch: int = 0
     iteration: int = 0
     wall_s: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[Evaluation] = field(default_factory=list)
     losses: list[dict[str, float]] = field(default_factory=list)
     window: list[dict[str, float]] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The inverse of `json.dumps(asdict(...))`."""
+        fields = json.loads(text)
+        return cls(**fields | {"history": [Evaluation(**one) for one in fields["history"]]})
+
+    def curves(self) -> Curves:
+        """All evaluations, and as many reports of losses as a plot can show."""
+        return Curves(self.history, self.losses[:: max(1, len(self.losses) // _SHOWN)])
 
 
 @dataclass
@@ -70,7 +82,7 @@ class TrainingLoop:
         loader: of `training_loader`.
         spec: the schedule, the steps where the job counts them, and the micro-batch (see `Step`).
         checkpoints: where states are written to and resumed from.
-        evaluate: gives the metrics of the student as it is; None where nothing is measured.
+        evaluate: measures the student as it is; None where nothing is measured.
         emit: takes an event kind and its fields.
         may_write: raises where another process has taken the job over.
         should_stop: asked after every iteration.
@@ -83,7 +95,7 @@ class TrainingLoop:
         loader: DataLoader,
         spec: TrainingSpec,
         checkpoints: TrainingCheckpoints,
-        evaluate: Callable[[], dict[str, float]] | None,
+        evaluate: Callable[[], Evaluation] | None,
         emit: Callable[..., None],
         may_write: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
@@ -128,7 +140,7 @@ class TrainingLoop:
         for name in self.resume():
             print(f"passed over {name}: its content is not what its hash says", flush=True)
         at, iterations = self.progress.iteration, self.iterations
-        evaluated = int(self.progress.history[-1]["iteration"]) if self.progress.history else 0
+        evaluated = self.progress.history[-1].iteration if self.progress.history else 0
         counts = {"epochs": self.epochs, "iterations": iterations, "iteration": at, "evaluated": evaluated}
         self.emit(JobStarted, device=device, **counts)
         try:
@@ -232,14 +244,13 @@ class TrainingLoop:
     def _evaluate_if_due(self) -> None:
         at = self.progress
         if self.evaluate is not None and self._evaluation_due(at.epoch):
-            metrics = self.evaluate()
-            keep = self.schedule.keep_best and all(metrics["AP"] > entry["AP"] for entry in at.history)
-            at.history.append({"epoch": at.epoch, "iteration": at.iteration, **metrics})
-            if keep and ranks.rank() == 0:
+            found = replace(self.evaluate(), epoch=at.epoch, iteration=at.iteration)
+            is_best = all(found.metrics["AP"] > before.metrics["AP"] for before in at.history)
+            at.history.append(found)
+            if self.schedule.keep_best and is_best and ranks.rank() == 0:
                 self.may_write()
                 self.checkpoints.save_best({"state_dict": self.distiller.student.state_dict()})
-            shown = {name: value for name, value in metrics.items() if "/" not in name}
-            self.emit(JobEvaluated, epoch=at.epoch, iteration=at.iteration, metrics=shown)
+            self.emit(JobEvaluated, epoch=at.epoch, iteration=at.iteration, metrics=found.metrics)
 
     def _save(self) -> None:
         self._settle_window()
@@ -255,7 +266,7 @@ class TrainingLoop:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "progress": json.dumps(vars(self.progress)),
+            "progress": json.dumps(asdict(self.progress)),
             "distiller": self.distiller.state_dict(),
             "optimiser": self.optim.state_dict(),
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
@@ -268,7 +279,7 @@ class TrainingLoop:
         return {"random": random_state(), "generators": generators, "window": self.progress.window}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.progress = Progress(**json.loads(state["progress"]))
+        self.progress = Progress.from_json(state["progress"])
         self.distiller.load_state_dict(state["distiller"])
         self.optim.load_state_dict(state["optimiser"])
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):

@@ -1,16 +1,43 @@
-"""What hotcoco's comparison says of each image, as the arrays that a job keeps."""
+"""COCO's matching of detections to objects, as arrays: AP of other images follows without the model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from hotcoco import COCO
 from hotcoco import COCOeval as Comparison
 
-from kdlab.jobs.matches import IOU_THRESHOLDS, Matches
-
+IOU_THRESHOLDS = 10
+"""0.50 to 0.95 by 0.05; threshold t is bit t of `right` and `ignored`."""
 _IMAGES_AT_ONCE = 200
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The matching of D detections to the objects of I images and K classes, objects of all sizes.
+
+    Detections are sorted by class, then by falling score, equal scores by image: the order in which COCO
+    walks down the ranking.
+
+    Args:
+        images: (I,) int64, numbers of the images in rising order.
+        image: (D,) int32, which image each detection is in, 0 to I - 1.
+        label: (D,) int16, its class, 0 to K - 1.
+        score: (D,) float32.
+        right: (D,) uint16, the thresholds at which it met an object that counts.
+        ignored: (D,) uint16, those at which it counts neither for nor against the model.
+        objects: (I, K) uint16, how many objects of each class an image has that count.
+    """
+
+    images: np.ndarray
+    image: np.ndarray
+    label: np.ndarray
+    score: np.ndarray
+    right: np.ndarray
+    ignored: np.ndarray
+    objects: np.ndarray
 
 
 def matches_of(truth: COCO, found: COCO, images: Sequence[int], categories: Sequence[int]) -> Matches:

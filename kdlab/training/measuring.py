@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,16 @@ from kdlab import detectors
 from kdlab.errors import JobError
 from kdlab.jobs.events import JobEvaluated, JobProgress, JobStarted
 from kdlab.jobs.job import Job
-from kdlab.jobs.matches import Matches
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.spec import EvaluateSpec
 from kdlab.training import checkpoints, weights
 from kdlab.training.bench import latency_s
 from kdlab.training.data import batches_of
 from kdlab.training.device import device_of, seed_all
-from kdlab.training.evaluation import evaluate, summary
+from kdlab.training.evaluation import evaluate
 from kdlab.training.loop import Stopped
 from kdlab.training.reading import Reading
+from kdlab.training.resampling import resample
 
 REPORTS = 100
 """Into how many intervals the images are cut over which progress is told."""
@@ -83,14 +84,16 @@ class Measurement:
         self.emit(JobStarted, device=str(self.device), epochs=1, iterations=self.images)
         began = time.monotonic()
         metric = self.reading.metric()
-        found = evaluate(self.model, _Watched(self.loader, self._after_batch), metric, self._keep_matches)
-        told = summary([{"epoch": 1, "iteration": self.images, **found}])
-        self.emit(JobEvaluated, epoch=1, iteration=self.images, metrics=told["metrics"])
+        found = evaluate(self.model, _Watched(self.loader, self._after_batch), metric)
+        found = replace(found, epoch=1, iteration=self.images)
+        self.may_write()
+        resample(metric.matches()).write(self.paths.resampled)
+        self.emit(JobEvaluated, epoch=1, iteration=self.images, metrics=found.metrics)
         model = self._keep()
         wall_s = time.monotonic() - began
         return {
-            **told,
-            "losses": [],
+            "last": found,
+            "best": replace(found, per_class={}),
             "timing": {
                 "image_s": wall_s / self.images,
                 "latency_s": latency_s(self.model, next(batches_of(self.loader))),
@@ -99,10 +102,6 @@ class Measurement:
             "data": self.reading.report(),
             "wall_s": wall_s,
         }
-
-    def _keep_matches(self, matches: Matches) -> None:
-        self.may_write()
-        matches.write(self.paths.matches)
 
     def _keep(self) -> dict[str, Any]:
         """Write the weights where students look for them; what the result says of the model."""

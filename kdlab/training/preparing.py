@@ -128,16 +128,14 @@ class Preparer:
             Stopped: on request, after a checkpoint.
         """
         progress = self.loop.go_on(str(self.device))
-        self.loop.may_write()
-        state = {"state_dict": self.model.preparation.state_dict()}
-        digest = checkpoints.save(self.paths.weights, state) if ranks.rank() == 0 else ""
+        digest = ""
+        if ranks.rank() == 0:
+            self.loop.may_write()
+            state = {"state_dict": self.model.preparation.state_dict()}
+            digest = checkpoints.save(self.paths.weights, state)
+            progress.curves().write(self.paths)
         step_s, data_s = self.loop.clock.medians()
         return {
-            "metrics": {},
-            "best": {},
-            "per_class": {},
-            "history": [],
-            "losses": progress.losses,
             "timing": {"step_s": step_s, "data_s": data_s},
             "model": {
                 "params": sum(p.numel() for p in self.model.preparation.parameters()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from kdlab.jobs.result import Evaluation
 from kdlab.training.loop import Progress
 from kdlab.training.trainer import Trainer
 
@@ -19,16 +20,11 @@ class Scale(Trainer):
         JobError: a parent's weights or the first ones are missing, broken or of another model.
     """
 
-    def _evaluation(self) -> Callable[[], dict[str, float]] | None:
+    def _evaluation(self) -> Callable[[], Evaluation] | None:
         return None
 
     def _finish(self, progress: Progress) -> dict[str, Any]:
         return {
-            "metrics": {},
-            "best": {},
-            "per_class": {},
-            "history": [],
-            "losses": progress.losses,
             "timing": self._timing(),
             "model": self._model(digest=""),
             "data": self.reading.report(),

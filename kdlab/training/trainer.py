@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,16 +11,17 @@ from torch import nn
 
 from kdlab import detectors
 from kdlab.jobs.job import Job
-from kdlab.jobs.matches import Matches
 from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.result import Evaluation
 from kdlab.jobs.spec import DetectorSpec
 from kdlab.training import bench, checkpoints, ranks
 from kdlab.training.data import batches_of
 from kdlab.training.device import device_of, own_numbers, seed_all
 from kdlab.training.distiller import Distiller
-from kdlab.training.evaluation import evaluate, summary
+from kdlab.training.evaluation import evaluate
 from kdlab.training.loop import Progress, TrainingLoop
 from kdlab.training.reading import Reading
+from kdlab.training.resampling import resample
 from kdlab.training.weights import inherit
 from kdlab.training.weights.backbones import first_weights, load_backbone
 
@@ -63,14 +65,13 @@ class Trainer:
         if spec.schedule.channels_last:
             self.distiller.to(memory_format=torch.channels_last)
         loader, self._val_loader = self.reading.training(), self.reading.validation()
-        measured = self._evaluation()
         own_numbers(job.seed)
         self.loop = TrainingLoop(
             self.distiller,
             loader,
             spec,
             checkpoints.TrainingCheckpoints(paths.checkpoints),
-            evaluate=measured,
+            evaluate=self._evaluation(),
             emit=emit,
             may_write=may_write,
             should_stop=should_stop,
@@ -94,7 +95,11 @@ class Trainer:
             Stopped: on request, after a checkpoint.
         """
         progress = self.loop.go_on(str(self.device))
-        return {**self._finish(progress), "wall_s": progress.wall_s}
+        found = self._finish(progress)
+        if ranks.rank() == 0:
+            self.loop.may_write()
+            progress.curves().write(self.paths)
+        return {**found, "wall_s": progress.wall_s}
 
     def _finish(self, progress: Progress) -> dict[str, Any]:
         """Keep the student's weights, then measure what a step costs; the fields of the result.
@@ -109,18 +114,27 @@ class Trainer:
         self.loop.loader.batch_sampler.start_at(0, 0)
         data = self.loop.step.first_part(next(batches_of(self.loop.loader)))
         times = bench.step_times(self.distiller, self.loop.optim, data)
+        best = max(progress.history, key=lambda one: one.metrics["AP"])
         return {
-            **summary(progress.history),
-            "losses": progress.losses[:: max(1, len(progress.losses) // 500)],
+            "last": progress.history[-1],
+            "best": replace(best, per_class={}),
             "timing": timing | times,
             "model": self._model(digest),
             "data": self.reading.report(),
         }
 
-    def _evaluation(self) -> Callable[[], dict[str, float]] | None:
+    def _evaluation(self) -> Callable[[], Evaluation] | None:
         """What measures the student as it is; None where the job measures nothing."""
         metric = self.reading.metric()
-        return lambda: evaluate(self.distiller, self._val_loader, metric, self._last_keeps())
+
+        def measured() -> Evaluation:
+            found = evaluate(self.distiller, self._val_loader, metric)
+            if self.loop.progress.epoch == self.loop.epochs and ranks.rank() == 0:
+                self.loop.may_write()
+                resample(metric.matches()).write(self.paths.resampled)
+            return found
+
+        return measured
 
     def _timing(self) -> dict[str, float]:
         """Seconds of steps in training, and of an image in use."""
@@ -139,14 +153,6 @@ class Trainer:
             "weights_sha256": digest,
             **({"inherited": self.inherited} if self.inherited else {}),
         }
-
-    def _last_keeps(self) -> Callable[[Matches], None] | None:
-        """What becomes of what detections met: after the last epoch it is left beside the result."""
-        return self._keep if self.loop.progress.epoch == self.loop.epochs else None
-
-    def _keep(self, matches: Matches) -> None:
-        self.loop.may_write()
-        matches.write(self.paths.matches)
 
     def _teacher(self) -> nn.Module | None:
         """The trained teacher, where the student learns or inherits from one."""

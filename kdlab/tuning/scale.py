@@ -19,7 +19,7 @@ def shares(losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The size of each method instance's term at weight 1, as a multiple of the detection loss.
 
     Args:
-        losses: of a job as its result has them: "loss", and for each term "loss_<term>", weighted,
+        losses: of a job as its curves have them: "loss", and for each term "loss_<term>", weighted,
             and "raw_<term>"; a term "fgd.foreground" is a part of the instance "fgd".
 
     Returns:

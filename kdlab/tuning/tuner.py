@@ -27,7 +27,7 @@ from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.lease import holder
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import PlannedJob
-from kdlab.jobs.result import JobResult
+from kdlab.jobs.result import Curves, JobResult
 from kdlab.jobs.study import Trial
 from kdlab.planning.build import with_memory
 from kdlab.running.task import remove_states
@@ -187,7 +187,8 @@ class Tuner:
         scales = {student: result for student, result in results.items() if result}
         if "latency" in self.study.objectives:
             self._latency_s = {student: result.timing["latency_s"] for student, result in scales.items()}
-        measured = [scale.shares(result.losses) for result in scales.values()]
+        curves = [Curves.read(self.runs.job(job.id)) for job in self._scales.values()]
+        measured = [scale.shares(one.losses) for one in curves]
         self.study.space = scale.following(self.trials.space, measured)
         for reference, params in self.trials.references(self.study.space).items():
             self.study.enqueue(params, reference)
@@ -259,7 +260,8 @@ class Tuner:
             values.append(1000 * self._latency_s[self.trials.student_of(one.trial.params)])
         del self._running[one.trial.number]
         self._peak_gb = max(self._peak_gb, result.peak_memory_gb)
-        curve = {int(entry["epoch"]): self._ap(entry) for entry in result.history}
+        evaluations = Curves.read(self.runs.job(one.job.id)).evaluations
+        curve = {found.epoch: self._ap(found.metrics) for found in evaluations}
         self.study.finish(one.trial.number, values, curve, result.wall_s if trained else 0.0)
 
     def _fail(self, one: _Running, why: str) -> None:

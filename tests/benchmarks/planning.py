@@ -20,7 +20,7 @@ from kdlab.jobs.events import EventLog, JobFinished
 from kdlab.jobs.files import write_json
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan
-from kdlab.jobs.result import JobResult
+from kdlab.jobs.result import Curves, Evaluation, JobResult
 from kdlab.planning import build as planning
 from kdlab.recipe import loader as recipe
 from kdlab.running.executors.local import Local
@@ -62,12 +62,12 @@ def finish(plan: Plan, runs: Runs) -> None:
         log.write(JobFinished, metrics=METRICS, wall_s=60.0)
         log.close()
         losses = [{"iteration": 7 * i, "lr": 0.0004311428571428571, **terms} for i in range(LOSSES)]
-        best = {"epoch": 6, "iteration": 750, **METRICS}
-        result = JobResult(
-            job.id, job.kind, job.arm, job.seed, METRICS, best, {str(n): 30.5 for n in range(10)},
-            [best], losses, {"step_s": 0.1}, {"params": 10}, {"torch": "1", "mmdet": "1"}, 60.0, 1.0, 1,
-        )  # fmt: skip
-        result.write(paths)
+        last = Evaluation(METRICS, {str(n): 30.5 for n in range(10)}, epoch=6, iteration=750)
+        Curves([last], losses).write(paths)
+        JobResult(
+            job.id, job.kind, job.arm, job.seed, last, last, {"step_s": 0.1}, {"params": 10},
+            {"torch": "1", "mmdet": "1"}, wall_s=60.0, peak_memory_gb=1.0,
+        ).write(paths)  # fmt: skip
 
 
 def run(plan: Plan, runs: Runs) -> None:

@@ -22,6 +22,7 @@ from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.lease import Lease
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
+from kdlab.jobs.result import Evaluation
 from kdlab.planning import build as planning
 from kdlab.recipe.settings import Recipe
 from kdlab.running.executors import local
@@ -82,7 +83,7 @@ class Bench:
         job = self.job(arm, seed)
         self.runs.job(job.id).folder.mkdir(parents=True)
         write_json(self.runs.job(job.id).job, job.to_dict())
-        replace(make_result(job), metrics={"AP": ap}).write(self.runs.job(job.id))
+        replace(make_result(job), last=Evaluation({"AP": ap})).write(self.runs.job(job.id))
 
     def __call__(self, line: str) -> tuple[int, str, str]:
         """Run a command line; exit code, stdout, stderr."""

@@ -149,6 +149,25 @@ def test_csv_holds_the_numbers_of_the_cells_with_the_decimals_of_the_cells():
         ]
 
 
+def test_a_frame_has_the_columns_of_csv_and_its_numbers_before_rounding():
+    frame, csv = TABLE.to_frame(), pandas.read_csv(io.StringIO(to_csv(TABLE)), comment="#")
+    assert list(frame.columns) == list(csv.columns)
+    assert frame["arm"].tolist() == csv["arm"].tolist()
+    numbers = frame.drop(columns="arm")
+    assert numbers.dtypes.eq("float64").all()
+    for name in numbers:
+        half = 0.501 * 10.0 ** -BY_KEY[re.sub("_(sd|low|high)$", "", name)].digits
+        assert frame[name].tolist() == pytest.approx(csv[name].tolist(), abs=half, nan_ok=True)
+    assert frame["AP"].tolist() == [37.449, 39.55, 30.0, 38.0, 31.0]
+    assert frame.attrs == {"title": TABLE.title, "footnotes": list(TABLE.footnotes)}
+
+
+def test_a_frame_of_cells_without_numbers_has_numbers_that_are_missing():
+    frame = replace(TABLE, rows=(row("cwd", 1.0, None, None),)).to_frame()
+    assert frame["dAP"].isna().all()
+    assert frame["dAP"].dtype == "float64"
+
+
 def test_csv_columns_are_numbers_for_pandas():
     frame = pandas.read_csv(io.StringIO(to_csv(TABLE)), comment="#")
     assert frame["dAP"].tolist()[1:] == [2.1, 0.0, 0.0, -6.4]

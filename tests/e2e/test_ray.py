@@ -72,7 +72,8 @@ class World:
         found = {}
         for path in sorted((self.folder / "runs" / "jobs").glob("*/result.json")):
             result = json.loads(path.read_text())
-            found[path.parent.name] = {key: result[key] for key in ("metrics", "history", "per_class")}
+            curves = json.loads(path.with_name("curves.json").read_text())
+            found[path.parent.name] = {"last": result["last"], "evaluations": curves["evaluations"]}
             found[path.parent.name]["weights"] = result["model"]["weights_sha256"]
         return found
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from kdlab.jobs.events import Event, JobProgress, read_from
 from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.result import Curves
 from kdlab.running.executors.base import Handle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,8 +152,8 @@ def results(jobs: list[JobPaths]) -> dict[str, Any]:
     found = {}
     for job in jobs:
         result = json.loads(job.result.read_text())
-        compared = ("metrics", "best", "history", "losses", "per_class", "data")
-        found[job.folder.name] = {name: result[name] for name in compared}
+        found[job.folder.name] = {name: result[name] for name in ("last", "best", "data")}
+        found[job.folder.name]["curves"] = Curves.read(job)
         found[job.folder.name]["weights"] = result["model"]["weights_sha256"]
     return found
 

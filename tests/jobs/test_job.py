@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from kdlab.errors import MachineError
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job, Resources, read_job
 from kdlab.jobs.paths import JobPaths, Runs
-from kdlab.jobs.result import JobResult
+from kdlab.jobs.result import Curves, Evaluation, JobResult
 from tests.stubs.jobs import make, method
 from tests.stubs.stub_job import make_job, make_result
 
@@ -51,6 +52,28 @@ def test_result_survives_the_way_through_its_file(tmp_path: Path) -> None:
     result = make_result(make_job(), attempts=3)
     result.write(JobPaths(tmp_path))
     assert JobResult.read(JobPaths(tmp_path)) == result
+
+
+def test_curves_survive_the_way_through_their_file_and_are_none_of_the_results(tmp_path: Path) -> None:
+    curves = Curves([Evaluation({"AP": 1.5}, {"cat": 2.5}, 1, 10)], [{"iteration": 10, "loss": 0.5}])
+    curves.write(JobPaths(tmp_path))
+    assert Curves.read(JobPaths(tmp_path)) == curves
+    assert JobResult.read(JobPaths(tmp_path)) is None
+
+
+def test_job_that_trained_nothing_has_no_curves(tmp_path: Path) -> None:
+    assert Curves.read(JobPaths(tmp_path)) == Curves()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema": 2, "last": {}, "best": {}}', "3"])
+@pytest.mark.parametrize("kind", [JobResult, Curves])
+def test_a_damaged_file_is_named(tmp_path: Path, kind: type[JobResult] | type[Curves], content: str) -> None:
+    paths = JobPaths(tmp_path)
+    file = paths.result if kind is JobResult else paths.curves
+    file.write_text(content)
+    with pytest.raises(MachineError, match="damaged") as raised:
+        kind.read(paths)
+    assert str(file) in str(raised.value)
 
 
 def test_unfinished_job_has_no_result(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kdlab.errors import UsageError
 from kdlab.jobs.job import Job
-from kdlab.jobs.result import JobResult
+from kdlab.jobs.result import Evaluation, JobResult
 from kdlab.jobs.store import PastJob
 from kdlab.planning import build as plan
 from kdlab.planning.facts import Facts
@@ -51,8 +51,9 @@ def ids(built: plan.Plan) -> dict[str, str]:
 
 def finished(job: Job, wall_s: float = 60.0, torch: str = "2") -> PastJob:
     environment = {"torch": torch, "mmdet": "3"}
+    last = Evaluation({"AP": 20.0})
     result = JobResult(
-        job.id, job.kind, job.arm, job.seed, {"AP": 20.0}, {}, {}, [], [], {}, {}, environment, wall_s, 1.0, 1
+        job.id, job.kind, job.arm, job.seed, last, environment=environment, wall_s=wall_s, peak_memory_gb=1.0
     )
     return PastJob(job, result)
 

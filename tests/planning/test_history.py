@@ -31,9 +31,7 @@ def job(number: int, settings: dict[str, Any], kind: str = "student") -> Job:
 
 def past(*jobs: Job) -> dict[str, PastJob]:
     return {
-        old.id: PastJob(
-            old, JobResult(old.id, old.kind, "a", old.seed, {}, {}, {}, [], [], {}, {}, {}, 60.0 + i, 1.0, 1)
-        )
+        old.id: PastJob(old, JobResult(old.id, old.kind, "a", old.seed, wall_s=60.0 + i, peak_memory_gb=1.0))
         for i, old in enumerate(jobs)
     }
 

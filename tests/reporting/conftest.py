@@ -12,7 +12,7 @@ from kdlab.jobs.events import Event, JobCheckpointed, JobEvaluated, JobFinished,
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
-from kdlab.jobs.result import JobResult
+from kdlab.jobs.result import Evaluation, JobResult
 from tests.stubs.jobs import FILES, make, method
 
 ENVIRONMENT = {
@@ -58,22 +58,18 @@ class Workbench:
         paths = self.runs.job(job.id)
         paths.folder.mkdir(parents=True, exist_ok=True)
         metrics = {"AP": ap, "AP50": ap + 20, "AP75": ap + 2}
+        last = Evaluation(metrics, {"seven": 41.0}, epoch=2, iteration=20)
         result = JobResult(
             id=job.id,
             kind=job.kind,
             arm=job.arm,
             seed=job.seed,
-            metrics=metrics,
-            best={**metrics, "epoch": 2},
-            per_class={"seven": 41.0},
-            history=[{"epoch": 2, "iteration": 20, **metrics}],
-            losses=[],
+            last=last,
+            best=last,
             timing={"student_step_s": 0.2},
-            model={},
             environment=ENVIRONMENT,
             wall_s=60.0,
             peak_memory_gb=1.0,
-            attempts=1,
         )
         result = replace(result, **changes)
         result.write(paths)

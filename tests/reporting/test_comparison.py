@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 
 from kdlab.jobs import status
+from kdlab.jobs.resampled import Resampled
+from kdlab.jobs.result import Evaluation
 from kdlab.reporting.comparison import Comparison, compare
-from kdlab.reporting.index import Resampled
 
 BASELINE = (20.0, 21.0, 19.5)
 RM = (22.0, 23.5, 21.0)
@@ -63,21 +64,21 @@ def test_the_arm_and_its_baseline_are_resampled_together(bench) -> None:
     assert gain.other_images.high - gain.other_images.low == pytest.approx(0, abs=1e-9)
 
 
-def test_without_matches_there_is_a_p_and_no_interval(bench) -> None:
+def test_without_resampled_ap_there_is_a_p_and_no_interval(bench) -> None:
     found = compared(bench, {"baseline": BASELINE, "rm": RM}, images={})
     gain = found.gains["rm"]
     assert gain.p is not None
     assert (gain.interval, gain.other_images) == (None, None)
-    assert found.unmatched == tuple(f"{arm} seed {seed}" for arm in ("baseline", "rm") for seed in range(3))
+    assert found.unsampled == tuple(f"{arm} seed {seed}" for arm in ("baseline", "rm") for seed in range(3))
 
 
 @pytest.mark.parametrize("kind", ["prepare", "scale"])
-def test_job_that_measures_no_detector_lacks_no_matches(bench, kind) -> None:
+def test_job_that_measures_no_detector_lacks_no_resampled_ap(bench, kind) -> None:
     jobs = [bench.job("baseline"), bench.job(f"{kind} rm", kind=kind, id=f"{kind}-1")]
     bench.finish(jobs[0], 20.0)
-    bench.finish(jobs[1], metrics={}, best={}, history=[])
+    bench.finish(jobs[1], last=Evaluation(), best=Evaluation())
     plan = bench.plan(jobs)
-    assert compare(plan, status.of_plan(plan, bench.runs), {}).unmatched == ("baseline seed 0",)
+    assert compare(plan, status.of_plan(plan, bench.runs), {}).unsampled == ("baseline seed 0",)
 
 
 def test_models_measured_on_other_images_are_not_paired(bench) -> None:
@@ -109,7 +110,7 @@ def test_where_many_resamples_hold_no_object_there_is_no_interval(bench) -> None
 def test_a_result_without_ap_is_compared_with_nothing(bench) -> None:
     jobs = [bench.job(arm, seed) for arm in ("baseline", "rm") for seed in range(2)]
     for job in jobs:
-        bench.finish(job, metrics={"AP": 20.0} if job.seed else {"AP50": 30.0})
+        bench.finish(job, last=Evaluation({"AP": 20.0} if job.seed else {"AP50": 30.0}))
     plan = bench.plan(jobs)
     assert compare(plan, status.of_plan(plan, bench.runs), {}).gains["rm"].seeds == (1,)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from kdlab.jobs.result import Evaluation
 from kdlab.reporting.comparison import of_plan
 from kdlab.reporting.comparison_table import by_class, table
 
@@ -75,7 +76,7 @@ def test_columns_that_nobody_has_are_hidden(bench):
 
 def test_voc_columns_appear_where_results_hold_them_and_are_explained(bench):
     job = bench.job("baseline")
-    bench.finish(job, metrics={"AP": 31.0, "VOC07": 61.26, "VOC12": 62.0})
+    bench.finish(job, last=Evaluation({"AP": 31.0, "VOC07": 61.26, "VOC12": 62.0}))
     plan = bench.plan([job])
     shown = table(of_plan(plan, bench.runs)).usual()
     assert texts(shown, "baseline")["VOC07"] == "61.3"
@@ -87,7 +88,7 @@ def test_size_without_objects_is_blank_for_one_arm_and_shown_for_another(bench):
     jobs = [bench.job("baseline"), bench.job("rm")]
     plan = bench.plan(jobs)
     bench.finish(jobs[0])
-    bench.finish(jobs[1], metrics={"AP": 31.0, "APs": 12.0})
+    bench.finish(jobs[1], last=Evaluation({"AP": 31.0, "APs": 12.0}))
     shown = table(of_plan(plan, bench.runs)).usual()
     assert (texts(shown, "baseline")["APs"], texts(shown, "rm")["APs"]) == ("", "12.0")
 
@@ -108,7 +109,7 @@ def test_best_epoch_is_a_column_that_says_how_it_was_chosen(bench):
     jobs = [bench.job("baseline"), bench.job("rm")]
     plan = bench.plan(jobs)
     bench.finish(jobs[0], 30.0)
-    bench.finish(jobs[1], 31.0, best={"AP": 33.0, "epoch": 1})
+    bench.finish(jobs[1], 31.0, best=Evaluation({"AP": 33.0}, epoch=1))
     shown = table(of_plan(plan, bench.runs)).usual()
     assert (texts(shown, "baseline")["best_AP"], texts(shown, "rm")["best_AP"]) == ("30.0", "33.0")
     assert texts(shown, "rm")["AP"] == "31.0"
@@ -359,16 +360,16 @@ def test_each_number_can_say_how_it_was_made(bench):
     assert how["p"] == "paired t test over 3 seeds, two-sided: p = 0.00026; Holm over 1 arms"
 
 
-def test_results_without_matches_are_named(bench):
+def test_results_without_resampled_ap_are_named(bench):
     notes = made(bench, BASELINE).footnotes
     labels = "baseline seed 0, baseline seed 1, baseline seed 2"
-    assert f"no interval over images for 3 jobs without a whole matches.npz: {labels}" in notes
+    assert f"no interval over images for 3 jobs without AP on resampled images: {labels}" in notes
 
 
 def test_classes_are_rows_and_arms_columns(bench):
     jobs = [bench.job("baseline"), bench.job("rm", 0), bench.job("rm", 1)]
     for job, classes in zip(jobs, ({"cat": 10.0}, {"cat": 20.0, "dog": 5.0}, {"cat": 21.0}), strict=True):
-        bench.finish(job, per_class=classes)
+        bench.finish(job, last=Evaluation({"AP": 30.0}, classes))
     shown = by_class(of_plan(bench.plan(jobs), bench.runs))
     assert [column.title for column in shown.columns] == ["class", "baseline", "rm"]
     assert [[cell.text for cell in row] for row in shown.rows] == [

@@ -9,7 +9,7 @@ import pandas
 import pytest
 
 from kdlab.jobs.plan import Plan
-from kdlab.jobs.result import JobResult
+from kdlab.jobs.result import Curves, Evaluation, JobResult
 from kdlab.jobs.status import JobStatus, State
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison, Gain
@@ -25,28 +25,24 @@ Change = Callable[[JobResult], JobResult]
 
 
 def result(arm: str, seed: int, ap: float) -> JobResult:
-    """Two evaluations and two reports; AP halves an epoch earlier, methods pull by 0.5 each."""
-    methods = [] if arm in ("baseline", "teacher") else arm.split("+")
-    weighted = {f"loss_{name}": 0.5 for name in methods}
-    terms = {"loss_cls": 1.0, **weighted, "loss": 1.0 + sum(weighted.values())}
-    terms |= {f"raw_{name}": 9.0 for name in methods}
     return JobResult(
         id=f"student-{arm}{seed}",
         kind="teacher" if arm == "teacher" else "student",
         arm=arm,
         seed=seed,
-        metrics={**METRICS, "AP": ap},
-        best={},
-        per_class={"cat": ap + seed, "dog": 10.0},
-        history=[{"epoch": 1, "iteration": 5, "AP": ap / 2}, {"epoch": 2, "iteration": 10, "AP": ap}],
-        losses=[{"iteration": step, "lr": 0.1, **terms} for step in (5, 10)],
+        last=Evaluation({**METRICS, "AP": ap}, {"cat": ap + seed, "dog": 10.0}, epoch=2, iteration=10),
         timing={"latency_s": 0.008 + seed / 1000},
-        model={},
-        environment={},
-        wall_s=1.0,
-        peak_memory_gb=1.0,
-        attempts=1,
     )
+
+
+def curves(one: JobResult) -> Curves:
+    """Two evaluations and two reports; AP halves an epoch earlier, methods pull by 0.5 each."""
+    methods = [] if one.arm in ("baseline", "teacher") else one.arm.split("+")
+    weighted = {f"loss_{name}": 0.5 for name in methods}
+    terms = {"loss_cls": 1.0, **weighted, "loss": 1.0 + sum(weighted.values())}
+    terms |= {f"raw_{name}": 9.0 for name in methods}
+    first = Evaluation({"AP": one.metrics["AP"] / 2}, epoch=1, iteration=5)
+    return Curves([first, one.last], [{"iteration": step, "lr": 0.1, **terms} for step in (5, 10)])
 
 
 def arm(name: str, aps: tuple[float, ...], change: Change) -> Arm:
@@ -77,7 +73,9 @@ def compared(
         if name != "baseline"
     }
     plan = Plan("7f3a", {"name": "digits/gfl", "title": "GFL $R18$ -> R9_x"}, (), "cpu", {})
-    return Comparison(plan, [], teacher, arms, arms[0], gains)
+    results = [result for arm in arms for result in arm.results.values()]
+    shown = {result.id: curves(result) for result in results}
+    return Comparison(plan, [], teacher, arms, arms[0], gains, curves=shown)
 
 
 def many(count: int) -> dict[str, tuple[float, ...]]:
@@ -165,7 +163,7 @@ def test_latency_is_the_median_over_seeds_beside_the_mean_ap():
 
 
 def test_results_without_latency_or_classes_have_no_such_plot():
-    bare = compared(change=lambda one: replace(one, timing={}, per_class={}))
+    bare = compared(change=lambda one: replace(one, timing={}, last=replace(one.last, per_class={})))
     assert draw(bare, ["ap_by_latency", "gains_by_class"]) == {}
 
 
@@ -189,7 +187,8 @@ def test_gain_of_a_class_is_the_mean_over_the_common_seeds():
 def test_classes_that_change_least_are_counted_and_not_shown():
     def classes(one: JobResult) -> JobResult:
         gain = 0.0 if one.arm == "baseline" else 1.0
-        return replace(one, per_class={f"c{place}": gain * place for place in range(32)})
+        per_class = {f"c{place}": gain * place for place in range(32)}
+        return replace(one, last=replace(one.last, per_class=per_class))
 
     plot = plotted(compared(change=classes), "gains_by_class")
     shown = pandas.read_csv(io.StringIO(plot.csv()), comment="#")["class"].unique().tolist()

@@ -7,16 +7,19 @@ from very many images and seeds. `pytest -s -m slow tests/reporting/test_promise
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from kdlab.jobs.matches import IOU_THRESHOLDS, Matches
 from kdlab.jobs.plan import Plan
+from kdlab.jobs.resampled import Resampled
+from kdlab.jobs.result import Evaluation
 from kdlab.jobs.status import JobStatus, State
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import compare
-from kdlab.reporting.index import Resampled
-from kdlab.reporting.resampling import average_precision, draw
+from kdlab.training.matching import IOU_THRESHOLDS, Matches
+from kdlab.training.resampling import average_precision, draw
 from tests.stubs.jobs import make
 from tests.stubs.stub_job import make_result
 
@@ -59,7 +62,10 @@ def experiment(rng: np.random.Generator, skill: float, method: str):
     """What kdlab says of an arm of three seeds against its baseline."""
     world = World(rng)
     times = np.vstack(
-        [np.ones((1, IMAGES), np.int32), draw(IMAGES, RESAMPLES, seed=int(rng.integers(2**31)))]
+        [
+            np.ones((1, IMAGES), np.int32),
+            draw(IMAGES, RESAMPLES, np.random.default_rng(rng.integers(2**31))),
+        ]
     )
     arms, resampled = [], {}
     for arm, about in (("baseline", (0.0, "")), ("rm", (skill, method))):
@@ -68,14 +74,8 @@ def experiment(rng: np.random.Generator, skill: float, method: str):
             job = make(f"student-{arm}{seed}", arm, seed)
             ap, *others = average_precision(world.model(*about), times)
             resampled[job.id] = Resampled(np.array(others), IMAGES, "truth")
-            result = make_result(job)
-            records.append(
-                JobStatus(
-                    job,
-                    state=State.DONE,
-                    result=type(result)(**{**vars(result), "metrics": {"AP": float(ap)}}),
-                )
-            )
+            result = replace(make_result(job), last=Evaluation({"AP": float(ap)}))
+            records.append(JobStatus(job, state=State.DONE, result=result))
         arms.append(Arm(arm, arm != "baseline", False, tuple(records), SEEDS))
     plan = Plan("7f3a", {"arms": {"baseline": {}, "rm": {"rm": {}}}}, (), "cpu", {})
     return compare(plan, [record for arm in arms for record in arm.records], resampled).gains["rm"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdlab.jobs.result import JobResult
+from kdlab.jobs.result import Evaluation, JobResult
 from kdlab.jobs.status import JobStatus, State
 from kdlab.reporting.teachers import teacher_notes
 from tests.stubs.jobs import make
@@ -17,10 +17,7 @@ CHECKPOINT = {"file": "gfl_r101.pth", "sha256": "0123456789abcdef", "keys": {"wh
 
 def record(ap: float, model: dict[str, Any] | None = None, **inputs: Any) -> JobStatus:
     job = make("evaluate-1", "teacher", inputs=inputs)
-    metrics = {"AP": ap}
-    result = JobResult(
-        job.id, job.kind, job.arm, 0, metrics, metrics, {}, [], [], {}, model or {}, {}, 1.0, 1.0, 1
-    )
+    result = JobResult(job.id, job.kind, job.arm, 0, Evaluation({"AP": ap}), model=model or {})
     return JobStatus(job, state=State.DONE, result=result)
 
 

@@ -14,6 +14,7 @@ from kdlab.jobs.files import write_json
 from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.paths import JobPaths, Runs
+from kdlab.jobs.result import Curves, Evaluation
 from tests.stubs.stub_job import make_result
 
 TERM_SHARE = {"rm": 0.02, "pfi": 0.1}
@@ -96,18 +97,16 @@ class Simulated:
 
     def _finish(self, job: Job) -> int:
         epochs = range(1, self._epochs(job) + 1)
-        metrics = {"AP": self.ap(job, epochs[-1])} if job.kind != "scale" else {}
-        history = [{"epoch": epoch, "iteration": epoch, "AP": self.ap(job, epoch)} for epoch in epochs]
+        evaluations = [Evaluation({"AP": self.ap(job, epoch)}, {}, epoch, epoch) for epoch in epochs]
+        last = evaluations[-1] if job.kind != "scale" else Evaluation()
         losses = [{"loss": 1.0 + sum(TERM_SHARE.values())}]
         for name, share in TERM_SHARE.items():
             losses[0] |= {f"loss_{name}": share, f"raw_{name}": share}
         timing = {"latency_s": job.spec.model.width / 1000} if job.kind == "scale" else {}
         wall_s = time.monotonic() - self._alive[job.id][0]
-        result = replace(
-            make_result(job), metrics=metrics, history=history, losses=losses, timing=timing, wall_s=wall_s
-        )
-        result.write(self.runs.job(job.id))
-        self._say(job, JobFinished, metrics=metrics, wall_s=wall_s)
+        Curves(evaluations, losses).write(self.runs.job(job.id))
+        replace(make_result(job), last=last, timing=timing, wall_s=wall_s).write(self.runs.job(job.id))
+        self._say(job, JobFinished, metrics=last.metrics, wall_s=wall_s)
         return self._end(job, 0)
 
     def _end(self, job: Job, code: int) -> int:

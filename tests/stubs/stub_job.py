@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -24,7 +24,7 @@ from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Job, Resources, read_job
 from kdlab.jobs.lease import Lease
 from kdlab.jobs.paths import JobPaths, Runs
-from kdlab.jobs.result import JobResult
+from kdlab.jobs.result import Evaluation, JobResult
 from tests.stubs.jobs import make, steering
 
 if TYPE_CHECKING:
@@ -57,18 +57,10 @@ def prepared(runs: Runs, job: Job) -> JobPaths:
 
 
 def make_result(job: Job, attempts: int = 1) -> JobResult:
-    empty: dict[str, Any] = {
-        "per_class": {},
-        "history": [],
-        "losses": [],
-        "timing": {},
-        "model": {},
-        "environment": {},
-    }
+    last = Evaluation(METRICS, epoch=1)
     return JobResult(
-        id=job.id, kind=job.kind, arm=job.arm, seed=job.seed, metrics=METRICS, best={"epoch": 1, **METRICS},
-        wall_s=1.0, peak_memory_gb=0.1, attempts=attempts, **empty,
-    )  # fmt: skip
+        job.id, job.kind, job.arm, job.seed, last, last, wall_s=1.0, peak_memory_gb=0.1, attempts=attempts
+    )
 
 
 class Stub:

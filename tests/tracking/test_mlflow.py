@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kdlab.jobs.events import JobCancelled, JobCheckpointed, JobEvaluated, JobFailed, JobProgress, JobStarted
 from kdlab.jobs.lease import Lease
+from kdlab.jobs.result import Evaluation
 from kdlab.jobs.spec import StudentSpec
 from kdlab.tracking.base import Follower
 from kdlab.tracking.mlflow import Mlflow, key, plan_status, points
@@ -134,7 +135,7 @@ def test_job_that_measures_no_detector_has_its_losses_alone(bench, database):
     job = bench.job("scale rm", kind="scale", id="scale-1")
     report = [progress(job, 1000.0 + i, i) for i in (2, 8)]
     bench.log(job, started(job, 1000.0), *report, checkpointed(job, 1009.0, 8))
-    bench.finish(job, metrics={}, best={}, history=[], per_class={})
+    bench.finish(job, last=Evaluation(), best=Evaluation())
     assert sync(bench.plan([job]), bench.runs) is None
     assert {key for key, *_ in curves(database, job)} == {"train/cls", "lr", "step_s", "data_s"}
     assert run_of(database, "kdlab.job", job.id)[1]["kdlab.kind"] == "scale"

@@ -293,7 +293,7 @@ class TestBrokenImages:
         loader = evaluation_loader(mmdet_dataset(damaged, damaged.val, None, None, BrokenImages()), 2, 0)
         metric = CocoMetric(damaged.val.labels, damaged.classes, ("coco", "voc"))
         found = evaluate(Oracle(), loader, metric)
-        assert [found[name] for name in ("AP", "VOC07", "VOC12")] == pytest.approx([100, 100, 100])
+        assert [found.metrics[name] for name in ("AP", "VOC07", "VOC12")] == pytest.approx([100, 100, 100])
 
 
 class Oracle(torch.nn.Module):

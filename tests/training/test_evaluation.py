@@ -15,9 +15,10 @@ from pycocotools.cocoeval import COCOeval as Comparison
 
 from kdlab.datasets.base import DatasetFiles
 from kdlab.errors import JobError
-from kdlab.reporting.resampling import average_precision
+from kdlab.jobs.result import Evaluation
 from kdlab.training.data import evaluation_loader, mmdet_dataset
 from kdlab.training.evaluation import NAMES, CocoMetric, evaluate
+from kdlab.training.resampling import average_precision
 
 # ids with gaps and out of order; labels count in the order of the ids
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 90, "name": "eel"}]
@@ -62,8 +63,13 @@ def measured(folder: Path, labels: dict[str, Any], samples: list[dict[str, Any]]
     path = folder / "labels.json"
     path.write_text(json.dumps(labels))
     metric = CocoMetric(path, CLASSES)
-    metric.process(None, samples)
-    return metric.evaluate(size=len(samples))
+    metric.process(samples)
+    return flat(metric.of_all([metric.results]))
+
+
+def flat(found: Evaluation) -> dict[str, float]:
+    """All numbers of an evaluation by one name each."""
+    return found.metrics | {f"class/{name}": ap for name, ap in found.per_class.items()}
 
 
 def expected(labels: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, float]:
@@ -168,8 +174,8 @@ def test_what_is_kept_of_the_matching_is_worth_the_same_ap(tmp_path: Path, seed:
     path = tmp_path / "labels.json"
     path.write_text(json.dumps(labels))
     metric = CocoMetric(path, CLASSES)
-    metric.process(None, samples)
-    ap = metric.evaluate(size=len(samples))["AP"]
+    metric.process(samples)
+    ap = metric.of_all([metric.results]).metrics["AP"]
     matches = metric.matches()
     assert average_precision(matches, np.ones((1, 6), np.int32))[0] == pytest.approx(ap, abs=1e-6)
     assert matches.objects.sum() == sum(not one["iscrowd"] for one in labels["annotations"])
@@ -195,8 +201,8 @@ def test_voc_is_measured_where_it_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     path.write_text(json.dumps(labels))
     metric = CocoMetric(path, CLASSES, ("coco", "voc"))
-    metric.process(None, samples)
-    found = metric.evaluate(size=len(samples))
+    metric.process(samples)
+    found = flat(metric.of_all([metric.results]))
     alone = measured(tmp_path, labels, samples)
     assert {name: found[name] for name in alone} == alone
     # both are areas under the curve at IoU 0.5: COCO reads it at 101 recalls, VOC counts a pixel more
@@ -243,16 +249,13 @@ def test_sizes_and_classes_without_objects_are_absent(tmp_path: Path) -> None:
     assert found == pytest.approx(expected(labels, samples), abs=1e-6)
 
 
-def test_metric_can_be_used_again(tmp_path: Path) -> None:
+def test_the_same_detections_give_the_same_metrics_again(tmp_path: Path) -> None:
     labels, samples = scene(0)
     path = tmp_path / "labels.json"
     path.write_text(json.dumps(labels))
     metric = CocoMetric(path, CLASSES)
-    results = []
-    for _ in range(2):
-        metric.process(None, samples)
-        results.append(metric.evaluate(size=len(samples)))
-    assert results[0] == results[1]
+    metric.process(samples)
+    assert metric.of_all([metric.results]) == metric.of_all([metric.results])
 
 
 def test_evaluating_a_model_puts_its_mode_back_and_leaves_its_weights(
@@ -262,8 +265,10 @@ def test_evaluating_a_model_puts_its_mode_back_and_leaves_its_weights(
     model.bbox_head.test_cfg.score_thr = 0.0
     before = {name: value.clone() for name, value in model.state_dict().items()}
     loader = evaluation_loader(mmdet_dataset(digits, digits.val, None, None), 3, 0)
-    found = evaluate(model, loader, CocoMetric(digits.val.labels, digits.classes))
-    assert 0 <= found["AP"] < 50
+    metric = CocoMetric(digits.val.labels, digits.classes)
+    found = evaluate(model, loader, metric)
+    assert 0 <= found.metrics["AP"] < 50
+    assert not metric.results
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -277,7 +282,7 @@ def test_shares_of_several_processes_are_worth_what_one_finds(build: Any, digits
         metric = CocoMetric(digits.val.labels, digits.classes, ("coco", "voc"))
         with torch.no_grad():
             for data in evaluation_loader(dataset, 3, 0, rank, ranks=2):
-                metric.process(data, [sample.to_dict() for sample in model.val_step(data)])
+                metric.process(sample.to_dict() for sample in model.val_step(data))
         shares.append(metric.results)
     assert [len(share) for share in shares] == [5, 3]
     whole = CocoMetric(digits.val.labels, digits.classes, ("coco", "voc"))
@@ -302,7 +307,7 @@ def test_evaluation_is_in_the_coordinates_of_the_unresized_image(build: Any, dig
     found = evaluate(
         Oracle(), evaluation_loader(dataset, 4, 0), CocoMetric(digits.val.labels, digits.classes)
     )
-    assert found["AP"] == pytest.approx(100)
+    assert found.metrics["AP"] == pytest.approx(100)
 
 
 def test_labels_without_objects_are_refused(tmp_path: Path) -> None:

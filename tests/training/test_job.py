@@ -21,10 +21,9 @@ from kdlab.errors import JobError
 from kdlab.jobs.events import Event, EventLog, JobEvaluated, JobFailed, JobFinished, JobStarted, read_from
 from kdlab.jobs.files import DISK_FULL, write_json
 from kdlab.jobs.job import Inputs, Job, Resources
-from kdlab.jobs.matches import Matches
 from kdlab.jobs.paths import JobPaths
-from kdlab.jobs.result import JobResult
-from kdlab.reporting.resampling import average_precision
+from kdlab.jobs.resampled import Resampled
+from kdlab.jobs.result import Curves, JobResult
 from kdlab.training.job import _signals, main, run_job
 from tests.stubs.jobs import MODEL, SCHEDULE, changed, make, method
 
@@ -60,19 +59,21 @@ def test_teacher_then_student_leave_complete_results(tmp_path: Path, teacher: Jo
     assert result == JobResult.read(paths)
     assert result is not None
     assert set(result.metrics) >= {"AP", "AP50", "AP75"}
-    assert result.history[-1]["iteration"] == 3
+    curves = Curves.read(paths)
+    assert result.last == curves.evaluations[-1]
+    assert (result.last.epoch, result.last.iteration) == (1, 3)
     assert {"student_step_s", "teacher_forward_s", "distill_step_s"} <= result.timing.keys()
     assert 0 < result.timing["latency_s"] < result.wall_s
-    assert {"loss_rm", "raw_rm", "loss_cls"} <= result.losses[-1].keys()
+    assert {"loss_rm", "raw_rm", "loss_cls"} <= curves.losses[-1].keys()
     assert result.model["trained_parts"] == {"rm": 0}
     assert result.data["images"] == 12
     assert result.environment["device"].startswith("cpu: ")
     assert result.peak_memory_gb < 3
     assert [path.name for path in paths.checkpoints.iterdir()] == ["weights.pth"]
-    matches = Matches.read(paths.matches)
-    assert matches is not None
-    every = np.ones((1, len(matches.images)), np.int32)
-    assert average_precision(matches, every)[0] == pytest.approx(result.metrics["AP"], abs=1e-6)
+    resampled = Resampled.read(paths.resampled)
+    assert resampled is not None
+    assert resampled.images == 6
+    assert np.nanmin(resampled.ap) <= result.metrics["AP"] <= np.nanmax(resampled.ap)
     kinds = [type(event) for event in read_from(paths.events).events]
     assert kinds[0] is JobStarted
     assert kinds[-1] is JobFinished
@@ -92,12 +93,13 @@ def test_job_learns_from_a_tuning_split_and_is_measured_on_what_was_cut(
     reading = {"flip": 0.0, "broken_images": "skip"}
     paths = lay(tmp_path, make("teacher-1", inputs={"dataset": split}, dataset=reading, schedule=schedule))
     result = run_job(paths)
-    matches = Matches.read(paths.matches)
+    resampled = Resampled.read(paths.resampled)
     assert result is not None
-    assert matches is not None
+    assert resampled is not None
     assert result.data["images"] == 6
     assert result.data["broken_names"] == sorted(str(images / part[0]["file_name"]) for part in shown)
-    assert list(matches.images) == list(range(2, 7))
+    # of the six, one is broken
+    assert resampled.images == 5
     assert 0 <= result.metrics["AP"] <= 100
 
 
@@ -211,7 +213,7 @@ def test_an_earlier_failure_does_not_stay(tmp_path: Path, teacher: Job) -> None:
 def test_micro_batches_train_to_a_result(tmp_path: Path, teacher: Job) -> None:
     result = run_job(lay(tmp_path, replace(teacher, spec=changed(teacher, micro_batch=3))))
     assert result is not None
-    assert result.history[-1]["iteration"] == 3
+    assert result.last.iteration == 3
     assert result.timing["student_step_s"] > 0
 
 

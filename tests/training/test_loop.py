@@ -14,6 +14,7 @@ from torch import Tensor
 from kdlab.datasets.base import DatasetFiles
 from kdlab.errors import JobError
 from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress
+from kdlab.jobs.result import Evaluation
 from kdlab.methods import method_class
 from kdlab.methods.base import Connector, Method
 from kdlab.training.checkpoints import TrainingCheckpoints, load
@@ -69,7 +70,7 @@ def make_loop(
             training_loader(dataset, 3, 0, 0),
             make("teacher-1", schedule=SCHEDULE | dict(changes)).spec,
             TrainingCheckpoints(tmp_path / folder),
-            evaluate=lambda: {"AP": fingerprint(distiller), "class/0": 1.0},
+            evaluate=lambda: Evaluation({"AP": fingerprint(distiller)}, {"0": 1.0}),
             emit=lambda kind, **fields: loop.events.append((kind, fields)),
             should_stop=lambda: loop.progress.iteration == stop_at,
             **options,
@@ -244,8 +245,8 @@ def test_evaluation_comes_when_due_and_after_the_last_epoch(
 ) -> None:
     loop = make_loop(methods=(), changes={"eval_every": every})
     history = loop.run().history
-    assert [entry["epoch"] for entry in history] == epochs
-    assert history[-1] == {"epoch": 2, "iteration": 8, "AP": fingerprint(loop.distiller), "class/0": 1.0}
+    assert [one.epoch for one in history] == epochs
+    assert history[-1] == Evaluation({"AP": fingerprint(loop.distiller)}, {"0": 1.0}, epoch=2, iteration=8)
     assert all(fields["metrics"].keys() == {"AP"} for fields in events(loop, JobEvaluated))
 
 
@@ -256,9 +257,9 @@ def test_best_weights_are_those_of_the_first_evaluation_that_none_exceeds(
     loop = make_loop(methods=(), changes={"epochs": 3, "keep_best": True})
     evaluated: list[dict[str, Tensor]] = []
 
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> Evaluation:
         evaluated.append({name: value.clone() for name, value in loop.distiller.student.state_dict().items()})
-        return {"AP": course[len(evaluated) - 1]}
+        return Evaluation({"AP": course[len(evaluated) - 1]})
 
     loop.evaluate = evaluate
     loop.run()

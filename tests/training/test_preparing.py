@@ -15,7 +15,7 @@ from kdlab.errors import JobError
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
-from kdlab.jobs.result import JobResult
+from kdlab.jobs.result import Curves, JobResult
 from kdlab.methods.maskd import MaskedDistillation, TokenLearning
 from kdlab.planning.jobs import PREPARING
 from kdlab.training import checkpoints
@@ -74,16 +74,17 @@ def test_it_ends_after_its_iterations_and_leaves_what_was_learned(tmp_path: Path
     assert result == JobResult.read(paths)
     assert result is not None
     # 24 images in batches of 4 are 6 steps an epoch
-    assert result.losses[-1]["iteration"] == ITERATIONS
-    assert result.losses[-1]["loss_diversity"] < result.losses[0]["loss_diversity"]
+    losses = Curves.read(paths).losses
+    assert losses[-1]["iteration"] == ITERATIONS
+    assert losses[-1]["loss_diversity"] < losses[0]["loss_diversity"]
     assert result.metrics == {}
     assert tokens_of(paths)["levels.0.tokens"].abs().max() > 0.05
 
 
 def test_a_number_of_steps_that_ends_within_an_epoch_is_kept(tmp_path: Path, job: Job) -> None:
-    result = run_job(lay(tmp_path, replace(job, spec=changed(job, iterations=8))))
-    assert result is not None
-    assert result.losses[-1]["iteration"] == 8
+    paths = lay(tmp_path, replace(job, spec=changed(job, iterations=8)))
+    assert run_job(paths) is not None
+    assert Curves.read(paths).losses[-1]["iteration"] == 8
 
 
 def test_a_stopped_one_goes_on_to_the_same_tokens(tmp_path: Path, job: Job) -> None:

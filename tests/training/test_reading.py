@@ -70,9 +70,9 @@ def test_tuning_split_of_a_real_set_is_read_and_measured(
             "labels": truth.labels,
             "scores": torch_.ones(len(truth)),
         }
-        metric.process(batch, [{"img_id": sample.img_id, "pred_instances": found}])
+        metric.process([{"img_id": sample.img_id, "pred_instances": found}])
         measured.add(sample.img_path)
-    told = metric.of_all([metric.results])
+    told = metric.of_all([metric.results]).metrics
     assert {key: told[key] for key in metrics} == dict.fromkeys(metrics, pytest.approx(100, abs=0.5))
     trained = reading.training().dataset.dataset
     learned = {trained.get_data_info(place)["img_path"] for place in range(len(trained))}

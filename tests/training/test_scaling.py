@@ -16,7 +16,7 @@ from kdlab.jobs.events import JobEvaluated, JobFinished, JobStarted, read_from
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import Inputs, Job
 from kdlab.jobs.paths import JobPaths
-from kdlab.jobs.result import JobResult
+from kdlab.jobs.result import Curves, Evaluation, JobResult
 from kdlab.training import checkpoints
 from kdlab.training.job import run_job
 from kdlab.training.loop import Stopped
@@ -59,10 +59,10 @@ def lay(folder: Path, job: Job) -> JobPaths:
     return paths
 
 
-def ran(folder: Path, job: Job) -> JobResult:
-    result = run_job(lay(folder, job))
-    assert result is not None
-    return result
+def curves(folder: Path, job: Job) -> Curves:
+    paths = lay(folder, job)
+    assert run_job(paths) is not None
+    return Curves.read(paths)
 
 
 def detection(losses: dict[str, float]) -> float:
@@ -71,7 +71,7 @@ def detection(losses: dict[str, float]) -> float:
 
 
 def test_it_tells_each_term_of_each_step_beside_the_loss_of_detection(tmp_path: Path, job: Job) -> None:
-    losses = ran(tmp_path, job).losses
+    losses = curves(tmp_path, job).losses
     assert [entry["iteration"] for entry in losses] == list(range(1, ITERATIONS + 1))
     for entry in losses:
         own = sum(entry[name] for name in ("loss_cls", "loss_bbox", "loss_dfl"))
@@ -82,7 +82,7 @@ def test_it_tells_each_term_of_each_step_beside_the_loss_of_detection(tmp_path: 
 
 
 def test_raw_terms_know_no_warm_up(tmp_path: Path, job: Job) -> None:
-    first, *_, last = ran(tmp_path, job).losses
+    first, *_, last = curves(tmp_path, job).losses
     assert first["loss_fgd.foreground"] == pytest.approx(2.0 * first["raw_fgd.foreground"] / 6, rel=1e-4)
     assert last["loss_fgd.foreground"] == pytest.approx(2.0 * last["raw_fgd.foreground"], rel=1e-4)
 
@@ -91,16 +91,17 @@ def test_first_step_is_that_of_the_student_itself(tmp_path: Path, job: Job) -> N
     schedule = job.spec.schedule.model_copy(update={"eval_every": 0, "keep_best": False})
     spec = changed(job, kind="student", iterations=None, schedule=schedule.model_dump(mode="json"))
     whole = replace(job, id="student-1", spec=spec)
-    assert ran(tmp_path, job).losses[0] == ran(tmp_path, whole).losses[0]
+    assert curves(tmp_path, job).losses[0] == curves(tmp_path, whole).losses[0]
 
 
 def test_it_measures_nothing_and_keeps_no_weights(tmp_path: Path, job: Job) -> None:
     paths = lay(tmp_path, job)
     result = run_job(paths)
     assert result is not None
-    assert (result.metrics, result.best, result.per_class, result.history) == ({}, {}, {}, [])
+    assert result.last == result.best == Evaluation()
+    assert Curves.read(paths).evaluations == []
     assert not list(paths.checkpoints.iterdir())
-    assert not paths.matches.exists()
+    assert not paths.resampled.exists()
     assert result.model["weights_sha256"] == ""
     kinds = [type(event) for event in read_from(paths.events).events]
     assert (kinds[0], kinds[-1]) == (JobStarted, JobFinished)
@@ -121,16 +122,15 @@ def test_it_tells_what_the_student_costs(tmp_path: Path, job: Job) -> None:
 
 
 def test_a_stopped_one_goes_on_to_the_same_losses(tmp_path: Path, job: Job) -> None:
-    whole = ran(tmp_path, job)
+    whole = curves(tmp_path, job)
     parts = lay(tmp_path, replace(job, id="scale-2"))
     asked = iter([False] * 4 + [True])
     work = Scale(job, parts, lambda *a, **k: None, lambda: None, should_stop=lambda: next(asked))
     with pytest.raises(Stopped):
         work.run()
     assert work.iteration == 5
-    result = run_job(parts)
-    assert result is not None
-    assert result.losses == whole.losses
+    assert run_job(parts) is not None
+    assert Curves.read(parts) == whole
     assert not list(parts.checkpoints.iterdir())
 
 
@@ -139,4 +139,6 @@ def test_images_without_objects_suffice_for_the_latency(tmp_path: Path, job: Job
     labels = json.loads(files.val.labels.read_text()) | {"annotations": []}
     (tmp_path / "val.json").write_text(json.dumps(labels))
     files = replace(files, val=replace(files.val, labels=tmp_path / "val.json"))
-    assert ran(tmp_path, replace(job, inputs=Inputs(files))).timing["latency_s"] > 0
+    result = run_job(lay(tmp_path, replace(job, inputs=Inputs(files))))
+    assert result is not None
+    assert result.timing["latency_s"] > 0

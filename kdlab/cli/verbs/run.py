@@ -209,8 +209,8 @@ def _publish(screen: Screen, made: Prepared, complete: bool) -> list[Path]:
     """Print the table; write it too where nothing is missing. Returns the files."""
     from kdlab.reporting import comparison, comparison_table, renderers
 
-    with screen.working("comparing") as progress:
-        table = comparison_table.table(comparison.of_plan(made.plan, made.runs, progress=progress)).usual()
+    with screen.working("comparing"):
+        table = comparison_table.table(comparison.of_plan(made.plan, made.runs)).usual()
     if screen.json:
         screen.emit(**table.to_dict())
     else:

@@ -42,11 +42,11 @@ def draw(comparison: Comparison) -> Plot | None:
 
 
 def _gains(arm: Arm, baseline: Arm) -> _Gains:
-    pairs = [(arm.results[seed], baseline.results[seed]) for seed in arm.results.keys() & baseline.results]
     found: dict[str, list[float]] = {}
-    for own, plain in pairs:
-        for name in own.per_class.keys() & plain.per_class.keys():
-            found.setdefault(name, []).append(own.per_class[name] - plain.per_class[name])
+    for seed in arm.results.keys() & baseline.results:
+        own, plain = arm.results[seed].last.per_class, baseline.results[seed].last.per_class
+        for name in own.keys() & plain.keys():
+            found.setdefault(name, []).append(own[name] - plain[name])
     return {name: (fmean(values), len(values)) for name, values in found.items()}
 
 

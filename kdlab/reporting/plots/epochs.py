@@ -47,7 +47,7 @@ class _Moment:
 
 def draw(comparison: Comparison) -> Plot | None:
     """A line an arm, all in one pair of axes or, where they are many, each beside the baseline."""
-    curves = {arm.name: curve for arm in finished(comparison.arms) if (curve := _curve(arm))}
+    curves = {arm.name: curve for arm in finished(comparison.arms) if (curve := _curve(comparison, arm))}
     if not curves:
         return None
     several = any(moment.n > 1 for curve in curves.values() for moment in curve)
@@ -61,13 +61,13 @@ def draw(comparison: Comparison) -> Plot | None:
     return framed("AP by epoch", of_what(comparison), caption, grid, _COLUMNS, rows)
 
 
-def _curve(arm: Arm) -> list[_Moment]:
-    """What each evaluation found, over the seeds that had it."""
+def _curve(comparison: Comparison, arm: Arm) -> list[_Moment]:
+    """AP at each evaluation, over the seeds that had it."""
     found: dict[int, list[float]] = {}
     for result in arm.results.values():
-        for entry in result.history:
-            if "AP" in entry:
-                found.setdefault(int(entry["epoch"]), []).append(entry["AP"])
+        for one in comparison.curves[result.id].evaluations:
+            if "AP" in one.metrics:
+                found.setdefault(one.epoch, []).append(one.metrics["AP"])
     return [
         _Moment(epoch, fmean(values), min(values), max(values), len(values))
         for epoch, values in sorted(found.items())
@@ -114,7 +114,7 @@ def _line(axes: Axes, curve: Sequence[_Moment], **style: Any) -> None:
 
 def _teacher(axes: Axes, comparison: Comparison) -> None:
     """The teacher's AP at its own end, across all epochs of the students."""
-    found = comparison.teacher.over_seeds("metrics", "AP") if comparison.teacher else []
+    found = comparison.teacher.over_seeds("AP") if comparison.teacher else []
     if found:
         axes.axhline(
             fmean(found),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from statistics import fmean, median
+from statistics import fmean
 
 from kdlab.reporting.arms import Arm
-from kdlab.reporting.comparison import Comparison, latencies_ms
+from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.plots.plot import (
     SOFT,
     TOGETHER,
@@ -57,8 +57,8 @@ def draw(comparison: Comparison) -> Plot | None:
 
 def _point(comparison: Comparison, arm: Arm) -> tuple[float, float, int] | None:
     """Latency in ms, AP in points, seeds; None where one is not known."""
-    times, aps = latencies_ms(comparison, arm), arm.over_seeds("metrics", "AP")
-    return (median(times), fmean(aps), len(aps)) if times and aps else None
+    latency, aps = comparison.latency_ms(arm), arm.over_seeds("AP")
+    return None if latency is None or not aps else (latency, fmean(aps), len(aps))
 
 
 def _named(

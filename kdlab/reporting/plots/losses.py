@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from kdlab.jobs.result import JobResult
+from kdlab.jobs.result import Curves
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.plots.plot import COLOURS, DASHES, INK, Plot, finished, framed, label, of_what, panels
@@ -27,7 +27,7 @@ _Curve = dict[int, list[float]]
 
 def draw(comparison: Comparison) -> Plot | None:
     """A panel an arm: the detector's own loss and each method's term with its weight."""
-    curves = {arm.name: _curves(arm) for arm in finished(comparison.arms)}
+    curves = {arm.name: _curves(comparison, arm) for arm in finished(comparison.arms)}
     curves = {name: terms for name, terms in curves.items() if terms}
     if not curves:
         return None
@@ -43,19 +43,19 @@ def draw(comparison: Comparison) -> Plot | None:
     return framed("Loss terms", of_what(comparison), caption, grid, _COLUMNS, list(_rows(curves)))
 
 
-def _curves(arm: Arm) -> dict[str, _Curve]:
+def _curves(comparison: Comparison, arm: Arm) -> dict[str, _Curve]:
     """The course of each term over all seeds, detection first."""
     curves: dict[str, _Curve] = {}
     for result in arm.results.values():
-        for iteration, terms in _terms(result):
+        for iteration, terms in _terms(comparison.curves[result.id]):
             for name, value in terms.items():
                 curves.setdefault(name, {}).setdefault(iteration, []).append(value)
     return curves
 
 
-def _terms(result: JobResult) -> Iterator[tuple[int, dict[str, float]]]:
+def _terms(of_job: Curves) -> Iterator[tuple[int, dict[str, float]]]:
     """A job's loss in parts, report by report: a method's term is one that also has a raw value."""
-    for report in result.losses:
+    for report in of_job.losses:
         methods = {
             name.removeprefix("raw_"): report[f"loss_{name.removeprefix('raw_')}"]
             for name in report

@@ -211,9 +211,8 @@ def of_what(comparison: Comparison) -> str:
     recipe = comparison.plan.recipe
     counts = sorted({len(arm.results) for arm in comparison.arms} or {0})
     n = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-    results = [result for arm in comparison.arms for result in arm.results.values()]
-    epochs = [int(result.history[-1]["epoch"]) for result in results if result.history]
-    last = f", after epoch {max(epochs)}" if epochs else ""
+    epochs = [result.last.epoch for arm in comparison.arms for result in arm.results.values()]
+    last = f", after epoch {max(epochs)}" if any(epochs) else ""
     return f"{recipe.get('title') or recipe['name']}, n={n}{last}"
 
 

@@ -19,7 +19,7 @@ def draw(comparison: Comparison) -> Plot | None:
     """Axes for each size that has objects, a line an arm."""
     teachers = [comparison.teacher] if comparison.teacher else []
     arms = finished([*teachers, *comparison.arms])
-    sizes = [size for size in _SIZES if any(arm.over_seeds("metrics", size) for arm in arms)]
+    sizes = [size for size in _SIZES if any(arm.over_seeds(size) for arm in arms)]
     if not sizes:
         return None
     grid = figure(max(WIDTH, 1.6 + 2.3 * len(sizes)), 1.6 + 0.26 * len(arms))
@@ -30,7 +30,7 @@ def draw(comparison: Comparison) -> Plot | None:
         axes.set_xlabel(f"{size} (points)")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         for place, arm in enumerate(arms):
-            if values := arm.over_seeds("metrics", size):
+            if values := arm.over_seeds(size):
                 _mark(axes, place, values, arm, comparison)
                 rows.append([arm.name, size, fmean(values), min(values), max(values), len(values)])
     places[0].set_yticks(range(len(arms)), [arm.name for arm in arms])

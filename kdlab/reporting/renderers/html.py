@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from kdlab.reporting.renderers._numbers import split, widest_tail
 from kdlab.reporting.tables import Column, Table
 
@@ -57,6 +55,8 @@ def page(sections: Sequence[Section]) -> str:
     Everything is in the one file: style, script and pictures. Colours follow the reader's choice of light
     or dark; a narrow screen scrolls the table beside its first column.
     """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -15,7 +15,7 @@ import pytest
 
 from kdlab import session
 from kdlab.cli import app
-from kdlab.jobs.matches import Matches
+from kdlab.jobs.resampled import RESAMPLES, Resampled
 from tests.reporting.conftest import Workbench
 from tests.stubs.jobs import method
 
@@ -34,7 +34,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
     jobs["teacher", 0] = made.job("teacher")
     for (arm, seed), job in jobs.items():
         made.finish(job, APS[arm][seed] if arm in APS else 30.0, timing={"latency_s": 0.0123})
-        matches(seed).write(made.runs.job(job.id).matches)
+        ap = np.random.default_rng(seed).normal(20, 1, RESAMPLES)
+        Resampled(ap, 10, "truth").write(made.runs.job(job.id).resampled)
     recipe = {"name": "digits/quickstart", "path": "gone.yaml", "title": "GFL, digits"}
     recipe["arms"] = {arm: {} if arm == "baseline" else {arm: {}} for arm in APS}  # type: ignore[assignment]
     made.plan(list(jobs.values()), recipe=recipe)
@@ -50,19 +51,6 @@ def kdlab(bench: Workbench, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         return code, *capfd.readouterr()
 
     return run
-
-
-def matches(seed: int) -> Matches:
-    rng = np.random.default_rng(seed)
-    return Matches(
-        images=np.arange(10),
-        image=rng.integers(0, 10, 30).astype(np.int32),
-        label=np.zeros(30, np.int16),
-        score=np.sort(rng.random(30).astype(np.float32))[::-1],
-        right=rng.choice([0, 1023], 30).astype(np.uint16),
-        ignored=np.zeros(30, np.uint16),
-        objects=np.full((10, 1), 4, np.uint16),
-    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 from hotcoco import COCO
 from hotcoco import COCOeval as Comparison
 
-from kdlab.jobs.matches import IOU_THRESHOLDS, Matches
-from kdlab.reporting.resampling import average_precision, draw
-from kdlab.training.matching import matches_of
+from kdlab.jobs.resampled import RESAMPLES
+from kdlab.training.matching import IOU_THRESHOLDS, Matches, matches_of
+from kdlab.training.resampling import average_precision, draw, resample
 
 CATEGORIES = [1, 2, 3, 4]
 
@@ -73,7 +74,7 @@ def ap_of(labelled: tuple[COCO, COCO]) -> float:
 
 def test_resampled_ap_equals_hotcocos_on_200_images() -> None:
     scenes = Scenes(200)
-    times = np.vstack([np.ones((1, 200), np.int32), draw(200, 12)])
+    times = np.vstack([np.ones((1, 200), np.int32), draw(200, 12, np.random.default_rng(0))])
     expected = [ap_of(scenes.labelled(row)) for row in times]
     assert average_precision(scenes.matches(), times) == pytest.approx(expected, abs=1e-6)
 
@@ -103,21 +104,37 @@ def test_nothing_found_is_worth_0() -> None:
         ignored=np.empty(0, np.uint16),
         objects=np.ones((2, 1), np.uint16),
     )
-    assert average_precision(matches, draw(2, 5)).tolist() == [0.0] * 5
+    assert average_precision(matches, draw(2, 5, np.random.default_rng(0))).tolist() == [0.0] * 5
 
 
 def test_how_many_resamples_are_asked_for_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    matches, times = Scenes(60).matches(), draw(60, 25)
+    matches, times = Scenes(60).matches(), draw(60, 25, np.random.default_rng(0))
     whole = average_precision(matches, times)
-    monkeypatch.setattr("kdlab.reporting.resampling._CELLS", 1)
+    monkeypatch.setattr("kdlab.training.resampling._CELLS", 1)
     assert (average_precision(matches, times) == whole).all()
 
 
-def test_a_resample_is_as_many_images_as_there_are_and_the_same_each_time() -> None:
-    times = draw(50, 200)
+def test_a_resample_is_as_many_images_as_there_are() -> None:
+    times = draw(50, 200, np.random.default_rng(0))
     assert (times.sum(1) == 50).all()
-    assert (times == draw(50, 200)).all()
     assert times.mean(0) == pytest.approx(np.ones(50), abs=0.4)
+
+
+def test_models_of_equally_many_images_are_resampled_alike() -> None:
+    # the same numbers as when all resamples are drawn in one go
+    times = draw(40, RESAMPLES, np.random.default_rng(0))
+    for seed in (0, 1):
+        matches = Scenes(40, seed).matches()
+        found = resample(matches)
+        assert found.images == 40
+        assert np.array_equal(found.ap, average_precision(matches, times), equal_nan=True)
+
+
+def test_other_objects_are_another_truth() -> None:
+    matches = Scenes(20).matches()
+    others = replace(matches, objects=matches.objects + np.uint16(1))
+    truths = [resample(one).truth for one in (matches, matches, others)]
+    assert truths[0] == truths[1] != truths[2]
 
 
 def test_images_are_matched_in_parts_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
