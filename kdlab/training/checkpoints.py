@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from torch import nn
+from torch import Tensor, nn
 
 from kdlab.errors import JobError
 from kdlab.jobs.files import read_json, replacing
@@ -20,7 +20,7 @@ from kdlab.jobs.paths import JobPaths
 
 
 def _statistic(owner: Any, name: str) -> Any:
-    """What `getattr` does for the one who asks for it in mmengine's checkpoints, and for nobody else."""
+    """`getattr` for the only names that mmengine's checkpoints ask for."""
     if owner is not HistoryBuffer or name not in ("mean", "max", "min", "current"):
         raise pickle.UnpicklingError(f"it asks for the attribute {name} of {owner}")
     return getattr(owner, name)
@@ -98,21 +98,35 @@ def load(path: Path) -> Any:
         ) from error
 
 
-def load_finished(module: nn.Module, parent: JobPaths) -> None:
-    """Load the weights that a finished job left.
+def finished_state(paths: JobPaths) -> dict[str, Tensor]:
+    """The tensors that a finished job left, on the CPU.
 
     Raises:
-        JobError: they are not the ones that its result names, or do not fit the model.
+        JobError: they are missing or not the ones that its result names.
     """
-    expected = (read_json(parent.result) or {}).get("model", {}).get("weights_sha256")
-    if not parent.weights.exists() or sha256(parent.weights) != expected:
+    result = read_json(paths.result)
+    if (
+        result is None
+        or not paths.weights.exists()
+        or sha256(paths.weights) != result["model"]["weights_sha256"]
+    ):
         raise JobError(
-            "a parent's weights are missing or not the ones that its result names",
-            where=str(parent.weights),
-            fix=f"remove {parent.folder} and run again: it is made anew",
+            "the weights are missing or not the ones that the job's result names",
+            where=str(paths.weights),
+            fix=f"remove {paths.folder} and run its recipe again: the job is trained anew",
         )
+    state: dict[str, Tensor] = load(paths.weights)["state_dict"]
+    return state
+
+
+def load_finished(module: nn.Module, parent: JobPaths) -> None:
+    """Load the weights that a finished job left; as `finished_state` otherwise.
+
+    Raises:
+        JobError: they do not fit the module.
+    """
     try:
-        module.load_state_dict(load(parent.weights)["state_dict"])
+        module.load_state_dict(finished_state(parent))
     except RuntimeError as error:
         raise JobError(
             "a parent's weights do not fit its settings", where=str(parent.weights), got=str(error)[:300]
@@ -120,7 +134,7 @@ def load_finished(module: nn.Module, parent: JobPaths) -> None:
 
 
 class TrainingCheckpoints:
-    """The training states of one job: the last two, each named by its iteration and its content's hash."""
+    """Training states of one job: the last two, each named by its iteration and its content's hash."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -129,7 +143,7 @@ class TrainingCheckpoints:
             unfinished.unlink()
 
     def save(self, iteration: int, state: dict[str, Any]) -> None:
-        """Write a state, then remove all others but the one of the iteration before it.
+        """Write a state, then remove all others but the newest of an earlier iteration.
 
         Raises:
             JobError: the disk is full; what was there before stays.
@@ -139,8 +153,9 @@ class TrainingCheckpoints:
         named = self.folder / f"{iteration:09d}-{digest}.pth"
         unnamed.replace(named)
         earlier = [path for path in self._newest_first() if path.name[:9] < named.name[:9]]
-        for old in set(self._newest_first()) - {named, *earlier[:1]}:
-            old.unlink()
+        for path in self._newest_first():
+            if path != named and path not in earlier[:1]:
+                path.unlink()
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Keep weights as those of the best evaluation; they stay when the states go."""

@@ -195,5 +195,5 @@ def evaluate(model: nn.Module, loader: DataLoader, metric: CocoMetric) -> Evalua
     model.train(was_training)
     shares = ranks.gathered(metric.results)
     metric.results = []
-    found: Evaluation = ranks.told(metric.of_all(shares) if shares else None)
+    found: Evaluation = ranks.broadcast(metric.of_all(shares) if shares else None)
     return found

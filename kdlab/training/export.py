@@ -20,15 +20,15 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from safetensors.torch import save as safetensors
-from torch import Tensor, nn
 
 from kdlab import detectors
-from kdlab.errors import JobError, KdlabError, MachineError, UsageError
+from kdlab.errors import KdlabError, MachineError, UsageError
 from kdlab.jobs.files import replacing
 from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import JobResult
 from kdlab.training import checkpoints
+from kdlab.training.data import META_KEYS, resizing
 
 ENDINGS = ("safetensors", "pth", "py", "onnx")
 
@@ -62,7 +62,8 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
             got=", ".join(there),
             fix="add --force to replace it, or --to with another folder",
         )
-    state, origin = weights(paths, result), origin_of(job, result)
+    state = {name: tensor.contiguous() for name, tensor in checkpoints.finished_state(paths).items()}
+    origin = origin_of(job, result)
     pickled = io.BytesIO()
     torch.save({"state_dict": state, "meta": origin}, pickled)
     files = {
@@ -74,40 +75,18 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
     if wish is not None:
         from kdlab.training import onnx
 
-        files["onnx"], checks = onnx.export(trained(job, state), onnx.Wish(**wish), _as_text(origin))
+        model = MODELS.build(_model_config(job))
+        model.load_state_dict(state)
+        files["onnx"], checks = onnx.export(model.eval(), onnx.Wish(**wish), _as_text(origin))
     write(to, {f"{name}.{ending}": data for ending, data in files.items()})
-    for stale in ENDINGS:
-        if stale not in files:
-            (to / f"{name}.{stale}").unlink(missing_ok=True)
+    for stale in set(ENDINGS) - files.keys():
+        (to / f"{name}.{stale}").unlink(missing_ok=True)
     written = [{"name": f"{name}.{ending}", "bytes": len(data)} for ending, data in files.items()]
     return {"job": job.id, "folder": str(to), "files": written, "checks": checks}
 
 
-def weights(paths: JobPaths, result: JobResult) -> dict[str, Tensor]:
-    """The tensors that a finished job left, on the CPU, under mmdet's names.
-
-    Raises:
-        JobError: they are missing or not the ones that the job's result names.
-    """
-    if not paths.weights.exists() or checkpoints.sha256(paths.weights) != result.model["weights_sha256"]:
-        raise JobError(
-            "the weights are missing or not the ones that the job's result names",
-            where=str(paths.weights),
-            fix=f"remove {paths.folder} and run its recipe again: the job is trained anew",
-        )
-    state: dict[str, Tensor] = checkpoints.load(paths.weights)["state_dict"]
-    return {name: tensor.contiguous() for name, tensor in state.items()}
-
-
-def trained(job: Job, state: dict[str, Tensor]) -> nn.Module:
-    """The job's detector with its weights, in eval mode."""
-    model: nn.Module = MODELS.build(_model_config(job))
-    model.load_state_dict(state)
-    return model.eval()
-
-
 def origin_of(job: Job, result: JobResult) -> dict[str, Any]:
-    """Where the weights come from and what their classes are called, as plain data."""
+    """Origin of the weights and the names of their classes, as plain data."""
     return {
         "dataset_meta": {"classes": list(job.inputs.dataset.classes)},
         "kdlab": {
@@ -121,18 +100,12 @@ def origin_of(job: Job, result: JobResult) -> dict[str, Any]:
 
 
 def config_text(job: Job) -> str:
-    """One mmdet config that needs no other file: the model, and how the job read images to measure itself."""
+    """An mmdet config that needs no other file: the model, and the pipeline of the job's evaluation."""
     classes = job.inputs.dataset.classes
-    imports = list(job.spec.model.imports)
-    scale = job.spec.dataset.scale
     pipeline = [
         {"type": "LoadImageFromFile"},
-        {"type": "Resize", "keep_ratio": True}
-        | ({"scale": tuple(scale)} if scale else {"scale_factor": 1.0}),
-        {
-            "type": "PackDetInputs",
-            "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
-        },
+        resizing(job.spec.dataset.scale),
+        {"type": "PackDetInputs", "meta_keys": META_KEYS},
     ]
     dataset = {
         "type": "CocoDataset",
@@ -146,12 +119,13 @@ def config_text(job: Job) -> str:
         {
             "default_scope": "mmdet",
             "classes": classes,
-            **({"custom_imports": {"imports": imports}} if imports else {}),
             "model": _model_config(job),
             "test_pipeline": pipeline,
             "test_dataloader": {"batch_size": 1, "num_workers": 0, "dataset": dataset},
         }
     )
+    if job.spec.model.imports:
+        config.custom_imports = {"imports": list(job.spec.model.imports)}
     return f"# {job.label} ({job.id}), written by kdlab export\n{config.pretty_text}"
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmengine.runner import set_random_seed
 from torch.utils.data import DataLoader
 
 from kdlab import detectors
@@ -19,7 +20,7 @@ from kdlab.jobs.spec import EvaluateSpec
 from kdlab.training import checkpoints, weights
 from kdlab.training.bench import latency_s
 from kdlab.training.data import batches_of
-from kdlab.training.device import device_of, seed_all
+from kdlab.training.device import device_of
 from kdlab.training.evaluation import evaluate
 from kdlab.training.loop import Stopped
 from kdlab.training.reading import Reading
@@ -58,7 +59,7 @@ class Measurement:
         self.reading = Reading(job, paths)
         self.spec: EvaluateSpec = job.spec
         # what a partial checkpoint leaves out is drawn
-        seed_all(job.seed)
+        set_random_seed(job.seed)
         self.model = detectors.build(self.spec.model, len(self.reading.classes))
         self.model.data_preprocessor.pad_size_divisor = self.spec.pad_divisor
         self.report = weights.load(self.model, self._checkpoint(), "teacher", partial=job.inputs.partial)
@@ -149,6 +150,6 @@ class _Watched:
         for batch, data in enumerate(self._loader, start=1):
             yield data
             if batch % every == 0 or batch == len(self._loader):
-                done = min(total, batch * self._loader.batch_size)
+                done = min(total, batch * len(self._loader.batch_sampler[0]))
                 spent_s = time.monotonic() - began
                 self._tell(done, spent_s / batch, spent_s / done * (total - done))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseModel
+from mmengine.runner import set_random_seed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -18,7 +19,7 @@ from kdlab.jobs.spec import PrepareSpec
 from kdlab.methods import method_class
 from kdlab.methods.base import Pair, Preparation
 from kdlab.training import checkpoints, ranks
-from kdlab.training.device import device_of, own_numbers, seed_all
+from kdlab.training.device import device_of, seed_ranks
 from kdlab.training.loop import TrainingLoop
 from kdlab.training.reading import Reading
 
@@ -98,7 +99,7 @@ class Preparer:
         self.model = TeacherWith(*self._built()).to(self.device)
         if self.spec.schedule.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        own_numbers(job.seed)
+        seed_ranks(job.seed)
         self.loop = TrainingLoop(
             self.model,
             self.reading.training(),
@@ -148,14 +149,14 @@ class Preparer:
     def _built(self) -> tuple[nn.Module, Preparation]:
         """The teacher with its weights, and the preparation with its first ones."""
         spec, job = self.spec, self.job
-        seed_all(job.seed)
+        set_random_seed(job.seed)
         teacher = detectors.build(spec.model, len(self.reading.classes))
         checkpoints.load_finished(teacher, JobPaths(self.paths.folder.parent / job.parents[0]))
         # as the student's job pads for both
         teacher.data_preprocessor.pad_size_divisor = spec.pad_divisor
         facts = detectors.adapt(teacher).facts
         pair = Pair(facts, facts, tuple((level, level) for level in range(len(facts.strides))))
-        seed_all(job.seed)
+        set_random_seed(job.seed)
         method = method_class(spec.method)
         preparation = method(pair, **spec.options).prepared
         assert preparation is not None

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from mmengine.runner import set_random_seed
 from torch import nn
 
 from kdlab import detectors
@@ -16,12 +17,13 @@ from kdlab.jobs.result import Evaluation
 from kdlab.jobs.spec import DetectorSpec
 from kdlab.training import bench, checkpoints, ranks
 from kdlab.training.data import batches_of
-from kdlab.training.device import device_of, own_numbers, seed_all
+from kdlab.training.device import device_of, seed_ranks
 from kdlab.training.distiller import Distiller
 from kdlab.training.evaluation import evaluate
 from kdlab.training.loop import Progress, TrainingLoop
 from kdlab.training.reading import Reading
 from kdlab.training.resampling import resample
+from kdlab.training.step import parts_of
 from kdlab.training.weights import inherit
 from kdlab.training.weights.backbones import first_weights, load_backbone
 
@@ -50,7 +52,7 @@ class Trainer:
         self.spec: DetectorSpec = job.spec
         spec = self.spec
         self.reading = Reading(job, paths)
-        seed_all(job.seed)
+        set_random_seed(job.seed)
         first = first_weights(spec.model, job.inputs.init)
         student = detectors.build(spec.model, len(self.reading.classes))
         if first is not None:
@@ -65,7 +67,7 @@ class Trainer:
         if spec.schedule.channels_last:
             self.distiller.to(memory_format=torch.channels_last)
         loader, self._val_loader = self.reading.training(), self.reading.validation()
-        own_numbers(job.seed)
+        seed_ranks(job.seed)
         self.loop = TrainingLoop(
             self.distiller,
             loader,
@@ -112,7 +114,8 @@ class Trainer:
             student, classes = self.distiller.student, self.reading.classes
             digest = checkpoints.save_model(self.paths.weights, student, classes)
         self.loop.loader.batch_sampler.start_at(0, 0)
-        data = self.loop.step.first_part(next(batches_of(self.loop.loader)))
+        batch = next(batches_of(self.loop.loader))
+        data = next(parts_of(batch, self.spec.micro_batch or len(batch["data_samples"])))
         times = bench.step_times(self.distiller, self.loop.optim, data)
         best = max(progress.history, key=lambda one: one.metrics["AP"])
         return {
