@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdlab.errors import JobError
@@ -77,12 +78,14 @@ def save_model(path: Path, model: nn.Module, classes: Sequence[str]) -> str:
 
 
 def load(path: Path) -> Any:
-    """Tensors and plain data from a checkpoint; code in it is refused.
+    """Tensors and plain data from a checkpoint, torch's or `.safetensors`; code in it is refused.
 
     Raises:
         JobError: no file, a broken one, or one that holds more than data.
     """
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -104,12 +107,9 @@ def finished_state(paths: JobPaths) -> dict[str, Tensor]:
     Raises:
         JobError: they are missing or not the ones that its result names.
     """
-    result = read_json(paths.result)
-    if (
-        result is None
-        or not paths.weights.exists()
-        or sha256(paths.weights) != result["model"]["weights_sha256"]
-    ):
+    result = read_json(paths.result) or {"model": {}}
+    digest = sha256(paths.weights) if paths.weights.exists() else ""
+    if digest != result["model"].get("weights_sha256"):
         raise JobError(
             "the weights are missing or not the ones that the job's result names",
             where=str(paths.weights),

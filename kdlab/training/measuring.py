@@ -62,7 +62,7 @@ class Measurement:
         set_random_seed(job.seed)
         self.model = detectors.build(self.spec.model, len(self.reading.classes))
         self.model.data_preprocessor.pad_size_divisor = self.spec.pad_divisor
-        self.report = weights.load(self.model, self._checkpoint(), "teacher", partial=job.inputs.partial)
+        self.report = weights.load(self.model, self._checkpoint(), partial=job.inputs.partial)
         self.model.to(self.device)
         self.loader = self.reading.validation()
 

@@ -1,10 +1,10 @@
-"""Which weights of a model were found in a checkpoint, and what that says of the two."""
+"""Report of the weights of a model that were found in a checkpoint, and the usual cause of a difference."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from kdlab.errors import Fault, JobError
 
 SHOWN = 3
-"""How many names of each group are told to people."""
+"""Names of each group that are shown to people."""
 
 
 @dataclass(frozen=True)
@@ -52,49 +52,43 @@ class KeyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data; of what was loaded only how much of each part."""
-        lists = {name: list(getattr(self, name)) for name in ("missing", "unexpected")}
-        wrong = [
-            {**asdict(one), "model": list(one.model), "checkpoint": list(one.checkpoint)}
-            for one in self.misshaped
-        ]
-        loaded = dict(_parts(self.loaded))
         return {
             "prefix": self.prefix,
-            "loaded": loaded,
-            **lists,
-            "misshaped": wrong,
+            "loaded": dict(_parts(self.loaded)),
+            "missing": list(self.missing),
+            "unexpected": list(self.unexpected),
+            "misshaped": [
+                {"name": one.name, "model": list(one.model), "checkpoint": list(one.checkpoint)}
+                for one in self.misshaped
+            ],
             "beside": self.beside,
             "whole": self.whole,
         }
 
-    def summary(self) -> str:
-        """ "backbone 104 of 104, neck 8 of 10, head 0 of 20 loaded"."""
-        wrong = [entry.name for entry in self.misshaped]
-        every = _parts([*self.loaded, *self.missing, *wrong])
-        return f"{', '.join(f'{part} {_parts(self.loaded)[part]} of {every[part]}' for part in every)} loaded"
-
     def lines(self) -> list[str]:
         """For people: what was loaded, then counts and first names of what is wrong in each part."""
-        told = [self.summary()]
-        told += _grouped("missing", self.missing)
-        told += _grouped("unexpected", self.unexpected)
+        loaded = _parts(self.loaded)
+        every = _parts([*self.loaded, *self.missing, *(one.name for one in self.misshaped)])
+        told = [f"{', '.join(f'{part} {loaded[part]} of {every[part]}' for part in every)} loaded"]
         wrong = [f"{one.name} {_shape(one.checkpoint)}, not {_shape(one.model)}" for one in self.misshaped]
-        told += _grouped("of another shape", wrong)
+        groups = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": wrong}
+        for word, entries in groups.items():
+            for part, count in _parts(entries).items():
+                own = [entry for entry in entries if part in _parts([entry])]
+                names = ", ".join(own[:SHOWN]) + (", ..." if count > SHOWN else "")
+                told.append(f"{count} {word} in {part}: {names}")
         if self.beside:
             told.append(f"left aside: {', '.join(f'{part} ({n})' for part, n in self.beside.items())}")
         return told
 
     def hint(self) -> str:
-        """The usual cause of what is wrong, "" where nothing is."""
-        if self.whole:
-            return ""
-        names = [*self.missing, *self.unexpected, *(entry.name for entry in self.misshaped)]
-        wrong = _parts(names).keys()
+        """The usual cause of what is wrong."""
+        wrong = _parts([*self.missing, *self.unexpected, *(entry.name for entry in self.misshaped)]).keys()
         if not self.loaded:
             return "nothing fits: another family of detectors, or no detector at all"
         if not self.missing and not self.unexpected and wrong == {"head"} and len(self.misshaped) <= 3:
             return "it was trained with another number of classes"
-        strangers = [*self.unexpected, *(part for part, count in self.beside.items() for _ in range(count))]
+        strangers = [*self.unexpected, *Counter(self.beside).elements()]
         if len(self.missing) == len(strangers) and not self.misshaped:
             return f"keys were renamed: what should be {self.missing[0]} may stand under {strangers[0]}"
         if "head" in _parts(self.missing):
@@ -104,9 +98,8 @@ class KeyReport:
         return "another backbone, width, neck_channels or strides"
 
     def fault(self, where: str, role: str, fix: str) -> Fault:
-        """What to tell where the report is not whole."""
-        hint = self.hint()
-        got = "\n         ".join([*self.lines(), *([f"likely: {hint}"] if hint else [])])
+        """The error of a report that is not whole."""
+        got = "\n         ".join([*self.lines(), f"likely: {self.hint()}"])
         return Fault(f"the {role} does not load whole from this checkpoint", where, got, fix=fix)
 
 
@@ -128,23 +121,23 @@ def fit(
     """
     wanted = {name: tuple(value.shape) for name, value in model.items() if not _is_counter(name)}
     given = {name: tuple(value.shape) for name, value in tensors.items() if not _is_counter(name)}
-    prefix = _prefix(wanted, given, where)
-    here = {name.removeprefix(prefix): shape for name, shape in given.items() if name.startswith(prefix)}
-    inside = {_first(name) for name in wanted}
-    taken = {f"{prefix}{name}" for name in here if _first(name) in inside}
-    loaded = tuple(name for name in wanted if here.get(name) == wanted[name])
-    report = KeyReport(
-        prefix=prefix,
-        loaded=loaded,
-        missing=tuple(name for name in wanted if name not in here),
-        misshaped=tuple(
-            Misshaped(name, shape, here[name])
-            for name, shape in wanted.items()
-            if name in here and here[name] != shape
-        ),
-        unexpected=tuple(name for name in here if name not in wanted and _first(name) in inside),
-        beside=dict(Counter(_first(name.removeprefix(prefix)) for name in given if name not in taken)),
-    )
+    prefix, inside = _prefix(wanted, given, where), {_first(name) for name in wanted}
+    loaded, missing, misshaped, unexpected, beside = [], [], [], [], Counter[str]()
+    for name, shape in wanted.items():
+        there = given.get(f"{prefix}{name}")
+        if there is None:
+            missing.append(name)
+        elif there != shape:
+            misshaped.append(Misshaped(name, shape, there))
+        else:
+            loaded.append(name)
+    for long in given:
+        name = long.removeprefix(prefix)
+        if not long.startswith(prefix) or _first(name) not in inside:
+            beside[_first(name)] += 1
+        elif name not in wanted:
+            unexpected.append(name)
+    report = KeyReport(prefix, *map(tuple, (loaded, missing, misshaped, unexpected)), dict(beside))
     counters = [name for name in model if _is_counter(name) and f"{prefix}{name}" in tensors]
     return {name: tensors[f"{prefix}{name}"] for name in (*loaded, *counters)}, report
 
@@ -173,17 +166,6 @@ def _prefix(wanted: Mapping[str, Any], given: Mapping[str, Any], where: str) -> 
 def _parts(names: Iterable[str]) -> Counter[str]:
     """How many names each part has: backbone, neck, head."""
     return Counter("head" if _first(name).endswith("head") else _first(name) for name in names)
-
-
-def _grouped(word: str, entries: Iterable[str]) -> list[str]:
-    """ "missing in head: 4: bbox_head.a, bbox_head.b, ..."."""
-    entries = list(entries)
-    lines = []
-    for part, count in _parts(entries).items():
-        own = [entry for entry in entries if part in _parts([entry])]
-        more = ", ..." if count > SHOWN else ""
-        lines.append(f"{count} {word} in {part}: {', '.join(own[:SHOWN])}{more}")
-    return lines
 
 
 def _shape(shape: tuple[int, ...]) -> str:
