@@ -174,7 +174,7 @@ def test_a_run_to_the_end_resumes_to_nothing_left(
     again = make_loop("whole")
     again.resume()
     assert again.run().history == whole.progress.history
-    assert again.clock.step_s == []
+    assert again.seconds == []
 
 
 def test_resuming_without_a_checkpoint_starts_from_scratch(make_loop: Callable[..., TrainingLoop]) -> None:
