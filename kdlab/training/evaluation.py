@@ -44,19 +44,21 @@ class CocoMetric:
         self.results: list[tuple[int, np.ndarray]] = []
         dataset = load_labels(labels)
         self._where, self._classes, self._metrics = str(labels), tuple(classes), tuple(metrics)
-        ids = {category["name"]: category["id"] for category in dataset["categories"]}
-        self._category_ids = np.array([ids[name] for name in classes])
-        self._categories = [{"id": number, "name": name} for name, number in ids.items()]
+        categories = {category["name"]: category["id"] for category in dataset["categories"]}
+        self._category_ids = np.array([categories[name] for name in classes])
+        self._categories = [{"id": number, "name": name} for name, number in categories.items()]
         # numbers of our own: a float holds no id beyond 2**53
-        numbers = {
-            number: place for place, number in enumerate(sorted(i["id"] for i in dataset["images"]), 1)
-        }
-        self._numbers = numbers
-        self._sizes = {numbers[i["id"]]: (i["width"], i["height"]) for i in dataset["images"]}
-        self._objects: dict[int, list[dict[str, Any]]] = {number: [] for number in self._sizes}
+        ids = sorted(image["id"] for image in dataset["images"])
+        self._numbers = {id_: number for number, id_ in enumerate(ids, start=1)}
+        self._images: dict[int, dict[str, Any]] = {}
+        self._objects: dict[int, list[dict[str, Any]]] = {}
+        for image in dataset["images"]:
+            number = self._numbers[image["id"]]
+            size = {"width": image["width"], "height": image["height"]}
+            self._images[number], self._objects[number] = {"id": number, "file_name": "", **size}, []
         for box in dataset["annotations"]:
-            self._objects[numbers[box["image_id"]]].append(box)
-        self._require_objects(self._sizes)
+            self._objects[self._numbers[box["image_id"]]].append(box)
+        self._require_objects(self._images)
         self._compared: tuple[COCO, COCO, list[int]] | None = None
 
     def process(self, samples: Iterable[dict[str, Any]]) -> None:
@@ -76,7 +78,7 @@ class CocoMetric:
         Raises:
             JobError: no image that holds an object was shown.
         """
-        place = {number: place for place, number in enumerate(self._sizes)}
+        place = {number: place for place, number in enumerate(self._images)}
         # in the order of one process that sees all images
         results = sorted(chain(*shares), key=lambda found: place[found[0]])
         self._require_objects(number for number, _ in results)
@@ -106,12 +108,10 @@ class CocoMetric:
     def _coco(self, results: list[tuple[int, np.ndarray]]) -> tuple[dict[str, float], dict[str, float]]:
         """COCO's metrics, and AP of each class."""
         truth = COCO(self._truth([number for number, _ in results]))
-        rows = [
-            np.column_stack(
-                [np.full(len(found), number), found[:, :5], self._category_ids[found[:, 5].astype(int)]]
-            )
-            for number, found in results
-        ]
+        rows = []
+        for number, found in results:
+            categories = self._category_ids[found[:, 5].astype(int)]
+            rows.append(np.column_stack([np.full(len(found), number), found[:, :5], categories]))
         self._compared = truth, truth.load_res(np.concatenate(rows)), sorted(number for number, _ in results)
         evaluation = Comparison(*self._compared[:2], "bbox")
         evaluation.evaluate()
@@ -134,15 +134,7 @@ class CocoMetric:
         kept = ("category_id", "bbox", "area", "iscrowd")
         boxes = [(number, box) for number in sorted(numbers) for box in self._objects[number]]
         return {
-            "images": [
-                {
-                    "id": number,
-                    "width": self._sizes[number][0],
-                    "height": self._sizes[number][1],
-                    "file_name": "",
-                }
-                for number in sorted(numbers)
-            ],
+            "images": [self._images[number] for number in sorted(numbers)],
             "categories": self._categories,
             "annotations": [
                 {"id": place, "image_id": number, **{key: box[key] for key in kept}}

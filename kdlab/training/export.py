@@ -1,7 +1,7 @@
 """A trained detector without kdlab: `python -m kdlab.training.export < request.json`.
 
 A short process of its own, because the command line never imports torch. Standard input is an object with the
-"job" (its folder), "to" (where the files go), "force", and "onnx": null, or "size" and "nms" as `onnx.Wish`
+"job" (its folder), "to" (where the files go), "force", and "onnx": null, or "size" and "nms" as `onnx.export`
 has them. Standard output is what was written, or the "faults" of an error, whose exit code is the process's.
 """
 
@@ -40,7 +40,7 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
         job_folder: of the job.
         to: where the files go, named "student" or "teacher"; other files there stay.
         force: replace what an earlier export left.
-        wish: what the ONNX file should be, a `onnx.Wish` as plain data; None writes none.
+        wish: "size" and "nms" of `onnx.export`; None writes no ONNX file.
 
     Returns:
         "job", "folder", "files" (name and bytes) and "checks" of the ONNX file.
@@ -77,7 +77,7 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
 
         model = MODELS.build(_model_config(job))
         model.load_state_dict(state)
-        files["onnx"], checks = onnx.export(model.eval(), onnx.Wish(**wish), _as_text(origin))
+        files["onnx"], checks = onnx.export(model.eval(), _as_text(origin), **wish)
     write(to, {f"{name}.{ending}": data for ending, data in files.items()})
     for stale in set(ENDINGS) - files.keys():
         (to / f"{name}.{stale}").unlink(missing_ok=True)

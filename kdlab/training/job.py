@@ -195,10 +195,8 @@ def environment(job: Job, device: str) -> dict[str, Any]:
     """What a table must name to be believed: versions, commit, device."""
     versions = {}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name.removesuffix("-lite")] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         **versions,
         "python": platform.python_version(),
@@ -219,15 +217,15 @@ def commit() -> str:
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
-    return git("rev-parse", "--short=12", "HEAD") + (
-        "+dirty" if git("status", "--porcelain", "kdlab") else ""
-    )
+    dirty = "+dirty" if git("status", "--porcelain", "kdlab") else ""
+    return git("rev-parse", "--short=12", "HEAD") + dirty
 
 
 def leave(code: int) -> None:
     """End this process; at once where it failed among others, for torch could wait for them."""
     try:
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
     except OSError:
         # on a full disk Python would try again and make 120 of the code
         os._exit(code)

@@ -1,4 +1,4 @@
-"""The training loop: what it does at (seed, epoch, batch) depends on nothing else, so a kill is a resume."""
+"""Training loop: what it does at (seed, epoch, batch) depends on nothing else, so a kill is a resume."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 from kdlab.errors import JobError, OutOfMemory
 from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress, JobStarted
 from kdlab.jobs.result import Curves, Evaluation
-from kdlab.jobs.spec import Schedule, TrainingSpec
+from kdlab.jobs.spec import Schedule
 from kdlab.training import ranks
+from kdlab.training.attempt import Attempt
 from kdlab.training.checkpoints import TrainingCheckpoints, random_state, restore_random_state
 from kdlab.training.data import batches_of
 from kdlab.training.device import memory_gb, peak_memory_gb
@@ -28,7 +29,7 @@ from kdlab.training.distiller import Distiller, averages_batches
 from kdlab.training.step import Step
 
 REPORTS = 100
-"""Into how many intervals a schedule is cut over which losses are averaged, of at most 50 iterations each."""
+"""Number of intervals over which losses are averaged, of at most 50 iterations each."""
 _SHOWN = 500
 
 
@@ -38,7 +39,7 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 @dataclass
 class Progress:
-    """Where training stands: all of it is in the checkpoint."""
+    """State of the training besides weights and generators: all of it is in the checkpoint."""
 
     epoch: int = 0
     batch: int = 0
@@ -65,32 +66,23 @@ class TrainingLoop:
     Args:
         distiller: the model, on its device.
         loader: of `training_loader`.
-        spec: the schedule, the steps where the job counts them, and the micro-batch (see `Step`).
-        checkpoints: where states are written to and resumed from.
+        attempt: at a job that trains; the states are in its folder.
         evaluate: measures the student as it is; None where nothing is measured.
-        emit: takes an event kind and its fields.
-        may_write: raises where another process has taken the job over.
-        should_stop: asked after every iteration.
-        checkpoint_minutes: longest time between two checkpoints.
     """
 
     def __init__(
         self,
         distiller: Distiller,
         loader: DataLoader,
-        spec: TrainingSpec,
-        checkpoints: TrainingCheckpoints,
+        attempt: Attempt,
         evaluate: Callable[[], Evaluation] | None,
-        emit: Callable[..., None],
-        may_write: Callable[[], None] = lambda: None,
-        should_stop: Callable[[], bool] = lambda: False,
-        checkpoint_minutes: float = 10.0,
     ) -> None:
-        schedule = spec.schedule
+        spec, schedule = attempt.job.spec, attempt.job.spec.schedule
         self.distiller, self.loader, self.schedule = distiller, loader, schedule
-        self.checkpoints, self.evaluate, self.emit = checkpoints, evaluate, emit
-        self.may_write, self.should_stop = may_write, should_stop
-        self.checkpoint_s = 60 * checkpoint_minutes
+        self.evaluate, self.emit, self.may_write = evaluate, attempt.emit, attempt.may_write
+        self.should_stop = attempt.should_stop
+        self.checkpoints = TrainingCheckpoints(attempt.paths.checkpoints)
+        self.checkpoint_s = 60 * attempt.job.resources.checkpoint_minutes
         # reading a loss there waits for the device, so it is read only for a report
         self.on_gpu = next(distiller.parameters()).is_cuda
         batches = len(loader.batch_sampler)
@@ -191,19 +183,23 @@ class TrainingLoop:
             asked = time.perf_counter()
         epoch = at.epoch + 1
         due = epoch == self.epochs or (every > 0 and epoch % every == 0)
-        if due and self.evaluate is not None and self._saved != at.iteration:
-            # an evaluation can take long, and its images can be broken
-            self._save()
-        at.epoch, at.batch = epoch, 0
         if due and self.evaluate is not None:
-            found = replace(self.evaluate(), epoch=epoch, iteration=at.iteration)
-            is_best = all(found.metrics["AP"] > before.metrics["AP"] for before in at.history)
-            at.history.append(found)
-            if self.schedule.keep_best and is_best and ranks.rank() == 0:
-                self.may_write()
-                self.checkpoints.save_best({"state_dict": self.distiller.student.state_dict()})
-            self.emit(JobEvaluated, epoch=epoch, iteration=at.iteration, metrics=found.metrics)
+            if self._saved != at.iteration:
+                # an evaluation can take long, and its images can be broken
+                self._save()
+            self._keep(replace(self.evaluate(), epoch=epoch, iteration=at.iteration))
+        at.epoch, at.batch = epoch, 0
         self._save()
+
+    def _keep(self, found: Evaluation) -> None:
+        """Add an evaluation to the history, and keep the weights where it is the best."""
+        history = self.progress.history
+        is_best = all(found.metrics["AP"] > before.metrics["AP"] for before in history)
+        history.append(found)
+        if self.schedule.keep_best and is_best and ranks.rank() == 0:
+            self.may_write()
+            self.checkpoints.save_best({"state_dict": self.distiller.student.state_dict()})
+        self.emit(JobEvaluated, epoch=found.epoch, iteration=found.iteration, metrics=found.metrics)
 
     def _report_and_save(self) -> None:
         """What may be due after an iteration: a report of the losses, a checkpoint, a stop."""

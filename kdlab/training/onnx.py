@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,26 +30,16 @@ MOST_PX, MOST_SCORE = 1e-2, 1e-3
 DETECTIONS = ("detections_boxes", "detections_scores", "detections_labels")
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What an ONNX file should be.
-
-    Args:
-        size: height and width of its input; None takes any multiple of the size divisor.
-        nms: whether it also gives detections after the head's own threshold and NMS.
-    """
-
-    size: tuple[int, int] | None = None
-    nms: bool = False
-
-
-def export(model: nn.Module, wish: Wish, origin: dict[str, str]) -> tuple[bytes, list[dict[str, Any]]]:
+def export(
+    model: nn.Module, origin: dict[str, str], *, size: Sequence[int] | None = None, nms: bool = False
+) -> tuple[bytes, list[dict[str, Any]]]:
     """A model in eval mode as an ONNX file.
 
     Args:
         model: an mmdet detector on the CPU.
-        wish: what the file should be.
-        origin: written into the file's metadata beside the preprocessing.
+        origin: written into the file's metadata besides the preprocessing.
+        size: height and width of its input; None takes any multiple of the size divisor.
+        nms: whether it also gives detections after the head's own threshold and NMS.
 
     Returns:
         The file, and its checks as `check` gives them.
@@ -59,22 +49,20 @@ def export(model: nn.Module, wish: Wish, origin: dict[str, str]) -> tuple[bytes,
         JobError: ONNX Runtime computes something else than torch.
     """
     divisor = model.data_preprocessor.pad_size_divisor
-    if wish.size is None:
-        # one to trace with and another one to try
-        sizes = [(8 * divisor, 6 * divisor), (5 * divisor, 9 * divisor)]
-    else:
-        sizes = [wish.size]
-        if min(wish.size) < 1 or any(side % divisor for side in wish.size):
-            fitting = "x".join(str(max(1, -(-side // divisor)) * divisor) for side in wish.size)
-            raise UsageError(
-                f"the detector takes multiples of {divisor}",
-                got="--size {}x{}".format(*wish.size),
-                fix=f"--size {fitting}",
-            )
-    graph = graph_of(model, wish.nms)
+    # one to trace with and another one to try
+    sizes = [size] if size else [(8 * divisor, 6 * divisor), (5 * divisor, 9 * divisor)]
+    height, width = sizes[0]
+    if min(height, width) < 1 or height % divisor or width % divisor:
+        fitting = "x".join(str(max(1, -(-side // divisor)) * divisor) for side in (height, width))
+        raise UsageError(
+            f"the detector takes multiples of {divisor}",
+            got=f"--size {height}x{width}",
+            fix=f"--size {fitting}",
+        )
+    graph = graph_of(model, nms)
     with torch.no_grad():
-        data = with_metadata(traced(graph, sizes[0], wish), model, origin)
-        return data, [check(graph, data, size) for size in sizes]
+        data = with_metadata(traced(graph, (height, width), fixed=size is not None), model, origin)
+        return data, [check(graph, data, one) for one in sizes]
 
 
 def graph_of(model: nn.Module, nms: bool) -> nn.Module:
@@ -98,7 +86,7 @@ def graph_of(model: nn.Module, nms: bool) -> nn.Module:
     )
 
 
-def check(graph: nn.Module, data: bytes, size: tuple[int, int]) -> dict[str, Any]:
+def check(graph: nn.Module, data: bytes, size: Sequence[int]) -> dict[str, Any]:
     """Run a file and the graph that it came from on one random image.
 
     Returns:
@@ -135,12 +123,14 @@ def check(graph: nn.Module, data: bytes, size: tuple[int, int]) -> dict[str, Any
     return {"size": size, "boxes_px": apart, "scores": ranked}
 
 
-def traced(graph: nn.Module, size: tuple[int, int], wish: Wish) -> bytes:
+def traced(graph: nn.Module, size: tuple[int, int], fixed: bool) -> bytes:
     """The graph as torch exports it."""
     buffer = io.BytesIO()
-    names = ["boxes", "scores", *(DETECTIONS if wish.nms else ())]
+    names = ["boxes", "scores"]
+    if graph.nms:
+        names += DETECTIONS
     free = {name: {0: "detections"} for name in names[2:]}
-    if wish.size is None:
+    if not fixed:
         free |= {"images": {2: "height", 3: "width"}, "boxes": {1: "boxes"}, "scores": {1: "boxes"}}
     with warnings.catch_warnings():
         # of tracing: what it would freeze is tried with a second size

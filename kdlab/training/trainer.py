@@ -52,7 +52,7 @@ class Trainer(Work):
 
         def measured() -> Evaluation:
             found = evaluate(self.distiller, self.val_loader, metric)
-            if self.loop.progress.epoch == self.loop.epochs and ranks.rank() == 0:
+            if self.iteration == self.loop.iterations and ranks.rank() == 0:
                 self.attempt.may_write()
                 resample(metric.matches()).write(self.paths.resampled)
             return found

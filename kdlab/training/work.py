@@ -75,14 +75,4 @@ class Work:
             model.to(memory_format=torch.channels_last)
         loader = self.reading.training()
         seed_ranks(self.job.seed)
-        return TrainingLoop(
-            model,
-            loader,
-            self.spec,
-            checkpoints.TrainingCheckpoints(self.paths.checkpoints),
-            evaluate=evaluate,
-            emit=self.attempt.emit,
-            may_write=self.attempt.may_write,
-            should_stop=self.attempt.should_stop,
-            checkpoint_minutes=self.job.resources.checkpoint_minutes,
-        )
+        return TrainingLoop(model, loader, self.attempt, evaluate)
