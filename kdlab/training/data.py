@@ -71,16 +71,11 @@ class CocoImages(CocoDataset):
         return super().parse_data_info(raw_data_info)
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """The images that are read.
-
-        Raises:
-            JobError: none is left.
-        """
+        """The images that are read; a `JobError` where none is left."""
         kept: list[dict[str, Any]] = super().filter_data()
         if not kept:
-            raise JobError(
-                "no image of the labels has an object", where=self.ann_file, fix="use other labels"
-            )
+            what, fix = "no image of the labels has an object", "use other labels"
+            raise JobError(what, where=self.ann_file, fix=fix)
         return kept
 
     def prepare_data(self, idx: int) -> Any:
@@ -283,16 +278,14 @@ def evaluation_loader(
 
 def reading_report(dataset: CocoImages) -> dict[str, int]:
     """Counts of what training reads of its labels, and of what it drops or ignores."""
-    fates = dataset.fates
+    dropped = {f"boxes_{why}": dataset.fates[why] for why in ("without_area", "outside", "marked")}
     return {
         "images": len(dataset),
-        "objects": fates["object"],
+        "objects": dataset.fates["object"],
         "images_dropped": dataset.images_listed - len(dataset),
-        "crowds_ignored": fates["crowd"],
-        "boxes_dropped": fates["without_area"] + fates["outside"] + fates["marked"],
-        "boxes_without_area": fates["without_area"],
-        "boxes_outside": fates["outside"],
-        "boxes_marked": fates["marked"],
+        "crowds_ignored": dataset.fates["crowd"],
+        "boxes_dropped": sum(dropped.values()),
+        **dropped,
     }
 
 
@@ -305,6 +298,8 @@ def reading_words(report: dict[str, int]) -> str:
         "boxes_marked": "boxes marked `ignore`",
         "crowds_ignored": "crowds and difficult objects",
     }
-    told = f"training on {report['images']} images with {report['objects']} objects"
-    left_out = ", ".join(f"{name} {report[key]}" for key, name in names.items() if report[key])
-    return f"{told}; left out: {left_out}" if left_out else told
+    words = f"training on {report['images']} images with {report['objects']} objects"
+    left_out = [f"{name} {report[key]}" for key, name in names.items() if report[key]]
+    if left_out:
+        words += f"; left out: {', '.join(left_out)}"
+    return words

@@ -64,10 +64,13 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
         )
     state = {name: tensor.contiguous() for name, tensor in checkpoints.finished_state(paths).items()}
     origin = origin_of(job, result)
+    classes = json.dumps(origin["dataset_meta"]["classes"], ensure_ascii=False)
+    # for formats whose metadata are words
+    words = {"classes": classes, **{f"kdlab.{key}": str(value) for key, value in origin["kdlab"].items()}}
     pickled = io.BytesIO()
     torch.save({"state_dict": state, "meta": origin}, pickled)
     files = {
-        "safetensors": safetensors(state, {"format": "pt", **_as_text(origin)}),
+        "safetensors": safetensors(state, {"format": "pt", **words}),
         "pth": pickled.getvalue(),
         "py": config_text(job).encode(),
     }
@@ -77,7 +80,7 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
 
         model = MODELS.build(_model_config(job))
         model.load_state_dict(state)
-        files["onnx"], checks = onnx.export(model.eval(), _as_text(origin), **wish)
+        files["onnx"], checks = onnx.export(model.eval(), words, **wish)
     write(to, {f"{name}.{ending}": data for ending, data in files.items()})
     for stale in set(ENDINGS) - files.keys():
         (to / f"{name}.{stale}").unlink(missing_ok=True)
@@ -162,12 +165,6 @@ def _model_config(job: Job) -> Any:
     # the weights come from the export, and a machine without a network must load them too
     model.backbone.init_cfg = None
     return model
-
-
-def _as_text(origin: dict[str, Any]) -> dict[str, str]:
-    """The origin for a format whose metadata are words."""
-    classes = json.dumps(origin["dataset_meta"]["classes"], ensure_ascii=False)
-    return {"classes": classes, **{f"kdlab.{key}": str(value) for key, value in origin["kdlab"].items()}}
 
 
 def main() -> int:

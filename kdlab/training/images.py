@@ -86,8 +86,8 @@ class BrokenImages:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        known = (read_json(path) if path else None) or []
-        self.images = {entry["path"]: BrokenImage(**entry) for entry in known}
+        known = read_json(path) if path else None
+        self.images = {entry["path"]: BrokenImage(**entry) for entry in known or ()}
 
     def note(self, image: BrokenImage) -> None:
         """Remember an image and, the first time, say so in the log."""

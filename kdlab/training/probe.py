@@ -39,11 +39,11 @@ def probe(
     classes: Sequence[str] = (),
     file: str | None = None,
 ) -> dict[str, Any]:
-    """What the plan may know of a model.
+    """Facts of a model for the plan.
 
     Args:
         spec: the model's settings.
-        num_classes: K of the data set.
+        num_classes: of the dataset.
         input_shape: height and width on which FLOPs are counted.
         files: paths of weights, "checkpoint" for the whole model, "init" for its backbone.
         classes: of the dataset, to compare with those of the files.

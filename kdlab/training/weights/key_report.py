@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import repeat
 from typing import Any
 
@@ -21,8 +21,8 @@ class Misshaped:
     """A tensor that both have in different shapes."""
 
     name: str
-    model: tuple[int, ...]
-    checkpoint: tuple[int, ...]
+    model: list[int]
+    checkpoint: list[int]
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class KeyReport:
     """
 
     prefix: str
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    misshaped: tuple[Misshaped, ...]
-    unexpected: tuple[str, ...]
+    loaded: list[str]
+    missing: list[str]
+    misshaped: list[Misshaped]
+    unexpected: list[str]
     beside: dict[str, int]
 
     @property
@@ -52,18 +52,7 @@ class KeyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data; of what was loaded only how much of each part."""
-        return {
-            "prefix": self.prefix,
-            "loaded": dict(_parts(self.loaded)),
-            "missing": list(self.missing),
-            "unexpected": list(self.unexpected),
-            "misshaped": [
-                {"name": one.name, "model": list(one.model), "checkpoint": list(one.checkpoint)}
-                for one in self.misshaped
-            ],
-            "beside": self.beside,
-            "whole": self.whole,
-        }
+        return {**asdict(self), "loaded": dict(_parts(self.loaded)), "whole": self.whole}
 
     def lines(self) -> list[str]:
         """For people: what was loaded, then counts and first names of what is wrong in each part."""
@@ -119,8 +108,8 @@ def fit(
     Raises:
         JobError: two prefixes fit equally well, as where a checkpoint holds two models of one kind.
     """
-    wanted = {name: tuple(value.shape) for name, value in model.items() if not _is_counter(name)}
-    given = {name: tuple(value.shape) for name, value in tensors.items() if not _is_counter(name)}
+    wanted = {name: list(value.shape) for name, value in model.items() if not _is_counter(name)}
+    given = {name: list(value.shape) for name, value in tensors.items() if not _is_counter(name)}
     prefix, inside = _prefix(wanted, given, where), {_first(name) for name in wanted}
     loaded, missing, misshaped, unexpected, beside = [], [], [], [], Counter[str]()
     for name, shape in wanted.items():
@@ -137,7 +126,7 @@ def fit(
             beside[_first(name)] += 1
         elif name not in wanted:
             unexpected.append(name)
-    report = KeyReport(prefix, *map(tuple, (loaded, missing, misshaped, unexpected)), dict(beside))
+    report = KeyReport(prefix, loaded, missing, misshaped, unexpected, dict(beside))
     counters = [name for name in model if _is_counter(name) and f"{prefix}{name}" in tensors]
     return {name: tensors[f"{prefix}{name}"] for name in (*loaded, *counters)}, report
 
@@ -168,7 +157,7 @@ def _parts(names: Iterable[str]) -> Counter[str]:
     return Counter("head" if _first(name).endswith("head") else _first(name) for name in names)
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def _shape(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
