@@ -65,7 +65,7 @@ def save(path: Path, content: dict[str, Any]) -> str:
             "a checkpoint cannot be written",
             where=str(path.parent),
             got=cause.strerror or str(cause),
-            fix="make room; the same command goes on from the last checkpoint",
+            fix="make room; the same command resumes from the last checkpoint",
         ) from error
     return sha256(path)
 
@@ -162,7 +162,7 @@ class TrainingCheckpoints:
         save(self.folder / "best.pth", state)
 
     def newest(self) -> tuple[dict[str, Any] | None, list[Path]]:
-        """The newest state whose hash is right, and the files that were passed over because theirs is not."""
+        """The newest state whose hash is right, and the files of wrong ones that were passed over."""
         broken: list[Path] = []
         for path in self._newest_first():
             if sha256(path) == path.stem.partition("-")[2]:

@@ -107,12 +107,18 @@ class CocoMetric:
 
     def _coco(self, results: list[tuple[int, np.ndarray]]) -> tuple[dict[str, float], dict[str, float]]:
         """COCO's metrics, and AP of each class."""
-        truth = COCO(self._truth([number for number, _ in results]))
-        rows = []
+        numbers, rows, boxes = sorted(number for number, _ in results), [], []
+        for number in numbers:
+            for box in self._objects[number]:
+                kept = {key: box[key] for key in ("category_id", "bbox", "area", "iscrowd")}
+                # from 1: COCO's evaluation marks a detection by the id of what it matched, and 0 is nothing
+                boxes.append({"id": len(boxes) + 1, "image_id": number, **kept})
+        images = [self._images[number] for number in numbers]
+        truth = COCO({"images": images, "categories": self._categories, "annotations": boxes})
         for number, found in results:
             categories = self._category_ids[found[:, 5].astype(int)]
             rows.append(np.column_stack([np.full(len(found), number), found[:, :5], categories]))
-        self._compared = truth, truth.load_res(np.concatenate(rows)), sorted(number for number, _ in results)
+        self._compared = truth, truth.load_res(np.concatenate(rows)), numbers
         evaluation = Comparison(*self._compared[:2], "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -124,23 +130,6 @@ class CocoMetric:
         metrics = _points(dict(zip(NAMES, areas, strict=True)))
         classes = zip(self._classes, self._category_ids, strict=True)
         return metrics, _points({name: every[:, :, column[category]] for name, category in classes})
-
-    def _truth(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """Labels of some images with what counts for boxes alone.
-
-        Annotations count from 1 because COCO's evaluation marks a detection by the id of what it matched,
-        and 0 there means nothing.
-        """
-        kept = ("category_id", "bbox", "area", "iscrowd")
-        boxes = [(number, box) for number in sorted(numbers) for box in self._objects[number]]
-        return {
-            "images": [self._images[number] for number in sorted(numbers)],
-            "categories": self._categories,
-            "annotations": [
-                {"id": place, "image_id": number, **{key: box[key] for key in kept}}
-                for place, (number, box) in enumerate(boxes, start=1)
-            ],
-        }
 
     def _boxes(self, number: int, found: np.ndarray) -> ImageBoxes:
         """One image for VOC's metrics: its corners, in the order of the labels."""

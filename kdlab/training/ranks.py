@@ -6,7 +6,6 @@ Outside `joined` every function here is that of a process which is alone.
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -86,7 +85,7 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
         return flags
     together = torch.tensor(flags, dtype=torch.uint8)
     dist.all_reduce(together, dist.ReduceOp.MAX)
-    return tuple(bool(flag) for flag in together)
+    return tuple(together.bool().tolist())
 
 
 def mean(values: Mapping[str, float]) -> dict[str, float]:
@@ -124,9 +123,7 @@ def share_buffers(model: nn.Module) -> None:
 
 def is_loss_of_peer(error: BaseException) -> bool:
     """Whether an error only says that another process of the job has gone, which then told why."""
-    if count() == 1:
+    if count() == 1 or not isinstance(error, RuntimeError):
         return False
     # gloo's errors are plain ones that begin with the place in its source
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and re.search("gloo|NCCL", str(error)) is not None
-    )
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
