@@ -102,7 +102,7 @@ def load(path: Path) -> Any:
 
 
 def finished_state(paths: JobPaths) -> dict[str, Tensor]:
-    """The tensors that a finished job left, on the CPU.
+    """The tensors that a finished job left, contiguous and on the CPU.
 
     Raises:
         JobError: they are missing or not the ones that its result names.
@@ -115,8 +115,7 @@ def finished_state(paths: JobPaths) -> dict[str, Tensor]:
             where=str(paths.weights),
             fix=f"remove {paths.folder} and run its recipe again: the job is trained anew",
         )
-    state: dict[str, Tensor] = load(paths.weights)["state_dict"]
-    return state
+    return {name: tensor.contiguous() for name, tensor in load(paths.weights)["state_dict"].items()}
 
 
 def load_finished(module: nn.Module, parent: JobPaths) -> None:

@@ -51,10 +51,11 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
         MachineError: the folder cannot be written; nothing is left there that was not before.
     """
     paths = JobPaths(job_folder)
-    job, result = read_job(paths), JobResult.read(paths)
-    assert result is not None, "the command line asks for finished jobs only"
-    name = "teacher" if job.spec.is_teacher else "student"
-    there = [f"{name}.{ending}" for ending in ENDINGS if (to / f"{name}.{ending}").exists()]
+    job, name = read_job(paths), "student"
+    if job.spec.is_teacher:
+        name = "teacher"
+    names = [f"{name}.{ending}" for ending in ENDINGS]
+    there = [name for name in names if (to / name).exists()]
     if there and not force:
         raise UsageError(
             "there is an export already",
@@ -62,29 +63,29 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
             got=", ".join(there),
             fix="add --force to replace it, or --to with another folder",
         )
-    state = {name: tensor.contiguous() for name, tensor in checkpoints.finished_state(paths).items()}
+    state, result = checkpoints.finished_state(paths), JobResult.read(paths)
     origin = origin_of(job, result)
-    classes = json.dumps(origin["dataset_meta"]["classes"], ensure_ascii=False)
-    # for formats whose metadata are words
-    words = {"classes": classes, **{f"kdlab.{key}": str(value) for key, value in origin["kdlab"].items()}}
+    words = as_words(origin)
     pickled = io.BytesIO()
     torch.save({"state_dict": state, "meta": origin}, pickled)
-    files = {
-        "safetensors": safetensors(state, {"format": "pt", **words}),
-        "pth": pickled.getvalue(),
-        "py": config_text(job).encode(),
-    }
+    content = [
+        safetensors(state, {"format": "pt", **words}),
+        pickled.getvalue(),
+        config_text(job).encode(),
+    ]
     checks: list[dict[str, Any]] = []
     if wish is not None:
         from kdlab.training import onnx
 
         model = MODELS.build(_model_config(job))
         model.load_state_dict(state)
-        files["onnx"], checks = onnx.export(model.eval(), words, **wish)
-    write(to, {f"{name}.{ending}": data for ending, data in files.items()})
-    for stale in set(ENDINGS) - files.keys():
-        (to / f"{name}.{stale}").unlink(missing_ok=True)
-    written = [{"name": f"{name}.{ending}", "bytes": len(data)} for ending, data in files.items()]
+        data, checks = onnx.export(model.eval(), words, **wish)
+        content.append(data)
+    files = dict(zip(names, content, strict=False))
+    write(to, files)
+    for stale in names[len(files) :]:
+        (to / stale).unlink(missing_ok=True)
+    written = [{"name": file, "bytes": len(data)} for file, data in files.items()]
     return {"job": job.id, "folder": str(to), "files": written, "checks": checks}
 
 
@@ -100,6 +101,12 @@ def origin_of(job: Job, result: JobResult) -> dict[str, Any]:
             "commit": result.environment.get("commit", ""),
         },
     }
+
+
+def as_words(origin: dict[str, Any]) -> dict[str, str]:
+    """The origin for formats whose metadata are words."""
+    classes = json.dumps(origin["dataset_meta"]["classes"], ensure_ascii=False)
+    return {"classes": classes, **{f"kdlab.{key}": str(value) for key, value in origin["kdlab"].items()}}
 
 
 def config_text(job: Job) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdlab.errors import Fault, JobError
 from kdlab.training import checkpoints
-from kdlab.training.weights.key_report import KeyReport, fit
+from kdlab.training.weights.key_report import KeyReport, fit, some
 
 HOLDERS = ("state_dict", "distiller", "model", "model_state_dict")
 """Under which keys files keep weights: mmdet, mmrazor and kdlab; kdlab's training states; others."""
@@ -48,7 +48,7 @@ def read(path: Path) -> Checkpoint:
     if not tensors:
         found = f"a {type(content).__name__}"
         if isinstance(content, dict):
-            found = ", ".join(map(str, list(content)[:6])) or "nothing"
+            found = ", ".join(map(str, list(content)[:6]))
             if _OPTIMISERS & content.keys():
                 found = f"the state of an optimiser: {found}"
         raise JobError(
@@ -62,7 +62,7 @@ def read(path: Path) -> Checkpoint:
         raise JobError(
             "the checkpoint holds weights that are not numbers",
             where=str(path),
-            got=f"NaN or infinity in {len(broken)} of {len(tensors)} tensors: {_some(broken)}",
+            got=f"NaN or infinity in {len(broken)} of {len(tensors)} tensors: {some(broken)}",
             fix="its training diverged: use an earlier checkpoint of it",
         )
     return Checkpoint(path, tensors, _classes(content.get("meta")))
@@ -112,7 +112,7 @@ def class_fault(checkpoint: Checkpoint, classes: Sequence[str]) -> Fault | None:
         return None
     if len(theirs) != len(classes):
         what = "the checkpoint was trained on another number of classes than the dataset has"
-        got = f"{len(theirs)} classes ({_some(theirs)}); the dataset has {len(classes)} ({_some(classes)})"
+        got = f"{len(theirs)} classes ({some(theirs)}); the dataset has {len(classes)} ({some(classes)})"
     else:
         what = "the checkpoint's classes are not the dataset's"
         if sorted(theirs) == sorted(classes):
@@ -143,8 +143,3 @@ def _classes(meta: Any) -> tuple[str, ...] | None:
     holder = meta | (meta.get("dataset_meta") or {})
     classes = holder.get("classes", holder.get("CLASSES"))
     return tuple(map(str, classes)) if isinstance(classes, list | tuple) else None
-
-
-def _some(words: Sequence[str]) -> str:
-    """First few of the words."""
-    return ", ".join(words[:3]) + (", ..." if len(words) > 3 else "")

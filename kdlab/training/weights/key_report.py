@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from typing import Any
@@ -64,8 +65,7 @@ class KeyReport:
         for word, entries in groups.items():
             for part, count in _parts(entries).items():
                 own = [entry for entry in entries if part in _parts([entry])]
-                names = ", ".join(own[:SHOWN]) + (", ..." if count > SHOWN else "")
-                told.append(f"{count} {word} in {part}: {names}")
+                told.append(f"{count} {word} in {part}: {some(own)}")
         if self.beside:
             told.append(f"left aside: {', '.join(f'{part} ({n})' for part, n in self.beside.items())}")
         return told
@@ -75,7 +75,7 @@ class KeyReport:
         wrong = _parts([*self.missing, *self.unexpected, *(entry.name for entry in self.misshaped)]).keys()
         if not self.loaded:
             return "nothing fits: another family of detectors, or no detector at all"
-        if not self.missing and not self.unexpected and wrong == {"head"} and len(self.misshaped) <= 3:
+        if wrong == {"head"} and not [*self.missing, *self.unexpected] and len(self.misshaped) <= 3:
             return "it was trained with another number of classes"
         strangers = [*self.unexpected, *Counter(self.beside).elements()]
         if len(self.missing) == len(strangers) and not self.misshaped:
@@ -108,9 +108,8 @@ def fit(
     Raises:
         JobError: two prefixes fit equally well, as where a checkpoint holds two models of one kind.
     """
-    wanted = {name: list(value.shape) for name, value in model.items() if not _is_counter(name)}
-    given = {name: list(value.shape) for name, value in tensors.items() if not _is_counter(name)}
-    prefix, inside = _prefix(wanted, given, where), {_first(name) for name in wanted}
+    wanted, given = _shapes(model), _shapes(tensors)
+    prefix, inside = _prefix(wanted, given, where), set(map(_first, wanted))
     loaded, missing, misshaped, unexpected, beside = [], [], [], [], Counter[str]()
     for name, shape in wanted.items():
         there = given.get(f"{prefix}{name}")
@@ -127,16 +126,17 @@ def fit(
         elif name not in wanted:
             unexpected.append(name)
     report = KeyReport(prefix, loaded, missing, misshaped, unexpected, dict(beside))
-    counters = [name for name in model if _is_counter(name) and f"{prefix}{name}" in tensors]
-    return {name: tensors[f"{prefix}{name}"] for name in (*loaded, *counters)}, report
+    names = [*loaded, *filter(_is_counter, model)]
+    return {name: tensors[f"{prefix}{name}"] for name in names if f"{prefix}{name}" in tensors}, report
 
 
 def _prefix(wanted: Mapping[str, Any], given: Mapping[str, Any], where: str) -> str:
     """What stands before most of the wanted names."""
     counts: Counter[str] = Counter()
     for name, shape in given.items():
-        cuts = [0, *(place + 1 for place, letter in enumerate(name) if letter == ".")]
-        counts.update(name[:cut] for cut in cuts if wanted.get(name[cut:]) == shape)
+        for cut in re.finditer(r"^|(?<=\.)", name):
+            if wanted.get(name[cut.end() :]) == shape:
+                counts[name[: cut.end()]] += 1
     most = max(counts.values(), default=0)
     # of two models that hold all its names, as a ResNet-101 beside a ResNet-50, the smaller is the one
     sizes = {p: sum(map(str.startswith, given, repeat(p))) for p, count in counts.items() if count == most}
@@ -155,6 +155,16 @@ def _prefix(wanted: Mapping[str, Any], given: Mapping[str, Any], where: str) -> 
 def _parts(names: Iterable[str]) -> Counter[str]:
     """How many names each part has: backbone, neck, head."""
     return Counter("head" if _first(name).endswith("head") else _first(name) for name in names)
+
+
+def some(words: Sequence[str]) -> str:
+    """First few of the words."""
+    return ", ".join(words[:SHOWN]) + (", ..." if len(words) > SHOWN else "")
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Shapes by name, without batch counters."""
+    return {name: list(value.shape) for name, value in state.items() if not _is_counter(name)}
 
 
 def _shape(shape: Iterable[int]) -> str:
