@@ -19,10 +19,10 @@ class CompiledMmcv(MetaPathFinder, Loader):
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         """The stand-in's spec, for that one name."""
+        if fullname != "mmcv._ext":
+            return None
         # with a loader: without one mmengine sees "no compiled mmcv" and ignores dcn_offset_lr_mult
-        return (
-            ModuleSpec(fullname, self, origin="kdlab.mmcv_ops.operators") if fullname == "mmcv._ext" else None
-        )
+        return ModuleSpec(fullname, self, origin="kdlab.mmcv_ops.operators")
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """The module with the operators."""

@@ -69,19 +69,19 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _gradients(
-    operator: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor
-) -> tuple[Tensor, ...]:
-    """Gradients of `operator(*inputs)` for each of `inputs`, in their dtypes."""
+def _backward(
+    targets: Sequence[Tensor],
+    operator: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    grad_output: Tensor,
+) -> None:
+    """Fill targets with the gradients of `operator(*inputs)` for each of `inputs`."""
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in inputs]
         output = operator(*leaves)
-        return torch.autograd.grad(output, leaves, grad_output.to(output.dtype))
-
-
-def _fill(targets: Sequence[Tensor], results: Sequence[Tensor]) -> None:
-    for target, result in zip(targets, results, strict=True):
-        target.copy_(result)
+    grads = torch.autograd.grad(output, leaves, grad_output.to(output.dtype))
+    for target, grad in zip(targets, grads, strict=True):
+        target.copy_(grad)
 
 
 def _half_open(boxes: Tensor, offset: int) -> Tensor:
@@ -102,21 +102,16 @@ def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> 
     return torchvision.ops.nms(_half_open(boxes.to(dtype), offset), scores.to(dtype), iou_threshold)
 
 
-def _decay(iou: Tensor, *, iou_threshold: float, sigma: float, method: int) -> Tensor:
-    """Factors (N,) in [0, 1] for scores of boxes with `iou` (N,); method 0 is naive, 1 linear, 2 gaussian."""
-    if method == 2:
-        return torch.exp(-(iou**2) / sigma)
-    overlapping = 1 - iou if method == 1 else torch.zeros_like(iou)
-    return torch.where(iou >= iou_threshold, overlapping, 1.0)
-
-
 @_serve
 def softnms(
-    boxes: Tensor, scores: Tensor, dets: Tensor, *, min_score: float, offset: int, **decay: Any
-) -> Tensor:
+    boxes: Tensor, scores: Tensor, dets: Tensor,
+    *, iou_threshold: float, sigma: float, min_score: float, method: int, offset: int,
+) -> Tensor:  # fmt: skip
     """Indices (M,) int64 of the boxes (N, 4) that soft-NMS keeps, by falling decayed score.
 
     As in mmcv the best box is kept whatever its score; others leave once their score is below `min_score`.
+    Overlapping boxes lose all of their score with method 0, the share of their IoU with 1, and with 2 every
+    box decays by a Gaussian of its IoU.
     The first M rows of dets (N, 5) are filled with the kept boxes and their decayed scores.
     """
     areas, scores = _half_open(_wide(boxes), offset), _wide(scores).clone()
@@ -128,7 +123,10 @@ def softnms(
         kept.append(best)
         rest = rest[rest != best]
         iou = _overlaps(areas[best], areas[rest])
-        scores[rest] *= _decay(iou, **decay)
+        if method == 2:
+            scores[rest] *= torch.exp(-(iou**2) / sigma)
+        else:
+            scores[rest] *= (method * (1 - iou)).where(iou >= iou_threshold, 1.0)
         rest = rest[scores[rest] >= min_score]
     return torch.tensor(kept, dtype=torch.int64, device=boxes.device)
 
@@ -167,7 +165,7 @@ def roi_align_forward(*tensors: Tensor, **pooling: Any) -> None:
 def roi_align_backward(*tensors: Tensor, **pooling: Any) -> None:
     """Fill grad_feat (B, C, H, W); the operator is linear in feat, so any feat does."""
     grad_output, rois, _argmax_y, _argmax_x, grad_feat = tensors
-    _fill([grad_feat], _gradients(lambda feat: _roi_align(feat, rois, **pooling), [grad_feat], grad_output))
+    _backward([grad_feat], lambda feat: _roi_align(feat, rois, **pooling), [grad_feat], grad_output)
 
 
 def _bins(start: Tensor, end: Tensor, count: int, limit: int) -> list[list[tuple[int, int]]]:
@@ -248,18 +246,16 @@ def deform_conv_forward(*tensors: Tensor, **geometry: int) -> None:
 def deform_conv_backward_input(*tensors: Tensor, **geometry: int) -> None:
     """Fill grad_feat and grad_offset of DCN v1."""
     feat, offset, grad_output, grad_feat, grad_offset, weight, _columns = tensors
-    grads = _gradients(lambda f, o: _deform_conv(f, weight, o, **geometry), [feat, offset], grad_output)
-    _fill([grad_feat, grad_offset], grads)
+    targets, inputs = [grad_feat, grad_offset], [feat, offset]
+    _backward(targets, lambda f, o: _deform_conv(f, weight, o, **geometry), inputs, grad_output)
 
 
 @_serve
 def deform_conv_backward_parameters(*tensors: Tensor, scale: float, **geometry: int) -> None:
     """Fill grad_weight of DCN v1, times `scale`; the operator is linear in the weight, so any weight does."""
     feat, offset, grad_output, grad_weight, _columns, _ones = tensors
-    grads = _gradients(
-        lambda w: _deform_conv(feat, w, offset, **geometry), [grad_weight], grad_output * scale
-    )
-    _fill([grad_weight], grads)
+    grad_output, filled = grad_output * scale, [grad_weight]
+    _backward(filled, lambda w: _deform_conv(feat, w, offset, **geometry), filled, grad_output)
 
 
 @_serve
@@ -278,7 +274,7 @@ def modulated_deform_conv_backward(*tensors: Tensor, with_bias: bool, **geometry
     inputs, targets = [feat, weight, offset, mask], [grad_feat, grad_weight, grad_offset, grad_mask]
     if with_bias:
         inputs, targets = [*inputs, bias], [*targets, grad_bias]
-    _fill(targets, _gradients(lambda *t: _deform_conv(*t, **geometry), inputs, grad_output))
+    _backward(targets, lambda *t: _deform_conv(*t, **geometry), inputs, grad_output)
 
 
 def _ms_deform_attn(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -308,7 +304,7 @@ def ms_deform_attn_backward(*tensors: Tensor, im2col_step: int) -> None:
     """Fill the gradients of value, locations and weights of multi-scale deformable attention."""
     value, shapes, _starts, locations, weights, grad_output, *targets = tensors
     inputs = [value, locations, weights]
-    _fill(targets, _gradients(lambda v, at, w: _ms_deform_attn(v, shapes, at, w), inputs, grad_output))
+    _backward(targets, lambda v, at, w: _ms_deform_attn(v, shapes, at, w), inputs, grad_output)
 
 
 def _focal_terms(

@@ -1,17 +1,20 @@
-"""What models cost: training steps of student, teacher and both side by side, and the detector in use."""
+"""Cost of models: training steps of student, teacher and both side by side, and the detector's latency."""
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
-from torch import Tensor, nn
+from torch import nn
 
 from kdlab.training.distiller import Distiller
+
+_WARMUP = 2
 
 
 def step_times(distiller: Distiller, optim: OptimWrapper, data: Any, rounds: int = 10) -> dict[str, float]:
@@ -23,25 +26,28 @@ def step_times(distiller: Distiller, optim: OptimWrapper, data: Any, rounds: int
         "student_step_s": a training step without methods; where there are methods also "teacher_forward_s"
         and "distill_step_s", a training step with them.
     """
-    steps: dict[str, Callable[[], Any]] = {"student_step_s": lambda: distiller.train_step(data, optim)}
-    if distiller.distilling:
+
+    def train_step() -> None:
+        distiller.train_step(data, optim)
+
+    def teacher_forward() -> None:
+        with optim.optim_context(distiller):
+            distiller.teacher_outputs(pixels)
+
+    distils = distiller.distilling
+    if distils:
         inputs = distiller.data_preprocessor(data, True)
         pixels = inputs.get("inputs_teacher", inputs["inputs"])
-        steps["teacher_forward_s"] = lambda: _teacher_forward(distiller, optim, pixels)
-        steps["distill_step_s"] = lambda: distiller.train_step(data, optim)
     distiller.train()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    distils = distiller.distilling
-    for _ in range(rounds + 2):
-        for name, step in steps.items():
-            distiller.distilling = distils and name == "distill_step_s"
-            _wait()
-            start = time.perf_counter()
-            step()
-            _wait()
-            seconds[name].append(time.perf_counter() - start)
-    distiller.distilling = distils
-    return {name: median(values[2:]) for name, values in seconds.items()}
+    seconds = defaultdict(list)
+    for _ in range(_WARMUP + rounds):
+        distiller.distilling = False
+        seconds["student_step_s"].append(_timed(train_step))
+        if distils:
+            seconds["teacher_forward_s"].append(_timed(teacher_forward))
+            distiller.distilling = True
+            seconds["distill_step_s"].append(_timed(train_step))
+    return {name: median(values[_WARMUP:]) for name, values in seconds.items()}
 
 
 @torch.no_grad()
@@ -55,26 +61,22 @@ def latency_s(model: nn.Module, data: Any, runs: int = 20) -> float:
     """
     was_training = model.training
     model.eval()
-    images = [
-        {"inputs": [pixels], "data_samples": [sample]}
-        for pixels, sample in zip(data["inputs"], data["data_samples"], strict=True)
-    ]
     seconds = []
-    for run in range(runs + 2):
-        _wait()
-        start = time.perf_counter()
-        model.val_step(images[run % len(images)])
-        _wait()
-        seconds.append(time.perf_counter() - start)
+    for run in range(_WARMUP + runs):
+        place = run % len(data["inputs"])
+        image = {name: [data[name][place]] for name in ("inputs", "data_samples")}
+        seconds.append(_timed(lambda image=image: model.val_step(image)))
     model.train(was_training)
-    return median(seconds[2:])
+    return median(seconds[_WARMUP:])
 
 
-def _teacher_forward(distiller: Distiller, optim: OptimWrapper, pixels: Tensor) -> None:
-    with optim.optim_context(distiller):
-        distiller.teacher_outputs(pixels)
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
+def _timed(step: Callable[[], Any]) -> float:
+    """Seconds of a call, with what it left running on the GPU."""
+    gpu = torch.cuda.is_available()
+    if gpu:
         torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from kdlab.errors import JobError
 from kdlab.jobs.files import read_json, replacing
@@ -20,7 +21,7 @@ from kdlab.jobs.paths import JobPaths
 
 
 def _statistic(owner: Any, name: str) -> Any:
-    """What `getattr` does for the one who asks for it in mmengine's checkpoints, and for nobody else."""
+    """`getattr` for the only names that mmengine's checkpoints ask for."""
     if owner is not HistoryBuffer or name not in ("mean", "max", "min", "current"):
         raise pickle.UnpicklingError(f"it asks for the attribute {name} of {owner}")
     return getattr(owner, name)
@@ -64,7 +65,7 @@ def save(path: Path, content: dict[str, Any]) -> str:
             "a checkpoint cannot be written",
             where=str(path.parent),
             got=cause.strerror or str(cause),
-            fix="make room; the same command goes on from the last checkpoint",
+            fix="make room; the same command resumes from the last checkpoint",
         ) from error
     return sha256(path)
 
@@ -77,12 +78,14 @@ def save_model(path: Path, model: nn.Module, classes: Sequence[str]) -> str:
 
 
 def load(path: Path) -> Any:
-    """Tensors and plain data from a checkpoint; code in it is refused.
+    """Tensors and plain data from a checkpoint, torch's or `.safetensors`; code in it is refused.
 
     Raises:
         JobError: no file, a broken one, or one that holds more than data.
     """
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -98,21 +101,31 @@ def load(path: Path) -> Any:
         ) from error
 
 
-def load_finished(module: nn.Module, parent: JobPaths) -> None:
-    """Load the weights that a finished job left.
+def finished_state(paths: JobPaths) -> dict[str, Tensor]:
+    """The tensors that a finished job left, contiguous and on the CPU.
 
     Raises:
-        JobError: they are not the ones that its result names, or do not fit the model.
+        JobError: they are missing or not the ones that its result names.
     """
-    expected = (read_json(parent.result) or {}).get("model", {}).get("weights_sha256")
-    if not parent.weights.exists() or sha256(parent.weights) != expected:
+    result = read_json(paths.result) or {"model": {}}
+    digest = sha256(paths.weights) if paths.weights.exists() else ""
+    if digest != result["model"].get("weights_sha256"):
         raise JobError(
-            "a parent's weights are missing or not the ones that its result names",
-            where=str(parent.weights),
-            fix=f"remove {parent.folder} and run again: it is made anew",
+            "the weights are missing or not the ones that the job's result names",
+            where=str(paths.weights),
+            fix=f"remove {paths.folder} and run its recipe again: the job is trained anew",
         )
+    return {name: tensor.contiguous() for name, tensor in load(paths.weights)["state_dict"].items()}
+
+
+def load_finished(module: nn.Module, parent: JobPaths) -> None:
+    """Load the weights that a finished job left; as `finished_state` otherwise.
+
+    Raises:
+        JobError: they do not fit the module.
+    """
     try:
-        module.load_state_dict(load(parent.weights)["state_dict"])
+        module.load_state_dict(finished_state(parent))
     except RuntimeError as error:
         raise JobError(
             "a parent's weights do not fit its settings", where=str(parent.weights), got=str(error)[:300]
@@ -120,7 +133,7 @@ def load_finished(module: nn.Module, parent: JobPaths) -> None:
 
 
 class TrainingCheckpoints:
-    """The training states of one job: the last two, each named by its iteration and its content's hash."""
+    """Training states of one job: the last two, each named by its iteration and its content's hash."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -129,7 +142,7 @@ class TrainingCheckpoints:
             unfinished.unlink()
 
     def save(self, iteration: int, state: dict[str, Any]) -> None:
-        """Write a state, then remove all others but the one of the iteration before it.
+        """Write a state, then remove all others but the newest of an earlier iteration.
 
         Raises:
             JobError: the disk is full; what was there before stays.
@@ -139,15 +152,16 @@ class TrainingCheckpoints:
         named = self.folder / f"{iteration:09d}-{digest}.pth"
         unnamed.replace(named)
         earlier = [path for path in self._newest_first() if path.name[:9] < named.name[:9]]
-        for old in set(self._newest_first()) - {named, *earlier[:1]}:
-            old.unlink()
+        for path in self._newest_first():
+            if path != named and path not in earlier[:1]:
+                path.unlink()
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Keep weights as those of the best evaluation; they stay when the states go."""
         save(self.folder / "best.pth", state)
 
     def newest(self) -> tuple[dict[str, Any] | None, list[Path]]:
-        """The newest state whose hash is right, and the files that were passed over because theirs is not."""
+        """The newest state whose hash is right, and the files of wrong ones that were passed over."""
         broken: list[Path] = []
         for path in self._newest_first():
             if sha256(path) == path.stem.partition("-")[2]:

@@ -1,4 +1,4 @@
-"""What a model reads: mmdet's COCO data set, in an order and with augmentation that depend on nothing else.
+"""Batches of a job: mmdet's COCO dataset, in an order and with augmentation that depend on nothing else.
 
 The batch of (seed, epoch, place) holds the same pixels whatever the workers, the resumes and the machine.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
-from mmengine.dataset import pseudo_collate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.datasets.coco import load_labels
 from kdlab.errors import JobError
+from kdlab.training import ranks
 from kdlab.training.images import BrokenImage, BrokenImages, LoadImage, UnreadableError
+
+META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 
 
 class CheckedLabels(COCO):
@@ -43,11 +45,11 @@ class CheckedLabels(COCO):
 
 
 class CocoImages(CocoDataset):
-    """mmdet's data set with label k for the k-th lowest category id.
+    """mmdet's dataset with label k for the k-th lowest category id.
 
     Args:
         broken: takes down the images that cannot be read and are left out; None stops at the first one.
-        kwargs: of mmdet's data set.
+        kwargs: of mmdet's dataset.
 
     Raises:
         UsageError: something is wrong with the labels.
@@ -55,7 +57,7 @@ class CocoImages(CocoDataset):
 
     COCOAPI = CheckedLabels
 
-    def __init__(self, *, broken: BrokenImages | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, broken: BrokenImages | None, **kwargs: Any) -> None:
         self.broken = broken
         self.images_listed = 0
         self.fates: Counter[str] = Counter()
@@ -69,41 +71,23 @@ class CocoImages(CocoDataset):
         return super().parse_data_info(raw_data_info)
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """The images that are read.
-
-        Raises:
-            JobError: none is left.
-        """
+        """The images that are read; a `JobError` where none is left."""
         kept: list[dict[str, Any]] = super().filter_data()
         if not kept:
-            raise JobError(
-                "no image of the labels has an object", where=self.ann_file, fix="use other labels"
-            )
+            what, fix = "no image of the labels has an object", "use other labels"
+            raise JobError(what, where=self.ann_file, fix=fix)
         return kept
 
     def prepare_data(self, idx: int) -> Any:
-        """One sample; where its image is broken a `BrokenImage`, or the `JobError` that stops the job."""
+        """One sample, or a `BrokenImage` where it cannot be read."""
         try:
             return super().prepare_data(idx)
         except UnreadableError as error:
-            path = self.get_data_info(idx)["img_path"]
-            if self.broken is not None:
-                return BrokenImage(path, str(error))
-            return JobError(
-                "an image cannot be read",
-                where=path,
-                got=str(error),
-                fix="mend the file, take it out of the labels, or --set dataset.broken_images=skip",
-            )
+            return BrokenImage(self.get_data_info(idx)["img_path"], str(error))
 
 
 def fate(box: dict[str, Any], width: int, height: int) -> str:
-    """What mmdet makes of a COCO annotation when it trains.
-
-    Args:
-        box: the annotation, complete.
-        width: of its image, in pixels.
-        height: the same.
+    """What mmdet makes of a complete COCO annotation when it trains, in an image of that size in pixels.
 
     Returns:
         "object"; "crowd", ignored by the loss; or why it is dropped: "without_area", "outside", "marked".
@@ -118,17 +102,17 @@ def fate(box: dict[str, Any], width: int, height: int) -> str:
     return "crowd" if box["iscrowd"] else "object"
 
 
-def collate(samples: list[Any]) -> Any:
-    """mmengine's batch of the samples, with what is broken apart under "broken"; or the error among them."""
-    errors = [sample for sample in samples if isinstance(sample, JobError)]
-    if errors:
-        return errors[0]
-    whole = [sample for sample in samples if not isinstance(sample, BrokenImage)]
-    broken = [sample for sample in samples if isinstance(sample, BrokenImage)]
-    for sample in whole:
-        broken += sample.pop("broken", [])
-    batch = pseudo_collate(whole) if whole else {"inputs": [], "data_samples": []}
-    return batch | {"broken": broken} if broken else batch
+def collate(samples: list[Any]) -> dict[str, list[Any]]:
+    """mmengine's batch of the samples that could be read, and the broken images of all under "broken"."""
+    batch: dict[str, list[Any]] = {"inputs": [], "data_samples": [], "broken": []}
+    for sample in samples:
+        if isinstance(sample, BrokenImage):
+            batch["broken"].append(sample)
+            continue
+        batch["broken"] += sample.pop("broken", [])
+        for name, value in sample.items():
+            batch[name].append(value)
+    return batch
 
 
 def batches_of(loader: DataLoader) -> Iterator[Any]:
@@ -138,41 +122,55 @@ def batches_of(loader: DataLoader) -> Iterator[Any]:
         JobError: an image cannot be read; raised here, because a worker's errors come as tracebacks.
     """
     for data in loader:
-        if isinstance(data, JobError):
-            raise data
-        for image in data.pop("broken", ()):
+        broken = data.pop("broken")
+        for image in broken:
+            if loader.dataset.broken is None:
+                raise JobError(
+                    "an image cannot be read",
+                    where=image.path,
+                    got=image.why,
+                    fix="mend the file, take it out of the labels, or --set dataset.broken_images=skip",
+                )
             loader.dataset.broken.note(image)
         if data["data_samples"]:
             yield data
+        elif isinstance(loader.dataset, SeededSamples):
+            raise JobError(
+                "no training image can be read",
+                where=broken[0].path,
+                got=broken[0].why,
+                fix="set dataset.root to where the images are",
+            )
+
+
+def resizing(scale: Sequence[int] | None) -> dict[str, Any]:
+    """mmdet's `Resize` to fit (width, height), or to the size that images have."""
+    size = {"scale": tuple(scale)} if scale else {"scale_factor": 1.0}
+    return {"type": "Resize", "keep_ratio": True, **size}
 
 
 def mmdet_dataset(
     files: DatasetFiles,
     split: Split,
-    scale: list[int] | None,
+    scale: Sequence[int] | None,
     flip: float | None,
     broken: BrokenImages | None = None,
 ) -> CocoImages:
     """mmdet's view of a split; `flip` None is for evaluation, where no image is dropped."""
-    resize = (
-        {"scale": tuple(scale), "keep_ratio": True} if scale else {"scale_factor": 1.0, "keep_ratio": True}
-    )
-    augment = [] if flip is None else [{"type": "RandomFlip", "prob": flip}]
-    keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
+    pipeline = [LoadImage(), {"type": "LoadAnnotations", "with_bbox": True}, resizing(scale)]
+    keys = META_KEYS
+    if flip is not None:
+        pipeline.append({"type": "RandomFlip", "prob": flip})
+        keys = (*META_KEYS, "flip", "flip_direction")
     return CocoImages(
         broken=broken,
         ann_file=str(split.labels),
         data_prefix={"img": str(split.images)},
         metainfo={"classes": files.classes},
+        # in this mode nothing is filtered
         test_mode=flip is None,
-        filter_cfg=None if flip is None else {"filter_empty_gt": True, "min_size": 1},
-        pipeline=[
-            LoadImage(),
-            {"type": "LoadAnnotations", "with_bbox": True},
-            {"type": "Resize", **resize},
-            *augment,
-            {"type": "PackDetInputs", "meta_keys": keys if augment else keys[:5]},
-        ],
+        filter_cfg={"filter_empty_gt": True, "min_size": 1},
+        pipeline=[*pipeline, {"type": "PackDetInputs", "meta_keys": keys}],
     )
 
 
@@ -182,29 +180,20 @@ class SeededSamples(Dataset):
     Where an image is broken and left out, the next one that can be read stands in for it.
     """
 
-    def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: CocoImages, seed: int) -> None:
+        self.dataset, self.seed, self.broken = dataset, seed, dataset.broken
 
-    @property
-    def broken(self) -> BrokenImages | None:
-        """Of the data set."""
-        return self.dataset.broken
-
-    def __getitem__(self, place: tuple[int, int]) -> Any:
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
         epoch, index = place
         broken: list[BrokenImage] = []
-        for step in range(len(self)):
+        tries = 1 if self.broken is None else len(self)
+        for step in range(tries):
             with drawing_from(np.random.SeedSequence([self.seed, epoch, index])):
                 sample = self.dataset[(index + step) % len(self)]
             if not isinstance(sample, BrokenImage):
-                return {**sample, "broken": broken} if broken else sample
+                return {**sample, "broken": broken}
             broken.append(sample)
-        return JobError(
-            "no training image can be read",
-            where=broken[0].path,
-            got=broken[0].why,
-            fix="set dataset.root to where the images are",
-        )
+        return {"broken": broken}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -212,14 +201,18 @@ class SeededSamples(Dataset):
 
 @contextmanager
 def drawing_from(seeds: np.random.SeedSequence) -> Iterator[None]:
-    """Inside, all global generators draw from `seeds`; afterwards they go on as if nothing had happened."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    """Inside, all global generators draw from `seeds`; afterwards they resume as if nothing had happened."""
+    python, array = random.getstate(), np.random.get_state()
     one, two, three = (int(word) for word in seeds.generate_state(3))
-    random.seed(one), np.random.seed(two), torch.default_generator.manual_seed(three)
-    try:
-        yield
-    finally:
-        random.setstate(before[0]), np.random.set_state(before[1]), torch.set_rng_state(before[2])
+    with torch.random.fork_rng(devices=()):
+        random.seed(one)
+        np.random.seed(two)
+        torch.default_generator.manual_seed(three)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
 
 
 class EpochBatches(Sampler):
@@ -234,15 +227,15 @@ class EpochBatches(Sampler):
 
     def __init__(self, images: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
         self.images, self.seed = images, seed
-        # equal shares also of a data set that is smaller than a batch
+        # equal shares also of a dataset that is smaller than a batch
         self.batch_size = min(batch_size, images) // ranks * ranks
         if not self.batch_size:
             raise JobError("there are fewer images than processes", got=f"{images} images, {ranks} processes")
         self.rank, self.ranks = rank, ranks
-        self.epoch, self.first = 0, 0
+        self.start_at(epoch=0, batch=0)
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Go on with this batch of this epoch, without reading those before it."""
+        """Resume with this batch of this epoch, without reading those before it."""
         self.epoch, self.first = epoch, batch
 
     def __len__(self) -> int:
@@ -255,13 +248,11 @@ class EpochBatches(Sampler):
             yield [(self.epoch, int(index)) for index in members]
 
 
-def training_loader(
-    dataset: Any, batch_size: int, seed: int, workers: int, rank: int = 0, ranks: int = 1
-) -> DataLoader:
-    """Batches for training; `loader.batch_sampler.start_at` chooses where to begin."""
+def training_loader(dataset: CocoImages, batch_size: int, seed: int, workers: int) -> DataLoader:
+    """This process's share of the batches; `loader.batch_sampler.start_at` chooses where to begin."""
     return DataLoader(
         SeededSamples(dataset, seed),
-        batch_sampler=EpochBatches(len(dataset), batch_size, seed, rank, ranks),
+        batch_sampler=EpochBatches(len(dataset), batch_size, seed, ranks.rank(), ranks.count()),
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -271,29 +262,30 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: Any, batch_size: int, workers: int, rank: int = 0, ranks: int = 1
+    dataset: CocoImages, batch_size: int, workers: int, rank: int = 0, ranks: int = 1
 ) -> DataLoader:
     """All images in order, or of the same batches those that fall to this rank."""
     # whole batches, because an image is padded as its batch is, which a convolution sees
-    batches = BatchSampler(range(len(dataset)), batch_size, drop_last=False)
-    batching = {"batch_size": batch_size} if ranks == 1 else {"batch_sampler": list(batches)[rank::ranks]}
+    batches = list(BatchSampler(range(len(dataset)), batch_size, drop_last=False))
     return DataLoader(
-        dataset, **batching, collate_fn=collate, num_workers=workers, generator=torch.Generator()
+        dataset,
+        batch_sampler=batches[rank::ranks],
+        collate_fn=collate,
+        num_workers=workers,
+        generator=torch.Generator(),
     )
 
 
 def reading_report(dataset: CocoImages) -> dict[str, int]:
-    """What training reads of its labels, and what it drops or ignores."""
-    fates = dataset.fates
+    """Counts of what training reads of its labels, and of what it drops or ignores."""
+    dropped = {f"boxes_{why}": dataset.fates[why] for why in ("without_area", "outside", "marked")}
     return {
         "images": len(dataset),
-        "objects": fates["object"],
+        "objects": dataset.fates["object"],
         "images_dropped": dataset.images_listed - len(dataset),
-        "crowds_ignored": fates["crowd"],
-        "boxes_dropped": fates["without_area"] + fates["outside"] + fates["marked"],
-        "boxes_without_area": fates["without_area"],
-        "boxes_outside": fates["outside"],
-        "boxes_marked": fates["marked"],
+        "crowds_ignored": dataset.fates["crowd"],
+        "boxes_dropped": sum(dropped.values()),
+        **dropped,
     }
 
 
@@ -306,6 +298,8 @@ def reading_words(report: dict[str, int]) -> str:
         "boxes_marked": "boxes marked `ignore`",
         "crowds_ignored": "crowds and difficult objects",
     }
-    told = f"training on {report['images']} images with {report['objects']} objects"
-    left_out = ", ".join(f"{name} {report[key]}" for key, name in names.items() if report[key])
-    return f"{told}; left out: {left_out}" if left_out else told
+    words = f"training on {report['images']} images with {report['objects']} objects"
+    left_out = [f"{name} {report[key]}" for key, name in names.items() if report[key]]
+    if left_out:
+        words += f"; left out: {', '.join(left_out)}"
+    return words

@@ -1,15 +1,16 @@
-"""Where a job computes: its device, what it is called and how much memory it took."""
+"""Device of a job: its name, its memory, and the seeds of the processes on it."""
 
 from __future__ import annotations
 
 import os
 import platform
-import random
+import re
 import resource
 from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.runner import set_random_seed
 
 from kdlab.errors import MachineError
 from kdlab.jobs.job import Job
@@ -41,7 +42,10 @@ def device_of(job: Job) -> torch.device:
 
 def name_of(device: torch.device) -> str:
     """ "cuda: NVIDIA H100", "cpu: AMD EPYC"."""
-    return f"{device.type}: {_processor(device)}"
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name()}"
+    model = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return f"cpu: {model[1].strip() if model else platform.machine()}"
 
 
 def peak_memory_gb(device: torch.device) -> float:
@@ -58,26 +62,7 @@ def memory_gb(device: torch.device) -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
-def seed_all(seed: int) -> None:
-    """Seed all global generators."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def own_numbers(seed: int) -> None:
-    """Let the processes of a job draw different numbers from here on; the first goes on as if alone."""
+def seed_ranks(seed: int) -> None:
+    """Let the processes of a job draw different numbers from here on; the first draws as if alone."""
     if rank := ranks.rank():
-        seed_all(int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]))
-
-
-def _processor(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip()
-        for line in info.read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor() or platform.machine()
+        set_random_seed(int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]))

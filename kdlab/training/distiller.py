@@ -45,29 +45,29 @@ class Distiller(BaseModel):
         teacher: nn.Module | None = None,
         seed: int = 0,
     ) -> None:
-        if methods and teacher is None:
-            raise JobError("methods need a teacher", got=", ".join(methods), fix="hand one over")
-        teachers = (teacher,) if methods and teacher is not None else ()
-        preprocessors = [model.data_preprocessor for model in (student, *teachers)]
-        super().__init__(data_preprocessor=PairPreprocessor(*preprocessors))
-        self.student = student
-        self.adapter = adapt(student)
+        methods = methods or {}
+        teachers: tuple[nn.Module, ...] = ()
+        if methods:
+            if teacher is None:
+                raise JobError("methods need a teacher", got=", ".join(methods), fix="hand one over")
+            teachers = (teacher.eval().requires_grad_(False),)
+        super().__init__(PairPreprocessor(*(model.data_preprocessor for model in (student, *teachers))))
+        self.student, self.adapter = student, adapt(student)
         # a tuple, because a module kept as an attribute would be registered
-        self._teacher = tuple(model.eval().requires_grad_(False) for model in teachers)
+        self._teacher = teachers
         self.terms = nn.ModuleDict()
-        self.distilling = bool(teachers)
+        self.distilling = bool(methods)
         self.iteration, self.max_iterations = 0, 1
         self.raw_terms: dict[str, Tensor] = {}
         if teachers:
             self.adapter_teacher = adapt(teachers[0])
-            facts = self.adapter.facts, self.adapter_teacher.facts
-            self.terms.update(
-                {name: Term(name, options, *facts, seed) for name, options in (methods or {}).items()}
-            )
+        for name, settings in methods.items():
+            self.terms[name] = Term(name, settings, self.adapter.facts, self.adapter_teacher.facts, seed)
+        self._towers = sorted({tower for term in self.terms.values() for tower in term.method.towers})
 
     @property
     def trained_parts(self) -> dict[str, int]:
-        """Parameters that each method instance trains beside the student."""
+        """Parameters that each method instance trains besides the student."""
         return {
             name: sum(p.numel() for p in term.parameters() if p.requires_grad)
             for name, term in self.terms.items()
@@ -88,18 +88,9 @@ class Distiller(BaseModel):
             mode: "loss", "predict" or "tensor".
             inputs_teacher: (B, 3, H, W) the same pixels as the teacher's preprocessor made them.
         """
-        if mode == "loss" and self.distilling:
-            return self._distill(inputs, data_samples, inputs_teacher)
-        return self.student(inputs, data_samples, mode=mode)
-
-    @torch.no_grad()
-    def teacher_outputs(self, inputs: Tensor) -> DetectorOutputs:
-        """The teacher's view of (B, 3, H, W) inputs, its head's only where a method reads it."""
-        with_head = any(term.reads_head for term in self.terms.values())
-        return self.adapter_teacher.observe(inputs, self._towers(), with_head)
-
-    def _distill(self, inputs: Tensor, data_samples: Any, inputs_teacher: Tensor | None) -> dict[str, Any]:
-        with self.adapter.recording(self._towers()) as caught, self.adapter.capturing(caught):
+        if mode != "loss" or not self.distilling:
+            return self.student(inputs, data_samples, mode=mode)
+        with self.adapter.recording(self._towers) as caught, self.adapter.capturing(caught):
             losses = self.student.loss(inputs, data_samples)
         teacher = self.teacher_outputs(inputs if inputs_teacher is None else inputs_teacher)
         # small differences of scores and features do not survive half precision
@@ -116,8 +107,11 @@ class Distiller(BaseModel):
                     self.raw_terms[key] = raw.detach()
         return losses
 
-    def _towers(self) -> list[Any]:
-        return sorted({tower for term in self.terms.values() for tower in term.method.towers})
+    @torch.no_grad()
+    def teacher_outputs(self, inputs: Tensor) -> DetectorOutputs:
+        """The teacher's view of (B, 3, H, W) inputs, its head's only where a method reads it."""
+        with_head = any(term.reads_head for term in self.terms.values())
+        return self.adapter_teacher.observe(inputs, self._towers, with_head)
 
     def init_weights(self) -> None:
         """Nothing: the weights were drawn when the student was built, before anything else could draw."""
@@ -144,6 +138,7 @@ class PairPreprocessor(BaseDataPreprocessor):
     def __init__(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
         super().__init__()
         self.student = student
+        # a tuple, because a module kept as an attribute would be registered
         self._teacher: tuple[nn.Module, ...] = ()
         if teacher is not None:
             teacher.pad_size_divisor = student.pad_size_divisor
@@ -152,18 +147,18 @@ class PairPreprocessor(BaseDataPreprocessor):
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Inputs for the student and, in training, `inputs_teacher` where they differ."""
-        teacher = [model(dict(data), training)["inputs"] for model in self._teacher if training]
-        out = self.student(data, training)
-        return {**out, "inputs_teacher": teacher[0]} if teacher else out
+        if not training or not self._teacher:
+            return self.student(data, training)
+        # a copy, because a preprocessor changes what it is given
+        inputs_teacher = self._teacher[0](dict(data), training)["inputs"]
+        return {**self.student(data, training), "inputs_teacher": inputs_teacher}
 
 
 def _preprocessing(preprocessor: nn.Module) -> tuple[Any, ...]:
-    statistics = [preprocessor.mean, preprocessor.std] if preprocessor._enable_normalize else []
-    return (
-        [value.flatten().tolist() for value in statistics],
-        preprocessor._channel_conversion,
-        preprocessor.pad_value,
-    )
+    normalised = []
+    if preprocessor._enable_normalize:
+        normalised = [preprocessor.mean.tolist(), preprocessor.std.tolist()]
+    return normalised, preprocessor._channel_conversion, preprocessor.pad_value
 
 
 class Term(nn.Module):
@@ -179,13 +174,10 @@ class Term(nn.Module):
             strides = f"student {student.strides}, teacher {teacher.strides}"
             raise JobError("no level is matched", where=f"methods.{name}", got=strides, fix="change levels")
         method = method_class(settings.method)
-        options = settings.options.items()
-        besides = [more for choice, more in method.needs_when.items() if choice in options]
-        self._needs = {*method.needs, *(need for more in besides for need in more)}
         own_seed = seed_of(seed, name)
         # equal weights on all processes of a job, and other masks, for they have other images
-        others = f"{name} of rank {ranks.rank()}"
-        self.generator = torch.Generator().manual_seed(seed_of(seed, others) if ranks.rank() else own_seed)
+        masks = f"{name} of rank {ranks.rank()}" if ranks.rank() else name
+        self.generator = torch.Generator().manual_seed(seed_of(seed, masks))
         with torch.random.fork_rng():
             torch.manual_seed(own_seed)
             self.method: Method = method(Pair(student, teacher, tuple(self.levels)), **settings.options)
@@ -195,11 +187,12 @@ class Term(nn.Module):
             self.connectors = connector and connector.build(
                 student.channels, teacher.channels, len(self.levels)
             )
-
-    @property
-    def reads_head(self) -> bool:
+        needs = set(method.needs)
+        for choice, more in method.needs_when.items():
+            if choice in settings.options.items():
+                needs.update(more)
+        self.reads_head = bool(needs - {"feats", "assignment", "anchor_boxes"} or self.method.towers)
         """Whether the method looks at more of the teacher than its neck's maps."""
-        return bool(self._needs - {"feats", "assignment", "anchor_boxes"}) or bool(self.method.towers)
 
     def weight_at(self, iteration: int) -> float:
         """The weight, which grows linearly over the warm-up."""
@@ -211,49 +204,41 @@ class Term(nn.Module):
         """The method's raw losses, named after the instance."""
         levels_student, levels_teacher = zip(*self.levels, strict=True)
         feats_teacher = [teacher.neck_maps[level] for level in levels_teacher]
-        feats_student = [student.neck_maps[level] for level in levels_student]
-        if self.connectors is not None:
-            feats_student = [conv(feat) for conv, feat in zip(self.connectors, feats_student, strict=True)]
-        feats_student = [
-            feat
-            if feat.shape[-2:] == goal.shape[-2:]
-            else F.interpolate(feat, goal.shape[-2:], mode="bilinear")
-            for feat, goal in zip(feats_student, feats_teacher, strict=True)
-        ]
+        feats_student = []
+        for place, level in enumerate(levels_student):
+            feat, size = student.neck_maps[level], feats_teacher[place].shape[-2:]
+            if self.connectors is not None:
+                feat = self.connectors[place](feat)
+            if feat.shape[-2:] != size:
+                feat = F.interpolate(feat, size, mode="bilinear")
+            feats_student.append(feat)
         loss = self.method(
             batch,
             student.through(levels_student, feats_student),
             teacher.through(levels_teacher, feats_teacher),
             assignment,
         )
-        parts = loss if isinstance(loss, dict) else {"": loss}
-        return {f"{self.name}.{part}" if part else self.name: value for part, value in parts.items()}
+        if isinstance(loss, Tensor):
+            return {self.name: loss}
+        return {f"{self.name}.{part}": value for part, value in loss.items()}
 
 
 def matched_levels(
-    strides_student: Sequence[int],
-    strides_teacher: Sequence[int],
-    match: str,
-    wanted: Sequence[int] | None,
+    strides_student: Sequence[int], strides_teacher: Sequence[int], match: str, wanted: Sequence[int] | None
 ) -> list[tuple[int, int]]:
     """(student level, teacher level) pairs of equal stride or, with `match` "index", of equal position."""
-    if match == "index":
-        pairs = [(level, level) for level in range(min(len(strides_student), len(strides_teacher)))]
-    else:
-        pairs = [
-            (level, strides_teacher.index(stride))
-            for level, stride in enumerate(strides_student)
-            if stride in strides_teacher
-        ]
-    return [(mine, theirs) for mine, theirs in pairs if wanted is None or strides_student[mine] in wanted]
+    pairs = []
+    for level, stride in enumerate(strides_student):
+        if wanted is not None and stride not in wanted:
+            continue
+        if match == "index" and level < len(strides_teacher):
+            pairs.append((level, level))
+        elif match != "index" and stride in strides_teacher:
+            pairs.append((level, strides_teacher.index(stride)))
+    return pairs
 
 
-def make_batch(
-    data_samples: Sequence[Any],
-    inputs: Tensor,
-    iteration: int,
-    max_iterations: int,
-) -> Batch:
+def make_batch(data_samples: Sequence[Any], inputs: Tensor, iteration: int, max_iterations: int) -> Batch:
     """The ground truth of mmdet's samples, all images together."""
     objects = [sample.gt_instances for sample in data_samples]
     counts = torch.tensor([len(image) for image in objects], device=inputs.device)

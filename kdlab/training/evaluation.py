@@ -44,19 +44,21 @@ class CocoMetric:
         self.results: list[tuple[int, np.ndarray]] = []
         dataset = load_labels(labels)
         self._where, self._classes, self._metrics = str(labels), tuple(classes), tuple(metrics)
-        ids = {category["name"]: category["id"] for category in dataset["categories"]}
-        self._category_ids = np.array([ids[name] for name in classes])
-        self._categories = [{"id": number, "name": name} for name, number in ids.items()]
+        categories = {category["name"]: category["id"] for category in dataset["categories"]}
+        self._category_ids = np.array([categories[name] for name in classes])
+        self._categories = [{"id": number, "name": name} for name, number in categories.items()]
         # numbers of our own: a float holds no id beyond 2**53
-        numbers = {
-            number: place for place, number in enumerate(sorted(i["id"] for i in dataset["images"]), 1)
-        }
-        self._numbers = numbers
-        self._sizes = {numbers[i["id"]]: (i["width"], i["height"]) for i in dataset["images"]}
-        self._objects: dict[int, list[dict[str, Any]]] = {number: [] for number in self._sizes}
+        ids = sorted(image["id"] for image in dataset["images"])
+        self._numbers = {id_: number for number, id_ in enumerate(ids, start=1)}
+        self._images: dict[int, dict[str, Any]] = {}
+        self._objects: dict[int, list[dict[str, Any]]] = {}
+        for image in dataset["images"]:
+            number = self._numbers[image["id"]]
+            size = {"width": image["width"], "height": image["height"]}
+            self._images[number], self._objects[number] = {"id": number, "file_name": "", **size}, []
         for box in dataset["annotations"]:
-            self._objects[numbers[box["image_id"]]].append(box)
-        self._require_objects(self._sizes)
+            self._objects[self._numbers[box["image_id"]]].append(box)
+        self._require_objects(self._images)
         self._compared: tuple[COCO, COCO, list[int]] | None = None
 
     def process(self, samples: Iterable[dict[str, Any]]) -> None:
@@ -76,7 +78,7 @@ class CocoMetric:
         Raises:
             JobError: no image that holds an object was shown.
         """
-        place = {number: place for place, number in enumerate(self._sizes)}
+        place = {number: place for place, number in enumerate(self._images)}
         # in the order of one process that sees all images
         results = sorted(chain(*shares), key=lambda found: place[found[0]])
         self._require_objects(number for number, _ in results)
@@ -105,14 +107,18 @@ class CocoMetric:
 
     def _coco(self, results: list[tuple[int, np.ndarray]]) -> tuple[dict[str, float], dict[str, float]]:
         """COCO's metrics, and AP of each class."""
-        truth = COCO(self._truth([number for number, _ in results]))
-        rows = [
-            np.column_stack(
-                [np.full(len(found), number), found[:, :5], self._category_ids[found[:, 5].astype(int)]]
-            )
-            for number, found in results
-        ]
-        self._compared = truth, truth.load_res(np.concatenate(rows)), sorted(number for number, _ in results)
+        numbers, rows, boxes = sorted(number for number, _ in results), [], []
+        for number in numbers:
+            for box in self._objects[number]:
+                kept = {key: box[key] for key in ("category_id", "bbox", "area", "iscrowd")}
+                # from 1: COCO's evaluation marks a detection by the id of what it matched, and 0 is nothing
+                boxes.append({"id": len(boxes) + 1, "image_id": number, **kept})
+        images = [self._images[number] for number in numbers]
+        truth = COCO({"images": images, "categories": self._categories, "annotations": boxes})
+        for number, found in results:
+            categories = self._category_ids[found[:, 5].astype(int)]
+            rows.append(np.column_stack([np.full(len(found), number), found[:, :5], categories]))
+        self._compared = truth, truth.load_res(np.concatenate(rows)), numbers
         evaluation = Comparison(*self._compared[:2], "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -124,31 +130,6 @@ class CocoMetric:
         metrics = _points(dict(zip(NAMES, areas, strict=True)))
         classes = zip(self._classes, self._category_ids, strict=True)
         return metrics, _points({name: every[:, :, column[category]] for name, category in classes})
-
-    def _truth(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """Labels of some images with what counts for boxes alone.
-
-        Annotations count from 1 because COCO's evaluation marks a detection by the id of what it matched,
-        and 0 there means nothing.
-        """
-        kept = ("category_id", "bbox", "area", "iscrowd")
-        boxes = [(number, box) for number in sorted(numbers) for box in self._objects[number]]
-        return {
-            "images": [
-                {
-                    "id": number,
-                    "width": self._sizes[number][0],
-                    "height": self._sizes[number][1],
-                    "file_name": "",
-                }
-                for number in sorted(numbers)
-            ],
-            "categories": self._categories,
-            "annotations": [
-                {"id": place, "image_id": number, **{key: box[key] for key in kept}}
-                for place, (number, box) in enumerate(boxes, start=1)
-            ],
-        }
 
     def _boxes(self, number: int, found: np.ndarray) -> ImageBoxes:
         """One image for VOC's metrics: its corners, in the order of the labels."""
@@ -195,5 +176,5 @@ def evaluate(model: nn.Module, loader: DataLoader, metric: CocoMetric) -> Evalua
     model.train(was_training)
     shares = ranks.gathered(metric.results)
     metric.results = []
-    found: Evaluation = ranks.told(metric.of_all(shares) if shares else None)
+    found: Evaluation = ranks.broadcast(metric.of_all(shares) if shares else None)
     return found

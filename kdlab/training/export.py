@@ -1,7 +1,7 @@
 """A trained detector without kdlab: `python -m kdlab.training.export < request.json`.
 
 A short process of its own, because the command line never imports torch. Standard input is an object with the
-"job" (its folder), "to" (where the files go), "force", and "onnx": null, or "size" and "nms" as `onnx.Wish`
+"job" (its folder), "to" (where the files go), "force", and "onnx": null, or "size" and "nms" as `onnx.export`
 has them. Standard output is what was written, or the "faults" of an error, whose exit code is the process's.
 """
 
@@ -20,15 +20,15 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from safetensors.torch import save as safetensors
-from torch import Tensor, nn
 
 from kdlab import detectors
-from kdlab.errors import JobError, KdlabError, MachineError, UsageError
+from kdlab.errors import KdlabError, MachineError, UsageError
 from kdlab.jobs.files import replacing
 from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import JobResult
 from kdlab.training import checkpoints
+from kdlab.training.data import META_KEYS, resizing
 
 ENDINGS = ("safetensors", "pth", "py", "onnx")
 
@@ -40,7 +40,7 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
         job_folder: of the job.
         to: where the files go, named "student" or "teacher"; other files there stay.
         force: replace what an earlier export left.
-        wish: what the ONNX file should be, a `onnx.Wish` as plain data; None writes none.
+        wish: "size" and "nms" of `onnx.export`; None writes no ONNX file.
 
     Returns:
         "job", "folder", "files" (name and bytes) and "checks" of the ONNX file.
@@ -51,10 +51,11 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
         MachineError: the folder cannot be written; nothing is left there that was not before.
     """
     paths = JobPaths(job_folder)
-    job, result = read_job(paths), JobResult.read(paths)
-    assert result is not None, "the command line asks for finished jobs only"
-    name = "teacher" if job.spec.is_teacher else "student"
-    there = [f"{name}.{ending}" for ending in ENDINGS if (to / f"{name}.{ending}").exists()]
+    job, name = read_job(paths), "student"
+    if job.spec.is_teacher:
+        name = "teacher"
+    names = [f"{name}.{ending}" for ending in ENDINGS]
+    there = [name for name in names if (to / name).exists()]
     if there and not force:
         raise UsageError(
             "there is an export already",
@@ -62,52 +63,34 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
             got=", ".join(there),
             fix="add --force to replace it, or --to with another folder",
         )
-    state, origin = weights(paths, result), origin_of(job, result)
+    state, result = checkpoints.finished_state(paths), JobResult.read(paths)
+    origin = origin_of(job, result)
+    words = as_words(origin)
     pickled = io.BytesIO()
     torch.save({"state_dict": state, "meta": origin}, pickled)
-    files = {
-        "safetensors": safetensors(state, {"format": "pt", **_as_text(origin)}),
-        "pth": pickled.getvalue(),
-        "py": config_text(job).encode(),
-    }
+    content = [
+        safetensors(state, {"format": "pt", **words}),
+        pickled.getvalue(),
+        config_text(job).encode(),
+    ]
     checks: list[dict[str, Any]] = []
     if wish is not None:
         from kdlab.training import onnx
 
-        files["onnx"], checks = onnx.export(trained(job, state), onnx.Wish(**wish), _as_text(origin))
-    write(to, {f"{name}.{ending}": data for ending, data in files.items()})
-    for stale in ENDINGS:
-        if stale not in files:
-            (to / f"{name}.{stale}").unlink(missing_ok=True)
-    written = [{"name": f"{name}.{ending}", "bytes": len(data)} for ending, data in files.items()]
+        model = MODELS.build(_model_config(job))
+        model.load_state_dict(state)
+        data, checks = onnx.export(model.eval(), words, **wish)
+        content.append(data)
+    files = dict(zip(names, content, strict=False))
+    write(to, files)
+    for stale in names[len(files) :]:
+        (to / stale).unlink(missing_ok=True)
+    written = [{"name": file, "bytes": len(data)} for file, data in files.items()]
     return {"job": job.id, "folder": str(to), "files": written, "checks": checks}
 
 
-def weights(paths: JobPaths, result: JobResult) -> dict[str, Tensor]:
-    """The tensors that a finished job left, on the CPU, under mmdet's names.
-
-    Raises:
-        JobError: they are missing or not the ones that the job's result names.
-    """
-    if not paths.weights.exists() or checkpoints.sha256(paths.weights) != result.model["weights_sha256"]:
-        raise JobError(
-            "the weights are missing or not the ones that the job's result names",
-            where=str(paths.weights),
-            fix=f"remove {paths.folder} and run its recipe again: the job is trained anew",
-        )
-    state: dict[str, Tensor] = checkpoints.load(paths.weights)["state_dict"]
-    return {name: tensor.contiguous() for name, tensor in state.items()}
-
-
-def trained(job: Job, state: dict[str, Tensor]) -> nn.Module:
-    """The job's detector with its weights, in eval mode."""
-    model: nn.Module = MODELS.build(_model_config(job))
-    model.load_state_dict(state)
-    return model.eval()
-
-
 def origin_of(job: Job, result: JobResult) -> dict[str, Any]:
-    """Where the weights come from and what their classes are called, as plain data."""
+    """Origin of the weights and the names of their classes, as plain data."""
     return {
         "dataset_meta": {"classes": list(job.inputs.dataset.classes)},
         "kdlab": {
@@ -120,19 +103,19 @@ def origin_of(job: Job, result: JobResult) -> dict[str, Any]:
     }
 
 
+def as_words(origin: dict[str, Any]) -> dict[str, str]:
+    """The origin for formats whose metadata are words."""
+    classes = json.dumps(origin["dataset_meta"]["classes"], ensure_ascii=False)
+    return {"classes": classes, **{f"kdlab.{key}": str(value) for key, value in origin["kdlab"].items()}}
+
+
 def config_text(job: Job) -> str:
-    """One mmdet config that needs no other file: the model, and how the job read images to measure itself."""
+    """An mmdet config that needs no other file: the model, and the pipeline of the job's evaluation."""
     classes = job.inputs.dataset.classes
-    imports = list(job.spec.model.imports)
-    scale = job.spec.dataset.scale
     pipeline = [
         {"type": "LoadImageFromFile"},
-        {"type": "Resize", "keep_ratio": True}
-        | ({"scale": tuple(scale)} if scale else {"scale_factor": 1.0}),
-        {
-            "type": "PackDetInputs",
-            "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
-        },
+        resizing(job.spec.dataset.scale),
+        {"type": "PackDetInputs", "meta_keys": META_KEYS},
     ]
     dataset = {
         "type": "CocoDataset",
@@ -146,12 +129,13 @@ def config_text(job: Job) -> str:
         {
             "default_scope": "mmdet",
             "classes": classes,
-            **({"custom_imports": {"imports": imports}} if imports else {}),
             "model": _model_config(job),
             "test_pipeline": pipeline,
             "test_dataloader": {"batch_size": 1, "num_workers": 0, "dataset": dataset},
         }
     )
+    if job.spec.model.imports:
+        config.custom_imports = {"imports": list(job.spec.model.imports)}
     return f"# {job.label} ({job.id}), written by kdlab export\n{config.pretty_text}"
 
 
@@ -188,12 +172,6 @@ def _model_config(job: Job) -> Any:
     # the weights come from the export, and a machine without a network must load them too
     model.backbone.init_cfg = None
     return model
-
-
-def _as_text(origin: dict[str, Any]) -> dict[str, str]:
-    """The origin for a format whose metadata are words."""
-    classes = json.dumps(origin["dataset_meta"]["classes"], ensure_ascii=False)
-    return {"classes": classes, **{f"kdlab.{key}": str(value) for key, value in origin["kdlab"].items()}}
 
 
 def main() -> int:

@@ -45,8 +45,8 @@ class LoadImage:
             content = Path(results["img_path"]).read_bytes()
             image = decoded(content, results["height"], results["width"])
         except (OSError, cv2.error) as error:
-            text = getattr(error, "strerror", None) or str(error)
-            raise UnreadableError(text.splitlines()[0] if text else type(error).__name__) from error
+            text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise UnreadableError(text.splitlines()[0]) from error
         return results | {"img": image, "img_shape": image.shape[:2], "ori_shape": image.shape[:2]}
 
 
@@ -71,14 +71,14 @@ def decoded(content: bytes, height: int, width: int) -> np.ndarray:
     image = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
     if image is None:
         raise OSError("it is cut short, or not an image")
-    if image.shape[:2] == (width, height) and height != width:
-        unturned = cv2.imdecode(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        return unturned if unturned.shape[:2] == (height, width) else image
-    return image
+    if image.shape[:2] == (height, width):
+        return image
+    unturned = cv2.imdecode(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return unturned if unturned.shape[:2] == (height, width) else image
 
 
 class BrokenImages:
-    """The broken images that a job went on without; each is told once, also over a resume.
+    """Broken images that a job leaves out; each is told once, also over a resume.
 
     Args:
         path: file to keep them in; None keeps them in memory alone.
@@ -86,8 +86,8 @@ class BrokenImages:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        known = (read_json(path) if path else None) or []
-        self.images = {entry["path"]: BrokenImage(**entry) for entry in known}
+        known = read_json(path) if path else None
+        self.images = {entry["path"]: BrokenImage(**entry) for entry in known or ()}
 
     def note(self, image: BrokenImage) -> None:
         """Remember an image and, the first time, say so in the log."""

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.lease import Lease, LeaseInfo, LeaseLost
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import JobResult
-from kdlab.jobs.spec import EvaluateSpec, PrepareSpec, ScaleSpec, StudentSpec, TeacherSpec
+from kdlab.training.attempt import Attempt
 
 STOPPED = 143
 PACKAGES = ("kdlab", "torch", "torchvision", "mmdet", "mmengine", "mmcv", "mmcv-lite", "hotcoco", "numpy")
@@ -58,71 +58,42 @@ def run_job(paths: JobPaths) -> JobResult | None:
         KdlabError: it failed in a known way; any other exception is a bug. Both leave `failure.json`.
     """
     job = read_job(paths)
-    if job.resources.ranks > 1 and os.environ.get("RANK", "0") != "0":
-        return _assist(job, paths)
-    with Lease.acquire(paths) as lease, _signals(job) as asked:
+    # of several processes the first has the lease and writes all but the others' faults
+    first = job.resources.ranks == 1 or os.environ.get("RANK", "0") == "0"
+    with ExitStack() as stack:
+        lease = stack.enter_context(Lease.acquire(paths)) if first else None
+        asked = stack.enter_context(_signals(job))
         if done := JobResult.read(paths):
             return done
-        paths.failure.unlink(missing_ok=True)
-        with closing(EventLog(paths.events, job.id, lease.attempt)) as log, _recording(job, paths):
-            return _run(job, paths, Attempt(lease.attempt, asked, lease.check, log.write))
+        attempt = Attempt(job, paths, lambda: bool(asked) or paths.stop_request.exists())
+        if lease:
+            paths.failure.unlink(missing_ok=True)
+            log = stack.enter_context(closing(EventLog(paths.events, job.id, lease.attempt)))
+            attempt = replace(attempt, number=lease.attempt, emit=log.write, may_write=lease.check)
+        stack.enter_context(_recording(job, paths))
+        # torch and mmdet take seconds to import; a lease that is held fails before that
+        from kdlab.training import ranks
+
+        with ranks.joined(job):
+            return work_on(attempt)
 
 
-def _assist(job: Job, paths: JobPaths) -> JobResult | None:
-    """Take part in a job of several processes; the first has the lease and writes all but others' faults."""
-    with _signals(job) as asked:
-        if done := JobResult.read(paths):
-            return done
-        with _recording(job, paths):
-            return _run(job, paths, Attempt(0, asked, lambda: None, lambda _kind, **_fields: None))
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What a process may do in this attempt at its job.
-
-    Args:
-        number: of the attempt, from 1; 0 in a process that writes nothing.
-        asked: the signals so far.
-        may_write: raises where another process has taken the job over.
-        emit: takes an event kind and its fields.
-    """
-
-    number: int
-    asked: list[int]
-    may_write: Callable[[], None]
-    emit: Callable[..., None]
-
-
-def _run(job: Job, paths: JobPaths, attempt: Attempt) -> JobResult | None:
-    # torch and mmdet take seconds to import; a lease that is held fails before that
-    from kdlab.training import ranks
-
-    with ranks.joined(job):
-        return _work(job, paths, attempt)
-
-
-def _work(job: Job, paths: JobPaths, attempt: Attempt) -> JobResult | None:
+def work_on(attempt: Attempt) -> JobResult | None:
     """Do what the job's kind says; all processes come to the result, the first one writes it."""
-    from kdlab.training import ranks
+    from kdlab.training import measuring, preparing, ranks, scaling, trainer
     from kdlab.training.checkpoints import TrainingCheckpoints
     from kdlab.training.device import name_of, peak_memory_gb
     from kdlab.training.loop import Stopped
-    from kdlab.training.measuring import Measurement
-    from kdlab.training.preparing import Preparer
-    from kdlab.training.scaling import Scale
-    from kdlab.training.trainer import Trainer
 
-    def should_stop() -> bool:
-        return bool(attempt.asked) or paths.stop_request.exists()
-
-    work = {
-        TeacherSpec: Trainer,
-        StudentSpec: Trainer,
-        ScaleSpec: Scale,
-        PrepareSpec: Preparer,
-        EvaluateSpec: Measurement,
-    }[type(job.spec)](job, paths, emit=attempt.emit, may_write=attempt.may_write, should_stop=should_stop)
+    job, paths = attempt.job, attempt.paths
+    kinds = {
+        "teacher": trainer.Trainer,
+        "student": trainer.Trainer,
+        "scale": scaling.Scale,
+        "prepare": preparing.Preparer,
+        "evaluate": measuring.Measurement,
+    }
+    work = kinds[job.kind](attempt)
     # now, for the checkout may have moved on when training ends
     made_with = environment(job, name_of(work.device))
     if attempt.number:
@@ -184,21 +155,17 @@ def _recording(job: Job, paths: JobPaths) -> Iterator[None]:
         # the folder belongs to a newer attempt, which tells how it went
         raise
     except Exception as error:
-        if job.resources.ranks > 1 and _is_loss_of_peer(error):
-            raise JobError(
-                "another process of the job has ended, so this one ends", where=job.id, got=str(error)[:200]
-            ) from error
-        _record_failure(job, paths, error, time.time() - started)
+        if job.resources.ranks > 1:
+            from kdlab.training import ranks
+
+            if ranks.is_loss_of_peer(error):
+                what = "another process of the job has ended, so this one ends"
+                raise JobError(what, where=job.id, got=str(error)[:200]) from error
+        record_failure(job, paths, error, time.time() - started)
         raise
 
 
-def _is_loss_of_peer(error: Exception) -> bool:
-    from kdlab.training import ranks
-
-    return ranks.is_loss_of_peer(error)
-
-
-def _record_failure(job: Job, paths: JobPaths, error: Exception, after_s: float) -> None:
+def record_failure(job: Job, paths: JobPaths, error: Exception, after_s: float) -> None:
     """Leave `failure.json` and an event, unless another process has; on a full disk the exit code must do."""
     if isinstance(error, KdlabError):
         fault = vars(error.faults[0])
@@ -228,10 +195,8 @@ def environment(job: Job, device: str) -> dict[str, Any]:
     """What a table must name to be believed: versions, commit, device."""
     versions = {}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name.removesuffix("-lite")] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         **versions,
         "python": platform.python_version(),
@@ -252,15 +217,15 @@ def commit() -> str:
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
-    return git("rev-parse", "--short=12", "HEAD") + (
-        "+dirty" if git("status", "--porcelain", "kdlab") else ""
-    )
+    dirty = "+dirty" if git("status", "--porcelain", "kdlab") else ""
+    return git("rev-parse", "--short=12", "HEAD") + dirty
 
 
 def leave(code: int) -> None:
     """End this process; at once where it failed among others, for torch could wait for them."""
     try:
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
     except OSError:
         # on a full disk Python would try again and make 120 of the code
         os._exit(code)

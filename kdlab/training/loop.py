@@ -1,4 +1,4 @@
-"""The training loop: what it does at (seed, epoch, batch) depends on nothing else, so a kill is a resume."""
+"""Training loop: what it does at (seed, epoch, batch) depends on nothing else, so a kill is a resume."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 from kdlab.errors import JobError, OutOfMemory
 from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress, JobStarted
 from kdlab.jobs.result import Curves, Evaluation
-from kdlab.jobs.spec import Schedule, TrainingSpec
+from kdlab.jobs.spec import Schedule
 from kdlab.training import ranks
+from kdlab.training.attempt import Attempt
 from kdlab.training.checkpoints import TrainingCheckpoints, random_state, restore_random_state
 from kdlab.training.data import batches_of
 from kdlab.training.device import memory_gb, peak_memory_gb
@@ -28,7 +29,7 @@ from kdlab.training.distiller import Distiller, averages_batches
 from kdlab.training.step import Step
 
 REPORTS = 100
-"""Into how many intervals a schedule is cut over which losses are averaged, of at most 50 iterations each."""
+"""Number of intervals over which losses are averaged, of at most 50 iterations each."""
 _SHOWN = 500
 
 
@@ -38,7 +39,7 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 @dataclass
 class Progress:
-    """Where training stands: all of it is in the checkpoint."""
+    """State of the training besides weights and generators: all of it is in the checkpoint."""
 
     epoch: int = 0
     batch: int = 0
@@ -59,53 +60,29 @@ class Progress:
         return Curves(self.history, self.losses[:: max(1, len(self.losses) // _SHOWN)])
 
 
-@dataclass
-class Clock:
-    """Seconds of each step of this process, and of it the wait for data."""
-
-    step_s: list[float] = field(default_factory=list)
-    data_s: list[float] = field(default_factory=list)
-
-    def medians(self, last: int | None = None) -> tuple[float, float]:
-        """Of the last steps, or of all."""
-        if not self.step_s:
-            return 0.0, 0.0
-        start = -last if last else 0
-        return median(self.step_s[start:]), median(self.data_s[start:])
-
-
 class TrainingLoop:
     """Trains a Distiller over a schedule, evaluating and writing checkpoints on the way.
 
     Args:
         distiller: the model, on its device.
         loader: of `training_loader`.
-        spec: the schedule, the steps where the job counts them, and the micro-batch (see `Step`).
-        checkpoints: where states are written to and resumed from.
+        attempt: at a job that trains; the states are in its folder.
         evaluate: measures the student as it is; None where nothing is measured.
-        emit: takes an event kind and its fields.
-        may_write: raises where another process has taken the job over.
-        should_stop: asked after every iteration.
-        checkpoint_minutes: longest time between two checkpoints.
     """
 
     def __init__(
         self,
         distiller: Distiller,
         loader: DataLoader,
-        spec: TrainingSpec,
-        checkpoints: TrainingCheckpoints,
+        attempt: Attempt,
         evaluate: Callable[[], Evaluation] | None,
-        emit: Callable[..., None],
-        may_write: Callable[[], None] = lambda: None,
-        should_stop: Callable[[], bool] = lambda: False,
-        checkpoint_minutes: float = 10.0,
     ) -> None:
-        schedule = spec.schedule
+        spec, schedule = attempt.job.spec, attempt.job.spec.schedule
         self.distiller, self.loader, self.schedule = distiller, loader, schedule
-        self.checkpoints, self.evaluate, self.emit = checkpoints, evaluate, emit
-        self.may_write, self.should_stop = may_write, should_stop
-        self.checkpoint_s = 60 * checkpoint_minutes
+        self.evaluate, self.emit, self.may_write = evaluate, attempt.emit, attempt.may_write
+        self.should_stop = attempt.should_stop
+        self.checkpoints = TrainingCheckpoints(attempt.paths.checkpoints)
+        self.checkpoint_s = 60 * attempt.job.resources.checkpoint_minutes
         # reading a loss there waits for the device, so it is read only for a report
         self.on_gpu = next(distiller.parameters()).is_cuda
         batches = len(loader.batch_sampler)
@@ -116,9 +93,10 @@ class TrainingLoop:
         self.schedulers = build_schedulers(self.optim, schedule, self.iterations)
         self.optim.initialize_count_status(distiller, 0, self.iterations)
         self.step = Step(distiller, self.optim, spec.micro_batch)
-        self.progress, self.clock = Progress(), Clock()
-        self._checkpoint_at = self._started = time.monotonic()
-        self._saved = 0
+        self.progress = Progress()
+        self.seconds: list[tuple[float, float]] = []
+        """Of each step of this process, and of it of the wait for data."""
+        self._saved, self._saved_at = 0, time.monotonic()
 
     def run(self) -> Progress:
         """Train to the end of the schedule, from where `resume` put it or from the start.
@@ -131,7 +109,7 @@ class TrainingLoop:
             self._run_epoch()
         return self.progress
 
-    def go_on(self, device: str) -> Progress:
+    def resume_and_run(self, device: str) -> Progress:
         """Train from the newest checkpoint or from the start; as `run` otherwise.
 
         Raises:
@@ -139,60 +117,107 @@ class TrainingLoop:
         """
         for name in self.resume():
             print(f"passed over {name}: its content is not what its hash says", flush=True)
-        at, iterations = self.progress.iteration, self.iterations
-        evaluated = self.progress.history[-1].iteration if self.progress.history else 0
-        counts = {"epochs": self.epochs, "iterations": iterations, "iteration": at, "evaluated": evaluated}
-        self.emit(JobStarted, device=device, **counts)
+        at = self.progress
+        evaluated = at.history[-1].iteration if at.history else 0
+        counts = {"epochs": self.epochs, "iterations": self.iterations, "iteration": at.iteration}
+        self.emit(JobStarted, device=device, evaluated=evaluated, **counts)
         try:
             return self.run()
         except torch.OutOfMemoryError as error:
-            raise self._out_of_memory() from error
+            place = next(self.distiller.parameters()).device
+            peak, total = round(peak_memory_gb(place), 2), round(memory_gb(place), 2)
+            # it can also have happened in an evaluation
+            batchnorm = averages_batches(self.distiller.train())
+            raise OutOfMemory(
+                "the GPU is out of memory",
+                where=f"iteration {self.progress.iteration + 1}",
+                got=f"{peak} GB of {total} GB at {self.step.images} images a forward",
+                fix="lower schedule.batch_size, or take a smaller model or a larger GPU",
+                facts={
+                    "peak_gb": peak,
+                    "total_gb": total,
+                    "micro_batch": self.step.images,
+                    "batchnorm": batchnorm,
+                },
+            ) from error
 
     def resume(self) -> list[str]:
         """Go back to the newest whole checkpoint; returns the names of broken ones that were passed over."""
         state, broken = self.checkpoints.newest()
         if state is not None:
-            self._restore(state)
+            self.progress = Progress.from_json(state["progress"])
+            self.distiller.load_state_dict(state["distiller"])
+            self.optim.load_state_dict(state["optimiser"])
+            for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+                scheduler.load_state_dict(saved)
+            # a state of an earlier kdlab is that of a single process
+            own = state["ranks"][ranks.rank()] if "ranks" in state else state
+            self.progress.window = own.get("window", self.progress.window)
+            for name, term in self.distiller.terms.items():
+                term.generator.set_state(own["generators"][name])
+            restore_random_state(own["random"])
         return [path.name for path in broken]
 
+    def median_s(self, last: int = 0) -> tuple[float, float]:
+        """Median seconds of the last steps or of all, and of the wait for data in them."""
+        if not self.seconds:
+            return 0.0, 0.0
+        step_s, data_s = zip(*self.seconds[-last:], strict=True)
+        return median(step_s), median(data_s)
+
     def _run_epoch(self) -> None:
-        at = self.progress
+        at, every = self.progress, self.schedule.eval_every
         self.distiller.train()
         self.loader.batch_sampler.start_at(at.epoch, at.batch)
         asked = time.perf_counter()
         for data in islice(batches_of(self.loader), self.iterations - at.iteration):
             got = time.perf_counter()
-            self._step(data)
-            now = time.perf_counter()
-            self.clock.step_s.append(now - asked)
-            self.clock.data_s.append(got - asked)
-            self._after_step()
+            # one iteration: a step of the weights, then of their learning rate
+            self.distiller.iteration, self.distiller.max_iterations = at.iteration, self.iterations
+            at.window.append(self.step(data))
+            for scheduler in self.schedulers:
+                scheduler.step()
+            self.seconds.append((time.perf_counter() - asked, got - asked))
+            at.batch, at.iteration = at.batch + 1, at.iteration + 1
+            self._report_and_save()
             asked = time.perf_counter()
-        if self._evaluation_due(at.epoch + 1) and self._saved != at.iteration:
-            # an evaluation can take long, and its images can be broken
-            self._save()
-        at.epoch, at.batch = at.epoch + 1, 0
-        self._evaluate_if_due()
+        epoch = at.epoch + 1
+        due = epoch == self.epochs or (every > 0 and epoch % every == 0)
+        if due and self.evaluate is not None:
+            if self._saved != at.iteration:
+                # an evaluation can take long, and its images can be broken
+                self._save()
+            self._keep(replace(self.evaluate(), epoch=epoch, iteration=at.iteration))
+        at.epoch, at.batch = epoch, 0
         self._save()
 
-    def _step(self, data: Any) -> None:
-        """One iteration: a step of the weights, then of their learning rate."""
-        self.distiller.iteration, self.distiller.max_iterations = self.progress.iteration, self.iterations
-        losses = self.step(data)
-        for scheduler in self.schedulers:
-            scheduler.step()
-        self.progress.window.append(losses)
+    def _keep(self, found: Evaluation) -> None:
+        """Add an evaluation to the history, and keep the weights where it is the best."""
+        history = self.progress.history
+        is_best = all(found.metrics["AP"] > before.metrics["AP"] for before in history)
+        history.append(found)
+        if self.schedule.keep_best and is_best and ranks.rank() == 0:
+            self.may_write()
+            self.checkpoints.save_best({"state_dict": self.distiller.student.state_dict()})
+        self.emit(JobEvaluated, epoch=found.epoch, iteration=found.iteration, metrics=found.metrics)
 
-    def _after_step(self) -> None:
+    def _report_and_save(self) -> None:
+        """What may be due after an iteration: a report of the losses, a checkpoint, a stop."""
         at = self.progress
-        at.batch, at.iteration = at.batch + 1, at.iteration + 1
         if not self.on_gpu:
             self._settle_window()
         if at.iteration % self.interval == 0 or at.iteration == self.iterations:
-            self._report()
-        stop, due = ranks.any_of(
-            self.should_stop(), time.monotonic() - self._checkpoint_at > self.checkpoint_s
-        )
+            self._settle_window()
+            steps, at.window = at.window, []
+            means = ranks.mean({name: sum(one[name] for one in steps) / len(steps) for name in steps[0]})
+            lr = self.optim.get_lr()["lr"][0]
+            at.losses.append({"iteration": at.iteration, "lr": lr, **means})
+            step_s, data_s = self.median_s(last=self.interval)
+            counts = {"epochs": self.epochs, "iteration": at.iteration, "iterations": self.iterations}
+            times = {"step_s": step_s, "data_s": data_s, "eta_s": (self.iterations - at.iteration) * step_s}
+            self.emit(JobProgress, epoch=at.epoch, losses=means, lr=lr, **counts, **times)
+        late = time.monotonic() - self._saved_at > self.checkpoint_s
+        stop, due = ranks.any_of(self.should_stop(), late)
         if stop or due:
             self._save()
         if stop:
@@ -203,128 +228,51 @@ class TrainingLoop:
         window = self.progress.window
         for place, losses in enumerate(window):
             window[place] = {name: float(value) for name, value in losses.items()}
-            bad = [name for name, value in window[place].items() if not math.isfinite(value)]
+            bad = {name: value for name, value in window[place].items() if not math.isfinite(value)}
+            if len(bad) > 1:
+                # their sum
+                bad.pop("loss", None)
             if bad:
-                named = [name for name in bad if name != "loss"] or bad
                 raise JobError(
-                    f"{', '.join(named)} is not finite",
+                    f"{', '.join(bad)} is not finite",
                     where=f"iteration {self.progress.iteration - len(window) + place + 1}",
-                    got=", ".join(f"{name} {window[place][name]}" for name in named),
+                    got=", ".join(f"{name} {value}" for name, value in bad.items()),
                     fix="lower schedule.lr or the method's weight, or give it warmup_iters; "
                     "the last good checkpoint is kept",
                 )
 
-    def _report(self) -> None:
-        self._settle_window()
-        at, window = self.progress, self.progress.window
-        means = ranks.mean({name: sum(step[name] for step in window) / len(window) for name in window[0]})
-        at.window = []
-        lr = self.optim.get_lr()["lr"][0]
-        at.losses.append({"iteration": at.iteration, "lr": lr, **means})
-        step_s, data_s = self.clock.medians(last=self.interval)
-        self.emit(
-            JobProgress,
-            epoch=at.epoch,
-            epochs=self.epochs,
-            iteration=at.iteration,
-            iterations=self.iterations,
-            losses=means,
-            lr=lr,
-            step_s=step_s,
-            data_s=data_s,
-            eta_s=(self.iterations - at.iteration) * step_s,
-        )
-
-    def _evaluation_due(self, epoch: int) -> bool:
-        if self.evaluate is None:
-            return False
-        every = self.schedule.eval_every
-        return epoch == self.epochs or bool(every and epoch % every == 0)
-
-    def _evaluate_if_due(self) -> None:
-        at = self.progress
-        if self.evaluate is not None and self._evaluation_due(at.epoch):
-            found = replace(self.evaluate(), epoch=at.epoch, iteration=at.iteration)
-            is_best = all(found.metrics["AP"] > before.metrics["AP"] for before in at.history)
-            at.history.append(found)
-            if self.schedule.keep_best and is_best and ranks.rank() == 0:
-                self.may_write()
-                self.checkpoints.save_best({"state_dict": self.distiller.student.state_dict()})
-            self.emit(JobEvaluated, epoch=at.epoch, iteration=at.iteration, metrics=found.metrics)
-
     def _save(self) -> None:
         self._settle_window()
         self.may_write()
-        now = time.monotonic()
-        self.progress.wall_s += now - self._started
-        self._started = self._checkpoint_at = now
-        state = self._state()
-        if ranks.rank() == 0:
-            self.checkpoints.save(self.progress.iteration, state)
-        self._saved = self.progress.iteration
-        self.emit(JobCheckpointed, iteration=self.progress.iteration)
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "progress": json.dumps(asdict(self.progress)),
+        at, now = self.progress, time.monotonic()
+        at.wall_s += now - self._saved_at
+        self._saved, self._saved_at = at.iteration, now
+        generators = {name: term.generator.get_state() for name, term in self.distiller.terms.items()}
+        # what differs between the processes of a job
+        own = {"random": random_state(), "generators": generators, "window": at.window}
+        state = {
+            "progress": json.dumps(asdict(at)),
             "distiller": self.distiller.state_dict(),
             "optimiser": self.optim.state_dict(),
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
-            "ranks": ranks.gathered(self._own_state()),
+            "ranks": ranks.gathered(own),
         }
-
-    def _own_state(self) -> dict[str, Any]:
-        """What differs between the processes of a job."""
-        generators = {name: term.generator.get_state() for name, term in self.distiller.terms.items()}
-        return {"random": random_state(), "generators": generators, "window": self.progress.window}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.progress = Progress.from_json(state["progress"])
-        self.distiller.load_state_dict(state["distiller"])
-        self.optim.load_state_dict(state["optimiser"])
-        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(saved)
-        # a state of an earlier kdlab is that of a single process
-        own = state["ranks"][ranks.rank()] if "ranks" in state else state
-        self.progress.window = own.get("window", self.progress.window)
-        for name, term in self.distiller.terms.items():
-            term.generator.set_state(own["generators"][name])
-        restore_random_state(own["random"])
-
-    def _out_of_memory(self) -> OutOfMemory:
-        device = next(self.distiller.parameters()).device
-        peak, total = (round(size, 2) for size in (peak_memory_gb(device), memory_gb(device)))
-        facts = {"peak_gb": peak, "total_gb": total, "micro_batch": self.step.images}
-        return OutOfMemory(
-            "the GPU is out of memory",
-            where=f"iteration {self.progress.iteration + 1}",
-            got=f"{peak} GB of {total} GB at {self.step.images} images a forward",
-            fix="lower schedule.batch_size, or take a smaller model or a larger GPU",
-            # it can also have happened in an evaluation
-            facts=facts | {"batchnorm": averages_batches(self.distiller.train())},
-        )
+        if ranks.rank() == 0:
+            self.checkpoints.save(at.iteration, state)
+        self.emit(JobCheckpointed, iteration=at.iteration)
 
 
 def build_optimiser(distiller: Distiller, schedule: Schedule) -> OptimWrapper:
     """The optimiser over everything that trains: the student and what the methods brought."""
-    optimizer = {"type": "AdamW"}
+    optimizer = {"type": "AdamW", "fused": True, "lr": schedule.lr, "weight_decay": schedule.weight_decay}
     if schedule.optimizer == "sgd":
-        optimizer = {"type": "SGD", "momentum": schedule.momentum}
-    wrapper = {"fp32": "OptimWrapper", "amp": "AmpOptimWrapper"}[schedule.precision]
-    clip = schedule.clip_grad
-    return build_optim_wrapper(
-        distiller,
-        {
-            "type": wrapper,
-            "optimizer": {
-                **optimizer,
-                "fused": True,
-                "lr": schedule.lr,
-                "weight_decay": schedule.weight_decay,
-            },
-            "clip_grad": {"max_norm": clip} if clip else None,
-        },
-    )
+        optimizer |= {"type": "SGD", "momentum": schedule.momentum}
+    config = {"type": "OptimWrapper", "optimizer": optimizer}
+    if schedule.precision == "amp":
+        config["type"] = "AmpOptimWrapper"
+    if schedule.clip_grad:
+        config["clip_grad"] = {"max_norm": schedule.clip_grad}
+    return build_optim_wrapper(distiller, config)
 
 
 def build_schedulers(optim: OptimWrapper, schedule: Schedule, iterations: int) -> list[Any]:

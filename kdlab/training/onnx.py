@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 import torch
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
-from torch import Tensor, nn
+from torch import nn
 
 from kdlab import detectors
 from kdlab.detectors.dense import DenseAdapter
@@ -30,56 +30,39 @@ MOST_PX, MOST_SCORE = 1e-2, 1e-3
 DETECTIONS = ("detections_boxes", "detections_scores", "detections_labels")
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What an ONNX file should be.
-
-    Args:
-        size: height and width of its input; None takes any multiple of the size divisor.
-        nms: whether it also gives detections after the head's own threshold and NMS.
-    """
-
-    size: tuple[int, int] | None = None
-    nms: bool = False
-
-
-@dataclass(frozen=True)
-class Check:
-    """How far ONNX Runtime is from torch on one random image.
-
-    Args:
-        size: its height and width.
-        boxes_px: largest difference of a coordinate, inside the image and one size around it.
-        scores: largest difference of a score.
-    """
-
-    size: tuple[int, int]
-    boxes_px: float
-    scores: float
-
-
-def export(model: nn.Module, wish: Wish, origin: dict[str, str]) -> tuple[bytes, list[dict[str, Any]]]:
+def export(
+    model: nn.Module, origin: dict[str, str], *, size: Sequence[int] | None = None, nms: bool = False
+) -> tuple[bytes, list[dict[str, Any]]]:
     """A model in eval mode as an ONNX file.
 
     Args:
         model: an mmdet detector on the CPU.
-        wish: what the file should be.
-        origin: written into the file's metadata beside the preprocessing.
+        origin: written into the file's metadata besides the preprocessing.
+        size: height and width of its input; None takes any multiple of the size divisor.
+        nms: whether it also gives detections after the head's own threshold and NMS.
 
     Returns:
-        The file, and its checks as plain data.
+        The file, and its checks as `check` gives them.
 
     Raises:
         UsageError: the size is not a multiple of the divisor, or NMS is of a kind that ONNX lacks.
         JobError: ONNX Runtime computes something else than torch.
     """
     divisor = model.data_preprocessor.pad_size_divisor
-    size, *others = _sizes(wish.size, divisor)
-    graph = graph_of(model, wish.nms)
+    # one to trace with and another one to try
+    sizes = [size] if size else [(8 * divisor, 6 * divisor), (5 * divisor, 9 * divisor)]
+    height, width = sizes[0]
+    if min(height, width) < 1 or height % divisor or width % divisor:
+        fitting = "x".join(str(max(1, -(-side // divisor)) * divisor) for side in (height, width))
+        raise UsageError(
+            f"the detector takes multiples of {divisor}",
+            got=f"--size {height}x{width}",
+            fix=f"--size {fitting}",
+        )
+    graph = graph_of(model, nms)
     with torch.no_grad():
-        data = _described(_traced(graph, size, wish), model, wish, origin)
-        checks = [check(graph, data, one) for one in (size, *others)]
-    return data, [asdict(one) for one in checks]
+        data = with_metadata(traced(graph, (height, width), fixed=size is not None), model, origin)
+        return data, [check(graph, data, one) for one in sizes]
 
 
 def graph_of(model: nn.Module, nms: bool) -> nn.Module:
@@ -103,8 +86,12 @@ def graph_of(model: nn.Module, nms: bool) -> nn.Module:
     )
 
 
-def check(graph: nn.Module, data: bytes, size: tuple[int, int]) -> Check:
+def check(graph: nn.Module, data: bytes, size: Sequence[int]) -> dict[str, Any]:
     """Run a file and the graph that it came from on one random image.
+
+    Returns:
+        "size", its height and width; "boxes_px", the largest difference of a coordinate, inside the image and
+        one size around it; "scores", the largest difference of a score.
 
     Raises:
         JobError: their boxes or scores are not the same.
@@ -114,7 +101,13 @@ def check(graph: nn.Module, data: bytes, size: tuple[int, int]) -> Check:
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     boxes_there, scores_there = session.run(["boxes", "scores"], {"images": images.numpy()})
     if isinstance(graph, TwoStageGraph):
-        order = _same_rows(boxes, scores, boxes_there, scores_there, graph.head.num_classes)
+        # two proposals of equal score may change places
+        classes = graph.head.num_classes
+        found = (boxes, scores), (boxes_there, scores_there)
+        rows = [np.concatenate([box[0], 100 * score[0]], axis=1) for box, score in found]
+        mine, theirs = (torch.from_numpy(row.reshape(-1, classes * row.shape[1])) for row in rows)
+        nearest = torch.cdist(mine, theirs).argmin(dim=1)
+        order = (nearest[:, None] * classes + torch.arange(classes)).flatten().numpy()
         boxes_there, scores_there = boxes_there[:, order], scores_there[:, order]
     most = max(size)
     apart = float(np.abs(boxes.clip(-most, 2 * most) - boxes_there.clip(-most, 2 * most)).max())
@@ -127,40 +120,17 @@ def check(graph: nn.Module, data: bytes, size: tuple[int, int]) -> Check:
             known=f"up to {MOST_PX:g} px and {MOST_SCORE:g}",
             fix="leave out --onnx, and report the detector and the versions that kdlab doctor shows",
         )
-    return Check(size, apart, ranked)
+    return {"size": size, "boxes_px": apart, "scores": ranked}
 
 
-def _same_rows(boxes: Any, scores: Any, boxes_there: Any, scores_there: Any, classes: int) -> Any:
-    """Which row of the file is which of torch: two proposals of equal score may change places."""
-
-    def by_roi(boxes: Any, scores: Any) -> Tensor:
-        rows = np.concatenate([boxes[0], 100 * scores[0]], axis=1)
-        return torch.from_numpy(rows.reshape(-1, classes * rows.shape[1]))
-
-    nearest = torch.cdist(by_roi(boxes, scores), by_roi(boxes_there, scores_there)).argmin(dim=1)
-    return (nearest[:, None] * classes + torch.arange(classes)).flatten().numpy()
-
-
-def _sizes(size: tuple[int, int] | None, divisor: int) -> list[tuple[int, int]]:
-    """The size to trace with, and for a file of any size another one to try."""
-    if size is None:
-        return [(8 * divisor, 6 * divisor), (5 * divisor, 9 * divisor)]
-    height, width = size
-    if height < 1 or width < 1 or height % divisor or width % divisor:
-        fitting = "x".join(str(max(1, -(-side // divisor)) * divisor) for side in size)
-        raise UsageError(
-            f"the detector takes multiples of {divisor}",
-            got=f"--size {height}x{width}",
-            fix=f"--size {fitting}",
-        )
-    return [(height, width)]
-
-
-def _traced(graph: nn.Module, size: tuple[int, int], wish: Wish) -> bytes:
+def traced(graph: nn.Module, size: tuple[int, int], fixed: bool) -> bytes:
+    """The graph as torch exports it."""
     buffer = io.BytesIO()
-    names = ["boxes", "scores", *(DETECTIONS if wish.nms else ())]
+    names = ["boxes", "scores"]
+    if graph.nms:
+        names += DETECTIONS
     free = {name: {0: "detections"} for name in names[2:]}
-    if wish.size is None:
+    if not fixed:
         free |= {"images": {2: "height", 3: "width"}, "boxes": {1: "boxes"}, "scores": {1: "boxes"}}
     with warnings.catch_warnings():
         # of tracing: what it would freeze is tried with a second size
@@ -178,7 +148,7 @@ def _traced(graph: nn.Module, size: tuple[int, int], wish: Wish) -> bytes:
     return buffer.getvalue()
 
 
-def _described(data: bytes, model: nn.Module, wish: Wish, origin: dict[str, str]) -> bytes:
+def with_metadata(data: bytes, model: nn.Module, origin: dict[str, str]) -> bytes:
     """The file with what a program must know to feed it, and with the shapes that tracing lost."""
     proto = onnx.load_from_string(data)
     classes = len(json.loads(origin["classes"]))

@@ -1,8 +1,7 @@
-"""What a method learns of a teacher before any student is trained: the job of kind "prepare"."""
+"""Training of what a method learns of a teacher before any student: the job of kind "prepare"."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,15 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from kdlab import detectors
-from kdlab.jobs.job import Job
-from kdlab.jobs.paths import JobPaths
-from kdlab.jobs.spec import PrepareSpec
 from kdlab.methods import method_class
 from kdlab.methods.base import Pair, Preparation
 from kdlab.training import checkpoints, ranks
-from kdlab.training.device import device_of, own_numbers, seed_all
-from kdlab.training.loop import TrainingLoop
-from kdlab.training.reading import Reading
+from kdlab.training.attempt import Attempt
+from kdlab.training.work import Work
 
 HEADS = ("rpn_head", "bbox_head", "roi_head")
 
@@ -75,88 +70,36 @@ class TeacherWith(BaseModel):
         return super()._apply(fn, recurse)
 
 
-class Preparer:
-    """The model, data and loop of a job of kind "prepare".
+class Preparer(Work):
+    """The training of what a method learns of a teacher."""
 
-    Raises:
-        MachineError: the job needs a GPU that torch does not see.
-        JobError: the teacher's weights are missing, broken or of another model.
-    """
-
-    def __init__(
-        self,
-        job: Job,
-        paths: JobPaths,
-        emit: Callable[..., None],
-        may_write: Callable[[], None],
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.job, self.paths = job, paths
-        self.device = device_of(job)
-        self.reading = Reading(job, paths)
-        self.spec: PrepareSpec = job.spec
-        self.model = TeacherWith(*self._built()).to(self.device)
-        if self.spec.schedule.channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        own_numbers(job.seed)
-        self.loop = TrainingLoop(
-            self.model,
-            self.reading.training(),
-            self.spec,
-            checkpoints.TrainingCheckpoints(paths.checkpoints),
-            evaluate=None,
-            emit=emit,
-            may_write=may_write,
-            should_stop=should_stop,
-            checkpoint_minutes=job.resources.checkpoint_minutes,
-        )
-
-    @property
-    def config_text(self) -> str:
-        """The teacher as an mmdet config."""
-        return detectors.config(self.spec.model, len(self.reading.classes)).pretty_text
-
-    @property
-    def iteration(self) -> int:
-        """Where training stands."""
-        return self.loop.progress.iteration
-
-    def run(self) -> dict[str, Any]:
-        """Train from the newest checkpoint or from the start; the fields of the result.
-
-        Raises:
-            Stopped: on request, after a checkpoint.
-        """
-        progress = self.loop.go_on(str(self.device))
-        digest = ""
-        if ranks.rank() == 0:
-            self.loop.may_write()
-            state = {"state_dict": self.model.preparation.state_dict()}
-            digest = checkpoints.save(self.paths.weights, state)
-            progress.curves().write(self.paths)
-        step_s, data_s = self.loop.clock.medians()
-        return {
-            "timing": {"step_s": step_s, "data_s": data_s},
-            "model": {
-                "params": sum(p.numel() for p in self.model.preparation.parameters()),
-                "weights_sha256": digest,
-            },
-            "data": self.reading.report(),
-            "wall_s": progress.wall_s,
-        }
-
-    def _built(self) -> tuple[nn.Module, Preparation]:
-        """The teacher with its weights, and the preparation with its first ones."""
-        spec, job = self.spec, self.job
-        seed_all(job.seed)
-        teacher = detectors.build(spec.model, len(self.reading.classes))
-        checkpoints.load_finished(teacher, JobPaths(self.paths.folder.parent / job.parents[0]))
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__(attempt)
+        spec = self.spec
+        teacher = self.teacher(spec.model)
         # as the student's job pads for both
         teacher.data_preprocessor.pad_size_divisor = spec.pad_divisor
         facts = detectors.adapt(teacher).facts
         pair = Pair(facts, facts, tuple((level, level) for level in range(len(facts.strides))))
-        seed_all(job.seed)
-        method = method_class(spec.method)
-        preparation = method(pair, **spec.options).prepared
+        preparation = method_class(spec.method)(pair, **spec.options).prepared
         assert preparation is not None
-        return teacher, preparation
+        self.model = TeacherWith(teacher, preparation)
+        self.loop = self.training_loop(self.model)
+
+    def run(self) -> dict[str, Any]:
+        """Train and keep the weights; as `Work.run` otherwise."""
+        progress = self.loop.resume_and_run(str(self.device))
+        digest = ""
+        if ranks.rank() == 0:
+            self.attempt.may_write()
+            state = {"state_dict": self.model.preparation.state_dict()}
+            digest = checkpoints.save(self.paths.weights, state)
+            progress.curves().write(self.paths)
+        step_s, data_s = self.loop.median_s()
+        params = sum(p.numel() for p in self.model.preparation.parameters())
+        return {
+            "timing": {"step_s": step_s, "data_s": data_s},
+            "model": {"params": params, "weights_sha256": digest},
+            "data": self.reading.report(),
+            "wall_s": progress.wall_s,
+        }

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from mmdet.registry import MODELS
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdlab import detectors
@@ -27,6 +26,7 @@ from kdlab.detectors.mmdet_config import read_config
 from kdlab.errors import JobError, KdlabError, UsageError
 from kdlab.jobs.spec import ModelSpec
 from kdlab.training import weights
+from kdlab.training.distiller import averages_batches
 from kdlab.training.weights.backbones import check_torchvision, fit_backbone
 from kdlab.training.weights.key_report import fit
 
@@ -39,11 +39,11 @@ def probe(
     classes: Sequence[str] = (),
     file: str | None = None,
 ) -> dict[str, Any]:
-    """What the plan may know of a model.
+    """Facts of a model for the plan.
 
     Args:
         spec: the model's settings.
-        num_classes: K of the data set.
+        num_classes: of the dataset.
         input_shape: height and width on which FLOPs are counted.
         files: paths of weights, "checkpoint" for the whole model, "init" for its backbone.
         classes: of the dataset, to compare with those of the files.
@@ -51,10 +51,9 @@ def probe(
 
     Returns:
         `Facts` as plain data and: "params"; "flops" of one image (2 a multiply-add), of a head that kdlab
-        does not know without the head; "batch_norm_trains",
-        whether its statistics move in training; "preprocessing"; "neck_and_head", the shape of each tensor
-        there; "pad_divisor", to which images are padded; for each file its key report and
-        faults; and of an mmdet config what `read_config` gives.
+        does not know without the head; "batch_norm_trains", whether its statistics move in training;
+        "preprocessing"; "neck_and_head", the shape of each tensor there; "pad_divisor", to which images are
+        padded; for each file its key report and faults; and of an mmdet config what `read_config` gives.
 
     Raises:
         JobError: a file cannot be read, or torchvision's weights do not fit.
@@ -67,56 +66,46 @@ def probe(
     model = MODELS.build(cfg).train()
     if spec.init == "imagenet":
         check_torchvision(str(spec.backbone), model.backbone)
-    return {
+    facts = {
         **found,
         **asdict(detectors.adapt(model).facts),
         "params": sum(p.numel() for p in model.parameters()),
-        "batch_norm_trains": any(isinstance(m, _BatchNorm) and m.training for m in model.modules()),
+        "batch_norm_trains": averages_batches(model),
         "preprocessing": {key: cfg.data_preprocessor.get(key) for key in ("mean", "std", "bgr_to_rgb")},
         "neck_and_head": {
             name: list(value.shape) for name, value in weights.neck_and_head(model.state_dict()).items()
         },
         "pad_divisor": model.data_preprocessor.pad_size_divisor,
         **{part: _file_facts(part, Path(path), model, classes) for part, path in (files or {}).items()},
-        "flops": _flops(model.to("meta"), input_shape),
     }
+    height, width = (-(-side // 32) * 32 for side in input_shape)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        detectors.adapt(model.to("meta")).forward_all(torch.empty(1, 3, height, width, device="meta"))
+    return facts | {"flops": counter.get_total_flops()}
 
 
 def _file_facts(part: str, path: Path, model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
-    """What a file of weights has for a model, and what is wrong with it; where it lies is not in it.
-
-    Raises:
-        JobError: it cannot be read.
-    """
-    found = weights.read(path)
+    """Key report and faults of a file of weights for a model, without where the file lies."""
+    found, wrong_classes = weights.read(path), None
     if part == "init":
         _, report = fit_backbone(model.backbone.state_dict(), found.tensors, str(path))
-        fault = report.fault("", "backbone", "name a file of this very backbone")
-        wrong_classes = None
+        role, fix = "backbone", "name a file of this very backbone"
     else:
         _, report = fit(model.state_dict(), found.tensors, str(path))
+        role = "teacher"
         fix = "name a checkpoint of this very model, or accept it as it is: teacher.partial: true"
-        fault = report.fault("", "teacher", fix)
         wrong_classes = weights.class_fault(found, classes)
     return {
         "report": report.to_dict(),
         "lines": report.lines(),
         "classes": found.classes,
         "expected": len(classes),
-        "key_fault": None if report.whole else asdict(fault),
+        "key_fault": None if report.whole else asdict(report.fault("", role, fix)),
         "class_fault": wrong_classes and asdict(wrong_classes),
     }
 
 
-def _flops(model: nn.Module, input_shape: tuple[int, int]) -> int:
-    height, width = (-(-side // 32) * 32 for side in input_shape)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        detectors.adapt(model).forward_all(torch.empty(1, 3, height, width, device="meta"))
-    return counter.get_total_flops()
-
-
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def answer(request: dict[str, Any]) -> dict[str, Any]:
     """The facts, or "unreadable": the faults of a file that cannot be read."""
     spec = ModelSpec.model_validate(request["model"])
     known = {key: request[key] for key in ("files", "classes", "file") if key in request}
@@ -132,7 +121,7 @@ def main() -> int:
     # mmengine talks on standard output
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            answers = [_answer(request) for request in requests]
+            answers = [answer(request) for request in requests]
         except KdlabError as error:
             print(error, file=sys.stderr)
             return error.exit_code

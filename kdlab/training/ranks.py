@@ -1,4 +1,4 @@
-"""The processes of one job that train together, one a GPU: what they agree on and hand to the first of them.
+"""Processes of one job that train together, one per GPU: reductions, gathers and broadcasts.
 
 Outside `joined` every function here is that of a process which is alone.
 """
@@ -21,15 +21,15 @@ from kdlab.errors import JobError
 from kdlab.jobs.job import Job
 
 RENDEZVOUS = "KDLAB_RENDEZVOUS"
-"""Where the processes find each other, as torch's `init_method`; without it torchrun's variables say so."""
+"""Environment variable of torch's `init_method`; without it torchrun's variables apply."""
 
 _PATIENCE = timedelta(hours=1)
-"""How long one waits for another: rank 0 measures and writes while the others stand still."""
+"""Patience of one process for another: rank 0 measures and writes while the others stand still."""
 
 
 @contextmanager
 def joined(job: Job) -> Iterator[None]:
-    """Be one of the job's processes inside; nothing for a job of one.
+    """Be one of the job's processes inside; nothing for a job of a single process.
 
     Raises:
         JobError: the job wants several and this process was started alone.
@@ -59,12 +59,12 @@ def joined(job: Job) -> Iterator[None]:
 
 
 def rank() -> int:
-    """Which of the processes this is; 0 writes the job's files."""
+    """Rank of this process; 0 writes the job's files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -85,7 +85,7 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
         return flags
     together = torch.tensor(flags, dtype=torch.uint8)
     dist.all_reduce(together, dist.ReduceOp.MAX)
-    return tuple(bool(flag) for flag in together)
+    return tuple(together.bool().tolist())
 
 
 def mean(values: Mapping[str, float]) -> dict[str, float]:
@@ -106,12 +106,11 @@ def gathered(mine: Any) -> list[Any]:
     return found or []
 
 
-def told(of_first: Any) -> Any:
+def broadcast(of_first: Any) -> Any:
     """On all processes what rank 0 has."""
-    if count() == 1:
-        return of_first
     box = [of_first]
-    dist.broadcast_object_list(box, src=0)
+    if count() > 1:
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -124,9 +123,7 @@ def share_buffers(model: nn.Module) -> None:
 
 def is_loss_of_peer(error: BaseException) -> bool:
     """Whether an error only says that another process of the job has gone, which then told why."""
-    if count() == 1:
+    if count() == 1 or not isinstance(error, RuntimeError):
         return False
-    if isinstance(error, dist.DistError):
-        return True
     # gloo's errors are plain ones that begin with the place in its source
-    return isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL"))
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)

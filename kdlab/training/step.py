@@ -1,4 +1,4 @@
-"""One step of the optimiser: mmengine's own, or one whose gradient is gathered over micro-batches."""
+"""One step of the optimiser: mmengine's own, or one with gradient accumulation over micro-batches."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Step:
         distiller: the model, on its device.
         optim: its optimiser.
         micro_batch: images of one forward and backward; None takes the whole batch of this process at once.
-            The gradient and the losses told are the mean over the forwards, each by its share of the images.
+            Gradient and losses are the mean over the forwards, each by its share of the images.
     """
 
-    def __init__(self, distiller: Distiller, optim: OptimWrapper, micro_batch: int | None = None) -> None:
+    def __init__(self, distiller: Distiller, optim: OptimWrapper, micro_batch: int | None) -> None:
         self._distiller, self._optim, self._micro_batch = distiller, optim, micro_batch
         self._model = ranks.parallel(distiller)
         self.images = 0
@@ -31,34 +31,30 @@ class Step:
 
     def __call__(self, data: Any) -> dict[str, Tensor]:
         """Update the weights; the losses by name, those of the methods also raw, without gradient."""
-        images = len(data["data_samples"])
-        self.images = min(images, self._micro_batch or images)
-        if self.images == images:
+        self.images = len(data["data_samples"])
+        if self._micro_batch is None or self.images <= self._micro_batch:
             return self._told(self._model.train_step(data, self._optim))
-        return self._gathered(data)
+        self.images = self._micro_batch
+        return self._accumulated(data)
 
-    def first_part(self, data: Any) -> Any:
-        """As much of a batch as one forward takes."""
-        return next(parts_of(data, self._micro_batch or len(data["data_samples"])))
-
-    def _gathered(self, data: Any) -> dict[str, Tensor]:
-        sums: dict[str, Tensor] = {}
-        images, left = len(data["data_samples"]), len(data["data_samples"])
-        for part in parts_of(data, self.images):
-            share, left = len(part["data_samples"]) / images, left - len(part["data_samples"])
-            # the processes exchange gradients once, with the last part
-            alone = self._model.no_sync() if left and ranks.count() > 1 else nullcontext()
-            with alone:
+    def _accumulated(self, data: Any) -> dict[str, Tensor]:
+        means: dict[str, Tensor] = {}
+        *others, last = parts_of(data, self.images)
+        # the processes exchange gradients once, with the last part
+        alone = self._model.no_sync if ranks.count() > 1 else nullcontext
+        for part in (*others, last):
+            share = len(part["data_samples"]) / len(data["data_samples"])
+            with nullcontext() if part is last else alone():
                 with self._optim.optim_context(self._model):
                     inputs = self._distiller.data_preprocessor(part, True)
                     losses = self._model(**inputs, mode="loss")
                 total, told = self._distiller.parse_losses(losses)
                 self._optim.backward(share * total)
             for name, value in self._told(told).items():
-                sums[name] = share * value + sums.get(name, 0)
+                means[name] = share * value + means.get(name, 0)
         self._optim.step()
         self._optim.zero_grad()
-        return sums
+        return means
 
     def _told(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         raw = {f"raw_{name}": value for name, value in self._distiller.raw_terms.items()}

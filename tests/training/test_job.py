@@ -223,7 +223,7 @@ def test_teacher_whose_weights_changed_is_refused(tmp_path: Path, teacher: Job) 
     data = bytearray(paths.weights.read_bytes())
     data[len(data) // 2] ^= 1
     paths.weights.write_bytes(data)
-    with pytest.raises(JobError, match="missing or not the ones that its result names"):
+    with pytest.raises(JobError, match="missing or not the ones that the job's result names"):
         run_job(lay(tmp_path, student(teacher)))
 
 

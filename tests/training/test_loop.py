@@ -14,10 +14,13 @@ from torch import Tensor
 from kdlab.datasets.base import DatasetFiles
 from kdlab.errors import JobError
 from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress
+from kdlab.jobs.job import Resources
+from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import Evaluation
 from kdlab.methods import method_class
 from kdlab.methods.base import Connector, Method
-from kdlab.training.checkpoints import TrainingCheckpoints, load
+from kdlab.training.attempt import Attempt
+from kdlab.training.checkpoints import load
 from kdlab.training.data import mmdet_dataset, training_loader
 from kdlab.training.distiller import Distiller
 from kdlab.training.loop import Stopped, TrainingLoop, build_optimiser, build_schedulers
@@ -60,20 +63,24 @@ def make_loop(
     )
 
     def make_loop(
-        folder: str = "ckpt", methods: tuple[str, ...] = ("rm", "pfi", "noise"), stop_at: int = 0,
-        changes: Any = (), **options: Any,
+        folder: str = "job", methods: tuple[str, ...] = ("rm", "pfi", "noise"), stop_at: int = 0,
+        changes: Any = (), minutes: float = 10.0, **options: Any,
     ) -> TrainingLoop:  # fmt: skip
         models = [build("gfl", seed, classes=10, neck_channels=8, head_convs=1) for seed in (0, 1)]
         distiller = Distiller(models[0], {name: term(name) for name in methods}, models[1])
-        loop = TrainingLoop(
-            distiller,
-            training_loader(dataset, 3, 0, 0),
-            make("teacher-1", schedule=SCHEDULE | dict(changes)).spec,
-            TrainingCheckpoints(tmp_path / folder),
-            evaluate=lambda: Evaluation({"AP": fingerprint(distiller)}, {"0": 1.0}),
+        resources = Resources(checkpoint_minutes=minutes)
+        attempt = Attempt(
+            make("teacher-1", schedule=SCHEDULE | dict(changes), resources=resources),
+            JobPaths(tmp_path / folder),
             emit=lambda kind, **fields: loop.events.append((kind, fields)),
             should_stop=lambda: loop.progress.iteration == stop_at,
             **options,
+        )
+        loop = TrainingLoop(
+            distiller,
+            training_loader(dataset, 3, 0, 0),
+            attempt,
+            lambda: Evaluation({"AP": fingerprint(distiller)}, {"0": 1.0}),
         )
         loop.events = []
         return loop
@@ -132,7 +139,8 @@ def test_a_state_of_before_there_were_several_processes_is_gone_on_with(
     assert state is not None
     (own,) = state.pop("ranks")
     resumed = make_loop("old")
-    resumed._restore(state | {name: own[name] for name in ("random", "generators")})
+    resumed.checkpoints.save(3, state | {name: own[name] for name in ("random", "generators")})
+    resumed.resume()
     assert resumed.run().losses == whole.progress.losses
 
 
@@ -160,7 +168,7 @@ def test_a_broken_checkpoint_costs_the_time_since_the_one_before(
 ) -> None:
     with pytest.raises(Stopped):
         make_loop(stop_at=6).run()
-    newest = sorted((tmp_path / "ckpt").iterdir())[-1]
+    newest = sorted((tmp_path / "job" / "ckpt").iterdir())[-1]
     newest.write_bytes(newest.read_bytes()[:-1])
     resumed = make_loop()
     assert resumed.resume() == [newest.name]
@@ -174,7 +182,7 @@ def test_a_run_to_the_end_resumes_to_nothing_left(
     again = make_loop("whole")
     again.resume()
     assert again.run().history == whole.progress.history
-    assert again.clock.step_s == []
+    assert again.seconds == []
 
 
 def test_resuming_without_a_checkpoint_starts_from_scratch(make_loop: Callable[..., TrainingLoop]) -> None:
@@ -273,7 +281,7 @@ def test_best_weights_are_those_of_the_first_evaluation_that_none_exceeds(
 def test_checkpoints_come_at_epoch_ends_and_when_time_is_up(
     make_loop: Callable[..., TrainingLoop], minutes: float, expected: list[int]
 ) -> None:
-    loop = make_loop(methods=(), checkpoint_minutes=minutes)
+    loop = make_loop(methods=(), minutes=minutes)
     loop.run()
     assert [fields["iteration"] for fields in events(loop, JobCheckpointed)] == expected
 

@@ -64,7 +64,7 @@ def session(build: Callable[..., Any], two_stages: Any) -> Callable[..., tuple[A
         if detector == "retinanet":
             # deltas as small as a trained head's; the exponent of large ones enlarges rounding to 2e-3 px
             model.bbox_head.retina_reg.weight.data.mul_(0.2)
-        data, _ = onnx.export(model, onnx.Wish(**wish), {"classes": json.dumps(CLASSES)})
+        data, _ = onnx.export(model, {"classes": json.dumps(CLASSES)}, **wish)
         return model, onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
     return session
@@ -147,7 +147,7 @@ def test_nothing_above_the_threshold_gives_no_detections(session: Callable[..., 
 
     model = build("gfl").eval()
     model.bbox_head.test_cfg.score_thr = 1.0
-    data, _ = onnx.export(model, onnx.Wish(FIXED, True), {"classes": json.dumps(CLASSES)})
+    data, _ = onnx.export(model, {"classes": json.dumps(CLASSES)}, size=FIXED, nms=True)
     outputs = onnxruntime.InferenceSession(data).run(None, {"images": np.zeros((1, 3, *FIXED), np.float32)})
     assert [output.shape for output in outputs[2:]] == [(0, 4), (0,), (0,)]
 
@@ -184,7 +184,7 @@ def test_a_file_that_computes_something_else_is_refused(build: Callable[..., Any
     from kdlab.training import onnx
 
     model = build("gfl").eval()
-    data, _ = onnx.export(model, onnx.Wish(FIXED), {"classes": json.dumps(CLASSES)})
+    data, _ = onnx.export(model, {"classes": json.dumps(CLASSES)}, size=FIXED)
     other = onnx.graph_of(build("gfl", seed=1).eval(), nms=False)
     import torch
 

@@ -19,6 +19,7 @@ from kdlab.jobs.result import Curves, JobResult
 from kdlab.methods.maskd import MaskedDistillation, TokenLearning
 from kdlab.planning.jobs import PREPARING
 from kdlab.training import checkpoints
+from kdlab.training.attempt import Attempt
 from kdlab.training.job import run_job
 from kdlab.training.loop import Stopped
 from kdlab.training.preparing import Preparer, TeacherWith
@@ -92,7 +93,7 @@ def test_a_stopped_one_goes_on_to_the_same_tokens(tmp_path: Path, job: Job) -> N
     run_job(whole)
     parts = lay(tmp_path, replace(job, id="prepare-2"))
     asked = iter([False] * 7 + [True])
-    work = Preparer(job, parts, lambda *a, **k: None, lambda: None, should_stop=lambda: next(asked))
+    work = Preparer(Attempt(job, parts, should_stop=lambda: next(asked)))
     with pytest.raises(Stopped):
         work.run()
     assert work.iteration == 8
@@ -156,8 +157,8 @@ def test_a_students_job_takes_the_tokens_of_its_parent(
 
     paths = lay(tmp_path, job)
     run_job(paths)
-    trainer = Trainer(student_of(job, model_settings, digits), lay(tmp_path, replace(job, id="student-1")),
-                      lambda *a, **k: None, lambda: None)  # fmt: skip
+    student = student_of(job, model_settings, digits)
+    trainer = Trainer(Attempt(student, lay(tmp_path, student)))
     method = trainer.distiller.terms["maskd"].method
     assert isinstance(method, MaskedDistillation)
     learned = tokens_of(paths)
@@ -172,9 +173,9 @@ def test_a_student_refuses_tokens_that_were_changed_since(
     paths = lay(tmp_path, job)
     run_job(paths)
     paths.weights.write_bytes(b"other")
-    with pytest.raises(JobError, match="not the ones that its result names"):
-        Trainer(student_of(job, model_settings, digits), lay(tmp_path, replace(job, id="student-1")),
-                lambda *a, **k: None, lambda: None)  # fmt: skip
+    student = student_of(job, model_settings, digits)
+    with pytest.raises(JobError, match="not the ones that the job's result names"):
+        Trainer(Attempt(student, lay(tmp_path, student)))
 
 
 def student_of(job: Job, model_settings: Any, digits: Any) -> Job:

@@ -12,7 +12,7 @@ from kdlab import catalog, detectors
 from kdlab.detectors import adapt
 from kdlab.errors import UsageError
 from kdlab.jobs.spec import ModelSpec
-from kdlab.training.probe import _answer, probe
+from kdlab.training.probe import answer, probe
 from tests.stubs.jobs import model
 
 USUAL: dict[str, Any] = {
@@ -168,9 +168,9 @@ def test_two_stages_without_a_neck_give_no_neck_maps() -> None:
         ("rtmdet/rtmdet_tiny_8xb32-300e_coco", "imagenet", "torchvision has no weights for cspnext"),
     ],
 )
-def test_what_is_wrong_with_a_recipe_is_answered_as_that(file: str, init: str, what: str) -> None:
+def test_what_is_wrong_with_a_recipe_isanswered_as_that(file: str, init: str, what: str) -> None:
     request = {"model": {"detector": "x", "init": init}, "file": str(named(file))}
-    (fault,) = _answer({**request, "num_classes": 3, "input": [128, 128]})["unreadable"]
+    (fault,) = answer({**request, "num_classes": 3, "input": [128, 128]})["unreadable"]
     assert what in fault["what"]
 
 

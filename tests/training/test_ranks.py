@@ -164,5 +164,5 @@ def test_a_process_alone_agrees_with_itself() -> None:
     assert ranks.any_of(True, False) == (True, False)
     assert ranks.mean({"a": 0.5}) == {"a": 0.5}
     assert ranks.gathered("mine") == ["mine"]
-    assert ranks.told("mine") == "mine"
+    assert ranks.broadcast("mine") == "mine"
     assert not ranks.is_loss_of_peer(RuntimeError("gloo"))

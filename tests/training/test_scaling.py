@@ -18,6 +18,7 @@ from kdlab.jobs.job import Inputs, Job
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import Curves, Evaluation, JobResult
 from kdlab.training import checkpoints
+from kdlab.training.attempt import Attempt
 from kdlab.training.job import run_job
 from kdlab.training.loop import Stopped
 from kdlab.training.scaling import Scale
@@ -125,7 +126,7 @@ def test_a_stopped_one_goes_on_to_the_same_losses(tmp_path: Path, job: Job) -> N
     whole = curves(tmp_path, job)
     parts = lay(tmp_path, replace(job, id="scale-2"))
     asked = iter([False] * 4 + [True])
-    work = Scale(job, parts, lambda *a, **k: None, lambda: None, should_stop=lambda: next(asked))
+    work = Scale(Attempt(job, parts, should_stop=lambda: next(asked)))
     with pytest.raises(Stopped):
         work.run()
     assert work.iteration == 5

@@ -1,4 +1,4 @@
-"""Weights from outside: reads what others saved, and says how much of a model it is."""
+"""Checkpoints from outside: their weights, and how much of a model these are."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdlab.errors import Fault, JobError
 from kdlab.training import checkpoints
-from kdlab.training.weights.key_report import KeyReport, fit
+from kdlab.training.weights.key_report import KeyReport, fit, some
 
 HOLDERS = ("state_dict", "distiller", "model", "model_state_dict")
 """Under which keys files keep weights: mmdet, mmrazor and kdlab; kdlab's training states; others."""
@@ -40,16 +39,22 @@ def read(path: Path) -> Checkpoint:
     Raises:
         JobError: there is no such file, it is broken, holds code or no weights, or NaN.
     """
-    if path.is_dir() or (path.is_file() and not path.stat().st_size):
-        what = "the checkpoint is a folder" if path.is_dir() else "the checkpoint is an empty file"
-        raise JobError(what, where=str(path), fix="name the file of a checkpoint, or fetch it again")
-    content = _safetensors(path) if path.suffix == ".safetensors" else checkpoints.load(path)
+    if path.is_dir():
+        raise JobError("the checkpoint is a folder", where=str(path), fix="name the file in it")
+    if path.is_file() and not path.stat().st_size:
+        raise JobError("the checkpoint is an empty file", where=str(path), fix="fetch it again")
+    content = checkpoints.load(path)
     tensors = _tensors(content)
     if not tensors:
+        found = f"a {type(content).__name__}"
+        if isinstance(content, dict):
+            found = ", ".join(map(str, list(content)[:6]))
+            if _OPTIMISERS & content.keys():
+                found = f"the state of an optimiser: {found}"
         raise JobError(
             "the checkpoint holds no weights",
             where=str(path),
-            got=_described(content),
+            got=found,
             known=f"tensors by name, or such a dict under {', '.join(HOLDERS)}",
             fix="name the file that holds the model",
         )
@@ -57,22 +62,14 @@ def read(path: Path) -> Checkpoint:
         raise JobError(
             "the checkpoint holds weights that are not numbers",
             where=str(path),
-            got=f"NaN or infinity in {len(broken)} of {len(tensors)} tensors: {_some(broken)}",
+            got=f"NaN or infinity in {len(broken)} of {len(tensors)} tensors: {some(broken)}",
             fix="its training diverged: use an earlier checkpoint of it",
         )
     return Checkpoint(path, tensors, _classes(content.get("meta")))
 
 
-def load(
-    model: nn.Module, checkpoint: Checkpoint, role: str = "model", *, partial: bool = False
-) -> KeyReport:
-    """Load a model from a checkpoint.
-
-    Args:
-        model: takes the tensors.
-        checkpoint: gives them.
-        role: what the model is, for errors.
-        partial: accept that the two differ; what is not loaded keeps its values.
+def load(model: nn.Module, checkpoint: Checkpoint, *, partial: bool = False) -> KeyReport:
+    """Load a model from a checkpoint; with `partial` what does not fit keeps its values.
 
     Raises:
         JobError: the checkpoint is not whole, or holds the model more than once.
@@ -80,8 +77,7 @@ def load(
     where = str(checkpoint.path)
     found, report = fit(model.state_dict(), checkpoint.tensors, where)
     if not (report.whole or partial):
-        fault = report.fault(where, role, "name a checkpoint of this very model")
-        raise JobError(faults=[fault])
+        raise JobError(faults=[report.fault(where, "teacher", "name a checkpoint of this very model")])
     model.load_state_dict(found, strict=False)
     return report
 
@@ -101,79 +97,49 @@ def inherit(student: nn.Module, teacher: nn.Module) -> dict[str, int]:
     Returns:
         "tensors", how many were taken over, "of" how many.
     """
-    own, theirs = neck_and_head(student.state_dict()), neck_and_head(teacher.state_dict())
-    agreed = {n: theirs[n] for n, value in own.items() if n in theirs and theirs[n].shape == value.shape}
+    own, agreed = neck_and_head(student.state_dict()), {}
+    for name, value in neck_and_head(teacher.state_dict()).items():
+        if name in own and own[name].shape == value.shape:
+            agreed[name] = value
     student.load_state_dict(agreed, strict=False)
     return {"tensors": len(agreed), "of": len(own)}
 
 
 def class_fault(checkpoint: Checkpoint, classes: Sequence[str]) -> Fault | None:
-    """What is wrong where a checkpoint's labels stand for other classes, or for the same in another order."""
+    """Fault where a checkpoint's labels stand for other classes, or for the same in another order."""
     theirs = checkpoint.classes
     if theirs is None or theirs == tuple(classes):
         return None
-    fix = "use a checkpoint that was trained on these classes in this order"
-    where = str(checkpoint.path)
     if len(theirs) != len(classes):
-        what = "the checkpoint was trained on another number of classes than the data set has"
-        got = f"{len(theirs)} classes ({_some(theirs)}); the data set has {len(classes)} ({_some(classes)})"
-        return Fault(what, where, got, fix=fix)
-    label = next(k for k, pair in enumerate(zip(theirs, classes, strict=True)) if pair[0] != pair[1])
-    same = sorted(theirs) == sorted(classes)
-    what = f"the checkpoint's classes {'stand in another order than' if same else 'are not'} the data set's"
-    got = f"label {label} is {theirs[label]!r} in the checkpoint and {classes[label]!r} in the data set"
-    return Fault(what, where, got, fix=fix)
+        what = "the checkpoint was trained on another number of classes than the dataset has"
+        got = f"{len(theirs)} classes ({some(theirs)}); the dataset has {len(classes)} ({some(classes)})"
+    else:
+        what = "the checkpoint's classes are not the dataset's"
+        if sorted(theirs) == sorted(classes):
+            what = "the checkpoint's classes stand in another order than the dataset's"
+        label = [mine == other for mine, other in zip(theirs, classes, strict=True)].index(False)
+        got = f"label {label} is {theirs[label]!r} in the checkpoint and {classes[label]!r} in the dataset"
+    fix = "use a checkpoint that was trained on these classes in this order"
+    return Fault(what, str(checkpoint.path), got, fix=fix)
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:
     """The weights in a file's content, from under the key that holds them."""
     if not isinstance(content, dict):
         return {}
-    held = [content[key] for key in HOLDERS if isinstance(content.get(key), dict)]
-    for candidate in (*held, content):
-        found = {
-            name: value
-            for name, value in candidate.items()
-            if isinstance(name, str) and isinstance(value, Tensor)
-        }
-        if found:
+    for candidate in (*(content.get(key) for key in HOLDERS), content):
+        if not isinstance(candidate, dict):
+            continue
+        found = {name: value for name, value in candidate.items() if isinstance(value, Tensor)}
+        if found and all(isinstance(name, str) for name in found):
             return found
     return {}
-
-
-def _described(content: Any) -> str:
-    if not isinstance(content, dict):
-        return f"a {type(content).__name__}"
-    keys = ", ".join(map(str, list(content)[:6])) or "nothing"
-    return f"the state of an optimiser: {keys}" if _OPTIMISERS & content.keys() else keys
 
 
 def _classes(meta: Any) -> tuple[str, ...] | None:
     """The class list in a checkpoint's `meta`, wherever mmdet's releases put it."""
     if not isinstance(meta, dict):
         return None
-    for holder in (meta.get("dataset_meta"), meta):
-        for key, value in (holder if isinstance(holder, dict) else {}).items():
-            if str(key).lower() == "classes" and isinstance(value, list | tuple):
-                return tuple(map(str, value))
-    return None
-
-
-def _some(words: Sequence[str]) -> str:
-    return ", ".join([*words[:3], *(["..."] if len(words) > 3 else [])])
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    """The content of a file in Hugging Face's format.
-
-    Raises:
-        JobError: there is no such file, or it is broken.
-    """
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise JobError("no such checkpoint", where=str(path), fix="check the path") from None
-    except Exception as error:  # the package raises errors of its own kinds
-        raise JobError(
-            "the checkpoint cannot be read", where=str(path), got=str(error)[:200], fix="fetch it again"
-        ) from error
+    holder = meta | (meta.get("dataset_meta") or {})
+    classes = holder.get("classes", holder.get("CLASSES"))
+    return tuple(map(str, classes)) if isinstance(classes, list | tuple) else None

@@ -33,16 +33,11 @@ def load_backbone(backbone: nn.Module, path: Path) -> KeyReport:
 def fit_backbone(
     model: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str = ""
 ) -> tuple[dict[str, Tensor], KeyReport]:
-    """As `key_report.fit`, for a backbone: names that are not mmdet's are brought to its own first.
-
-    Raises:
-        JobError: the tensors are of another MobileNetV2, or hold the backbone more than once.
-    """
+    """As `key_report.fit`, for a backbone: names that are not mmdet's are brought to its own first."""
     given = {name.removeprefix("module."): value for name, value in tensors.items()}
     for kind in kinds():
-        if any(key in given for key in kind.foreign_keys):
-            model, given = kind.renamed(model, given, where)
-            return fit(model, given, where)
+        if not given.keys().isdisjoint(kind.foreign_keys):
+            return fit(*kind.renamed(model, given, where), where)
     return fit(model, tensors, where)
 
 
@@ -54,13 +49,12 @@ def first_weights(model: ModelSpec, path: str | None) -> Path | None:
         path: where the file of that content lies now.
 
     Raises:
-        MachineError: torchvision's file cannot be downloaded.
         JobError: the file is not the one that was planned with.
     """
     if model.init == "none":
         return None
     if model.init == "imagenet":
-        return _torchvision_file(str(model.backbone))
+        return torchvision_file(str(model.backbone))
     file = Path(path or "")
     if not file.is_file() or f"sha256:{checkpoints.sha256(file)}" != model.init:
         raise JobError(
@@ -87,11 +81,7 @@ def check_torchvision(name: str, backbone: nn.Module) -> None:
 
 
 def _weights_of(backbone: str) -> Any:
-    """Torchvision's first ImageNet weights of a backbone.
-
-    Raises:
-        JobError: there are none.
-    """
+    """Torchvision's first ImageNet weights of a backbone."""
     try:
         return get_model_weights(backbone).IMAGENET1K_V1
     except ValueError as error:
@@ -99,8 +89,12 @@ def _weights_of(backbone: str) -> Any:
         raise JobError(f"torchvision has no weights for {backbone}", got="init: imagenet", fix=fix) from error
 
 
-def _torchvision_file(backbone: str) -> Path:
-    """The weights that torchvision trained on ImageNet first, in torch's own cache."""
+def torchvision_file(backbone: str) -> Path:
+    """The weights that torchvision trained on ImageNet first, in torch's own cache.
+
+    Raises:
+        MachineError: they cannot be downloaded.
+    """
     url = _weights_of(backbone).url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     digest = path.stem.rpartition("-")[2]

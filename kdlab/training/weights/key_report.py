@@ -1,9 +1,10 @@
-"""Which weights of a model were found in a checkpoint, and what that says of the two."""
+"""Report of the weights of a model that were found in a checkpoint, and the usual cause of a difference."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from kdlab.errors import Fault, JobError
 
 SHOWN = 3
-"""How many names of each group are told to people."""
+"""Names of each group that are shown to people."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Misshaped:
     """A tensor that both have in different shapes."""
 
     name: str
-    model: tuple[int, ...]
-    checkpoint: tuple[int, ...]
+    model: list[int]
+    checkpoint: list[int]
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class KeyReport:
     """
 
     prefix: str
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    misshaped: tuple[Misshaped, ...]
-    unexpected: tuple[str, ...]
+    loaded: list[str]
+    missing: list[str]
+    misshaped: list[Misshaped]
+    unexpected: list[str]
     beside: dict[str, int]
 
     @property
@@ -52,49 +53,31 @@ class KeyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data; of what was loaded only how much of each part."""
-        lists = {name: list(getattr(self, name)) for name in ("missing", "unexpected")}
-        wrong = [
-            {**asdict(one), "model": list(one.model), "checkpoint": list(one.checkpoint)}
-            for one in self.misshaped
-        ]
-        loaded = dict(_parts(self.loaded))
-        return {
-            "prefix": self.prefix,
-            "loaded": loaded,
-            **lists,
-            "misshaped": wrong,
-            "beside": self.beside,
-            "whole": self.whole,
-        }
-
-    def summary(self) -> str:
-        """ "backbone 104 of 104, neck 8 of 10, head 0 of 20 loaded"."""
-        wrong = [entry.name for entry in self.misshaped]
-        every = _parts([*self.loaded, *self.missing, *wrong])
-        return f"{', '.join(f'{part} {_parts(self.loaded)[part]} of {every[part]}' for part in every)} loaded"
+        return {**asdict(self), "loaded": dict(_parts(self.loaded)), "whole": self.whole}
 
     def lines(self) -> list[str]:
         """For people: what was loaded, then counts and first names of what is wrong in each part."""
-        told = [self.summary()]
-        told += _grouped("missing", self.missing)
-        told += _grouped("unexpected", self.unexpected)
+        loaded = _parts(self.loaded)
+        every = _parts([*self.loaded, *self.missing, *(one.name for one in self.misshaped)])
+        told = [f"{', '.join(f'{part} {loaded[part]} of {every[part]}' for part in every)} loaded"]
         wrong = [f"{one.name} {_shape(one.checkpoint)}, not {_shape(one.model)}" for one in self.misshaped]
-        told += _grouped("of another shape", wrong)
+        groups = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": wrong}
+        for word, entries in groups.items():
+            for part, count in _parts(entries).items():
+                own = [entry for entry in entries if part in _parts([entry])]
+                told.append(f"{count} {word} in {part}: {some(own)}")
         if self.beside:
             told.append(f"left aside: {', '.join(f'{part} ({n})' for part, n in self.beside.items())}")
         return told
 
     def hint(self) -> str:
-        """The usual cause of what is wrong, "" where nothing is."""
-        if self.whole:
-            return ""
-        names = [*self.missing, *self.unexpected, *(entry.name for entry in self.misshaped)]
-        wrong = _parts(names).keys()
+        """The usual cause of what is wrong."""
+        wrong = _parts([*self.missing, *self.unexpected, *(entry.name for entry in self.misshaped)]).keys()
         if not self.loaded:
             return "nothing fits: another family of detectors, or no detector at all"
-        if not self.missing and not self.unexpected and wrong == {"head"} and len(self.misshaped) <= 3:
+        if wrong == {"head"} and not [*self.missing, *self.unexpected] and len(self.misshaped) <= 3:
             return "it was trained with another number of classes"
-        strangers = [*self.unexpected, *(part for part, count in self.beside.items() for _ in range(count))]
+        strangers = [*self.unexpected, *Counter(self.beside).elements()]
         if len(self.missing) == len(strangers) and not self.misshaped:
             return f"keys were renamed: what should be {self.missing[0]} may stand under {strangers[0]}"
         if "head" in _parts(self.missing):
@@ -104,9 +87,8 @@ class KeyReport:
         return "another backbone, width, neck_channels or strides"
 
     def fault(self, where: str, role: str, fix: str) -> Fault:
-        """What to tell where the report is not whole."""
-        hint = self.hint()
-        got = "\n         ".join([*self.lines(), *([f"likely: {hint}"] if hint else [])])
+        """The error of a report that is not whole."""
+        got = "\n         ".join([*self.lines(), f"likely: {self.hint()}"])
         return Fault(f"the {role} does not load whole from this checkpoint", where, got, fix=fix)
 
 
@@ -126,35 +108,35 @@ def fit(
     Raises:
         JobError: two prefixes fit equally well, as where a checkpoint holds two models of one kind.
     """
-    wanted = {name: tuple(value.shape) for name, value in model.items() if not _is_counter(name)}
-    given = {name: tuple(value.shape) for name, value in tensors.items() if not _is_counter(name)}
-    prefix = _prefix(wanted, given, where)
-    here = {name.removeprefix(prefix): shape for name, shape in given.items() if name.startswith(prefix)}
-    inside = {_first(name) for name in wanted}
-    taken = {f"{prefix}{name}" for name in here if _first(name) in inside}
-    loaded = tuple(name for name in wanted if here.get(name) == wanted[name])
-    report = KeyReport(
-        prefix=prefix,
-        loaded=loaded,
-        missing=tuple(name for name in wanted if name not in here),
-        misshaped=tuple(
-            Misshaped(name, shape, here[name])
-            for name, shape in wanted.items()
-            if name in here and here[name] != shape
-        ),
-        unexpected=tuple(name for name in here if name not in wanted and _first(name) in inside),
-        beside=dict(Counter(_first(name.removeprefix(prefix)) for name in given if name not in taken)),
-    )
-    counters = [name for name in model if _is_counter(name) and f"{prefix}{name}" in tensors]
-    return {name: tensors[f"{prefix}{name}"] for name in (*loaded, *counters)}, report
+    wanted, given = _shapes(model), _shapes(tensors)
+    prefix, inside = _prefix(wanted, given, where), set(map(_first, wanted))
+    loaded, missing, misshaped, unexpected, beside = [], [], [], [], Counter[str]()
+    for name, shape in wanted.items():
+        there = given.get(f"{prefix}{name}")
+        if there is None:
+            missing.append(name)
+        elif there != shape:
+            misshaped.append(Misshaped(name, shape, there))
+        else:
+            loaded.append(name)
+    for long in given:
+        name = long.removeprefix(prefix)
+        if not long.startswith(prefix) or _first(name) not in inside:
+            beside[_first(name)] += 1
+        elif name not in wanted:
+            unexpected.append(name)
+    report = KeyReport(prefix, loaded, missing, misshaped, unexpected, dict(beside))
+    names = [*loaded, *filter(_is_counter, model)]
+    return {name: tensors[f"{prefix}{name}"] for name in names if f"{prefix}{name}" in tensors}, report
 
 
 def _prefix(wanted: Mapping[str, Any], given: Mapping[str, Any], where: str) -> str:
     """What stands before most of the wanted names."""
     counts: Counter[str] = Counter()
     for name, shape in given.items():
-        cuts = [0, *(place + 1 for place, letter in enumerate(name) if letter == ".")]
-        counts.update(name[:cut] for cut in cuts if wanted.get(name[cut:]) == shape)
+        for cut in re.finditer(r"^|(?<=\.)", name):
+            if wanted.get(name[cut.end() :]) == shape:
+                counts[name[: cut.end()]] += 1
     most = max(counts.values(), default=0)
     # of two models that hold all its names, as a ResNet-101 beside a ResNet-50, the smaller is the one
     sizes = {p: sum(map(str.startswith, given, repeat(p))) for p, count in counts.items() if count == most}
@@ -175,18 +157,17 @@ def _parts(names: Iterable[str]) -> Counter[str]:
     return Counter("head" if _first(name).endswith("head") else _first(name) for name in names)
 
 
-def _grouped(word: str, entries: Iterable[str]) -> list[str]:
-    """ "missing in head: 4: bbox_head.a, bbox_head.b, ..."."""
-    entries = list(entries)
-    lines = []
-    for part, count in _parts(entries).items():
-        own = [entry for entry in entries if part in _parts([entry])]
-        more = ", ..." if count > SHOWN else ""
-        lines.append(f"{count} {word} in {part}: {', '.join(own[:SHOWN])}{more}")
-    return lines
+def some(words: Sequence[str]) -> str:
+    """First few of the words."""
+    return ", ".join(words[:SHOWN]) + (", ..." if len(words) > SHOWN else "")
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Shapes by name, without batch counters."""
+    return {name: list(value.shape) for name, value in state.items() if not _is_counter(name)}
+
+
+def _shape(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 

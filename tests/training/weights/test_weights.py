@@ -204,7 +204,7 @@ def test_class_list_is_found(meta: dict[str, Any], tmp_path: Path) -> None:
         (("a", "b"), None),
         (None, None),
         (("b", "a"), "another order"),
-        (("a", "c"), "label 1 is 'c' in the checkpoint and 'b' in the data set"),
+        (("a", "c"), "label 1 is 'c' in the checkpoint and 'b' in the dataset"),
         (("a", "b", "c"), "another number of classes"),
     ],
 )
