@@ -9,6 +9,7 @@ import pytest
 
 from kdlab import catalog, detectors
 from kdlab.detectors.mmdet_config import read_config
+from kdlab.jobs.spec import ModelSpec
 from kdlab.training.distiller import Distiller
 
 NECK = {"feats", "assignment", "anchor_boxes"}
@@ -27,7 +28,7 @@ def foreign(request: pytest.FixtureRequest, build: Callable[..., Any]) -> Any:
         return build("mask_rcnn", 7, strides=(4, 8, 16, 32), neck_channels=24)
     path = catalog.config_file(request.param)
     assert path is not None
-    return detectors.build({"overrides": {}, **read_config(path, "none")}, 3)
+    return detectors.build(ModelSpec(detector="rtmdet", **read_config(path, "none")), 3)
 
 
 def test_some_methods_read_the_neck_alone() -> None:
