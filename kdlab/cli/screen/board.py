@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from kdlab.cli.screen.console import Screen, duration
 from kdlab.cli.screen.lines import STOPPING, Lines
-from kdlab.cli.screen.places import ranges, without_jobs
+from kdlab.cli.screen.places import consecutive, ranges, without_jobs
 from kdlab.cli.screen.progress import PlanStatus
 from kdlab.cli.screen.rows import (
     DROPPED_FIRST,
     DROPPED_FIRST_WITH_GPUS,
-    GAP,
-    Resized,
+    Frame,
     ending,
+    heading,
     line,
     reserved_widths,
     row,
@@ -71,9 +69,10 @@ class Board:
         self._eta, self._rest_s = "", _LOOK_EVERY_S
         self._numbers = {gpu.uuid: gpu.index for gpu in gpus()}
         self._others: dict[str, str] = {}
-        self._stopping, self._resized = False, Resized()
+        self._stopping = False
         self._widths = self._reserved()
-        self._live = Live(self, console=console, refresh_per_second=4)
+        self._frame = Frame(self._lines)
+        self._live = Live(self._frame, console=console, refresh_per_second=4)
 
     def see(self, event: Event) -> None:
         """Show an event."""
@@ -95,37 +94,62 @@ class Board:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich__(self) -> Frame:
+        return self._frame
+
+    def _lines(self, width: int, height: int) -> Iterator[Text]:
+        """The whole board."""
         # one row less, so that what a person types does not scroll the frame away
-        width, room = options.max_width, max(2, console.height - 2)
-        self._look()
+        room = max(2, height - 2)
+        if time.monotonic() - self._looked >= self._rest_s:
+            self._look()
         running, queued = self._plan.of_state(State.RUNNING), self._plan.of_state(State.QUEUED)
         # importing torch takes seconds before a process says anything
         starting = [status for status in queued if status.process]
         waiting = [status for status in queued if status.in_queue]
-        yield from self._resized.clearing(width)
         yield self._header(width, len(starting))
         lines = list(self._working([*running, *starting, *waiting], width, room))
         yield from lines
-        told = [one for one in self._plan.ended if not (self._stopping and one.state is State.SKIPPED)]
-        yield from _ended(told[len(told) - min(len(told), _SHOWN_ENDED, room - len(lines)) :], width)
+        told = self._plan.ended
+        if self._stopping:
+            told = [status for status in told if status.state is not State.SKIPPED]
+        first = len(told) - min(len(told), _SHOWN_ENDED, room - len(lines))
+        label = max((len(status.job.label) for status in told[first:]), default=0)
+        for status in told[first:]:
+            text = f"{status.state:<9}  {status.job.label:<{label}}  {ending(status)}"
+            yield line([(status.state, text)], width)
 
     def _working(self, shown: Sequence[JobStatus], width: int, room: int) -> Iterator[Text]:
         """A row a job at work and one for the GPUs without a job, by GPU; what does not fit is counted."""
         now = time.time()
-        cells = [(self._order(status), row(status, now, self._numbers)) for status in shown]
-        idle = [] if self._over else list(_idle_rows(self._others, self._numbers))
-        if len(cells) + len(idle) > room:
-            idle = []
-        left = len(cells) - room + 1 if len(cells) > room else 0
+        placed = []
+        for status in shown:
+            place = min((self._numbers.get(uuid, _LAST) for uuid in status.devices), default=_LAST)
+            placed.append((place, row(status, now, self._numbers)))
+        idle = [] if self._over else self._idle()
+        if len(shown) + len(idle) <= room:
+            placed += idle
         # those without a GPU stay in the plan's order: sorted() moves nothing among equals
-        ordered = sorted([*cells, *idle], key=lambda pair: pair[0])[: len(cells) + len(idle) - left]
+        cells = [cell for _, cell in sorted(placed, key=lambda pair: pair[0])]
+        fitting = len(cells) if len(cells) <= room else room - 1
         dropped = DROPPED_FIRST_WITH_GPUS if self._numbers else DROPPED_FIRST
-        yield from rows([cell for _, cell in ordered], width, self._widths, dropped_first=dropped)
-        if left:
+        yield from rows(cells[:fitting], width, self._widths, dropped_first=dropped)
+        if left := len(cells) - fitting:
             yield line([("skipped", f"and {left} more, see them with: kdlab status")], width)
-        if not cells and self._plan.counts["queued"] and not self._stopping:
+        if not shown and self._plan.counts["queued"] and not self._stopping:
             yield line([("skipped", "waiting for a free device")], width)
+
+    def _idle(self) -> list[tuple[int, dict[str, str]]]:
+        """A row for GPUs in a line of which the same is to be said, with the first one's number."""
+        found: dict[str, list[int]] = {}
+        for uuid, what in self._others.items():
+            if uuid in self._numbers:
+                found.setdefault(what, []).append(self._numbers[uuid])
+        return [
+            (group[0], {"slot": ranges("gpu", group), "note": what})
+            for what, numbers in found.items()
+            for group in consecutive(numbers)
+        ]
 
     @property
     def _over(self) -> bool:
@@ -135,15 +159,9 @@ class Board:
             return not (counts["running"] or any(one.at_work for one in self._plan.of_state(State.QUEUED)))
         return not (counts["running"] or counts["queued"])
 
-    def _order(self, status: JobStatus) -> int:
-        """The lowest GPU of a job; of one that has none, or none here, a number behind all of them."""
-        return min((self._numbers.get(uuid, _LAST) for uuid in status.devices), default=_LAST)
-
     def _look(self) -> None:
-        """Once a second: what is left of the plan, and where its jobs are; rarer who else has GPUs."""
+        """Find what is left of the plan, and where its jobs are; more rarely who else has GPUs."""
         now, began_s = time.monotonic(), time.thread_time()
-        if now - self._looked < self._rest_s:
-            return
         self._looked = now
         left = self._plan.left_s(time.time())
         self._eta = "?" if left is None else duration(left)
@@ -167,35 +185,11 @@ class Board:
         return reserved_widths(jobs) | {"slot": slot}
 
     def _header(self, width: int, starting: int) -> Text:
-        plan, counts = self._plan.plan, self._plan.counts
-        counts += Counter(running=starting)
+        counts, over = self._plan.counts, self._over
+        counts["running"] += starting
         counts["queued"] -= starting
-        parts = {"id": f"plan {plan.id[:4]}", "name": plan.recipe["name"]}
-        parts |= {state: f"{state} {counts[state]}" for state in ("done", "running", "queued", "failed")}
-        lost = ("cancelled", "pruned") if self._stopping else ("cancelled", "skipped", "pruned")
-        parts |= {state: f"{state} {counts[state]}" for state in lost if counts[state]}
-        clock = f"{duration(time.monotonic() - self._began)}{'' if self._over else f', ETA {self._eta}'}"
-        parts["clock"] = f"{STOPPING if self._stopping and not self._over else clock:<{_CLOCK_MIN}}"
-        for name in ("id", "name", "queued", "skipped", "cancelled", "pruned"):
-            if len(GAP.join(parts.values())) > width:
-                parts.pop(name, None)
-        marked = [("failed" if name == "failed" and counts["failed"] else "", parts[name]) for name in parts]
-        return line(marked, width)
-
-
-def _idle_rows(said: Mapping[str, str], numbers: Mapping[str, int]) -> Iterator[tuple[int, dict[str, str]]]:
-    """A row for GPUs in a line of which the same is to be said, with the first one's number."""
-    known = sorted((numbers[uuid], what) for uuid, what in said.items() if uuid in numbers)
-    # in a row of numbers the distance to the place among all stays the same
-    groups = groupby(enumerate(known), key=lambda pair: (pair[1][1], pair[1][0] - pair[0]))
-    for (what, _), group in groups:
-        found = [number for _, (number, _) in group]
-        yield found[0], {"slot": ranges("gpu", found), "note": what}
-
-
-def _ended(ended: Sequence[JobStatus], width: int) -> Iterator[Text]:
-    """A line a job that ended, with what came of it."""
-    label = max((len(status.job.label) for status in ended), default=0)
-    for status in ended:
-        told = f"{status.state:<9}  {status.job.label:<{label}}  {ending(status)}"
-        yield line([(status.state, told)], width)
+        clock = duration(time.monotonic() - self._began)
+        if not over:
+            clock = STOPPING if self._stopping else f"{clock}, ETA {self._eta}"
+        others = ("cancelled", "pruned") if self._stopping else ("cancelled", "skipped", "pruned")
+        return heading(self._plan.plan, counts, others, f"{clock:<{_CLOCK_MIN}}", width)

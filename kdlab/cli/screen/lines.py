@@ -27,7 +27,7 @@ STOPPING = "stopping at a checkpoint, Ctrl-C again kills"
 
 
 class Lines:
-    """A timestamped line an event; of progress at most one a job every ten seconds."""
+    """A timestamped line an event, of progress at most one a job every ten seconds; with --json its JSON."""
 
     def __init__(self, plan: PlanStatus, screen: Screen) -> None:
         self._plan, self._screen = plan, screen
@@ -37,10 +37,18 @@ class Lines:
     def see(self, event: Event) -> None:
         """Show an event."""
         status = self._plan.see(event)
+        if self._screen.json:
+            self._screen.emit(**event.to_dict())
+            return
         if self._stock and isinstance(event, JobQueued | JobReused):
             return
         self._stock = False
-        if text := self._text(event, status):
+        if isinstance(event, JobProgress):
+            now = time.monotonic()
+            if now - self._told.get(event.job, -LINE_EVERY_S) < LINE_EVERY_S:
+                return
+            self._told[event.job] = now
+        if text := self._end(status) if status.end is event else self._text(event, status):
             moment = datetime.fromtimestamp(event.time).strftime("%F %T")
             self._screen.say(f"{moment}  {short(status.job.id)}  {status.job.label}  {text}")
 
@@ -62,28 +70,27 @@ class Lines:
         match event:
             case JobStarted() if counts == "images":
                 return f"measures on {event.device}: {event.iterations} images"
-            case JobEvaluated() if counts == "images":
-                return f"AP {event.metrics.get('AP', 0.0):.1f} on {event.iteration} images"
             case JobStarted(iteration=0):
                 epochs = f"{event.epochs} epochs, " if counts == "epochs" else ""
                 return f"started on {event.device}: {epochs}{event.iterations} iterations"
             case JobStarted():
                 return f"goes on after iteration {event.iteration} of {event.iterations} on {event.device}"
-            case JobProgress() if time.monotonic() - self._told.get(event.job, -LINE_EVERY_S) >= LINE_EVERY_S:
-                self._told[event.job] = time.monotonic()
+            case JobProgress():
                 cells = row(status, time.time())
-                return GAP.join(cells[name] for name in ("epoch", "det", "terms", "ETA") if cells[name])
+                return GAP.join(filter(None, map(cells.get, ("epoch", "det", "terms", "ETA"))))
             case JobEvaluated():
-                return f"AP {event.metrics.get('AP', 0.0):.1f} after epoch {event.epoch}"
+                when = f"on {event.iteration} images" if counts == "images" else f"after epoch {event.epoch}"
+                return f"AP {event.metrics.get('AP', 0.0):.1f} {when}"
             case JobCheckpointed() if self._screen.verbose:
                 return f"checkpoint at iteration {event.iteration}"
             case JobRetried():
                 return f"{event.why}; another process goes on from the last checkpoint"
-        if status.end is not event:
-            return ""
-        told, left = self._plan.counts, self._plan.left_s(time.time())
-        eta = "?" if left is None else duration(left)
-        over = not told["running"] and not told["queued"]
-        every = len(self._plan.jobs) + self._plan.to_come
-        so_far = f"{told['done']} of {every} done{'' if over else f', ETA {eta}'}"
+        return ""
+
+    def _end(self, status: JobStatus) -> str:
+        """What came of a job, and how far its plan is."""
+        counts, left = self._plan.counts, self._plan.left_s(time.time())
+        so_far = f"{counts['done']} of {len(self._plan.jobs) + self._plan.to_come} done"
+        if counts["running"] or counts["queued"]:
+            so_far += f", ETA {'?' if left is None else duration(left)}"
         return f"{status.state}: {ending(status)}  ({so_far})"

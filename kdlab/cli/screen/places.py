@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import groupby
 
 from kdlab.devices import Gpu, Machine
 from kdlab.jobs.status import JobStatus
@@ -27,22 +26,31 @@ def place(status: JobStatus, numbers: Mapping[str, int]) -> str:
         return ""
     if status.devices and not status.job.resources.gpus:
         return ranges("core", map(int, status.devices))
+    if status.devices and numbers.keys() >= set(status.devices):
+        return ranges("gpu", [numbers[uuid] for uuid in status.devices])
     if status.devices:
-        known = [numbers[uuid] for uuid in status.devices if uuid in numbers]
-        whole = len(known) == len(status.devices)
-        return ranges("gpu", known) if whole else f"gpu {','.join(uuid[:8] for uuid in status.devices)}"
-    executor = handle.executor if handle and handle.ref else ""
-    host = "" if process.here and not executor else process.host.partition(".")[0]
-    return f"{executor} {host}".strip()
+        return f"gpu {','.join(uuid[:8] for uuid in status.devices)}"
+    host = process.host.partition(".")[0]
+    if handle and handle.ref:
+        return f"{handle.executor} {host}"
+    return "" if process.here else host
 
 
 def ranges(word: str, numbers: Iterable[int]) -> str:
     """ "gpu0-3" for four in a row, "gpu0,2-3" for others; the word alone for none."""
-    parts = []
-    for _, run in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
-        found = [number for _, number in run]
-        parts.append(str(found[0]) if len(found) == 1 else f"{found[0]}-{found[-1]}")
-    return word + ",".join(parts)
+    runs = consecutive(numbers)
+    return word + ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def consecutive(numbers: Iterable[int]) -> list[list[int]]:
+    """The numbers in runs without a gap, from the lowest on."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
 
 
 def without_jobs(gpus: Sequence[Gpu], ours: Collection[str]) -> dict[str, str]:

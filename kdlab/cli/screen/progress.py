@@ -59,14 +59,15 @@ class PlanStatus:
         """Take in that the plan holds more jobs now, and how many are still to come."""
         new = {planned.job.id: JobStatus(planned.job, planned.cost_s) for planned in more}
         # another thread may be going through the old ones
-        self.jobs, self.to_come = {**self.jobs, **new}, to_come
+        self.jobs = {**self.jobs, **new}
+        self.to_come = to_come
 
     def see(self, event: Event) -> JobStatus:
         """Take an event in; the job that it is about."""
         status = self.jobs[event.job]
         status.see(event)
         if isinstance(event, JobFinished):
-            self._learn(status.job)
+            self._learn(status.job.arm)
         if status.end is event and not isinstance(event, JobReused):
             self.ended.append(status)
         return status
@@ -114,35 +115,36 @@ class PlanStatus:
 
     def left_s(self, now: float) -> float | None:
         """Seconds until the last job ends, None where one of them is unknown."""
-        active = [status for status in self.jobs.values() if status.state.active]
-        left = {status.job.id: status.left_s(now) for status in active}
-        known = {job: seconds for job, seconds in left.items() if seconds is not None}
-        coming = self._coming()
-        if len(known) < len(left) or coming is None:
-            return None
+        jobs, running, left = [], [], {}
+        for status in [each for each in self.jobs.values() if each.state.active]:
+            seconds = status.left_s(now)
+            if seconds is None:
+                return None
+            jobs.append(status.job)
+            left[status.job.id] = seconds
+            if status.state is State.RUNNING:
+                running.append(status.job.id)
+        if self.to_come:
+            # stand-ins, with what such jobs took so far
+            last = [*self.jobs.values()][-1].job
+            usual_s = self._usual_s(last)
+            if usual_s is None:
+                return None
+            for number in range(self.to_come):
+                jobs.append(replace(last, id=f"to come {number}", parents=()))
+                left[jobs[-1].id] = usual_s
         self.machine = self.machine or detect()
-        running = [status.job.id for status in active if status.state is State.RUNNING]
-        jobs = [*(status.job for status in active), *(job for job, _ in coming)]
-        known |= {job.id: cost_s for job, cost_s in coming}
-        return makespan_s(known, jobs, self.machine, self.jobs_at_once, running)
+        return makespan_s(left, jobs, self.machine, self.jobs_at_once, running)
 
-    def _coming(self) -> list[tuple[Job, float]] | None:
-        """Stand-ins for the jobs to come, with what such jobs took so far; None where none has ended."""
-        if not self.to_come:
-            return []
-        last = [*self.jobs.values()][-1].job
-        ended = [status for status in self.ended if status.job.kind == last.kind]
+    def _usual_s(self, like: Job) -> float | None:
+        """What jobs of this kind took on average; None where none has ended."""
+        ended = [status for status in self.ended if status.job.kind == like.kind]
         times = [one.end.time - one.started.time for one in ended if one.end and one.started]
-        if not times:
-            return None
-        return [
-            (replace(last, id=f"to come {number}", parents=()), fmean(times))
-            for number in range(self.to_come)
-        ]
+        return fmean(times) if times else None
 
-    def _learn(self, done: Job) -> None:
-        """A job that ended tells what other seeds of its arm take, where the plan did not know."""
-        twins = [status for status in self.jobs.values() if status.job.arm == done.arm]
+    def _learn(self, arm: str) -> None:
+        """Expect of other seeds of an arm what those that ended took, where the plan did not know."""
+        twins = [status for status in self.jobs.values() if status.job.arm == arm]
         walls = [status.end.wall_s for status in twins if isinstance(status.end, JobFinished)]
         for status in twins:
             if status.state is State.QUEUED and status.cost_s is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.control import Control
 from rich.text import Text
 
@@ -11,10 +12,13 @@ from kdlab.cli.screen.console import duration
 from kdlab.cli.screen.places import place
 from kdlab.jobs.events import JobFailed, JobFinished, JobReused, JobSkipped
 from kdlab.jobs.job import Job
+from kdlab.jobs.plan import Plan
 from kdlab.jobs.status import JobStatus, State
 
 GAP = "  "
 _BAR_MIN, _BAR_MAX = 6, 24
+_FIRST_TO_GO = ("id", "name", "queued", "skipped", "cancelled", "pruned")
+_ALWAYS = ("done", "running", "queued", "failed")
 COLUMNS = ("slot", "id", "label", "epoch", "bar", "AP", "det", "terms", "ETA")
 DROPPED_FIRST = ("id", "slot", "bar", "det", "terms", "epoch", "AP", "ETA")
 DROPPED_FIRST_WITH_GPUS = ("id", "bar", "det", "terms", "epoch", "AP", "ETA")
@@ -55,7 +59,7 @@ def row(status: JobStatus, now: float, numbers: Mapping[str, int] = NO_GPUS) -> 
         "id": short(status.job.id),
         "label": status.job.label,
         "epoch": stage,
-        "bar": str(status.fraction),
+        "bar": f"{status.fraction:.4f}",
         "AP": "" if status.ap is None else f"AP {status.ap:.1f}",
         "det": "" if det is None else f"det {_loss(det)}",
         "terms": GAP.join(f"{name} {_loss(value)}" for name, value in terms.items()),
@@ -71,6 +75,28 @@ def losses(status: JobStatus) -> tuple[float | None, dict[str, float]]:
     names = [key.removeprefix("raw_") for key in given if key.startswith("raw_")]
     terms = {name: given[f"loss_{name}"] for name in names if f"loss_{name}" in given}
     return given["loss"] - sum(terms.values()), terms
+
+
+def heading(plan: Plan, counts: Mapping[str, int], others: Sequence[str], clock: str, width: int) -> Text:
+    """First line of a plan: its name, its jobs by state, and a clock; what the width lacks is left out.
+
+    Args:
+        plan: which.
+        counts: jobs by state.
+        others: states that are shown where a job is in them.
+        clock: how long it takes; "" for nothing.
+        width: of the terminal, in characters.
+    """
+    states = [*_ALWAYS, *(state for state in others if counts[state])]
+    parts = {"id": f"plan {plan.id[:4]}", "name": plan.recipe["name"]}
+    parts |= {state: f"{state} {counts[state]}" for state in states}
+    if clock:
+        parts["clock"] = clock
+    for name in _FIRST_TO_GO:
+        if len(GAP.join(parts.values())) > width:
+            parts.pop(name, None)
+    red = "failed" if counts["failed"] else ""
+    return line([(red if name == "failed" else "", part) for name, part in parts.items()], width)
 
 
 def reserved_widths(jobs: Sequence[Job]) -> dict[str, int]:
@@ -103,12 +129,13 @@ def rows(
         columns: those to show, from left to right.
         dropped_first: those that go where the width does not suffice.
     """
-    wide = {
-        name: max([reserved.get(name, 0), *(len(cell.get(name, "")) for cell in cells)])
-        for name in columns
-        if cells
-    }
-    kept = {name for name in columns if wide.get(name)}
+    if not cells:
+        return []
+    wide = {}
+    for name in columns:
+        wide[name] = max(len(cell.get(name, "")) for cell in cells)
+        wide[name] = max(wide[name], reserved.get(name, 0))
+    kept = {name for name in columns if wide[name]}
 
     def spare() -> int:
         # a note stands where the last columns of its row are empty
@@ -140,21 +167,24 @@ def _row(cell: Mapping[str, str], wide: Mapping[str, int], width: int) -> Text:
     return line([*marked, (note, cell.get("note", ""))], width)
 
 
-class Resized:
-    """Notices that a terminal was resized.
+class Frame:
+    """What a live display redraws; a terminal that was resized is cleared first.
 
     What stood there may have wrapped then, so that a redraw would leave pieces of it.
+
+    Args:
+        draw: gives the lines for a width and a height.
     """
 
-    def __init__(self) -> None:
-        self._width = 0
+    def __init__(self, draw: Callable[[int, int], Iterable[Text]]) -> None:
+        self._draw, self._width = draw, 0
 
-    def clearing(self, width: int) -> Iterator[Control]:
-        """What to put before a frame of this width: nothing, or the clearing of the screen."""
-        if self._width not in (0, width):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self._width not in (0, options.max_width):
             yield Control.clear()
             yield Control.home()
-        self._width = width
+        self._width = options.max_width
+        yield from self._draw(options.max_width, console.height)
 
 
 def line(parts: Sequence[tuple[str, str]], width: int) -> Text:

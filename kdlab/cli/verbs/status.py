@@ -15,17 +15,15 @@ from kdlab.cli.screen.console import Screen, duration, styled
 from kdlab.cli.screen.options import PlanName
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.text import Text
 
     from kdlab.cli.screen.progress import PlanStatus
-    from kdlab.jobs.events import JobFailed
+    from kdlab.cli.screen.rows import Frame
     from kdlab.jobs.paths import Runs
     from kdlab.jobs.status import JobStatus, State
 
 _EVERY_S = 1.0
 _BAR, _NOTE = 6, 28
-_ALWAYS = ("done", "running", "queued", "failed")
 _SOMETIMES = ("interrupted", "cancelled", "skipped")
 _COLUMNS = ("state", "slot", "id", "label", "epoch", "AP", "ETA")
 _WATCHED = ("state", "slot", "id", "label", "epoch", "AP", "bar", "ETA")
@@ -55,7 +53,6 @@ def status(
       $ kdlab status digits/quickstart --json
       {"schema": 1, "plan": ...
     """
-    from kdlab.cli.screen.failures import boxes
     from kdlab.cli.screen.progress import PlanStatus
     from kdlab.jobs import store
     from kdlab.jobs.paths import Runs
@@ -71,9 +68,7 @@ def status(
         for line in lines(seen, screen.out.width, whole_ids=screen.verbose):
             screen.data(line)
     if screen.verbose and not screen.json:
-        labels = {job: f"{status.job.label} ({job})" for job, status in seen.jobs.items()}
-        for text in boxes(_failures(seen, runs), labels):
-            screen.data(styled(text))
+        _show_failures(screen, seen, runs)
     if seen.driven or seen.counts["running"]:
         screen.next("kdlab status -w")
     elif seen.counts["done"] == len(seen.plan.jobs) and not seen.plan.is_search:
@@ -93,23 +88,33 @@ def lines(
         room: rows that there are; jobs that do not fit are counted. None for any number.
         whole_ids: whether ids are shown in full.
     """
-    from kdlab.cli.screen.rows import line, rows
+    from kdlab.cli.screen.rows import heading, line, note, row, rows
+    from kdlab.jobs.status import State
 
-    yield _head(seen, width)
+    left = eta_s(seen)
+    yield heading(seen.plan, seen.counts, _SOMETIMES, f"ETA {duration(left)}" if left else "", width)
     drive = f"no kdlab run drives it: {seen.command} goes on"
     if seen.driven and (driver := seen.driver):
         drive = f"driven by process {driver.process.pid} on {driver.process.host}: {driver.command}"
     elif not seen.counts.keys() - {"done"}:
         drive = "all done"
     yield line([("note", f"  {drive}")], width)
-    jobs = _by_state(seen)
+    jobs, now, numbers = _by_state(seen), time.time(), seen.gpus
     shown = jobs if room is None or len(jobs) <= room - 2 else jobs[: max(1, room - 3)]
-    now, numbers = time.time(), seen.gpus
-    cells = [_cells(status, now, numbers, whole_id=whole_ids) for status in shown]
+    cells = []
+    for status in shown:
+        cell = row(status, now, numbers) | {"state": f"  {status.state}", "note": note(status)}
+        if status.state is not State.RUNNING:
+            cell |= {"ETA": "", "bar": "0"}
+            if status.state is State.DONE or not status.started:
+                cell["epoch"] = ""
+        if whole_ids:
+            cell["id"] = status.job.id
+        cells.append(cell)
     reserved = {"bar": _BAR, "note": min(_NOTE, max(len(cell["note"]) for cell in cells))}
     yield from rows(cells, width, reserved, _COLUMNS if room is None else _WATCHED, _DROPPED_FIRST)
-    if left := len(jobs) - len(shown):
-        yield line([("note", f"  and {left} more")], width)
+    if len(jobs) > len(shown):
+        yield line([("note", f"  and {len(jobs) - len(shown)} more")], width)
 
 
 def eta_s(seen: PlanStatus) -> float | None:
@@ -125,35 +130,6 @@ def _by_state(seen: PlanStatus) -> list[JobStatus]:
 
     order = list(State)
     return sorted(seen.jobs.values(), key=lambda status: order.index(status.state))
-
-
-def _head(seen: PlanStatus, width: int) -> Text:
-    from kdlab.cli.screen.rows import GAP, line
-
-    counts, left = seen.counts, eta_s(seen)
-    parts = {"id": f"plan {seen.plan.id[:4]}", "name": seen.plan.recipe["name"]}
-    parts |= {state: f"{state} {counts[state]}" for state in _ALWAYS}
-    parts |= {state: f"{state} {counts[state]}" for state in _SOMETIMES if counts[state]}
-    if left:
-        parts["ETA"] = f"ETA {duration(left)}"
-    for name in ("id", "name", "queued", "skipped"):
-        if len(GAP.join(parts.values())) > width:
-            parts.pop(name, None)
-    return line(
-        [("failed" if name == "failed" and counts[name] else "", parts[name]) for name in parts], width
-    )
-
-
-def _cells(status: JobStatus, now: float, numbers: dict[str, int], *, whole_id: bool) -> dict[str, str]:
-    from kdlab.cli.screen.rows import note, row
-    from kdlab.jobs.status import State
-
-    cells = row(status, now, numbers) | {"state": f"  {status.state}", "note": note(status)}
-    if status.state is not State.RUNNING:
-        cells |= {"ETA": "", "bar": "0"}
-        if status.state is State.DONE or not status.started:
-            cells["epoch"] = ""
-    return cells | ({"id": status.job.id} if whole_id else {})
 
 
 def _as_data(seen: PlanStatus) -> dict[str, Any]:
@@ -194,29 +170,29 @@ def _job_as_data(status: JobStatus, now: float, where: str) -> dict[str, Any]:
     }
 
 
-def _failures(seen: PlanStatus, runs: Runs) -> Iterator[JobFailed]:
+def _show_failures(screen: Screen, seen: PlanStatus, runs: Runs) -> None:
     """How jobs failed; of those that ran out of memory with what would fit."""
+    from kdlab.cli.screen.failures import boxes
     from kdlab.jobs import store
     from kdlab.jobs.events import JobFailed
     from kdlab.planning import out_of_memory as memory
 
+    labels, failures = {}, []
     for job, status in seen.jobs.items():
+        labels[job] = f"{status.job.label} ({job})"
         if isinstance(status.end, JobFailed):
             shortage = store.shortage(runs.job(job))
-            yield replace(status.end, fix=memory.advice(status.job, shortage)) if shortage else status.end
+            fix = memory.advice(status.job, shortage) if shortage else status.end.fix
+            failures.append(replace(status.end, fix=fix))
+    for text in boxes(failures, labels):
+        screen.data(styled(text))
 
 
-class _Frame:
-    """The state of a plan as a terminal shows it, in as many rows as it has."""
+def frame(seen: PlanStatus) -> Frame:
+    """A plan on a terminal, as it stands whenever this is drawn."""
+    from kdlab.cli.screen.rows import Frame
 
-    def __init__(self, seen: PlanStatus) -> None:
-        from kdlab.cli.screen.rows import Resized
-
-        self._seen, self._resized = seen, Resized()
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from self._resized.clearing(options.max_width)
-        yield from lines(self._seen, options.max_width, console.height - 1)
+    return Frame(lambda width, height: lines(seen, width, height - 1))
 
 
 def _watch(screen: Screen, seen: PlanStatus, runs: Runs) -> None:
@@ -226,7 +202,7 @@ def _watch(screen: Screen, seen: PlanStatus, runs: Runs) -> None:
         return
     from rich.live import Live
 
-    with Live(_Frame(seen), console=screen.err, auto_refresh=False) as live:
+    with Live(frame(seen), console=screen.err, auto_refresh=False) as live:
         while not seen.over:
             time.sleep(_EVERY_S)
             seen.look(runs)

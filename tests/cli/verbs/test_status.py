@@ -148,7 +148,7 @@ class TestWatch:
             lab.jobs[f"more{number}"] = lab.job(f"student-{number:08x}", "rm+pfi+cwd", number)
         mixed(lab)
         console = Console(file=io.StringIO(), width=width, height=24, force_terminal=True, color_system=None)
-        console.print(status._Frame(PlanStatus.read(lab.save(), lab.runs)))
+        console.print(status.frame(PlanStatus.read(lab.save(), lab.runs)))
         lines = console.file.getvalue().splitlines()
         assert len(lines) < 24
         assert max(map(len, lines)) <= width
