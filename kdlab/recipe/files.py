@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kdlab import catalog
 from kdlab.errors import UsageError, fixes, suggestion
+from kdlab.jobs.files import write_text
 from kdlab.jobs.paths import Runs
 from kdlab.recipe.document import Document, dotted, shortened, shown
 
@@ -44,6 +45,14 @@ def find(name_or_path: str) -> tuple[str, Path]:
 def derived(name: str) -> Path:
     """The file of a recipe that a command derives from another, whether it exists or not."""
     return _derived_folder() / f"{name}.yaml"
+
+
+def write_derived(name: str, text: str) -> Path:
+    """Write the recipe that a command derives from another to where `kdlab run` finds it; its file."""
+    path = derived(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    return path
 
 
 def all_derived() -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,12 +23,11 @@ from kdlab.cli.screen.options import (
     recipe_names,
 )
 from kdlab.cli.verbs.plan import Prepared, planned, preview, total
-from kdlab.cli.verbs.run import FAILED, carry_out, may_cost
+from kdlab.cli.verbs.run import FAILED, carry_out, confirm, confirm_cost
 from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
+    from kdlab.jobs.plan import Plan
     from kdlab.recipe.ablation import Derived
     from kdlab.recipe.settings import Recipe
     from kdlab.recipe.variation import Request
@@ -105,59 +104,62 @@ def ablate(
         + rm[rank=loc]   gfl r18  seed 0  cost unknown  new
         + rm[rank=both]  gfl r18  seed 0  cost unknown  new
     """
-    from kdlab.jobs.files import write_text
-    from kdlab.recipe.files import derived as derived_file
-    from kdlab.recipe.variation import Request, axis, pairs_of
+    from kdlab.recipe.files import write_derived
     from kdlab.running.executors import base
 
     base.check(executor)
-    request = Request(
-        losses=tuple(word.strip() for word in loss.split(",")),
-        each=each,
-        vary=tuple(axis("--vary", text) for text in vary or []),
-    )
-    models = pairs_of([axis("--pairs", text) for text in pairs or []])
-    changes = [*_seeds(seeds, overrides or []), *(overrides or [])]
+    requests = _requests(loss, each, vary or [], seeds, pairs or [], overrides or [])
     source = recipe or _of_this_folder(screen)
-    if request.arms() > FREE_ARMS and not (dry_run or yes):
-        of_each = f" for each of {len(models)} pairs" if len(models) > 1 else ""
-        if not screen.ask(f"this makes {request.arms()} arms{of_each}"):
-            _nothing(screen)
-    wanted = [replace(request, overrides=(*changes, *pair)) for pair in models]
-    derived = [_derived(source, one) for one in wanted]
+    arms = requests[0].arms()
+    if arms > FREE_ARMS and not (dry_run or yes):
+        of_each = f" for each of {len(requests)} pairs" if len(requests) > 1 else ""
+        confirm(screen, f"this makes {arms} arms{of_each}")
+    derived = [_derived(source, request) for request in requests]
+    if not dry_run:
+        for variant, _ in derived:
+            screen.say(f"recipe written: {write_derived(variant.name, variant.document.text)}")
     ready = [partial(planned, screen, loaded, executor, gpus) for _, loaded in derived]
-    for one, _ in () if dry_run else derived:
-        path = derived_file(one.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, one.document.text)
-        screen.say(f"recipe written: {path}")
     made = [prepared() for prepared in ready]
+    together = replace(made[0], plan=_together([one.plan for one in made]))
     if dry_run and screen.json:
         screen.emit(plans=[one.plan.to_dict() for one in made])
     else:
-        _show(screen.data if dry_run else screen.say, screen, made)
+        put = screen.data if dry_run else screen.say
+        for one in made:
+            put(preview(one, jobs=screen.verbose))
+        if len(made) > 1:
+            put(f"{len(made)} pairs together: {total(together)}")
     if dry_run:
         screen.next(screen.command("--dry-run"))
         return 0
-    if not (yes or may_cost(screen, _together(made).plan)):
-        _nothing(screen)
-    options = {"jobs_at_once": jobs, "fail_fast": fail_fast, "live": executor != "inline"}
-    return _in_turn(screen, made[0], ready, options)
+    if not yes:
+        confirm_cost(screen, together.plan)
+    live = executor != "inline"
+    return _in_turn(screen, made[0], ready, jobs_at_once=jobs, fail_fast=fail_fast, live=live)
 
 
-def _seeds(text: str | None, overrides: Sequence[str]) -> list[str]:
-    """The numbers in "0,1,2" as an override; none where there is one already, which wins.
+def _requests(
+    loss: str, each: bool, vary: list[str], seeds: str | None, pairs: list[str], overrides: list[str]
+) -> list[Request]:
+    """What to derive from the recipe, for each pair of models.
 
     Raises:
-        UsageError: it is no list of unlike numbers.
+        UsageError: an option cannot be read.
     """
-    if text is None:
-        return []
-    numbers = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() for word in numbers) or len({*map(int, numbers)}) < len(numbers):
-        raise UsageError("--seeds takes whole numbers, each once", got=text, fix="--seeds 0,1,2")
-    written = f"seeds=[{','.join(str(int(word)) for word in numbers)}]"
-    return [] if any(one.startswith("seeds=") for one in overrides) else [written]
+    from kdlab.recipe.variation import Request, axis, pairs_of
+
+    losses, axes = loss.split(","), [axis("--vary", text) for text in vary]
+    request = Request(tuple(word.strip() for word in losses), each=each, vary=tuple(axes))
+    models = pairs_of([axis("--pairs", text) for text in pairs])
+    changes = list(overrides)
+    if seeds is not None:
+        words = [word.strip() for word in seeds.split(",")]
+        if not all(word.isdecimal() for word in words) or len({*map(int, words)}) < len(words):
+            raise UsageError("--seeds takes whole numbers, each once", got=seeds, fix="--seeds 0,1,2")
+        # those of --set win
+        if not any(change.startswith("seeds=") for change in changes):
+            changes.insert(0, f"seeds=[{','.join(map(str, map(int, words)))}]")
+    return [replace(request, overrides=(*changes, *pair)) for pair in models]
 
 
 def _of_this_folder(screen: Screen) -> str:
@@ -192,32 +194,18 @@ def _derived(source: str, request: Request) -> tuple[Derived, Recipe]:
     return made, recipes.resolve(replace(made.document, file=told(derived(made.name))), made.name)
 
 
-def _nothing(screen: Screen) -> NoReturn:
-    screen.say("nothing was run")
-    raise typer.Abort
-
-
-def _show(put: Callable[[RenderableType], None], screen: Screen, made: Sequence[Prepared]) -> None:
-    """The plans; of several also what they come to."""
-    for one in made:
-        put(preview(one, jobs=screen.verbose))
-    if len(made) > 1:
-        put(f"{len(made)} pairs together: {total(_together(made))}")
-
-
-def _together(made: Sequence[Prepared]) -> Prepared:
+def _together(plans: Sequence[Plan]) -> Plan:
     """All plans as one that has each job once."""
-    jobs = {planned.job.id: planned for one in made for planned in one.plan.jobs}
-    return replace(made[0], plan=replace(made[0].plan, jobs=tuple(jobs.values())))
+    jobs = {planned.job.id: planned for plan in plans for planned in plan.jobs}
+    return replace(plans[0], jobs=tuple(jobs.values()))
 
 
-def _in_turn(
-    screen: Screen, first: Prepared, ready: Sequence[Callable[[], Prepared]], options: dict[str, Any]
-) -> int:
+def _in_turn(screen: Screen, first: Prepared, ready: Sequence[Callable[[], Prepared]], **options: Any) -> int:
     """Run the plans one after the other; the worst exit code. Nothing follows one that was stopped."""
     worst = 0
     for number, prepared in enumerate(ready):
-        made = prepared() if number else first  # by now earlier plans have trained what they share with it
+        # by now earlier plans have trained what they share with it
+        made = prepared() if number else first
         if len(ready) > 1:
             screen.say(f"pair {number + 1} of {len(ready)}: {made.plan.recipe['name']}")
         code = carry_out(screen, made, prepared, **options)

@@ -20,9 +20,10 @@ from kdlab.cli.verbs.report import tell_lacking, written
 from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdlab.cli.screen.board import Gpus as GpusNow
+    from kdlab.cli.screen.progress import PlanStatus
+    from kdlab.jobs.events import Event
     from kdlab.jobs.paths import Runs
-    from kdlab.jobs.plan import Plan, PlannedJob
+    from kdlab.jobs.plan import Plan
     from kdlab.session import Outcome
 
 FREE_GPU_H = 10.0
@@ -73,13 +74,33 @@ def run(
         screen.next(screen.command("--dry-run"))
         return 0
     screen.say(preview(made, jobs=screen.verbose))
-    if not (yes or may_cost(screen, made.plan)):
-        screen.say("nothing was run")
-        raise typer.Abort
+    if not yes:
+        confirm_cost(screen, made.plan)
     if fresh:
         screen.say(_set_aside(made.plan, made.runs))
     live = executor != "inline"
     return carry_out(screen, made, prepared, jobs_at_once=jobs, fail_fast=fail_fast, live=live)
+
+
+def confirm(screen: Screen, why: str) -> None:
+    """Ask whether to go on.
+
+    Raises:
+        Abort: the person says no.
+        UsageError: nobody can be asked here.
+    """
+    if not screen.ask(why):
+        screen.say("nothing was run")
+        raise typer.Abort
+
+
+def confirm_cost(screen: Screen, plan: Plan) -> None:
+    """Ask before an expensive plan, as `confirm` does."""
+    hours, unknown = gpu_hours(plan)
+    if hours > FREE_GPU_H:
+        confirm(screen, f"this takes about {hours:.0f} GPU-hours")
+    elif unknown:
+        confirm(screen, "what this takes on the GPU is not known")
 
 
 def carry_out(screen: Screen, made: Prepared, prepared: Callable[[], Prepared], **options: Any) -> int:
@@ -119,47 +140,97 @@ def execute(
         fail_fast: end everything after the first failure.
         live: False where jobs use the terminal themselves.
     """
-    from kdlab import session
-    from kdlab.cli.screen.board import watcher
     from kdlab.cli.screen.progress import PlanStatus
 
-    status = PlanStatus(made.plan, made.machine, jobs_at_once)
-    with watcher(status, made.runs, screen, live=live, gpus=gpus_of(made)) as board:
+    def publish(outcome: Outcome) -> Sequence[Path]:
+        return [] if outcome.stopped_by else _publish(screen, made, outcome.complete)
 
-        def publish(outcome: Outcome) -> Sequence[Path]:
+    view = PlanStatus(made.plan, made.machine, jobs_at_once)
+    outcome = drive(screen, made, view, live=live, publish=publish, fail_fast=fail_fast)
+    if code := conclude(screen, made.plan, outcome, outcome.complete):
+        return code
+    screen.next(_more_seeds(screen, made.plan) or f"kdlab report --table {made.plan.recipe['name']}")
+    return 0
+
+
+def drive(
+    screen: Screen,
+    made: Prepared,
+    view: PlanStatus,
+    *,
+    live: bool,
+    before: Sequence[Callable[[Event], None]] = (),
+    on_stop: Callable[[], None] = lambda: None,
+    publish: Callable[[Outcome], Sequence[Path]] = lambda outcome: (),
+    **options: Any,
+) -> Outcome:
+    """Bring a plan to its end, with its board or its events on the screen.
+
+    Args:
+        screen: where to.
+        made: the plan.
+        view: what the screen shows of it.
+        live: False where jobs use the terminal themselves.
+        before: called with every event before the screen shows it.
+        on_stop: called at the first signal, inside its handler.
+        publish: called once the jobs have ended and the board stands still.
+        options: further ones of `session.drive`.
+    """
+    from kdlab import session
+    from kdlab.cli.screen.board import no_gpus, watcher
+    from kdlab.running.executors.base import key_of
+
+    here = key_of(made.executor) == "local"
+    gpus = (lambda: made.executor.machine.gpus) if here else no_gpus
+    with watcher(view, made.runs, screen, live=live, gpus=gpus) as board:
+
+        def stop() -> None:
+            on_stop()
+            board.stopping()
+
+        def close(outcome: Outcome) -> Sequence[Path]:
             board.close()
-            return [] if outcome.stopped_by else _publish(screen, made, outcome.complete)
+            return publish(outcome)
 
-        outcome = session.drive(
+        return session.drive(
             made.plan,
             made.executor,
             made.runs,
-            [board.see, *([lambda event: screen.emit(**event.to_dict())] if screen.json else [])],
-            fail_fast=fail_fast,
-            jobs_at_once=jobs_at_once,
-            on_stop=board.stopping,
-            publish=publish,
-            command=screen.command("--fresh", "--dry-run"),
+            [*before, board.see],
+            jobs_at_once=view.jobs_at_once,
+            on_stop=stop,
+            publish=close,
+            command=again(screen),
+            **options,
         )
-    return _conclude(screen, made, outcome)
 
 
-def gpus_of(made: Prepared) -> GpusNow:
-    """The GPUs of this machine, where jobs run on it."""
-    from kdlab.cli.screen.board import no_gpus
-    from kdlab.running.executors.base import key_of
+def conclude(screen: Screen, plan: Plan, outcome: Outcome, complete: bool) -> int:
+    """Say how to go on after a signal, or after failures if the plan is not complete; the exit code."""
+    from kdlab.cli.screen.failures import boxes
+    from kdlab.jobs.events import JobCancelled, JobSkipped
 
-    return (lambda: made.executor.machine.gpus) if key_of(made.executor) == "local" else no_gpus
+    tell_lacking(screen, outcome.lacking)
+    if outcome.stopped_by:
+        screen.say("stopped; the jobs that ran go on from their checkpoints")
+        screen.next(again(screen))
+        return 128 + outcome.stopped_by
+    if complete:
+        return 0
+    labels = {planned.job.id: f"{planned.job.label} ({planned.job.id})" for planned in plan.jobs}
+    lines = list(boxes(outcome.failures, labels))
+    ends = outcome.ends.values()
+    lines += [f"skipped: {labels[end.job]}: {end.why}" for end in ends if isinstance(end, JobSkipped)]
+    cancelled = [labels[end.job] for end in ends if isinstance(end, JobCancelled)]
+    lines += [f"stopped: {label}, by another command" for label in cancelled]
+    for line in [*lines, f"retry: {again(screen)}"]:
+        screen.err.print(styled(line), soft_wrap=True)
+    return FAILED
 
 
-def may_cost(screen: Screen, plan: Plan) -> bool:
-    """Whether a plan is cheap, or the person agrees to what it costs."""
-    hours, unknown = gpu_hours(plan)
-    if hours > FREE_GPU_H:
-        return screen.ask(f"this takes about {hours:.0f} GPU-hours")
-    if unknown:
-        return screen.ask("what this takes on the GPU is not known")
-    return True
+def again(screen: Screen) -> str:
+    """The command that goes on with what was begun."""
+    return screen.command("--fresh", "--dry-run")
 
 
 def smaller(made: Prepared) -> bool:
@@ -176,12 +247,13 @@ def _anew(plan: Plan, runs: Runs) -> Plan:
     """The plan with nothing reused; what is done tells what it cost."""
     from kdlab.jobs.result import JobResult
 
-    def todo(planned: PlannedJob) -> PlannedJob:
+    jobs = []
+    for planned in plan.jobs:
         anew = replace(planned, done=False, why="--fresh")
-        result = JobResult.read(runs.job(planned.job.id))
-        return replace(anew, cost_s=result.wall_s, cost_source="measured, n=1") if result else anew
-
-    return replace(plan, jobs=tuple(todo(planned) for planned in plan.jobs))
+        if result := JobResult.read(runs.job(planned.job.id)):
+            anew = replace(anew, cost_s=result.wall_s, cost_source="measured, n=1")
+        jobs.append(anew)
+    return replace(plan, jobs=tuple(jobs))
 
 
 def _set_aside(plan: Plan, runs: Runs) -> str:
@@ -215,46 +287,7 @@ def _publish(screen: Screen, made: Prepared, complete: bool) -> list[Path]:
         screen.emit(**table.to_dict())
     else:
         screen.data(renderers.to_terminal(table))
-    if not complete:
-        return []
-    return written(screen, table, made.plan)
-
-
-def _conclude(screen: Screen, made: Prepared, outcome: Outcome) -> int:
-    """Say what went wrong or what comes next; the exit code."""
-    tell_lacking(screen, outcome.lacking)
-    again = screen.command("--fresh", "--dry-run")
-    if outcome.stopped_by:
-        return stopped(screen, outcome, again)
-    if not outcome.complete:
-        tell_losses(screen, made.plan, outcome, again)
-        return FAILED
-    screen.next(_more_seeds(screen, made.plan) or f"kdlab report --table {made.plan.recipe['name']}")
-    return 0
-
-
-def stopped(screen: Screen, outcome: Outcome, again: str) -> int:
-    """Say how to go on after a signal; the exit code."""
-    assert outcome.stopped_by
-    screen.say("stopped; the jobs that ran go on from their checkpoints")
-    screen.next(again)
-    return 128 + outcome.stopped_by
-
-
-def tell_losses(screen: Screen, plan: Plan, outcome: Outcome, again: str) -> None:
-    """A box for each cause of failure, a line for what was given up for it, and how to try again."""
-    from kdlab.cli.screen.failures import boxes
-    from kdlab.jobs.events import JobCancelled, JobSkipped
-
-    labels = {planned.job.id: f"{planned.job.label} ({planned.job.id})" for planned in plan.jobs}
-    lines = list(boxes(outcome.failures, labels))
-    ends = outcome.ends.values()
-    lines += [f"skipped: {labels[end.job]}: {end.why}" for end in ends if isinstance(end, JobSkipped)]
-    lines += [
-        f"stopped: {labels[end.job]}, by another command" for end in ends if isinstance(end, JobCancelled)
-    ]
-    for line in [*lines, f"retry: {again}"]:
-        screen.err.print(styled(line), soft_wrap=True)
+    return written(screen, table, made.plan) if complete else []
 
 
 def _more_seeds(screen: Screen, plan: Plan) -> str:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, inf
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import DryRun, ExecutorName, Gpus, Jobs, Overrides, RecipeName, Yes
 from kdlab.cli.verbs.plan import Prepared, gpu_numbers
-from kdlab.cli.verbs.report import tell_lacking
-from kdlab.cli.verbs.run import FAILED, gpus_of, may_cost, smaller, stopped, tell_losses
+from kdlab.cli.verbs.report import RESULTS, forgiving
+from kdlab.cli.verbs.run import FAILED, again, conclude, confirm_cost, drive, smaller
 
 if TYPE_CHECKING:
     from kdlab.jobs.events import Event
     from kdlab.jobs.job import Job
+    from kdlab.jobs.paths import Runs
     from kdlab.jobs.plan import PlannedJob
+    from kdlab.jobs.study import Study
     from kdlab.session import Outcome
     from kdlab.tuning.search import Search
     from kdlab.tuning.tuner import Tuner
@@ -70,38 +72,38 @@ def tune(
       trial  reference  AP  gain  pfi.weight  pfi.region  epochs
       ...
     """
+    from kdlab.tuning.study import storage_of, stored_trials
+
     told = {"trials": trials, "over": over and f"[{over}]", "objectives": objectives and f"[{objectives}]"}
     changes = [f"tune.{key}={value}" for key, value in told.items() if value is not None]
     asked = [*(overrides or []), *changes]
     search, made = _prepared(screen, recipe, asked, executor, gpus)
-    begun = _begun(search, made)
-    wanted = _affordable(search, begun, budget)
+    begun = len(stored_trials(search.study, storage_of(search.recipe.tune.storage, made.runs)))
+    wanted = max(0, search.recipe.tune.trials - begun)
+    if budget is not None and search.trial.cost_s:
+        of_each_s = search.trial.cost_s * max(1, search.trial.job.resources.gpus)
+        wanted = min(wanted, ceil(3600 * budget / of_each_s))
     if dry_run:
-        if screen.json:
-            screen.emit(
-                study=search.study,
-                arm=search.trials.arm,
-                trials=search.recipe.tune.trials,
-                begun=begun,
-                images=list(search.images),
-                space=[vars(one) for one in search.trials.space],
-                plan=search.whole(wanted).to_dict(),
-            )
-        else:
-            _preview(screen.data, search, made, begun, wanted)
+        _preview(screen, search, made, begun, wanted, data=True)
         screen.next(screen.command("--dry-run"))
         return 0
-    _preview(screen.say, search, made, begun, wanted)
-    if not (yes or may_cost(screen, search.whole(wanted))):
-        screen.say("nothing was run")
-        raise typer.Abort
+    _preview(screen, search, made, begun, wanted)
+    if not yes:
+        confirm_cost(screen, search.whole(wanted))
     while True:
         tuner, outcome = _run(screen, search, made, jobs, budget, live=executor != "inline")
         halved = search.recipe.resources.on_oom == "micro_batch" and smaller(made)
         if tuner.study.space or outcome.stopped_by or not halved:
-            return _conclude(screen, search, made, tuner, outcome)
+            break
         # teacher or measured pass did not fit the GPU: once more, in smaller parts
         search, made = _prepared(screen, recipe, asked, executor, gpus)
+    if code := conclude(screen, made.plan, outcome, bool(tuner.study.space)):
+        return code
+    if tuner.stopping:
+        screen.say("stopped by another command; the trials that ran go on from their checkpoints")
+        screen.next(again(screen))
+        return FAILED
+    return _tell(screen, search, tuner, made.runs)
 
 
 def _prepared(
@@ -121,27 +123,25 @@ def _prepared(
     return found, Prepared(found.plan, runner, runner.machine, runs)
 
 
-def _begun(search: Search, made: Prepared) -> int:
-    """How many trials earlier commands have begun."""
-    from kdlab.tuning.study import storage_of, stored_trials
-
-    return len(stored_trials(search.study, storage_of(search.recipe.tune.storage, made.runs)))
-
-
-def _affordable(search: Search, begun: int, budget_h: float | None) -> int:
-    """How many trials may still begin; as far as their cost is known, no more than a budget allows."""
-    left = max(0, search.recipe.tune.trials - begun)
-    if budget_h is None or not search.trial.cost_s:
-        return left
-    of_each_s = search.trial.cost_s * max(1, search.trial.job.resources.gpus)
-    return min(left, ceil(3600 * budget_h / of_each_s))
-
-
-def _preview(put: Callable[[str], None], search: Search, made: Prepared, begun: int, wanted: int) -> None:
+def _preview(
+    screen: Screen, search: Search, made: Prepared, begun: int, wanted: int, *, data: bool = False
+) -> None:
     """What will be searched, and what the trials to come cost where none is ended early."""
     from kdlab.cli.verbs.plan import total
 
     tune, (learned, measured) = search.recipe.tune, search.images
+    if data and screen.json:
+        screen.emit(
+            study=search.study,
+            arm=search.trials.arm,
+            trials=tune.trials,
+            begun=begun,
+            images=list(search.images),
+            space=[vars(one) for one in search.trials.space],
+            plan=search.whole(wanted).to_dict(),
+        )
+        return
+    put = screen.data if data else screen.say
     put(
         f"study {search.study}  {tune.trials} trials of {search.trials.arm} on {learned} images, "
         f"measured on {measured} others{f'; {begun} have begun' if begun else ''}"
@@ -161,45 +161,30 @@ def _run(
     screen: Screen, search: Search, made: Prepared, jobs: int | None, budget_h: float | None, *, live: bool
 ) -> tuple[Tuner, Outcome]:
     """Search, with the board on the screen."""
-    from kdlab import session
-    from kdlab.cli.screen.board import watcher
     from kdlab.cli.screen.progress import PlanStatus
     from kdlab.running.driver import alone
 
     with alone(made.plan.id, made.runs):
         tuner = _tuner(search, made, jobs, budget_h)
         view = PlanStatus(made.plan, made.machine, jobs, to_come=tuner.to_come)
-        with watcher(view, made.runs, screen, live=live, gpus=gpus_of(made)) as board:
 
-            def feed(active: int) -> Sequence[PlannedJob]:
-                opened = bool(tuner.study.space)
-                more = tuner.feed(active)
-                if tuner.study.space and not opened:
-                    ranges = "; ".join(f"{one.name} {one.range}" for one in tuner.study.space)
-                    screen.say(f"searching {ranges}")
-                view.grow(more, tuner.to_come)
-                return more
+        def feed(active: int) -> Sequence[PlannedJob]:
+            opened = bool(tuner.study.space)
+            more = tuner.feed(active)
+            if tuner.study.space and not opened:
+                ranges = "; ".join(f"{one.name} {one.range}" for one in tuner.study.space)
+                screen.say(f"searching {ranges}")
+            view.grow(more, tuner.to_come)
+            return more
 
-            def see(event: Event) -> None:
-                tuner.see(event)
-                view.jobs[event.job].pruned = event.job in tuner.pruned
-                board.see(event)
+        def see(event: Event) -> None:
+            tuner.see(event)
+            view.jobs[event.job].pruned = event.job in tuner.pruned
 
-            def stop() -> None:
-                tuner.stopping = True
-                board.stopping()
+        def stop() -> None:
+            tuner.stopping = True
 
-            outcome = session.drive(
-                made.plan,
-                made.executor,
-                made.runs,
-                [see, *([lambda event: screen.emit(**event.to_dict())] if screen.json else [])],
-                jobs_at_once=jobs,
-                on_stop=stop,
-                command=screen.command("--dry-run"),
-                feed=feed,
-            )
-    return tuner, outcome
+        return tuner, drive(screen, made, view, live=live, before=[see], on_stop=stop, feed=feed)
 
 
 def _tuner(search: Search, made: Prepared, jobs: int | None, budget_h: float | None) -> Tuner:
@@ -228,19 +213,91 @@ def _tuner(search: Search, made: Prepared, jobs: int | None, budget_h: float | N
     return Tuner(search.trials, study, made.runs, tune.trials, budget_s, at_once, stop_request)
 
 
-def _conclude(screen: Screen, search: Search, made: Prepared, tuner: Tuner, outcome: Outcome) -> int:
-    """Tell what was found, or what kept the search from its end; the exit code."""
-    from kdlab.cli.screen.found import tell
+def _tell(screen: Screen, search: Search, tuner: Tuner, runs: Runs) -> int:
+    """Show the trials, write all down, and name the command that measures what was found; the exit code."""
+    from kdlab.reporting import renderers, study_table
 
-    again = screen.command("--dry-run")
-    tell_lacking(screen, outcome.lacking)
-    if outcome.stopped_by:
-        return stopped(screen, outcome, again)
-    if not tuner.study.space:
-        tell_losses(screen, made.plan, outcome, again)
+    with screen.working("asking what mattered"):
+        study = _study(search, tuner, runs)
+    table = study_table.table(study)
+    if screen.json:
+        screen.emit(**table.to_dict())
+    else:
+        screen.data(renderers.to_terminal(table))
+    _write(screen, study)
+    if len(study.trials) < tuner.count and tuner.ended_by:
+        screen.say(f"ended after {len(study.trials)} of {tuner.count} trials: {tuner.ended_by}")
+    if not any(trial.has_methods for trial in study.finished):
+        screen.say("no trial with a method has come to its end, so nothing was found")
+        screen.say(f"retry: {again(screen)}")
         return FAILED
-    if tuner.stopping:
-        screen.say("stopped by another command; the trials that ran go on from their checkpoints")
-        screen.next(again)
-        return FAILED
-    return tell(screen, search, tuner, made.runs, again)
+    _write_recipes(screen, search, study)
+    return 0
+
+
+def _study(search: Search, tuner: Tuner, runs: Runs) -> Study:
+    from kdlab.jobs import store
+    from kdlab.jobs.study import Study
+
+    trials = tuple(tuner.study.trials())
+    results = store.results(runs, [trial.job for trial in trials if trial.state == "finished"])
+    made_with = [result.environment for result in results.values()]
+    return Study(
+        name=search.study,
+        title=search.recipe.title or search.recipe.name,
+        objectives=tuple(search.recipe.tune.objectives),
+        dimensions=tuple(tuner.study.space),
+        trials=trials,
+        importance=tuner.study.importance(),
+        seed=search.recipe.tune.seed,
+        images=search.images,
+        commit=_listed(made_with, "commit"),
+        device=_listed(made_with, "device"),
+    )
+
+
+def _listed(environments: Sequence[dict[str, Any]], key: str) -> str:
+    return ", ".join(dict.fromkeys(one.get(key, "") for one in environments))
+
+
+def _write(screen: Screen, study: Study) -> None:
+    """Write table and plots below `results/tune/`; a folder that cannot be written is told, not raised."""
+    from kdlab.reporting import renderers, study_plots, study_table
+
+    stem = f"tune/{study.name}"
+    with forgiving(screen):
+        files = renderers.write(study_table.table(study), RESULTS, stem, ("md",))
+        files += renderers.write(study_table.table(study, top=None), RESULTS, stem, ("csv",))
+        files += study_plots.write_plots(study, RESULTS, stem)
+        screen.say(f"written: {RESULTS}/{stem}*  ({len(files)} files)")
+        if left_out := study_plots.left_out(study):
+            told = ", ".join(f"{name} ({why})" for name, why in left_out.items())
+            screen.say(f"plots left out: {told}")
+
+
+def _write_recipes(screen: Screen, search: Search, study: Study) -> None:
+    """Write the recipe of each trial that was found to be best; what to change in ours, and what to type."""
+    from kdlab.recipe.files import write_derived
+    from kdlab.reporting.statistics import SEEDS_FOR_A_TEST
+    from kdlab.tuning.tuned import tuned
+
+    several, arm, space = len(study.objectives) > 1, search.trials.arm, study.dimensions
+    found = {}
+    for trial in study.front if several else study.finished[:1]:
+        if trial.has_methods:
+            name = f"{study.name}-trial{trial.number}" if several else study.name
+            made = tuned(search.document, search.recipe, arm, space, trial.params, name, search.command)
+            write_derived(made.name, made.text)
+            found[trial.number] = made
+    if screen.json:
+        told = {number: {"recipe": one.name, "difference": one.difference} for number, one in found.items()}
+        screen.emit(tuned=told, space=[vars(one) for one in space])
+    for number, one in found.items():
+        lines = one.difference or ("  nothing to change: its own values did best",)
+        screen.say("\n".join([f"{search.recipe.path} as trial {number} had it ({one.name}):", *lines]))
+    if not found:
+        screen.say("no method at all did best: nothing is to be changed but the methods or their options")
+        return
+    last = [*found.values()][-1]
+    seeds = " --set 'seeds=[0,1,2]'" if len(search.recipe.seeds) < SEEDS_FOR_A_TEST else ""
+    screen.next(f"kdlab run {last.name}{seeds}      # {', '.join(last.arms)}, on the validation images")
