@@ -141,12 +141,10 @@ def _told(error: Exception) -> tuple[str, int]:
         fix = "make room or get permission there"
         fault = Fault(str(error.strerror), where=str(error.filename or ""), fix=fix)
         return str(fault), MachineError.exit_code
-    ours = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).is_relative_to(Path(kdlab.__file__).parent)
-    ]
-    where = f"{ours[-1].filename}:{ours[-1].lineno}" if ours else ""
+    where, ours = "", Path(kdlab.__file__).parent
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename).is_relative_to(ours):
+            where = f"{frame.filename}:{frame.lineno}"
     what = f"{type(error).__name__}: {error}".partition("\n")[0]
     fix = "a bug in kdlab; please report what the same command says with --debug"
     return str(Fault(what, where=where, fix=fix)), BUG
@@ -156,9 +154,8 @@ def _usage_fault(error: Any) -> Fault:
     """A mistake on the command line, as click found it."""
     verb = error.ctx.command_path if error.ctx else "kdlab"
     near, what = "", error.format_message().rstrip(".").replace("Value error, ", "")
-    option = getattr(error, "option_name", "") if hasattr(error, "possibilities") else ""
-    if option:
+    if hasattr(error, "possibilities"):
         known = [name for parameter in error.ctx.command.params for name in parameter.opts]
-        near = suggestion(option, [name for name in known if name.startswith("--")])
-        what = f"there is no option {option}"
+        near = suggestion(error.option_name, [name for name in known if name.startswith("--")])
+        what = f"there is no option {error.option_name}"
     return Fault(what[:1].lower() + what[1:], where=verb, fix=fixes(near, f"see: {verb} --help"))

@@ -375,6 +375,7 @@ class TestLs:
         _, out, err = kdlab("ls runs")
         assert out == ""
         assert err.startswith("no runs yet")
+        assert err.endswith("next: kdlab run digits/quickstart\n")
 
     def test_an_unknown_list_is_answered_with_the_nearest(self, kdlab: Bench) -> None:
         code, _, err = kdlab("ls method")

@@ -6,7 +6,7 @@ import json as json_module
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.table import Table
     from rich.text import Text
 
 SCHEMA = 1
@@ -123,6 +124,31 @@ def _put(console: Console, renderable: RenderableType) -> None:
         console.print(renderable, soft_wrap=isinstance(renderable, str))
     console.file.write("".join(f"{line.rstrip()}\n" for line in text.get().splitlines()))
     console.file.flush()
+
+
+def grid(
+    rows: Sequence[Sequence[str | Text]], *, wrap: Collection[int] = (), right: Collection[int] = ()
+) -> Table:
+    """Rows in columns without rules.
+
+    Args:
+        rows: cells from left to right.
+        wrap: numbers of the columns that continue below where the width ends; others lose their end.
+        right: numbers of those that are flush right.
+    """
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for number in range(max(map(len, rows), default=0)):
+        wraps = number in wrap
+        table.add_column(
+            no_wrap=not wraps,
+            overflow="fold" if wraps else "ellipsis",
+            justify="right" if number in right else "left",
+        )
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def show_error(text: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from kdlab.cli.screen.console import UNLIMITED, Screen, duration
+from kdlab.cli.screen.console import UNLIMITED, Screen, duration, grid
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -102,18 +102,15 @@ def _show_numbers(screen: Screen, summaries: Sequence[Summary]) -> None:
 
 def _numbers(summaries: Sequence[Summary], *, all_classes: bool) -> Table:
     """A column a split."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, overflow="ellipsis", max_width=_NAME_WIDTH)
-    for _ in range(len(summaries) + 1):
-        table.add_column(no_wrap=True, justify="right")
-    table.add_row("", *(Text(split.name, style="bold") for split in summaries), Text("share", style="dim"))
+    heads = [Text(split.name, style="bold") for split in summaries]
+    rows: list[list[Text | str]] = [["", *heads, Text("share", style="dim")]]
     for name, values in _rows(summaries, all_classes=all_classes):
-        style = "" if name[:1] != " " else "dim"
-        table.add_row(Text(name, style=style), *values)
-    return table
+        title = Text(name, style="dim" if name.startswith(" ") else "")
+        title.truncate(_NAME_WIDTH, overflow="ellipsis")
+        rows.append([title, *values])
+    return grid(rows, right=range(1, len(rows[0])))
 
 
 def _rows(summaries: Sequence[Summary], *, all_classes: bool) -> Iterator[tuple[str, list[str]]]:
@@ -192,10 +189,10 @@ def _examples(defect: Defect) -> str:
     parts = []
     for order in sorted(order for _, order in sorted(ranked)[:_EXAMPLES]):
         place = defect.places[order]
-        where = str(place)
-        if where and place.split:
-            where = f"{place.split}: {place}"
-        parts.append(where or f"{place.split} {place.count:,}".strip())
+        part = ": ".join(filter(None, (place.split, str(place))))
+        if not str(place):
+            part = f"{place.split} {place.count:,}".strip()
+        parts.append(part)
     more = sum(bool(str(place)) for place in defect.places) - len(parts)
     if more > 0:
         parts.append(f"{more:,} more")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from kdlab.cli.screen.console import grid
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -26,19 +28,15 @@ def serves(info: MethodInfo) -> str:
 def card(info: MethodInfo) -> RenderableType:
     """The method's page."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for wrap in (False, False, True):
-        table.add_column(no_wrap=not wrap, overflow="fold")
     explained = options_explained(info.doc)
     cases = info.default_weight_when.items()
     elsewhere = [f"{_amount(weight)} with {name}: {value}" for (name, value), weight in cases]
-    table.add_row(Text("weight", style="bold"), _amount(info.default_weight), ", ".join(elsewhere))
+    rows = [(Text("weight", style="bold"), _amount(info.default_weight), ", ".join(elsewhere))]
     for name, option in info.options.items():
         text = f"{explained.get(name, '')} [{option.accepted}]"
-        table.add_row(Text(name, style="bold"), _amount(option.default), Text(text.strip()))
+        rows.append((Text(name, style="bold"), _amount(option.default), text.strip()))
     head = Text.assemble((info.key, "bold"), "  ", info.summary)
     before = re.split(r"^(?:Args|Source|Raises):", info.doc, maxsplit=1, flags=re.MULTILINE)[0]
     prose = "\n".join(" ".join(paragraph.split()) for paragraph in before.strip().split("\n\n"))
@@ -51,7 +49,7 @@ def card(info: MethodInfo) -> RenderableType:
         facts.append(f"{family:<12}{said}")
     if source := re.search(r"^Source:.*", info.doc, re.MULTILINE | re.DOTALL):
         facts += ["", " ".join(source[0].split()).replace(" Differs:", "\nDiffers:")]
-    return Group(head, Text(), Text(prose), Text(), table, Text(), Text("\n".join(facts)))
+    return Group(head, Text(), Text(prose), Text(), grid(rows, wrap=[2]), Text(), Text("\n".join(facts)))
 
 
 def options_explained(doc: str) -> dict[str, str]:

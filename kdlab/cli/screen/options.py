@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,12 +34,15 @@ def method_names(incomplete: str) -> list[tuple[str, str]]:
 
 def job_names(incomplete: str) -> list[tuple[str, str]]:
     """Ids of the newest plan's jobs, each with its label, and the labels of one word."""
-    plan = next(_plans(), None)
-    jobs = [planned.job for planned in plan.jobs] if plan else []
-    # bash would not quote a label of several words
-    labels = [(job.label, job.id) for job in jobs if " " not in job.label]
-    known = [*((job.id, job.label) for job in jobs), *labels]
-    return [(name, about) for name, about in known if name.startswith(incomplete)]
+    ids, labels = [], []
+    for plan in islice(_plans(), 1):
+        for planned in plan.jobs:
+            job = planned.job
+            ids.append((job.id, job.label))
+            # bash would not quote a label of several words
+            if " " not in job.label:
+                labels.append((job.label, job.id))
+    return [(name, about) for name, about in (*ids, *labels) if name.startswith(incomplete)]
 
 
 def plan_names(incomplete: str) -> list[str]:

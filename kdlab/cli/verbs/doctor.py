@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdlab.cli.screen.console import Screen
+from kdlab.cli.screen.console import Screen, grid
 from kdlab.cli.screen.options import Overrides, recipe_names
 from kdlab.errors import KdlabError, MachineError, UsageError
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 60
 LOW_GB, FULL_GB = 10.0, 0.5
+_LOOKS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 @dataclass(frozen=True)
@@ -289,16 +290,11 @@ def _folder(name: str, folder: Path, variable: str) -> Check:
 
 
 def _table(checks: Sequence[Check]) -> Table:
-    from rich.table import Table
     from rich.text import Text
 
-    looks = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for _ in range(2):
-        table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    rows: list[tuple[str | Text, str | Text, str]] = []
     for check in checks:
-        table.add_row(Text(check.state, style=looks[check.state]), check.name, check.what)
+        rows.append((Text(check.state, style=_LOOKS[check.state]), check.name, check.what))
         if check.fix:
-            table.add_row("", Text("fix", style="dim"), check.fix)
-    return table
+            rows.append(("", Text("fix", style="dim"), check.fix))
+    return grid(rows, wrap=[2])

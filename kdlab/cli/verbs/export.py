@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdlab.cli.screen.console import Screen
+from kdlab.cli.screen.console import Screen, grid
 from kdlab.errors import Fault, JobError, KdlabError, MachineError, UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from kdlab.jobs.job import Job
     from kdlab.jobs.paths import Runs
 
@@ -142,14 +140,14 @@ def _wish(onnx: bool, size: str | None, nms: bool) -> dict[str, Any] | None:
             flag = "--size" if size else "--nms"
             raise UsageError(f"{flag} shapes the ONNX file, and none was asked for", fix="add --onnx")
         return None
-    missing = [name for name in ("onnx", "onnxruntime") if util.find_spec(name) is None]
-    if missing:
+    if missing := [name for name in ("onnx", "onnxruntime") if util.find_spec(name) is None]:
         what = f"--onnx needs {' and '.join(missing)}"
         raise MachineError(what, fix="pip install 'kdlab[onnx]'")
-    found = re.fullmatch(r"(\d+)x(\d+)", size) if size else None
-    if size and not found:
+    if not size:
+        return {"size": None, "nms": nms}
+    if not (found := re.fullmatch(r"(\d+)x(\d+)", size)):
         raise UsageError("--size must be height and width", got=size, fix="--size 800x1344")
-    return {"size": [int(found[1]), int(found[2])] if found else None, "nms": nms}
+    return {"size": [int(found[1]), int(found[2])], "nms": nms}
 
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:
@@ -171,38 +169,22 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
 
 def _show(screen: Screen, done: dict[str, Any]) -> None:
     """What was written, what was compared, and how to load it."""
+    rows, loaded = [], {}
+    for file in done["files"]:
+        kilo, path = file["bytes"] / 1e3, Path(done["folder"]) / file["name"]
+        size = f"{kilo / 1e3:.1f} MB" if kilo >= 1e3 else f"{kilo:.1f} kB"
+        rows.append((f"  {path.name}", size, _ABOUT[path.suffix]))
+        loaded[path.suffix] = str(path)
     screen.data(done["folder"])
-    screen.data(_table(done["files"]))
+    screen.data(grid(rows, wrap=range(3), right=[1]))
     for check in done["checks"]:
         height, width = check["size"]
         screen.data(
             f"  ONNX Runtime against torch at {height}x{width}: boxes {check['boxes_px']:.1e} px, "
             f"scores {check['scores']:.1e} apart at most"
         )
-    config, weights = (
-        str(Path(done["folder"]) / file["name"])
-        for ending in (".py", ".pth")
-        for file in done["files"]
-        if file["name"].endswith(ending)
-    )
     screen.data("load it:")
     screen.data("  import kdlab.mmcv_ops  # only where mmcv is not compiled")
     screen.data("  from mmdet.apis import inference_detector, init_detector")
-    screen.data(f'  model = init_detector("{config}", "{weights}", device="cpu")')
+    screen.data(f'  model = init_detector("{loaded[".py"]}", "{loaded[".pth"]}", device="cpu")')
     screen.data('  print(inference_detector(model, "image.jpg").pred_instances)')
-
-
-def _table(files: list[dict[str, Any]]) -> Table:
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for justify in ("left", "right", "left"):
-        table.add_column(justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for file in files:
-        table.add_row(f"  {file['name']}", _size(file["bytes"]), _ABOUT[Path(file["name"]).suffix])
-    return table
-
-
-def _size(count: int) -> str:
-    """ "1.2 kB", "84.5 MB"."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"

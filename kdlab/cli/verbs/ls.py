@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdlab import catalog
-from kdlab.cli.screen.console import Screen
+from kdlab.cli.screen.console import Screen, grid
 from kdlab.cli.screen.method_card import card, serves
 from kdlab.errors import UsageError, suggestion
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kdlab.catalog.options import Option
+    from kdlab.catalog.plugin_files import PluginInfo
 
 
 def ls(
@@ -48,38 +48,47 @@ def ls(
       rm  Rank Mimicking: copy the teacher's ranking of the boxes that serve one object.
       ...
     """
-    known = list(_LISTS)
-    if what and what not in known:
-        fix = suggestion(what, known) or "kdlab ls"
-        raise UsageError(f"there is no list of {what}", known=", ".join(known), fix=fix)
+    if what and what not in _LISTS:
+        fix = suggestion(what, _LISTS) or "kdlab ls"
+        raise UsageError(f"there is no list of {what}", known=", ".join(_LISTS), fix=fix)
     if name:
-        _tell(screen, what, name)
+        _explain(screen, what, name)
         return
-    entries = {name: _LISTS[name]() for name in ([what] if what else known)}
+    entries = {name: _entries(name) for name in ([what] if what else _LISTS)}
     if screen.json:
         screen.emit(**entries)
         return
     shown = what or "recipes"
-    if entries[shown]:
-        screen.data(_table(entries[shown]))
-    else:
+    if not entries[shown]:
         screen.say(f"no {shown} yet")
+        screen.next(_NEXT["recipes"])
+        return
+    screen.data(_table(entries[shown]))
     if not what:
-        counts = [f"{len(found)} {name}" for name, found in entries.items() if name != "recipes"]
-        screen.say(f"also {', '.join(counts)}: kdlab ls {known[1]}, ...")
+        counts = [f"{len(found)} {name}" for name, found in entries.items() if name != shown]
+        screen.say(f"also {', '.join(counts)}: kdlab ls {_LISTS[1]}, ...")
     screen.next(_NEXT.get(shown, "kdlab ls recipes"))
 
 
-def _tell(screen: Screen, what: str, name: str) -> None:
+def _explain(screen: Screen, what: str, name: str) -> None:
     """All about one method."""
     methods = catalog.methods()
     if what != "methods" or name not in methods:
         fix = suggestion(name, list(methods)) if what == "methods" else f"kdlab ls {what}"
         raise UsageError(f"{name} is not a method", known=", ".join(methods), fix=fix or "kdlab ls methods")
-    screen.emit(**_method(methods[name])) if screen.json else screen.data(card(methods[name]))
+    screen.emit(**_plugin(what, methods[name])) if screen.json else screen.data(card(methods[name]))
     screen.next("kdlab ls methods")
 
 
+_CATALOGS: dict[str, Callable[[], Mapping[str, PluginInfo]]] = {
+    "methods": catalog.methods,
+    "detectors": catalog.detectors,
+    "backbones": catalog.backbones,
+    "datasets": catalog.datasets,
+    "executors": catalog.executors,
+    "trackers": catalog.trackers,
+}
+_LISTS = ("recipes", *_CATALOGS, "runs")
 _NEXT = {
     "recipes": "kdlab run digits/quickstart",
     "methods": "kdlab ls methods rm",
@@ -87,113 +96,59 @@ _NEXT = {
 }
 
 
-def _recipes() -> list[dict[str, Any]]:
-    """Those of the catalog, then those in the runs folder that `ablate` and `tune` have written."""
-    from kdlab.recipe.files import all_derived
+def _entries(what: str) -> list[dict[str, Any]]:
+    """A list as plain data."""
+    if what == "recipes":
+        from kdlab.recipe.files import all_derived
 
-    found = {info.name: info.summary for info in catalog.recipes().values()} | all_derived()
-    return [{"name": name, "about": about} for name, about in found.items()]
-
-
-def _methods() -> list[dict[str, Any]]:
-    return [_method(info) for info in catalog.methods().values()]
-
-
-def _method(info: catalog.MethodInfo) -> dict[str, Any]:
-    return {
-        "name": info.key,
-        "about": info.summary,
-        "for": serves(info),
-        "weight": info.default_weight,
-        **_options(info.options),
-        "defaults_for": info.defaults_for,
-    }
-
-
-def _detectors() -> list[dict[str, Any]]:
-    return [{"name": info.key, "about": info.summary} for info in catalog.detectors().values()]
-
-
-def _backbones() -> list[dict[str, Any]]:
-    return [
-        {"name": info.key, "about": info.summary, "options": {"width": info.width}}
-        for info in catalog.backbones().values()
-    ]
-
-
-def _datasets() -> list[dict[str, Any]]:
-    return [_with_options(info) for info in catalog.datasets().values()]
-
-
-def _executors() -> list[dict[str, Any]]:
-    return [_with_options(info) for info in catalog.executors().values()]
-
-
-def _trackers() -> list[dict[str, Any]]:
-    return [{"name": info.key, "about": info.summary} for info in catalog.trackers().values()]
-
-
-def _with_options(info: catalog.PluginInfo) -> dict[str, Any]:
-    return {"name": info.key, "about": info.summary, **_options(info.options)}
-
-
-def _options(options: dict[str, Option]) -> dict[str, Any]:
-    values = {name: None if option.required else option.default for name, option in options.items()}
-    return {"options": values}
-
-
-def _runs() -> list[dict[str, Any]]:
-    """The plans, the newest first."""
+        # those of the catalog, then those in the runs folder that `ablate` and `tune` have written
+        found = {info.name: info.summary for info in catalog.recipes().values()} | all_derived()
+        return [{"name": name, "about": about} for name, about in found.items()]
+    if what != "runs":
+        return [_plugin(what, info) for info in _CATALOGS[what]().values()]
     from kdlab.jobs import store
     from kdlab.jobs.paths import Runs
     from kdlab.jobs.status import of_plan
 
-    runs = Runs.here()
-    return [
-        {
-            "plan": plan.id,
-            "recipe": plan.recipe["name"],
-            "jobs": dict(Counter(str(status.state) for status in of_plan(plan, runs))),
-            "run": datetime.fromtimestamp(plan.path(runs).stat().st_mtime).isoformat(" ", "minutes"),
-        }
-        for plan in store.plans(runs)
-    ]
+    runs, entries = Runs.here(), []
+    for plan in store.plans(runs):
+        states = Counter(str(status.state) for status in of_plan(plan, runs))
+        saved = datetime.fromtimestamp(plan.path(runs).stat().st_mtime).isoformat(" ", "minutes")
+        entries.append({"plan": plan.id, "recipe": plan.recipe["name"], "jobs": dict(states), "run": saved})
+    return entries
 
 
-_LISTS = {
-    "recipes": _recipes,
-    "methods": _methods,
-    "detectors": _detectors,
-    "backbones": _backbones,
-    "datasets": _datasets,
-    "executors": _executors,
-    "trackers": _trackers,
-    "runs": _runs,
-}
+def _plugin(what: str, info: PluginInfo) -> dict[str, Any]:
+    """A plugin with the defaults of its options as plain data; None for an option that must be given."""
+    entry: dict[str, Any] = {"name": info.key, "about": info.summary}
+    options = {name: None if option.required else option.default for name, option in info.options.items()}
+    if isinstance(info, catalog.MethodInfo):
+        entry |= {"for": serves(info), "weight": info.default_weight, "options": options}
+        entry["defaults_for"] = info.defaults_for
+    elif isinstance(info, catalog.BackboneInfo):
+        entry["options"] = {"width": info.width}
+    elif what in ("datasets", "executors"):
+        entry["options"] = options
+    return entry
 
 
 def _table(entries: Sequence[dict[str, Any]]) -> Table:
     """The entries in columns without rules; what is long wraps."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2, 0, 0))
     names = [name for name in entries[0] if "for" not in entries[0] or name in ("name", "about", "for")]
-    for name in names:
-        table.add_column(no_wrap=name not in ("about", "options"), overflow="fold")
+    rows = []
     for entry in entries:
-        table.add_row(*(Text(_words(name, entry[name]), style=_STYLES.get(name, "")) for name in names))
-    return table
+        styled = [Text(_words(name, entry[name]), style=_STYLES.get(name, "")) for name in names]
+        rows.append(styled)
+    return grid(rows, wrap=[names.index(name) for name in ("about", "options") if name in names])
 
 
 _STYLES = {"name": "bold", "plan": "bold", "options": "dim", "run": "dim", "for": "dim"}
 
 
 def _words(name: str, value: Any) -> str:
-    if name == "weight":
-        return f"weight {value:g}"
-    if isinstance(value, dict):
-        pairs: Iterable[tuple[str, Any]] = value.items()
-        separator = " " if name == "jobs" else "="
-        return ", ".join(f"{key}{separator}{'...' if inner is None else inner}" for key, inner in pairs)
-    return str(value)
+    if not isinstance(value, dict):
+        return str(value)
+    separator = " " if name == "jobs" else "="
+    return ", ".join(f"{key}{separator}{'...' if inner is None else inner}" for key, inner in value.items())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from kdlab.cli.screen.console import Screen, duration
+from kdlab.cli.screen.console import Screen, duration, grid
 from kdlab.cli.screen.options import ExecutorName, Gpus, Overrides, RecipeName
 from kdlab.errors import UsageError
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from kdlab.devices import Machine
-    from kdlab.jobs.job import Job
     from kdlab.jobs.paths import Runs
     from kdlab.jobs.plan import Plan, PlannedJob
     from kdlab.recipe.settings import Recipe
@@ -114,42 +113,34 @@ def gpu_hours(plan: Plan) -> tuple[float, int]:
 def preview(made: Prepared, *, jobs: bool = False) -> RenderableType:
     """The plan for people: a line an arm, or with `jobs` a line a job."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for _ in range(4):
-        table.add_column(no_wrap=True)
-    table.add_column()
-    for planned in [[one] for one in made.plan.jobs] if jobs else _by_arm(made.plan):
-        name = planned[0].job.id if jobs else planned[0].job.arm
-        about = planned[0].job.label if jobs else _model(planned[0].job)
-        seeds = _seeds(planned) if planned[0].job.spec.is_student and not jobs else ""
-        sign, style = ("=", "green") if planned[0].done else ("+", "bold")
-        cells = [f"  {sign} {name}", about, seeds, _cost(planned), _reason(planned, made.runs)]
-        table.add_row(
-            *(Text(cell, style=look) for cell, look in zip(cells, (style, "", "", "", "dim"), strict=True))
-        )
+    groups: dict[tuple[str, ...], list[PlannedJob]] = {}
+    for planned in made.plan.jobs:
+        # those of an arm that are done apart from the others
+        arm = (planned.job.kind, planned.job.arm, str(planned.done))
+        groups.setdefault((planned.job.id,) if jobs else arm, []).append(planned)
+    rows = []
+    for group in groups.values():
+        job, seeds = group[0].job, ""
+        if jobs:
+            name, about = job.id, job.label
+        else:
+            model = job.spec.model
+            name, about = job.arm, f"{model.detector} {model.backbone}".replace("resnet", "r")
+            if job.spec.is_student:
+                seeds = f"seed{_s(group)} {' '.join(str(planned.job.seed) for planned in group)}"
+        first = Text(f"  + {name}", style="bold")
+        if group[0].done:
+            first = Text(f"  = {name}", style="green")
+        rows.append((first, about, seeds, _cost(group), Text(_reason(group, made.runs), style="dim")))
     head = Text(f"plan {made.plan.id[:4]}  {made.plan.recipe['name']}  {total(made)}", style="bold")
-    return Group(head, table, *(Text(f"  note: {note}") for note in made.plan.notes))
+    return Group(head, grid(rows, wrap=[4]), *(Text(f"  note: {note}") for note in made.plan.notes))
 
 
-def _by_arm(plan: Plan) -> list[list[PlannedJob]]:
-    """The jobs of each arm, those that are done apart from the others."""
-    groups: dict[tuple[str, str, bool], list[PlannedJob]] = {}
-    for planned in plan.jobs:
-        groups.setdefault((planned.job.kind, planned.job.arm, planned.done), []).append(planned)
-    return list(groups.values())
-
-
-def _model(job: Job) -> str:
-    """ "gfl r18"."""
-    model = job.spec.model
-    return f"{model.detector} {str(model.backbone).replace('resnet', 'r')}"
-
-
-def _seeds(jobs: Sequence[PlannedJob]) -> str:
-    return f"seed{'s' * (len(jobs) > 1)} {' '.join(str(planned.job.seed) for planned in jobs)}"
+def _s(things: Sequence[object]) -> str:
+    """The plural's ending."""
+    return "s" if len(things) > 1 else ""
 
 
 def _cost(jobs: Sequence[PlannedJob]) -> str:
@@ -159,20 +150,16 @@ def _cost(jobs: Sequence[PlannedJob]) -> str:
     known = [planned.cost_s for planned in jobs if planned.cost_s is not None]
     if not known:
         return "cost unknown"
-    return f"~{_amount(fmean(known), jobs[0].job.resources.gpus)}{' each' * (len(jobs) > 1)}"
+    gpus, each = jobs[0].job.resources.gpus, " each" if len(jobs) > 1 else ""
+    return f"~{_gpu_time(gpus * fmean(known)) if gpus else duration(fmean(known))}{each}"
 
 
-def _amount(seconds: float, gpus: int) -> str:
-    hours = seconds * gpus / 3600
-    if not gpus:
-        return duration(seconds)
-    return (
-        f"{60 * hours:.0f} GPU-min"
-        if hours < 1
-        else f"{hours:.1f} GPU-h"
-        if hours < 10
-        else f"{hours:.0f} GPU-h"
-    )
+def _gpu_time(seconds: float) -> str:
+    """ "40 GPU-min", "5.2 GPU-h", "41 GPU-h"."""
+    hours = seconds / 3600
+    if hours < 1:
+        return f"{60 * hours:.0f} GPU-min"
+    return f"{hours:.1f} GPU-h" if hours < 10 else f"{hours:.0f} GPU-h"
 
 
 def _reason(jobs: Sequence[PlannedJob], runs: Runs) -> str:
@@ -185,34 +172,37 @@ def _reason(jobs: Sequence[PlannedJob], runs: Runs) -> str:
         aps = [result.metrics["AP"] for result in results if result and "AP" in result.metrics]
         who = first.job.id if len(jobs) == 1 else f"{len(jobs)} jobs"
         return f"{who} (AP {fmean(aps):.1f}){first.why.removeprefix('reused')}" if aps else who
-    begun = sum(any(runs.job(planned.job.id).checkpoints.glob("*")) for planned in jobs)
-    new = first.why.removeprefix("new: ")
-    parts = [new] if first.cost_s is None else [first.cost_source, new.removeprefix("new")]
-    if begun:
+    parts = [first.why.removeprefix("new: ")]
+    if first.cost_s is not None:
+        parts = [first.cost_source, parts[0].removeprefix("new")]
+    if begun := sum(any(runs.job(planned.job.id).checkpoints.glob("*")) for planned in jobs):
         parts.append("goes on from its checkpoint" if len(jobs) == 1 else f"{begun} go on from checkpoints")
-    return ", ".join(part for part in parts if part)
+    return ", ".join(filter(None, parts))
 
 
 def total(made: Prepared) -> str:
     """ "13 jobs, 1 reused, ~41 GPU-h, ~5h10m on 8 GPUs"."""
-    left = [planned for planned in made.plan.jobs if not planned.done]
-    reused = len(made.plan.jobs) - len(left)
-    parts = [f"{len(made.plan.jobs)} job{'s' * (len(made.plan.jobs) > 1)}"]
-    if not left:
-        return f"{parts[0]}, all reused"
-    return ", ".join([*parts, *([f"{reused} reused"] if reused else []), *_price(made, left)])
-
-
-def _price(made: Prepared, left: Sequence[PlannedJob]) -> Iterator[str]:
     from kdlab.cli.screen.progress import makespan_s
 
-    gpus, cores = len(made.machine.gpus), len(made.machine.cores)
-    place = f"on {gpus} GPU{'s' * (gpus > 1)}" if gpus else f"on {cores} core{'s' * (cores > 1)}"
-    costs = {planned.job.id: planned.cost_s for planned in left if planned.cost_s is not None}
+    planned, machine = made.plan.jobs, made.machine
+    left = [one for one in planned if not one.done]
+    parts = [f"{len(planned)} job{_s(planned)}"]
+    if not left:
+        return f"{parts[0]}, all reused"
+    if len(left) < len(planned):
+        parts.append(f"{len(planned) - len(left)} reused")
+    place = f"on {len(machine.cores)} core{_s(machine.cores)}"
+    if machine.gpus:
+        place = f"on {len(machine.gpus)} GPU{_s(machine.gpus)}"
     hours, _ = gpu_hours(made.plan)
     if hours:
-        yield f"~{_amount(3600 * hours, 1)}"
-    if unknown := len(left) - len(costs):
-        yield f"cost {f'of {unknown} jobs ' if costs else ''}unknown {place}"
+        parts.append(f"~{_gpu_time(3600 * hours)}")
+    costs = {one.job.id: one.cost_s for one in left if one.cost_s is not None}
+    unknown = len(left) - len(costs)
+    if not costs:
+        parts.append(f"cost unknown {place}")
+    elif unknown:
+        parts.append(f"cost of {unknown} jobs unknown {place}")
     else:
-        yield f"~{duration(makespan_s(costs, [planned.job for planned in left], made.machine))} {place}"
+        parts.append(f"~{duration(makespan_s(costs, [one.job for one in left], machine))} {place}")
+    return ", ".join(parts)

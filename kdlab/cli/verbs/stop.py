@@ -57,14 +57,14 @@ def stop(
         # or others would begin in place of the trials that end
         runs.stop_request(plan.id).touch()
     before = {name: seen.jobs[name].state for name in wanted}
-    stopping = _Stopping(seen, runs, [name for name in wanted if name in active])
+    stopping = _Stopping(seen, runs, [name for name in wanted if name in active], now=now)
     try:
-        stopping.ask(now=now)
-        stopping.wait(screen, now=now)
+        stopping.ask()
+        stopping.wait(screen)
     except KeyboardInterrupt:
         screen.say("not waited for: they stop at their next checkpoint all the same")
         raise
-    told = [stopping.became(name, before[name], now=now) for name in wanted]
+    told = [stopping.became(name, before[name]) for name in wanted]
     _show(screen, seen, told)
     screen.next(seen.command)
     return int(any(one["became"] == "running" for one in told))
@@ -85,29 +85,30 @@ class _Stopping:
         seen: their plan.
         runs: where they are.
         jobs: their ids.
+        now: whether they are killed.
     """
 
-    def __init__(self, seen: PlanStatus, runs: Runs, jobs: Sequence[str]) -> None:
-        self._seen, self._runs, self._jobs = seen, runs, jobs
+    def __init__(self, seen: PlanStatus, runs: Runs, jobs: Sequence[str], *, now: bool) -> None:
+        self._seen, self._runs, self._jobs, self._now = seen, runs, jobs, now
         self._cancelled: dict[str, Handle] = {}
 
-    def ask(self, *, now: bool) -> None:
+    def ask(self) -> None:
         """Tell the jobs, first those that wait, so that none of them starts in place of one that ends."""
         for name in sorted(self._jobs, key=lambda name: self._seen.jobs[name].process is not None):
             paths = self._runs.job(name)
             paths.folder.mkdir(parents=True, exist_ok=True)
             paths.stop_request.touch()
             # what a cluster has in its queue reads no files yet
-            if now or self._seen.jobs[name].in_queue:
-                self._end(self._seen.jobs[name], 0.0 if now else PATIENCE_S)
+            if self._now or self._seen.jobs[name].in_queue:
+                self._end(self._seen.jobs[name])
 
-    def wait(self, screen: Screen, *, now: bool) -> None:
+    def wait(self, screen: Screen) -> None:
         """Wait until nobody works on them, or patience ends."""
         until, left = time.monotonic() + PATIENCE_S, len(self._jobs)
-        working = "killing" if now else "stopping at a checkpoint:"
         if not left:
             return
-        with screen.working(f"{working} {_counted(left)}") as progress:
+        working = "killing" if self._now else "stopping at a checkpoint:"
+        with screen.working(f"{working} {left} job{'s' * (left > 1)}") as progress:
             while left and time.monotonic() < until:
                 time.sleep(_LOOK_EVERY_S)
                 if self._cancelled:
@@ -117,9 +118,9 @@ class _Stopping:
                 self._seen.look(self._runs)
                 before, left = left, sum(self._seen.jobs[name].at_work for name in self._jobs)
                 if 0 < left < before:
-                    progress(f"{working} {_counted(left)} left")
+                    progress(f"{working} {left} job{'s' * (left > 1)} left")
 
-    def became(self, name: str, before: State, *, now: bool) -> dict[str, str]:
+    def became(self, name: str, before: State) -> dict[str, str]:
         """What came of a job that was in the state `before`."""
         from kdlab.cli.screen.rows import note
         from kdlab.jobs.status import State
@@ -129,12 +130,12 @@ class _Stopping:
         if before in (State.DONE, State.FAILED, State.SKIPPED):
             why = f"had ended before{f': {why}' if why else ''}"
         elif status.state is State.RUNNING:
-            hint = "" if now else f", end it with: kdlab stop {name} --now"
+            hint = "" if self._now else f", end it with: kdlab stop {name} --now"
             why = f"has not stopped after {duration(PATIENCE_S)}{hint}"
         elif name not in self._jobs:
             why = "nobody runs it"
         elif before is State.RUNNING and status.state.startable:
-            told = "killed" if now else "stopped"
+            told = "killed" if self._now else "stopped"
         elif before.startable:
             told, why = "stopped", "does not start"
         return {"id": name, "label": status.job.label, "became": told, "note": why}
@@ -145,7 +146,7 @@ class _Stopping:
 
         return base.ExecutorRegistry(base.load("local"))
 
-    def _end(self, status: JobStatus, grace_s: float) -> None:
+    def _end(self, status: JobStatus) -> None:
         """Cancel a job where it can be reached from here; elsewhere it reads that it is to stop."""
         from kdlab.jobs.handle import Handle
 
@@ -156,12 +157,8 @@ class _Stopping:
             handle = Handle("", status.process)
         with suppress(MachineError):
             if handle and (executor := self._registry.of(handle)):
-                executor.cancel(handle, grace_s)
+                executor.cancel(handle, 0.0 if self._now else PATIENCE_S)
                 self._cancelled[status.job.id] = handle
-
-
-def _counted(jobs: int) -> str:
-    return f"{jobs} job{'s' * (jobs != 1)}"
 
 
 def _show(screen: Screen, seen: PlanStatus, told: Sequence[dict[str, str]]) -> None:
@@ -174,8 +171,9 @@ def _show(screen: Screen, seen: PlanStatus, told: Sequence[dict[str, str]]) -> N
         return
     if not told:
         screen.data(f"plan {seen.plan.id[:4]}  {recipe}  nothing runs")
-    wide = max((len(f"{one['label']} ({one['id']})") for one in told), default=0)
-    for one in told:
-        name = f"{one['label']} ({one['id']})"
-        marked = ((one["became"], f"  {one['became']:<7}"), ("", f"{name:<{wide}}"), ("note", one["note"]))
+    titles = [f"{one['label']} ({one['id']})" for one in told]
+    wide = max(map(len, titles), default=0)
+    for one, title in zip(told, titles, strict=True):
+        became = one["became"]
+        marked = ((became, f"  {became:<7}"), ("", f"{title:<{wide}}"), ("note", one["note"]))
         screen.data(line(marked, UNLIMITED))
