@@ -141,7 +141,7 @@ def _table(entries: Sequence[dict[str, Any]]) -> Table:
     for entry in entries:
         styled = [Text(_words(name, entry[name]), style=_STYLES.get(name, "")) for name in names]
         rows.append(styled)
-    return grid(rows, wrap=[names.index(name) for name in ("about", "options") if name in names])
+    return grid(rows, wrap=[names.index(name) for name in ("about", "options", "jobs") if name in names])
 
 
 _STYLES = {"name": "bold", "plan": "bold", "options": "dim", "run": "dim", "for": "dim"}
