@@ -17,6 +17,7 @@ from kdlab.jobs.result import JobResult
 
 QUICKSTART = "kdlab run digits/quickstart"
 _SHOWN = 12
+_NO_FIT = 5
 
 Shortage = Mapping[str, Any]
 
@@ -106,15 +107,11 @@ def jobs(runs: Runs, word: str) -> list[Job]:
     newest = next(plans(runs), None)
     planned = {each.job.id: each.job for each in newest.jobs} if newest else {}
     others = sorted({path.parent.name for path in runs.folder.glob("jobs/*/job.json")} - planned.keys())
-    for found in (
-        [name for name in (*planned, *others) if name == word],
-        [name for name, job in planned.items() if job.label == word],
-        [name for name, job in planned.items() if job.arm == word],
-        [name for name in planned if word and name.startswith(word)],
-        [name for name in others if word and name.startswith(word)],
-    ):
-        if found:
-            return [planned.get(name) or read_job(runs.job(name)) for name in found]
+    fits = {name: _fit(word, name, planned.get(name)) for name in (*planned, *others)}
+    best = min(fits.values(), default=_NO_FIT)
+    if best < _NO_FIT:
+        found = [name for name, fit in fits.items() if fit == best]
+        return [planned.get(name) or read_job(runs.job(name)) for name in found]
     labels = {name: job.label for name, job in planned.items()}
     arms = [job.arm for job in planned.values()]
     raise UsageError(
@@ -123,6 +120,19 @@ def jobs(runs: Runs, word: str) -> list[Job]:
         known=_listed([*planned, *others], labels) or "none yet",
         fix=_fix(word, [*labels, *labels.values(), *arms, *others], "kdlab status"),
     )
+
+
+def _fit(word: str, name: str, planned: Job | None) -> int:
+    """How far a word is from meaning a job: 0 is its id; `planned` is the job in the newest plan."""
+    if name == word:
+        return 0
+    if planned and planned.label == word:
+        return 1
+    if planned and planned.arm == word:
+        return 2
+    if not (word and name.startswith(word)):
+        return _NO_FIT
+    return 3 if planned else 4
 
 
 def job(runs: Runs, word: str) -> Job:
@@ -215,4 +225,6 @@ def _fix(word: str, known: Sequence[str], otherwise: str) -> str:
 def _listed(names: Sequence[str], labels: Mapping[str, str]) -> str:
     """Ids, each with its label; of many the first."""
     told = [f"{name} ({labels[name]})" if name in labels else name for name in names[:_SHOWN]]
-    return ", ".join([*told, *([f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])])
+    if len(names) > _SHOWN:
+        told.append(f"{len(names) - _SHOWN} more")
+    return ", ".join(told)
