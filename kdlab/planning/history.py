@@ -28,7 +28,8 @@ class History:
         self._paces: dict[tuple[Any, ...], list[float]] = defaultdict(list)
         for old in past.values():
             self._same[old.job.kind][but_seed(old.job.spec)].append(old)
-            self._paces[_place(old.job)].append(old.result.wall_s / _work(old.job))
+            if work := _work(old.job):
+                self._paces[_place(old.job)].append(old.result.wall_s / work)
         self._nearest = cache(self._nearest_group)
 
     def same(self, job: Job) -> list[PastJob]:
