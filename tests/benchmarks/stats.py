@@ -52,8 +52,8 @@ STOPS: dict[str, list[str]] = {
     ],
     "stops of an AP to its cell": [
         "kdlab/training/evaluation.py:CocoMetric.of_all",
-        "kdlab/training/loop.py:TrainingLoop._evaluate_if_due",
-        "kdlab/training/trainer.py:Trainer._finish",
+        "kdlab/training/loop.py:TrainingLoop._keep",
+        "kdlab/training/trainer.py:Trainer.run",
         "kdlab/jobs/result.py:JobResult.write",
         "kdlab/jobs/result.py:JobResult.read",
         "kdlab/jobs/status.py:of_plan",
