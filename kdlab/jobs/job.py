@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -76,7 +78,13 @@ class Inputs:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The inverse of `to_dict`."""
-        return cls(**{**data, "dataset": DatasetFiles.from_dict(data["dataset"])})
+        # thousands of jobs of a plan have the same
+        return cls(**{**data, "dataset": _files(json.dumps(data["dataset"]))})
+
+
+@lru_cache(maxsize=64)
+def _files(text: str) -> DatasetFiles:
+    return DatasetFiles.from_dict(json.loads(text))
 
 
 @dataclass(frozen=True)

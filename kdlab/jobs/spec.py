@@ -238,6 +238,8 @@ class JobSpec(Settings):
         micro_batch: images per forward pass where the GPU is too small for a batch; None for all.
     """
 
+    work: ClassVar[str] = "trainer.Trainer"
+    """What does it: module and class in `kdlab/training/`."""
     is_teacher: ClassVar[bool] = False
     """The weights are those of the teacher of an arm."""
     is_student: ClassVar[bool] = False
@@ -277,6 +279,7 @@ class EvaluateSpec(JobSpec):
         batch_size: of the evaluation, for the same reason.
     """
 
+    work = "evaluating.Measurement"
     is_teacher = True
     counts = "images"
     shrinks = False
@@ -353,6 +356,7 @@ class StudentSpec(DetectorSpec):
 class ScaleSpec(DetectorSpec):
     """Train as a student does for some steps, to measure the size of each loss and the latency."""
 
+    work = "scaling.Scale"
     instead = "takes a few steps to measure how large the losses are and keeps no weights"
     counts = "steps"
 
@@ -368,6 +372,7 @@ class PrepareSpec(TrainingSpec):
         pad_divisor: the student's.
     """
 
+    work = "preparing.Preparer"
     instead = "trains no detector"
     shrinks = False
 

@@ -1,4 +1,7 @@
-"""Sections of a recipe: frozen settings, each value with its type, its range and its default."""
+"""Sections of a recipe that are no settings of a job: `dataset:`, `teacher:`, `resources:`, `tune:`.
+
+What `student:`, `schedule:` and `methods:` may say is in `jobs/spec.py`, for jobs hold it as it is.
+"""
 
 from __future__ import annotations
 

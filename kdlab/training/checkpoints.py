@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and that load without running anything in them."""
+"""Checkpoints that are whole or not there, and load without running code; `loop.py` says when one is due."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +80,15 @@ def run_job(paths: JobPaths) -> JobResult | None:
 
 def work_on(attempt: Attempt) -> JobResult | None:
     """Do what the job's kind says; all processes come to the result, the first one writes it."""
-    from kdlab.training import measuring, preparing, ranks, scaling, trainer
+    from kdlab.training import ranks
     from kdlab.training.checkpoints import TrainingCheckpoints
     from kdlab.training.device import name_of, peak_memory_gb
     from kdlab.training.loop import Stopped
+    from kdlab.training.work import Work
 
     job, paths = attempt.job, attempt.paths
-    kinds = {
-        "teacher": trainer.Trainer,
-        "student": trainer.Trainer,
-        "scale": scaling.Scale,
-        "prepare": preparing.Preparer,
-        "evaluate": measuring.Measurement,
-    }
-    work = kinds[job.kind](attempt)
+    module, _, name = job.spec.work.partition(".")
+    work: Work = getattr(import_module(f"kdlab.training.{module}"), name)(attempt)
     # now, for the checkout may have moved on when training ends
     made_with = environment(job, name_of(work.device))
     if attempt.number:

@@ -1,4 +1,7 @@
-"""Base of all kinds of jobs: the settings, the device, the data and the parents of one."""
+"""Base of all kinds of jobs: the settings, the device, the data and the parents of one.
+
+A new kind is a class of settings in `jobs/spec.py`, which names its `work`, and a class here in `training/`.
+"""
 
 from __future__ import annotations
 
