@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from kdlab.training import bench
 from kdlab.training.bench import latency_s, step_times
 from kdlab.training.distiller import Distiller
 from kdlab.training.loop import build_optimiser
 from tests.stubs.jobs import schedule
+
+
+@pytest.fixture(autouse=True)
+def warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_WARMUP", 2)
+
 
 SCHEDULE = schedule(optimizer="sgd", weight_decay=0.0, clip_grad=None)
 

@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, model_settings: Any, di
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def job(model_settings: Any, digits: Any, checkpoint: Path) -> Job:
     return make(
         "evaluate-1",
@@ -54,13 +54,20 @@ def lay(folder: Path, job: Job) -> JobPaths:
     return paths
 
 
-def test_it_leaves_a_result_and_weights_that_a_student_loads(
-    tmp_path: Path, job: Job, checkpoint: Path, digits: Any
-) -> None:
-    paths = lay(tmp_path, job)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, job: Job) -> tuple[JobPaths, JobResult]:
+    """The job after its run."""
+    paths = lay(tmp_path_factory.mktemp("jobs"), job)
     result = run_job(paths)
-    assert result == JobResult.read(paths)
     assert result is not None
+    return paths, result
+
+
+def test_it_leaves_a_result_and_weights_that_a_student_loads(
+    finished: tuple[JobPaths, JobResult], job: Job, checkpoint: Path, digits: Any
+) -> None:
+    paths, result = finished
+    assert result == JobResult.read(paths)
     assert result.kind == "evaluate"
     assert result.model["checkpoint"]["file"] == "teacher.pth"
     assert result.model["checkpoint"]["keys"]["whole"]
@@ -72,25 +79,23 @@ def test_it_leaves_a_result_and_weights_that_a_student_loads(
     )
 
 
-def test_metrics_are_those_of_the_distillers_evaluation(tmp_path: Path, job: Job, digits: Any) -> None:
+def test_metrics_are_those_of_the_distillers_evaluation(
+    finished: tuple[JobPaths, JobResult], job: Job, digits: Any
+) -> None:
     from kdlab.training.data import evaluation_loader, mmdet_dataset
     from kdlab.training.evaluation import CocoMetric, evaluate
 
-    paths = lay(tmp_path, job)
-    result = run_job(paths)
+    paths, result = finished
     model = detectors.build(job.spec.model, len(digits.classes))
     load_finished(model, paths)
     loader = evaluation_loader(mmdet_dataset(digits, digits.val, None, None), 3, 0)
     found = evaluate(Distiller(model), loader, CocoMetric(digits.val.labels, digits.classes))
-    assert result is not None
     assert (result.last.metrics, result.last.per_class) == (found.metrics, found.per_class)
     assert result.best.metrics == result.last.metrics
 
 
-def test_progress_counts_images(tmp_path: Path, job: Job, digits: Any) -> None:
-    paths = lay(tmp_path, job)
-    run_job(paths)
-    events = read_from(paths.events).events
+def test_progress_counts_images(finished: tuple[JobPaths, JobResult]) -> None:
+    events = read_from(finished[0].events).events
     kinds = [type(event) for event in events]
     assert kinds == [JobStarted, JobProgress, JobProgress, JobProgress, JobEvaluated, JobFinished]
     assert [event.iteration for event in events if isinstance(event, JobProgress)] == [3, 6, 8]

@@ -34,7 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> DatasetFiles:
     return digits.prepare(image_px=64, train_images=12, val_images=6, cache=cache)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def teacher(files: DatasetFiles) -> Job:
     return make("teacher-1", "teacher", inputs={"dataset": files}, dataset={"flip": 0.0})
 
@@ -52,8 +52,22 @@ def lay(folder: Path, job: Job) -> JobPaths:
     return paths
 
 
-def test_teacher_then_student_leave_complete_results(tmp_path: Path, teacher: Job) -> None:
-    run_job(lay(tmp_path, teacher))
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, teacher: Job) -> JobPaths:
+    """The teacher after its run."""
+    paths = lay(tmp_path_factory.mktemp("jobs"), teacher)
+    run_job(paths)
+    return paths
+
+
+@pytest.fixture
+def taught(tmp_path: Path, trained: JobPaths) -> JobPaths:
+    """The finished teacher among the jobs of one test."""
+    shutil.copytree(trained.folder, tmp_path / trained.folder.name)
+    return JobPaths(tmp_path / trained.folder.name)
+
+
+def test_teacher_then_student_leave_complete_results(tmp_path: Path, taught: JobPaths, teacher: Job) -> None:
     paths = lay(tmp_path, student(teacher))
     result = run_job(paths)
     assert result == JobResult.read(paths)
@@ -103,16 +117,14 @@ def test_job_learns_from_a_tuning_split_and_is_measured_on_what_was_cut(
     assert 0 <= result.metrics["AP"] <= 100
 
 
-def test_student_config_builds_with_mmdet_alone(tmp_path: Path, teacher: Job) -> None:
+def test_student_config_builds_with_mmdet_alone(trained: JobPaths) -> None:
     from mmdet.registry import MODELS
     from mmengine.config import Config
 
     from kdlab.training import checkpoints
 
-    paths = lay(tmp_path, teacher)
-    run_job(paths)
-    model = MODELS.build(Config.fromfile(paths.config).model)
-    model.load_state_dict(checkpoints.load(paths.weights)["state_dict"])
+    model = MODELS.build(Config.fromfile(trained.config).model)
+    model.load_state_dict(checkpoints.load(trained.weights)["state_dict"])
 
 
 def test_exploding_loss_fails_with_the_term_and_keeps_no_result(tmp_path: Path, teacher: Job) -> None:
@@ -203,26 +215,20 @@ def test_a_process_alone_dies_of_the_second_signal(teacher: Job) -> None:
             os.kill(os.getpid(), number)
 
 
-def test_an_earlier_failure_does_not_stay(tmp_path: Path, teacher: Job) -> None:
-    paths = lay(tmp_path, teacher)
+def test_micro_batches_train_to_a_result_after_an_earlier_failure(tmp_path: Path, teacher: Job) -> None:
+    paths = lay(tmp_path, replace(teacher, spec=changed(teacher, micro_batch=3)))
     write_json(paths.failure, {"what": "of an earlier attempt"})
-    run_job(paths)
+    result = run_job(paths)
     assert not paths.failure.exists()
-
-
-def test_micro_batches_train_to_a_result(tmp_path: Path, teacher: Job) -> None:
-    result = run_job(lay(tmp_path, replace(teacher, spec=changed(teacher, micro_batch=3))))
     assert result is not None
     assert result.last.iteration == 3
     assert result.timing["student_step_s"] > 0
 
 
-def test_teacher_whose_weights_changed_is_refused(tmp_path: Path, teacher: Job) -> None:
-    paths = lay(tmp_path, teacher)
-    run_job(paths)
-    data = bytearray(paths.weights.read_bytes())
+def test_teacher_whose_weights_changed_is_refused(tmp_path: Path, taught: JobPaths, teacher: Job) -> None:
+    data = bytearray(taught.weights.read_bytes())
     data[len(data) // 2] ^= 1
-    paths.weights.write_bytes(data)
+    taught.weights.write_bytes(data)
     with pytest.raises(JobError, match="missing or not the ones that the job's result names"):
         run_job(lay(tmp_path, student(teacher)))
 
@@ -279,16 +285,13 @@ def test_best_weights_are_kept_where_asked(tmp_path: Path, teacher: Job) -> None
     assert sorted(path.name for path in paths.checkpoints.iterdir()) == ["best.pth", "weights.pth"]
 
 
-def test_finished_job_is_not_trained_again(tmp_path: Path, teacher: Job) -> None:
-    paths = lay(tmp_path, teacher)
-    first = run_job(paths)
-    when = paths.weights.stat().st_mtime_ns
-    assert run_job(paths) == first
-    assert paths.weights.stat().st_mtime_ns == when
+def test_finished_job_is_not_trained_again(trained: JobPaths) -> None:
+    first, when = JobResult.read(trained), trained.weights.stat().st_mtime_ns
+    assert run_job(trained) == first
+    assert trained.weights.stat().st_mtime_ns == when
 
 
-def test_an_arm_may_inherit_without_methods(tmp_path: Path, teacher: Job) -> None:
-    run_job(lay(tmp_path, teacher))
+def test_an_arm_may_inherit_without_methods(tmp_path: Path, taught: JobPaths, teacher: Job) -> None:
     result = run_job(lay(tmp_path, student(teacher, methods={}, inherit=True)))
     assert result is not None
     inherited = result.model["inherited"]
@@ -296,11 +299,10 @@ def test_an_arm_may_inherit_without_methods(tmp_path: Path, teacher: Job) -> Non
     assert result.model["trained_parts"] == {}
 
 
-def test_a_backbone_starts_from_a_file(tmp_path: Path, teacher: Job) -> None:
+def test_a_backbone_starts_from_a_file(tmp_path: Path, trained: JobPaths, teacher: Job) -> None:
     from kdlab.training import checkpoints
 
-    run_job(lay(tmp_path, teacher))
-    weights = tmp_path / teacher.id / "ckpt" / "weights.pth"
+    weights = trained.weights
     model = {**MODEL, "init": f"sha256:{checkpoints.sha256(weights)}"}
     spec = changed(teacher, kind="student", model=model)
     inputs = replace(teacher.inputs, init=str(weights))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +29,17 @@ from tests.stubs.jobs import changed, make, method
 ITERATIONS = 12
 
 
-@pytest.fixture
-def teacher(tmp_path: Path, model_settings: Any, digits: Any) -> str:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The jobs' folder of all tests."""
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="module")
+def teacher(folder: Path, model_settings: Any, digits: Any) -> str:
     """A finished teacher among the jobs; its id."""
     torch.manual_seed(3)
-    paths = JobPaths(tmp_path / "teacher-1")
+    paths = JobPaths(folder / "teacher-1")
     paths.folder.mkdir()
     model = detectors.build(model_settings("gfl"), len(digits.classes))
     paths.checkpoints.mkdir()
@@ -41,7 +48,7 @@ def teacher(tmp_path: Path, model_settings: Any, digits: Any) -> str:
     return "teacher-1"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def job(teacher: str, model_settings: Any, digits: Any) -> Job:
     return make(
         "prepare-1",
@@ -63,17 +70,26 @@ def lay(folder: Path, job: Job) -> JobPaths:
     return paths
 
 
+@pytest.fixture(scope="module")
+def finished(folder: Path, job: Job) -> tuple[JobPaths, JobResult]:
+    """The job after its run."""
+    paths = lay(folder, job)
+    result = run_job(paths)
+    assert result is not None
+    return paths, result
+
+
 def tokens_of(paths: JobPaths) -> dict[str, torch.Tensor]:
     learned = TokenLearning(channels=16, levels=3, tokens=2)
     checkpoints.load_finished(learned, paths)
     return learned.state_dict()
 
 
-def test_it_ends_after_its_iterations_and_leaves_what_was_learned(tmp_path: Path, job: Job) -> None:
-    paths = lay(tmp_path, job)
-    result = run_job(paths)
+def test_it_ends_after_its_iterations_and_leaves_what_was_learned(
+    finished: tuple[JobPaths, JobResult],
+) -> None:
+    paths, result = finished
     assert result == JobResult.read(paths)
-    assert result is not None
     # 24 images in batches of 4 are 6 steps an epoch
     losses = Curves.read(paths).losses
     assert losses[-1]["iteration"] == ITERATIONS
@@ -82,23 +98,23 @@ def test_it_ends_after_its_iterations_and_leaves_what_was_learned(tmp_path: Path
     assert tokens_of(paths)["levels.0.tokens"].abs().max() > 0.05
 
 
-def test_a_number_of_steps_that_ends_within_an_epoch_is_kept(tmp_path: Path, job: Job) -> None:
-    paths = lay(tmp_path, replace(job, spec=changed(job, iterations=8)))
+def test_a_number_of_steps_that_ends_within_an_epoch_is_kept(folder: Path, job: Job) -> None:
+    paths = lay(folder, replace(job, id="prepare-3", spec=changed(job, iterations=2)))
     assert run_job(paths) is not None
-    assert Curves.read(paths).losses[-1]["iteration"] == 8
+    assert Curves.read(paths).losses[-1]["iteration"] == 2
 
 
-def test_a_stopped_one_goes_on_to_the_same_tokens(tmp_path: Path, job: Job) -> None:
-    whole = lay(tmp_path, job)
-    run_job(whole)
-    parts = lay(tmp_path, replace(job, id="prepare-2"))
+def test_a_stopped_one_goes_on_to_the_same_tokens(
+    folder: Path, job: Job, finished: tuple[JobPaths, JobResult]
+) -> None:
+    parts = lay(folder, replace(job, id="prepare-2"))
     asked = iter([False] * 7 + [True])
     work = Preparer(Attempt(job, parts, should_stop=lambda: next(asked)))
     with pytest.raises(Stopped):
         work.run()
     assert work.iteration == 8
     run_job(parts)
-    first, second = tokens_of(whole), tokens_of(parts)
+    first, second = tokens_of(finished[0]), tokens_of(parts)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -151,12 +167,11 @@ def test_a_two_stage_teacher_learns_from_both_stages(
 
 
 def test_a_students_job_takes_the_tokens_of_its_parent(
-    tmp_path: Path, job: Job, model_settings: Any, digits: Any
+    tmp_path: Path, job: Job, finished: tuple[JobPaths, JobResult], model_settings: Any, digits: Any
 ) -> None:
     from kdlab.training.trainer import Trainer
 
-    paths = lay(tmp_path, job)
-    run_job(paths)
+    paths = copy_of(finished[0], tmp_path)
     student = student_of(job, model_settings, digits)
     trainer = Trainer(Attempt(student, lay(tmp_path, student)))
     method = trainer.distiller.terms["maskd"].method
@@ -166,16 +181,21 @@ def test_a_students_job_takes_the_tokens_of_its_parent(
 
 
 def test_a_student_refuses_tokens_that_were_changed_since(
-    tmp_path: Path, job: Job, model_settings: Any, digits: Any
+    tmp_path: Path, job: Job, finished: tuple[JobPaths, JobResult], model_settings: Any, digits: Any
 ) -> None:
     from kdlab.training.trainer import Trainer
 
-    paths = lay(tmp_path, job)
-    run_job(paths)
+    paths = copy_of(finished[0], tmp_path)
     paths.weights.write_bytes(b"other")
     student = student_of(job, model_settings, digits)
     with pytest.raises(JobError, match="not the ones that the job's result names"):
         Trainer(Attempt(student, lay(tmp_path, student)))
+
+
+def copy_of(finished: JobPaths, folder: Path) -> JobPaths:
+    """The finished job and its teacher in a folder of a test."""
+    shutil.copytree(finished.folder.parent, folder, dirs_exist_ok=True)
+    return JobPaths(folder / finished.folder.name)
 
 
 def student_of(job: Job, model_settings: Any, digits: Any) -> Job:

@@ -22,6 +22,7 @@ from kdlab.training.attempt import Attempt
 from kdlab.training.job import run_job
 from kdlab.training.loop import Stopped
 from kdlab.training.scaling import Scale
+from kdlab.training.trainer import Trainer
 from tests.stubs.jobs import changed, make, method
 
 # 24 images in batches of 4 are 6 steps an epoch
@@ -30,11 +31,17 @@ SCHEDULE = {"warmup_iters": 4, "keep_best": True}
 FGD = ("fgd.foreground", "fgd.background", "fgd.attention", "fgd.relation")
 
 
-@pytest.fixture
-def job(tmp_path: Path, model_settings: Any, digits: Any) -> Job:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The jobs' folder of all tests."""
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="module")
+def job(folder: Path, model_settings: Any, digits: Any) -> Job:
     """A scale job of two methods, one of several terms, and beside it a finished teacher."""
     torch.manual_seed(3)
-    teacher = JobPaths(tmp_path / "teacher-1")
+    teacher = JobPaths(folder / "teacher-1")
     teacher.folder.mkdir()
     model = detectors.build(model_settings("gfl"), len(digits.classes))
     teacher.checkpoints.mkdir()
@@ -60,10 +67,18 @@ def lay(folder: Path, job: Job) -> JobPaths:
     return paths
 
 
-def curves(folder: Path, job: Job) -> Curves:
+@pytest.fixture(scope="module")
+def finished(folder: Path, job: Job) -> tuple[JobPaths, JobResult]:
+    """The job after its run."""
     paths = lay(folder, job)
-    assert run_job(paths) is not None
-    return Curves.read(paths)
+    result = run_job(paths)
+    assert result is not None
+    return paths, result
+
+
+@pytest.fixture
+def losses(finished: tuple[JobPaths, JobResult]) -> list[dict[str, float]]:
+    return Curves.read(finished[0]).losses
 
 
 def detection(losses: dict[str, float]) -> float:
@@ -71,8 +86,7 @@ def detection(losses: dict[str, float]) -> float:
     return losses["loss"] - sum(losses[f"loss_{name}"] for name in terms)
 
 
-def test_it_tells_each_term_of_each_step_beside_the_loss_of_detection(tmp_path: Path, job: Job) -> None:
-    losses = curves(tmp_path, job).losses
+def test_it_tells_each_term_of_each_step_beside_the_loss_of_detection(losses: list[dict[str, float]]) -> None:
     assert [entry["iteration"] for entry in losses] == list(range(1, ITERATIONS + 1))
     for entry in losses:
         own = sum(entry[name] for name in ("loss_cls", "loss_bbox", "loss_dfl"))
@@ -82,23 +96,26 @@ def test_it_tells_each_term_of_each_step_beside_the_loss_of_detection(tmp_path: 
         assert entry["loss_mgd"] == pytest.approx(1e-3 * entry["raw_mgd"], rel=1e-4)
 
 
-def test_raw_terms_know_no_warm_up(tmp_path: Path, job: Job) -> None:
-    first, *_, last = curves(tmp_path, job).losses
+def test_raw_terms_know_no_warm_up(losses: list[dict[str, float]]) -> None:
+    first, *_, last = losses
     assert first["loss_fgd.foreground"] == pytest.approx(2.0 * first["raw_fgd.foreground"] / 6, rel=1e-4)
     assert last["loss_fgd.foreground"] == pytest.approx(2.0 * last["raw_fgd.foreground"], rel=1e-4)
 
 
-def test_first_step_is_that_of_the_student_itself(tmp_path: Path, job: Job) -> None:
+def test_first_step_is_that_of_the_student_itself(
+    folder: Path, job: Job, losses: list[dict[str, float]]
+) -> None:
     schedule = job.spec.schedule.model_copy(update={"eval_every": 0, "keep_best": False})
     spec = changed(job, kind="student", iterations=None, schedule=schedule.model_dump(mode="json"))
     whole = replace(job, id="student-1", spec=spec)
-    assert curves(tmp_path, job).losses[0] == curves(tmp_path, whole).losses[0]
+    student = Trainer(Attempt(whole, lay(folder, whole), should_stop=lambda: True))
+    with pytest.raises(Stopped):
+        student.run()
+    assert student.loop.progress.losses == losses[:1]
 
 
-def test_it_measures_nothing_and_keeps_no_weights(tmp_path: Path, job: Job) -> None:
-    paths = lay(tmp_path, job)
-    result = run_job(paths)
-    assert result is not None
+def test_it_measures_nothing_and_keeps_no_weights(finished: tuple[JobPaths, JobResult]) -> None:
+    paths, result = finished
     assert result.last == result.best == Evaluation()
     assert Curves.read(paths).evaluations == []
     assert not list(paths.checkpoints.iterdir())
@@ -109,11 +126,9 @@ def test_it_measures_nothing_and_keeps_no_weights(tmp_path: Path, job: Job) -> N
     assert JobEvaluated not in kinds
 
 
-def test_it_tells_what_the_student_costs(tmp_path: Path, job: Job) -> None:
-    paths = lay(tmp_path, job)
-    result = run_job(paths)
+def test_it_tells_what_the_student_costs(finished: tuple[JobPaths, JobResult]) -> None:
+    paths, result = finished
     assert result == JobResult.read(paths)
-    assert result is not None
     assert set(result.timing) == {"step_s", "data_s", "latency_s"}
     assert all(seconds > 0 for seconds in result.timing.values())
     assert result.model["params"] > 0
@@ -122,24 +137,26 @@ def test_it_tells_what_the_student_costs(tmp_path: Path, job: Job) -> None:
     assert paths.config.exists()
 
 
-def test_a_stopped_one_goes_on_to_the_same_losses(tmp_path: Path, job: Job) -> None:
-    whole = curves(tmp_path, job)
-    parts = lay(tmp_path, replace(job, id="scale-2"))
+def test_a_stopped_one_goes_on_to_the_same_losses(
+    folder: Path, job: Job, finished: tuple[JobPaths, JobResult]
+) -> None:
+    parts = lay(folder, replace(job, id="scale-2"))
     asked = iter([False] * 4 + [True])
     work = Scale(Attempt(job, parts, should_stop=lambda: next(asked)))
     with pytest.raises(Stopped):
         work.run()
     assert work.iteration == 5
     assert run_job(parts) is not None
-    assert Curves.read(parts) == whole
+    assert Curves.read(parts) == Curves.read(finished[0])
     assert not list(parts.checkpoints.iterdir())
 
 
-def test_images_without_objects_suffice_for_the_latency(tmp_path: Path, job: Job) -> None:
+def test_images_without_objects_suffice_for_the_latency(tmp_path: Path, folder: Path, job: Job) -> None:
     files = job.inputs.dataset
     labels = json.loads(files.val.labels.read_text()) | {"annotations": []}
     (tmp_path / "val.json").write_text(json.dumps(labels))
     files = replace(files, val=replace(files.val, labels=tmp_path / "val.json"))
-    result = run_job(lay(tmp_path, replace(job, inputs=Inputs(files))))
+    bare = replace(job, id="scale-3", spec=changed(job, iterations=1), inputs=Inputs(files))
+    result = run_job(lay(folder, bare))
     assert result is not None
     assert result.timing["latency_s"] > 0
