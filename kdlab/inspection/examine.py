@@ -71,8 +71,14 @@ def examine(
         broken_images: what a job does at one, "stop" or "skip".
     """
     splits, found = _labels(files, progress)
-    listed, wrong = voc.read(_xml_files(splits))
-    others, more_wrong = voc.read(list(_other_xml(splits)))
+    xml_files = [
+        XmlFile(labels.split, labels.folder / image["xml"], image["file_name"])
+        for labels in splits
+        for image in labels.images
+        if isinstance(image.get("xml"), str)
+    ]
+    listed, wrong = voc.read(xml_files)
+    others, more_wrong = voc.read(list(_other_xml(splits, xml_files)))
     found += [*wrong, *more_wrong]
     if others:
         splits.append(arranged(OTHER, splits[0].folder, voc.as_coco(others, files.classes))[0])
@@ -120,19 +126,9 @@ def _siblings(files: DatasetFiles) -> dict[str, Split]:
     return found
 
 
-def _xml_files(splits: Sequence[Labels]) -> list[XmlFile]:
-    """The XML files from which labels were converted, where the images name them."""
-    return [
-        XmlFile(labels.split, labels.folder / image["xml"], image["file_name"])
-        for labels in splits
-        for image in labels.images
-        if isinstance(image.get("xml"), str)
-    ]
-
-
-def _other_xml(splits: Sequence[Labels]) -> Iterator[XmlFile]:
-    """XML files next to those, each with the image of its stem where there is one."""
-    known = {file.path: file.image for file in _xml_files(splits)}
+def _other_xml(splits: Sequence[Labels], listed: Sequence[XmlFile]) -> Iterator[XmlFile]:
+    """XML files next to those that are listed, each with the image of its stem where there is one."""
+    known = {file.path: file.image for file in listed}
     pairs = {(path.parent, Path(image).parent) for path, image in known.items()}
     for xml_folder, folder in sorted(pairs):
         there = {path.stem: path.name for path in images.files_below(splits[0].folder / folder)}

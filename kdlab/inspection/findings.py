@@ -134,12 +134,7 @@ class Defect:
 
 
 def defects(found: Iterable[tuple[str, Place]], *, skips_broken: bool = False) -> list[Defect]:
-    """One defect a kind, the worst first, in the order of `KINDS`.
-
-    Args:
-        found: what the checks yield.
-        skips_broken: whether a job goes on without the images that it cannot read.
-    """
+    """One defect a kind, the worst first; `skips_broken` if a job goes on without broken images."""
     places: dict[str, list[Place]] = {kind: [] for kind in KINDS}
     for kind, place in found:
         places[kind].append(place)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cached_property
+from operator import le
 from typing import Any, Literal
 
 State = Literal["pending", "running", "finished", "pruned", "failed"]
@@ -166,7 +167,11 @@ class Study:
     def front(self) -> tuple[Trial, ...]:
         """The finished trials that no other one surpasses in all objectives, the cheapest first."""
         costs = {_costs(trial) for trial in self.finished}
-        kept = [trial for trial in self.finished if not any(_surpasses(one, trial) for one in costs)]
+        kept = []
+        for trial in self.finished:
+            others = costs - {_costs(trial)}
+            if not any(all(map(le, other, _costs(trial))) for other in others):
+                kept.append(trial)
         return tuple(sorted(kept, key=lambda trial: (trial.values[1:], trial.number)))
 
     @property
@@ -199,8 +204,3 @@ def text_of(value: Any) -> str:
 def _costs(trial: Trial) -> tuple[float, ...]:
     """The objectives of a finished trial as numbers that are all to be low, AP the first."""
     return (-trial.values[0], *trial.values[1:])
-
-
-def _surpasses(costs: tuple[float, ...], trial: Trial) -> bool:
-    own = _costs(trial)
-    return costs != own and all(one <= other for one, other in zip(costs, own, strict=True))

@@ -46,9 +46,14 @@ class Arm:
         """Results by seed."""
         return {record.job.seed: record.result for record in self.records if record.result is not None}
 
-    def over_seeds(self, metric: str) -> list[float]:
+    def by_seed(self, metric: str) -> dict[int, float]:
         """A metric after the last epoch, of each result that has it."""
-        return [one.metrics[metric] for one in self.results.values() if metric in one.metrics]
+        found = self.results.items()
+        return {seed: result.metrics[metric] for seed, result in found if metric in result.metrics}
+
+    def over_seeds(self, metric: str) -> list[float]:
+        """The same values without their seeds."""
+        return list(self.by_seed(metric).values())
 
 
 def arms_of(plan: Plan, records: Sequence[JobStatus], pool: bool) -> tuple[Arm | None, list[Arm]]:

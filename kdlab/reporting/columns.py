@@ -1,116 +1,143 @@
-"""What a comparison shows of an arm: one function a column."""
+"""Columns of a comparison: one function each, in the order of the table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from statistics import fmean, median, stdev
 
 from kdlab.jobs.resampled import RESAMPLES
 from kdlab.reporting.arms import Arm
-from kdlab.reporting.comparison import SIGNIFICANT, Comparison, Gain
-from kdlab.reporting.tables import Cell, Column, Mark
+from kdlab.reporting.comparison import SIGNIFICANT, Comparison
+from kdlab.reporting.tables import Cell, Column
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "VOC07", "VOC12")
 NONE = Cell("-", mark="dim")
 _LEAST_P = 0.001
-
-
-@dataclass(frozen=True)
-class View:
-    """One row to be: an arm among those it is compared with.
-
-    Args:
-        comparison: all arms.
-        arm: the row's; the teacher has one too.
-        mark: how its AP stands out.
-    """
-
-    comparison: Comparison
-    arm: Arm
-    mark: Mark = ""
-
-    @property
-    def gain(self) -> Gain | None:
-        """Over the baseline; None for the teacher and the baseline itself."""
-        return None if self.arm is self.comparison.teacher else self.comparison.gains.get(self.arm.name)
-
-    @property
-    def compared(self) -> bool:
-        """Whether the arm can have a gain: it is no baseline, and has results."""
-        return bool(self.comparison.baseline and self.arm.results and not self.arm.plain)
-
-
-Fill = Callable[[View, Column], Cell | None]
+_STEPS = "median over seeds of medians of steps that took turns in the job"
 ALONE = ("student_step_s",)
 WITH_TEACHER = ("student_step_s", "teacher_forward_s")
 """Parts of a job's timing that its training step is compared with."""
+P_READING = (
+    "p: paired t test over seeds, two-sided, corrected with Holm over the arms of this table; "
+    f"* p < {SIGNIFICANT}; bold: the highest AP, where its gain has a star; "
+    "underlined: then the second, both of arms that lack no seed"
+)
+
+Fill = Callable[[Comparison, Arm, Column], Cell | None]
+COLUMNS: list[tuple[Column, Fill]] = []
+"""All columns from left to right, with what fills them; None where an arm can have no such number."""
 
 
-def _name(view: View, column: Column) -> Cell:
-    return Cell(view.arm.name)
+def _fills(*columns: Column) -> Callable[[Fill], Fill]:
+    """Decorator that puts columns into the table with the function that fills them."""
+
+    def add(fill: Fill) -> Fill:
+        COLUMNS.extend((column, fill) for column in columns)
+        return fill
+
+    return add
 
 
-def _inherits(view: View, column: Column) -> Cell | None:
+@_fills(Column("arm", "arm", digits=None))
+def _name(comparison: Comparison, arm: Arm, column: Column) -> Cell:
+    return Cell(arm.name)
+
+
+_INHERITS = "inherits: tensors of the student's neck and head that start from the teacher's"
+
+
+@_fills(Column("inherits", "inherits", digits=None, reading=_INHERITS))
+def _inherits(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
     """ "31 of 34" as soon as a job has counted."""
-    if not view.arm.inherits:
+    if not arm.inherits:
         return None
-    found = next((result.model.get("inherited") for result in view.arm.results.values()), None)
+    found = next((result.model.get("inherited") for result in arm.results.values()), None)
     return Cell(f"{found['tensors']} of {found['of']}" if found else "yes")
 
 
-def _metric(view: View, column: Column) -> Cell | None:
-    """After the last epoch; AP has its deviation, and a dash where there is none."""
-    name = column.key
-    found = {seed: result.metrics.get(name) for seed, result in view.arm.results.items()}
-    values = {seed: value for seed, value in found.items() if value is not None}
+@_fills(Column("AP", "AP"))
+def _ap(comparison: Comparison, arm: Arm, column: Column) -> Cell:
+    values = arm.by_seed("AP")
     if not values:
-        return NONE if name == "AP" else None
-    if name != "AP":
-        return column.cell(fmean(values.values()), how=_listed(column, values))
-    spread = _deviation(list(values.values()))
+        return NONE
     how = _listed(column, values).replace("mean of", "mean ± sample deviation of")
-    return replace(column.cell(fmean(values.values()), spread, how=how), mark=view.mark)
+    return column.cell(fmean(values.values()), _deviation(values.values()), how=how)
 
 
-def _best(view: View, column: Column) -> Cell | None:
-    evaluations = [result.best.metrics for result in view.arm.results.values()]
-    values = [metrics["AP"] for metrics in evaluations if "AP" in metrics]
-    return column.cell(fmean(values), _deviation(values)) if values else None
-
-
-def _gain(view: View, column: Column) -> Cell | None:
-    if not view.compared:
+@_fills(Column("dAP", "dAP", signed=True))
+def _gain(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    if not comparison.can_gain(arm):
         return None
-    if (gain := view.gain) is None:
+    if (gain := comparison.gain(arm)) is None:
         return NONE
     differences = dict(zip(gain.seeds, gain.differences, strict=True))
     cell = column.cell(gain.mean, how=f"paired by seed; {_listed(column, differences)}")
-    return replace(cell, text=f"{cell.text} *" if gain.supported else cell.text, mark=view.mark)
+    return replace(cell, text=f"{cell.text} *") if gain.supported else cell
 
 
-def _interval(view: View, column: Column) -> Cell | None:
-    if not (gain := view.gain) or gain.interval is None:
+_INTERVAL = (
+    "dAP 95 %: of the gain, for other seeds and other validation images; not corrected for the number of arms"
+)
+
+
+@_fills(Column("interval", "dAP 95 %", signed=True, reading=_INTERVAL))
+def _interval(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    gain = comparison.gain(arm)
+    if gain is None or gain.interval is None:
         return None
-    images = view.comparison.images
     how = (
         f"t interval of the mean difference; its variance is that between {len(gain.seeds)} seeds and that "
-        f"which {RESAMPLES:,} resamples of {images:,} images add to all of them"
+        f"which {RESAMPLES:,} resamples of {comparison.images:,} images add to all of them"
     )
     return column.span(gain.interval, how)
 
 
-def _other_images(view: View, column: Column) -> Cell | None:
-    if not (gain := view.gain) or gain.other_images is None:
+_IMAGES = "these weights, other images: 95 % of the gain over resampled validation images; no word on seeds"
+
+
+@_fills(Column("other_images", "these weights, other images", signed=True, reading=_IMAGES))
+def _other_images(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    gain = comparison.gain(arm)
+    if gain is None or gain.other_images is None:
         return None
-    how = f"middle 95 % of the gain over {RESAMPLES:,} resamples of {view.comparison.images:,} images"
+    how = f"middle 95 % of the gain over {RESAMPLES:,} resamples of {comparison.images:,} images"
     return column.span(gain.other_images, how)
 
 
-def _gap_closed(view: View, column: Column) -> Cell | None:
-    if not view.compared or not (view.comparison.teacher and view.comparison.teacher.results):
+@_fills(Column("p", "p", digits=3))
+def _p(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    gain = comparison.gain(arm)
+    if gain is None or gain.p is None or gain.p_holm is None:
         return None
-    if not (gain := view.gain) or gain.gap_closed is None:
+    arms = sum(one.p is not None for one in comparison.gains.values())
+    how = f"paired t test over {len(gain.seeds)} seeds, two-sided: p = {gain.p:.2g}; Holm over {arms} arms"
+    text = f"<{_LEAST_P}" if gain.p_holm < _LEAST_P else column.plain(gain.p_holm)
+    return Cell(text, gain.p_holm, how=how)
+
+
+_VOC = "VOC07: PASCAL VOC's mAP at IoU 0.5, mean precision at 11 recalls; VOC12: area under the curve"
+
+
+@_fills(
+    *(Column(metric, metric) for metric in ("AP50", "AP75", "APs", "APm", "APl")),
+    Column("VOC07", "VOC07", reading=_VOC),
+    Column("VOC12", "VOC12"),
+)
+def _metric(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    values = arm.by_seed(column.key)
+    return column.cell(fmean(values.values()), how=_listed(column, values)) if values else None
+
+
+_GAP = 'gap closed: gain / (teacher - baseline); "-" where the teacher is not above the baseline'
+
+
+@_fills(Column("gap_closed", "gap closed", digits=0, unit=" %", reading=_GAP))
+def _gap_closed(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    teacher = comparison.teacher
+    if teacher is None or not teacher.results or not comparison.can_gain(arm):
+        return None
+    gain = comparison.gain(arm)
+    if gain is None or gain.gap_closed is None:
         return NONE
     how = "mean gain over (teacher - baseline) of the same seeds"
     if gain.gap_interval:
@@ -118,59 +145,62 @@ def _gap_closed(view: View, column: Column) -> Cell | None:
     return column.cell(gain.gap_closed, interval=gain.gap_interval, how=how)
 
 
-def _p(view: View, column: Column) -> Cell | None:
-    if not (gain := view.gain) or gain.p is None or gain.p_holm is None:
-        return None
-    compared = sum(one.p is not None for one in view.comparison.gains.values())
-    how = (
-        f"paired t test over {len(gain.seeds)} seeds, two-sided: p = {gain.p:.2g}; Holm over {compared} arms"
-    )
-    small = f"<{_LEAST_P}" if gain.p_holm < _LEAST_P else column.plain(gain.p_holm)
-    return Cell(small, gain.p_holm, how=how)
-
-
-def _n(view: View, column: Column) -> Cell:
-    done, planned = len(view.arm.results), view.arm.planned
-    return Cell(f"{done}" if done == planned else f"{done} of {planned}", done)
+@_fills(Column("n", "n", digits=0))
+def _n(comparison: Comparison, arm: Arm, column: Column) -> Cell:
+    done = len(arm.results)
+    return Cell(f"{done}" if arm.whole else f"{done} of {arm.planned}", done)
 
 
 def step_ratios(arm: Arm, parts: Sequence[str]) -> list[float]:
     """Time of a training step over the sum of `parts`, one a seed that took them in turns."""
     timings = [result.timing for result in arm.results.values()]
-    return [
-        timing["distill_step_s"] / sum(timing[part] for part in parts)
-        for timing in timings
-        if "distill_step_s" in timing
-    ]
+    measured = [timing for timing in timings if "distill_step_s" in timing]
+    return [timing["distill_step_s"] / sum(timing[part] for part in parts) for timing in measured]
 
 
-_STEPS = "median over seeds of medians of steps that took turns in the job"
+_STEP = "step x: time of a training step, the student alone = 1"
 
 
-def _step_x(view: View, column: Column) -> Cell | None:
-    if view.arm is view.comparison.teacher or not view.arm.results:
+@_fills(Column("step_x", "step x", digits=2, reading=_STEP))
+def _step_x(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    if arm is comparison.teacher or not arm.results:
         return None
-    if not view.arm.distils:
-        return column.cell(1.0)
-    return _median(column, step_ratios(view.arm, ALONE), _STEPS)
+    return _median(column, step_ratios(arm, ALONE), _STEPS) if arm.distils else column.cell(1.0)
 
 
-def _method_x(view: View, column: Column) -> Cell | None:
-    return _median(column, step_ratios(view.arm, WITH_TEACHER), _STEPS)
+_METHOD = "method x: the same, the student alone and a teacher's forward pass = 1"
 
 
-def _latency(view: View, column: Column) -> Cell | None:
-    found = view.comparison.latency_ms(view.arm)
+@_fills(Column("method_x", "method x", digits=2, reading=_METHOD))
+def _method_x(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    return _median(column, step_ratios(arm, WITH_TEACHER), _STEPS)
+
+
+@_fills(Column("best_AP", "best epoch", reading="best epoch: chosen on the evaluation set, enters no test"))
+def _best(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    evaluations = [result.best.metrics for result in arm.results.values()]
+    values = [metrics["AP"] for metrics in evaluations if "AP" in metrics]
+    return column.cell(fmean(values), _deviation(values)) if values else None
+
+
+_LATENCY = "latency: one image, from pixels to boxes, median, on the device of the job"
+
+
+@_fills(Column("latency_ms", "latency", digits=2, unit=" ms", reading=_LATENCY, usual=False))
+def _latency(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    found = comparison.latency_ms(arm)
     return None if found is None else column.cell(found, how="median over the jobs of this network")
 
 
-def _params(view: View, column: Column) -> Cell | None:
-    models = [result.model for result in view.arm.results.values()]
+@_fills(Column("params_m", "params", digits=2, unit=" M", usual=False))
+def _params(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    models = [result.model for result in arm.results.values()]
     return _median(column, [model["params"] / 1e6 for model in models if "params" in model])
 
 
-def _minutes(view: View, column: Column) -> Cell | None:
-    minutes = [result.wall_s / 60 for result in view.arm.results.values()]
+@_fills(Column("train_min", "trained", digits=1, unit=" min", usual=False))
+def _minutes(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    minutes = [result.wall_s / 60 for result in arm.results.values()]
     return _median(column, minutes, "median over seeds of training and evaluation")
 
 
@@ -178,8 +208,9 @@ def _median(column: Column, values: Sequence[float], how: str = "") -> Cell | No
     return column.cell(median(values), how=how) if values else None
 
 
-def _deviation(values: list[float]) -> float | None:
+def _deviation(values: Iterable[float]) -> float | None:
     """Sample standard deviation, None for a single value."""
+    values = list(values)
     return stdev(values) if len(values) > 1 else None
 
 
@@ -187,70 +218,3 @@ def _listed(column: Column, values: dict[int, float]) -> str:
     """ "mean of seed 0: 31.9, seed 1: 32.7"."""
     listed = ", ".join(f"seed {seed}: {column.shown(value)}" for seed, value in sorted(values.items()))
     return f"mean of {listed}" if len(values) > 1 else listed
-
-
-_INTERVAL_READING = (
-    "dAP 95 %: of the gain, for other seeds and other validation images; not corrected for the number of arms"
-)
-_IMAGES_READING = (
-    "these weights, other images: 95 % of the gain over resampled validation images; no word on seeds"
-)
-_GAP_READING = 'gap closed: gain / (teacher - baseline); "-" where the teacher is not above the baseline'
-P_READING = (
-    "p: paired t test over seeds, two-sided, corrected with Holm over the arms of this table; "
-    f"* p < {SIGNIFICANT}; bold: the highest AP, where its gain has a star; "
-    "underlined: then the second, both of arms that lack no seed"
-)
-_VOC_READING = "VOC07: PASCAL VOC's mAP at IoU 0.5, mean precision at 11 recalls; VOC12: area under the curve"
-_LATENCY_READING = "latency: one image, from pixels to boxes, median, on the device of the job"
-
-COLUMNS: tuple[tuple[Column, Fill], ...] = (
-    (Column("arm", "arm", digits=None), _name),
-    (
-        Column(
-            "inherits",
-            "inherits",
-            digits=None,
-            reading="inherits: tensors of the student's neck and head that start from the teacher's",
-        ),
-        _inherits,
-    ),
-    (Column("AP", "AP"), _metric),
-    (Column("dAP", "dAP", signed=True), _gain),
-    (Column("interval", "dAP 95 %", signed=True, reading=_INTERVAL_READING), _interval),
-    (
-        Column("other_images", "these weights, other images", signed=True, reading=_IMAGES_READING),
-        _other_images,
-    ),
-    (Column("p", "p", digits=3), _p),
-    *((Column(metric, metric), _metric) for metric in METRICS[1:6]),
-    (Column("VOC07", "VOC07", reading=_VOC_READING), _metric),
-    (Column("VOC12", "VOC12"), _metric),
-    (Column("gap_closed", "gap closed", digits=0, unit=" %", reading=_GAP_READING), _gap_closed),
-    (Column("n", "n", digits=0), _n),
-    (
-        Column(
-            "step_x", "step x", digits=2, reading="step x: time of a training step, the student alone = 1"
-        ),
-        _step_x,
-    ),
-    (
-        Column(
-            "method_x",
-            "method x",
-            digits=2,
-            reading="method x: the same, the student alone and a teacher's forward pass = 1",
-        ),
-        _method_x,
-    ),
-    (
-        Column("best_AP", "best epoch", reading="best epoch: chosen on the evaluation set, enters no test"),
-        _best,
-    ),
-    (
-        Column("latency_ms", "latency", digits=2, unit=" ms", reading=_LATENCY_READING, usual=False),
-        _latency,
-    ),
-    (Column("params_m", "params", digits=2, unit=" M", usual=False), _params),
-    (Column("train_min", "trained", digits=1, unit=" min", usual=False), _minutes),
-)

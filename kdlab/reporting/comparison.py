@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import fmean, median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from kdlab.jobs import status, store
 from kdlab.jobs.paths import Runs
@@ -59,6 +59,47 @@ class Gain:
     gap_closed: float | None = None
     gap_interval: Interval | None = None
 
+    @classmethod
+    def of(
+        cls, arm: Arm, baseline: Arm, teacher: Arm | None, resampled: Mapping[str, Resampled]
+    ) -> Self | None:
+        """The gain of an arm; None where it shares no finished seed with the baseline."""
+        import numpy as np
+
+        aps, plain_aps = arm.by_seed("AP"), baseline.by_seed("AP")
+        seeds = tuple(sorted(aps.keys() & plain_aps.keys()))
+        if not seeds:
+            return None
+        differences = tuple(aps[seed] - plain_aps[seed] for seed in seeds)
+        like = arm.micro_batch == baseline.micro_batch
+        gain = cls(seeds, differences, like, paired_t(differences) if like else None)
+        # the teacher minus the baseline, one a seed
+        above = teacher.over_seeds("AP") if teacher else []
+        gaps = [fmean(above) - plain_aps[seed] for seed in seeds] if above else [0.0]
+        if fmean(gaps) > 0:
+            gain = replace(gain, gap_closed=100 * gain.mean / fmean(gaps))
+        results = [one.results[seed] for one in (arm, baseline) for seed in seeds]
+        together = _on_images(results, resampled)
+        if together is None:
+            return gain
+        own, plain = np.split(together, 2)
+        gain = replace(gain, other_images=percentile_interval((own - plain).mean(0)))
+        if len(seeds) < SEEDS_FOR_A_TEST:
+            return gain
+        images = resampled[results[0].id].images
+        crossed = Crossed.of(np.array([differences]), np.array([own - plain]), images)
+        gain = replace(gain, interval=crossed.interval(1.0))
+        if teacher is None or gain.gap_closed is None:
+            return gain
+        teachers = [one for one in teacher.results.values() if "AP" in one.metrics]
+        together = _on_images([*teachers, results[0]], resampled)
+        if together is None:
+            return gain
+        values = np.array([differences, gaps])
+        crossed = Crossed.of(values, np.array([own - plain, together[:-1].mean(0) - plain]), images)
+        ratio = crossed.ratio_interval()
+        return replace(gain, gap_interval=ratio and Interval(100 * ratio.low, 100 * ratio.high))
+
     @property
     def mean(self) -> float:
         """Of the differences."""
@@ -98,6 +139,27 @@ class Comparison:
     unlike: bool = False
     curves: Mapping[str, Curves] = field(default_factory=dict)
 
+    @property
+    def rows(self) -> list[Arm]:
+        """The teacher, if there is one, then all arms."""
+        return [self.teacher, *self.arms] if self.teacher else [*self.arms]
+
+    @property
+    def title(self) -> str:
+        """ "RetinaNet R101 -> R50, n=3", "n=2 to 3" where arms differ."""
+        recipe = self.plan.recipe
+        counts = sorted({len(arm.results) for arm in self.arms} or {0})
+        n = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+        return f"{recipe.get('title') or recipe['name']}, n={n}"
+
+    def gain(self, arm: Arm) -> Gain | None:
+        """Over the baseline; None for the teacher and the baseline itself."""
+        return None if arm is self.teacher else self.gains.get(arm.name)
+
+    def can_gain(self, arm: Arm) -> bool:
+        """Whether an arm can have a gain: it is no baseline, and has results."""
+        return bool(self.baseline and arm.results and not arm.plain)
+
     def latency_ms(self, arm: Arm) -> float | None:
         """Median time of one image, in milliseconds; None where no job took it.
 
@@ -119,11 +181,8 @@ def _latency_ms(arms: Sequence[Arm]) -> float | None:
 def of_plan(plan: Plan, runs: Runs, *, pool: bool = False, curves: bool = False) -> Comparison:
     """Compare the arms of a plan by what its jobs left in `runs`.
 
-    Args:
-        plan: which.
-        runs: where the jobs are.
-        pool: average jobs that ran in micro-batches with those that ran whole.
-        curves: with the learning curves of each job, which plots show.
+    `pool` averages jobs that ran in micro-batches with those that ran whole; `curves` adds learning curves,
+    which plots show.
     """
     ids = [planned.job.id for planned in plan.jobs]
     records = status.of_plan(plan, runs, store.results(runs, ids))
@@ -137,115 +196,40 @@ def of_plan(plan: Plan, runs: Runs, *, pool: bool = False, curves: bool = False)
 
 
 def compare(
-    plan: Plan,
-    records: Sequence[JobStatus],
-    resampled: Mapping[str, Resampled],
-    *,
-    pool: bool = False,
+    plan: Plan, records: Sequence[JobStatus], resampled: Mapping[str, Resampled], *, pool: bool = False
 ) -> Comparison:
-    """Compare the arms of a plan.
-
-    Args:
-        plan: which.
-        records: what became of its jobs.
-        resampled: AP on resampled images, by job; jobs may be missing.
-        pool: average jobs that ran in micro-batches with those that ran whole.
-    """
+    """The same by what is known of the jobs; some may lack their AP on resampled images."""
     teacher, arms = arms_of(plan, records, pool)
-    baseline = next((arm for arm in arms if arm.plain), None)
-    if baseline is None:
-        return Comparison(plan, records, teacher, arms, None)
     plain = [arm for arm in arms if arm.plain]
-    pairs = [_Pair(arm, _rival(arm, plain), teacher, resampled) for arm in arms if not arm.plain]
-    gains = {pair.arm.name: pair.gain() for pair in pairs if pair.seeds}
-    corrected = holm([gain.p for gain in gains.values()])
-    gains = {name: replace(gain, p_holm=p) for (name, gain), p in zip(gains.items(), corrected, strict=True)}
+    if not plain:
+        return Comparison(plan, records, teacher, arms, None)
+    gains: dict[str, Gain] = {}
+    for arm in arms:
+        # the baseline that ran in batches of the same size where there is one
+        rival = next((one for one in plain if one.micro_batch == arm.micro_batch), plain[0])
+        if not arm.plain and (gain := Gain.of(arm, rival, teacher, resampled)):
+            gains[arm.name] = gain
+    for name, p in zip(gains, holm([gain.p for gain in gains.values()]), strict=True):
+        gains[name] = replace(gains[name], p_holm=p)
     images = max((one.images for one in resampled.values()), default=0)
     # some kinds of job measure no detector
     done = [record.job for record in records if record.result is not None and record.result.metrics]
     unsampled = tuple(job.label for job in done if job.id not in resampled)
     unlike = len({one.truth for one in resampled.values()}) > 1
-    return Comparison(plan, records, teacher, arms, baseline, gains, images, unsampled, unlike)
+    return Comparison(plan, records, teacher, arms, plain[0], gains, images, unsampled, unlike)
 
 
-def _rival(arm: Arm, plain: Sequence[Arm]) -> Arm:
-    """The baseline that ran in batches of the same size where there is one, else the first."""
-    return next((one for one in plain if one.micro_batch == arm.micro_batch), plain[0])
+def _on_images(results: Sequence[JobResult], resampled: Mapping[str, Resampled]) -> Floats | None:
+    """(results, R) AP on resampled images; None where some are missing or were measured on others.
 
+    A resample without any object has no AP. A few are left out; where they are many, so few images hold
+    objects that resampling says nothing.
+    """
+    import numpy as np
 
-class _Pair:
-    """An arm and its baseline over the seeds that both have."""
-
-    def __init__(
-        self, arm: Arm, baseline: Arm, teacher: Arm | None, resampled: Mapping[str, Resampled]
-    ) -> None:
-        self.arm, self._resampled = arm, resampled
-        self._like = arm.micro_batch == baseline.micro_batch
-        own, plain = _with_ap(arm), _with_ap(baseline)
-        self.seeds = sorted(own.keys() & plain.keys())
-        self._own = [own[seed] for seed in self.seeds]
-        self._plain = [plain[seed] for seed in self.seeds]
-        self._teachers = list(_with_ap(teacher).values()) if teacher else []
-
-    def gain(self) -> Gain:
-        """The mean over the common seeds and all that is known of it."""
-        import numpy as np
-
-        pairs = zip(self._own, self._plain, strict=True)
-        differences = tuple(own.metrics["AP"] - plain.metrics["AP"] for own, plain in pairs)
-        p = paired_t(differences) if self._like else None
-        gain = Gain(tuple(self.seeds), differences, self._like, p, gap_closed=self._closed(differences))
-        together = self._on_images(*self._own, *self._plain)
-        if together is None:
-            return gain
-        own, plain = np.split(together, 2)
-        gain = replace(gain, other_images=percentile_interval((own - plain).mean(0)))
-        if len(self.seeds) < SEEDS_FOR_A_TEST:
-            return gain
-        crossed = Crossed.of(np.array([differences]), np.array([own - plain]), self._images)
-        gap = self._gap_interval(np.array(differences), own, plain) if self._teachers else None
-        return replace(gain, interval=crossed.interval(1.0), gap_interval=gap)
-
-    def _closed(self, differences: Sequence[float]) -> float | None:
-        gap = fmean(self._gaps()) if self._teachers else 0.0
-        return 100 * fmean(differences) / gap if gap > 0 else None
-
-    def _gaps(self) -> list[float]:
-        """Teacher minus baseline, one a seed."""
-        above = fmean(teacher.metrics["AP"] for teacher in self._teachers)
-        return [above - plain.metrics["AP"] for plain in self._plain]
-
-    def _gap_interval(self, differences: Floats, own: Floats, plain: Floats) -> Interval | None:
-        """Of `gap_closed`; `own` and `plain` are (S, R) on resampled images."""
-        import numpy as np
-
-        above = self._on_images(*self._teachers, self._own[0])
-        if above is None or fmean(self._gaps()) <= 0:
-            return None
-        values = np.array([differences, self._gaps()])
-        resampled = np.array([own - plain, above[:-1].mean(0) - plain])
-        ratio = Crossed.of(values, resampled, self._images).ratio_interval()
-        return ratio and Interval(100 * ratio.low, 100 * ratio.high)
-
-    @property
-    def _images(self) -> int:
-        return self._resampled[self._own[0].id].images
-
-    def _on_images(self, *results: JobResult) -> Floats | None:
-        """(results, R) AP on resampled images; None where some are missing or were measured on others.
-
-        A resample without any object has no AP. A few are left out; where they are many, so few images hold
-        objects that resampling says nothing.
-        """
-        import numpy as np
-
-        found = [self._resampled[result.id] for result in results if result.id in self._resampled]
-        if len(found) < len(results) or len({one.truth for one in found}) != 1:
-            return None
-        together = np.array([one.ap for one in found])
-        known = np.isfinite(together).all(0)
-        return together[:, known] if known.mean() >= _ENOUGH else None
-
-
-def _with_ap(arm: Arm) -> dict[int, JobResult]:
-    return {seed: result for seed, result in arm.results.items() if "AP" in result.metrics}
+    found = [resampled[result.id] for result in results if result.id in resampled]
+    if len(found) < len(results) or len({one.truth for one in found}) != 1:
+        return None
+    together = np.array([one.ap for one in found])
+    known = np.isfinite(together).all(0)
+    return together[:, known] if known.mean() >= _ENOUGH else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,11 +25,6 @@ def plans(wanted: str, runs: Runs, progress: Callable[[str], None] = lambda text
     Jobs of different data, schedules, students or teachers are never in one plan; a baseline, which has no
     teacher, is in all that it can be compared in.
 
-    Args:
-        wanted: a filter of MLflow over runs.
-        runs: where the jobs are.
-        progress: told what takes time.
-
     Raises:
         UsageError: MLflow does not take the filter, nothing fits, or a job that fits has no folder here.
         MachineError: MLflow cannot be asked.
@@ -39,7 +34,17 @@ def plans(wanted: str, runs: Runs, progress: Callable[[str], None] = lambda text
     students = [job for job in jobs if job.spec.is_student]
     if not students:
         raise UsageError("no finished student fits the filter", got=wanted, fix="kdlab ls runs")
-    return [_plan(group, wanted, runs) for group in _groups(students)]
+    alone: dict[str, list[Job]] = {}
+    taught: dict[str, dict[str, list[Job]]] = {}
+    for job in students:
+        world = job.spec.model_dump_json(exclude=_MAY_DIFFER)
+        if not job.parents:
+            alone.setdefault(world, []).append(job)
+        else:
+            taught.setdefault(world, {}).setdefault(job.parents[0], []).append(job)
+    groups = [alone.get(world, []) + jobs for world, by in taught.items() for jobs in by.values()]
+    groups += [jobs for world, jobs in alone.items() if world not in taught]
+    return [_plan(group, wanted, runs) for group in groups]
 
 
 def _fitting(wanted: str, runs: Runs) -> list[str]:
@@ -78,20 +83,6 @@ _MAY_DIFFER = {*_TELLS_ARMS, "micro_batch", "teacher", "seed"}
 """What settings of students may differ in within one table."""
 
 
-def _groups(students: Iterable[Job]) -> list[list[Job]]:
-    """Students that one table may hold: the same data, schedule, student and teacher."""
-    alone: dict[str, list[Job]] = {}
-    taught: dict[str, dict[str, list[Job]]] = {}
-    for job in students:
-        world = job.spec.model_dump_json(exclude=_MAY_DIFFER)
-        if not job.parents:
-            alone.setdefault(world, []).append(job)
-        else:
-            taught.setdefault(world, {}).setdefault(job.parents[0], []).append(job)
-    groups = [alone.get(world, []) + jobs for world, by in taught.items() for jobs in by.values()]
-    return groups + [jobs for world, jobs in alone.items() if world not in taught]
-
-
 def _plan(group: list[Job], wanted: str, runs: Runs) -> Plan:
     """The plan of a group: its teacher, and its students under names that tell its arms apart."""
     names: dict[str, str] = {}
@@ -110,12 +101,14 @@ def _plan(group: list[Job], wanted: str, runs: Runs) -> Plan:
         students.append(replace(job, arm=names[about]))
     teachers = [_job(parent, runs) for parent in {job.parents[0]: None for job in group if job.parents}]
     jobs = [*teachers, *students]
+    model = settings["model"]
+    about = f"{model['detector']} {model['backbone']} on {settings['dataset']['name']}"
     return Plan(
         id=hashlib.sha256(" ".join(job.id for job in jobs).encode()).hexdigest()[:8],
         recipe={
             "name": f"{QUERY}{wanted}",
             "query": wanted,
-            "title": _title(settings),
+            "title": f"{about}, {settings['schedule']['epochs']} epochs",
             "command": f"kdlab report {shlex.quote(QUERY + wanted)}",
             "arms": arms,
             "inherits": inherits,
@@ -124,10 +117,3 @@ def _plan(group: list[Job], wanted: str, runs: Runs) -> Plan:
         device="",
         dataset={},
     )
-
-
-def _title(settings: dict[str, Any]) -> str:
-    """ "gfl resnet18 on digits, 6 epochs"."""
-    model, schedule = settings["model"], settings["schedule"]
-    about = f"{model['detector']} {model['backbone']} on {settings['dataset']['name']}"
-    return f"{about}, {schedule['epochs']} epochs"

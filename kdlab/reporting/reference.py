@@ -61,12 +61,7 @@ ANSWERS = {"yes": True, "no": False}
 def published(recipe_name: str, folder: Path | None = None) -> list[Published]:
     """What was published for the pair of a recipe, in the order of the files.
 
-    Args:
-        recipe_name: as people type it, "coco/retinanet_r101_r50".
-        folder: of the CSV files; where it is left out, those that kdlab brings.
-
-    Raises:
-        UsageError: see `read`.
+    Where no folder of CSV files is given, it is of those that kdlab brings. Raises as `read` does.
     """
     return [row for row in read(folder or catalog.reference_folder()) if recipe_name in row.recipes]
 
@@ -80,31 +75,26 @@ def read(folder: Path) -> list[Published]:
     found: list[Published] = []
     faults: list[Fault] = []
     for path in sorted(folder.glob("*.csv")):
-        for values, where in _lines(path, faults):
-            if wrong := list(_faults(values, where)):
+        with path.open(encoding="utf-8", errors="replace", newline="") as stream:
+            lines = csv.reader(stream)
+            header = next(lines, [])
+            if wrong := list(_header_faults(header, f"{path}:1")):
                 faults += wrong
-            else:
-                found.append(_row(values))
+                continue
+            for cells in filter(None, lines):
+                where = f"{path}:{lines.line_num}"
+                if len(cells) != len(header):
+                    got, known = f"{len(cells)} cells", f"{len(header)}, as the header has"
+                    faults.append(Fault("the line does not fit the columns", where, got, known, QUOTES))
+                    continue
+                values = dict(zip(header, map(str.strip, cells), strict=True))
+                if wrong := list(_faults(values, where)):
+                    faults += wrong
+                else:
+                    found.append(_row(values))
     if faults:
         raise UsageError(faults=faults)
     return found
-
-
-def _lines(path: Path, faults: list[Fault]) -> Iterator[tuple[dict[str, str], str]]:
-    """(cells by column, place) of each line; nothing of a file whose columns are wrong."""
-    with path.open(encoding="utf-8", errors="replace", newline="") as stream:
-        lines = csv.reader(stream)
-        header = next(lines, [])
-        if wrong := list(_header_faults(header, f"{path}:1")):
-            faults += wrong
-            return
-        for cells in lines:
-            where = f"{path}:{lines.line_num}"
-            if len(cells) == len(header):
-                yield dict(zip(header, map(str.strip, cells), strict=True)), where
-            elif cells:
-                got, known = f"{len(cells)} cells", f"{len(header)}, as the header has"
-                faults.append(Fault("the line does not fit the columns", where, got, known, QUOTES))
 
 
 QUOTES = "a cell that holds a comma stands in double quotes"
@@ -124,7 +114,11 @@ def _header_faults(header: Sequence[str], where: str) -> Iterator[Fault]:
 
 def _faults(values: Mapping[str, str], where: str) -> Iterator[Fault]:
     for name, (low, high) in POINTS.items():
-        if values[name] and not _within(values[name], low, high):
+        try:
+            fits = not values[name] or low <= float(values[name]) <= high
+        except ValueError:
+            fits = False
+        if not fits:
             known = f"a number from {low} to {high}, or nothing"
             yield Fault(f"{name} is no number of points", where, values[name], known)
     for name in ("inherits", "verified"):
@@ -135,13 +129,6 @@ def _faults(values: Mapping[str, str], where: str) -> Iterator[Fault]:
             yield Fault(f"{name} is missing", where, fix="a number without it cannot be compared")
     if not (values["ap"] or values["gain"] or values["note"]):
         yield Fault("ap, gain and note are all empty", where, fix="give one, or remove the line")
-
-
-def _within(text: str, low: float, high: float) -> bool:
-    try:
-        return low <= float(text) <= high
-    except ValueError:
-        return False
 
 
 def _row(values: Mapping[str, str]) -> Published:

@@ -46,13 +46,7 @@ _REFERENCES = (INK, *COLOURS[1:4])
 def write_plots(study: Study, folder: Path, stem: str) -> list[Path]:
     """Write each plot as `<stem>-<name>.png` and `.pdf`, and the learning curves as `<stem>-curves.csv`.
 
-    Args:
-        study: what was tried.
-        folder: where; made if it is not there.
-        stem: file name without suffix, may name folders ("tune/digits/gfl-3fa2c1").
-
-    Returns:
-        The files; equal trials give equal ones.
+    The stem may name folders ("tune/digits/gfl-3fa2c1"), which are made. Equal trials give equal files.
     """
     (folder / stem).parent.mkdir(parents=True, exist_ok=True)
     files = []

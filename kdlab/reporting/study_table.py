@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from kdlab.jobs.study import NO_METHOD, Dimension, State, Study, Trial, text_of
 from kdlab.reporting.columns import NONE
 from kdlab.reporting.tables import Cell, Column, Table
-
-Fill = Callable[[Trial], Cell]
 
 _STATES: tuple[State, ...] = ("finished", "pruned", "running", "pending", "failed")
 _REASONS = 5
@@ -21,99 +19,88 @@ _REASON = 100
 def table(study: Study, top: int | None = 10) -> Table:
     """The best trials by AP; with several objectives their Pareto front by the second one.
 
-    Args:
-        study: what was tried.
-        top: rows of the best trials; the reference trials beyond them are shown all the same, and so is the
-            whole of a front, for one that is cut is none. None: all trials, with their jobs and times.
-
-    Returns:
-        A table without rows where there is no trial.
+    Beyond the `top` ones reference trials are shown all the same, and so is the whole of a front, for one
+    that is cut is none. None: all trials, with their jobs and times.
     """
     front = study.front if len(study.objectives) > 1 else ()
     ranked = [*front, *(trial for trial in study.finished if trial not in front)]
     others = [trial for trial in study.trials if trial not in ranked]
-    ranked += sorted(others, key=lambda trial: (_STATES.index(trial.state), -_last_ap(trial), trial.number))
+    last_ap = {trial.number: trial.curve.get(trial.last_epoch, 0.0) for trial in others}
+    others.sort(key=lambda one: (_STATES.index(one.state), -last_ap[one.number], one.number))
+    ranked += others
     shown = front or ranked[:top]
     rows = [trial for trial in ranked if top is None or trial.reference or trial in shown]
-    filled = list(_columns(study, rows, front, whole=top is None))
-    counted = f"{study.title}: {_counted(len(study.trials), 'trial')}"
+    columns = list(_columns(study, rows, front, whole=top is None))
+    title = f"{study.title}: {_counted(len(study.trials), 'trial')}"
     return Table(
-        title=f"{counted}, Pareto front of {' and '.join(study.objectives)}" if front else f"{counted} by AP",
-        columns=tuple(column for column, _ in filled),
-        rows=tuple(tuple(fill(trial) for _, fill in filled) for trial in rows),
+        title=f"{title}, Pareto front of {' and '.join(study.objectives)}" if front else f"{title} by AP",
+        columns=tuple(column for column, _ in columns),
+        rows=tuple(zip(*(cells for _, cells in columns), strict=True)),
         footnotes=tuple(_footnotes(study, len(ranked) - len(rows))),
     )
 
 
-def _last_ap(trial: Trial) -> float:
-    return trial.curve.get(trial.last_epoch, 0.0)
-
-
 def _columns(
     study: Study, rows: Sequence[Trial], front: Collection[Trial], *, whole: bool
-) -> Iterator[tuple[Column, Fill]]:
-    """Each column that says something of these trials, with what fills it."""
+) -> Iterator[tuple[Column, list[Cell]]]:
+    """Each column that says something of these trials, with its cells."""
     number = Column("trial", "trial", digits=0)
-    yield number, lambda trial: number.cell(trial.number)
+    yield number, [number.cell(trial.number) for trial in rows]
     if any(trial.reference for trial in rows):
-        yield _words("reference"), lambda trial: Cell(trial.reference)
+        yield _words("reference"), [Cell(trial.reference) for trial in rows]
     if len({trial.state for trial in rows}) > 1:
-        yield _words("state"), lambda trial: Cell(trial.state)
+        yield _words("state"), [Cell(trial.state) for trial in rows]
     if front and any(trial not in front for trial in rows):
-        yield _words("front", "Pareto"), lambda trial: Cell("front" if trial in front else "")
-    yield from _objectives(study)
-    for dimension in _by_importance(study):
-        yield _dimension(dimension)
+        yield _words("front", "Pareto"), [Cell("front" if trial in front else "") for trial in rows]
+    yield from _objectives(study, rows)
+    yield from _dimensions(study, rows)
     if any(trial.curve for trial in rows):
         epochs = Column("epochs", "epochs", digits=0)
-        yield epochs, lambda trial: epochs.cell(trial.last_epoch) if trial.curve else NONE
+        yield epochs, [epochs.cell(trial.last_epoch) if trial.curve else NONE for trial in rows]
     if whole and any(trial.job for trial in rows):
         minutes = Column("trained_min", "trained", unit=" min")
-        yield minutes, lambda trial: minutes.cell(trial.wall_s / 60)
-        yield _words("job"), lambda trial: Cell(trial.job)
+        yield minutes, [minutes.cell(trial.wall_s / 60) for trial in rows]
+        yield _words("job"), [Cell(trial.job) for trial in rows]
 
 
-def _objectives(study: Study) -> Iterator[tuple[Column, Fill]]:
+def _objectives(study: Study, rows: Sequence[Trial]) -> Iterator[tuple[Column, list[Cell]]]:
     """AP, the gain where there is something to gain over, and what else was to be good."""
-    columns = [Column(study.objectives[0], study.objectives[0])]
-    for name in study.objectives[1:]:
-        latency = Column(name, name, digits=2, unit=" ms")
-        columns.append(latency if name == "latency" else Column(name, name, digits=3, significant=True))
-    gain = Column("gain", "gain", signed=True)
-
-    def measured(place: int) -> Fill:
-        column = columns[place]
-        return lambda trial: column.cell(trial.values[place]) if trial in study.finished else NONE
-
-    def marked(trial: Trial) -> Cell:
-        cell = measured(0)(trial)
-        best = study.best is not None and cell.value == study.best.values[0]
-        return replace(cell, mark="bold") if best else cell
-
-    def gained(trial: Trial) -> Cell:
-        found = study.gain(trial)
-        if found is None:
-            return NONE if trial.has_methods else Cell()
-        return gain.cell(found)
-
-    yield columns[0], marked
-    if any(study.gain(trial) is not None for trial in study.finished):
-        yield gain, gained
-    for place in range(1, len(columns)):
-        yield columns[place], measured(place)
+    for place, name in enumerate(study.objectives):
+        column = Column(name, name, digits=3, significant=True)
+        if place == 0:
+            column = Column(name, name)
+        elif name == "latency":
+            column = Column(name, name, digits=2, unit=" ms")
+        cells = [column.cell(one.values[place]) if one in study.finished else NONE for one in rows]
+        if place > 0:
+            yield column, cells
+            continue
+        if study.best is not None:
+            best = study.best.values[0]
+            cells = [replace(cell, mark="bold") if cell.value == best else cell for cell in cells]
+        yield column, cells
+        if any(study.gain(trial) is not None for trial in study.finished):
+            column, cells = Column("gain", "gain", signed=True), []
+            for trial in rows:
+                missing = NONE if trial.has_methods else Cell()
+                gain = study.gain(trial)
+                cells.append(missing if gain is None else column.cell(gain))
+            yield column, cells
 
 
-def _dimension(dimension: Dimension) -> tuple[Column, Fill]:
-    name = dimension.name
-    column = _words(name) if dimension.choices else Column(name, name, digits=3, significant=True)
-
-    def fill(trial: Trial) -> Cell:
-        if trial.off(name):
-            return NONE
-        value = trial.params[name]
-        return Cell(text_of(value)) if dimension.choices else column.cell(value)
-
-    return column, fill
+def _dimensions(study: Study, rows: Sequence[Trial]) -> Iterator[tuple[Column, list[Cell]]]:
+    for dimension in _by_importance(study):
+        name = dimension.name
+        column = _words(name) if dimension.choices else Column(name, name, digits=3, significant=True)
+        cells = []
+        for trial in rows:
+            if trial.off(name):
+                cells.append(NONE)
+            elif dimension.choices:
+                cells.append(Cell(text_of(trial.params[name])))
+            else:
+                cells.append(column.cell(trial.params[name]))
+        yield column, cells
 
 
 def _by_importance(study: Study) -> list[Dimension]:

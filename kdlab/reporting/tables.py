@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,12 +17,9 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Of a table as plain data."""
 
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+
 Mark = Literal["", "bold", "underline", "dim"]
-
-
-def significant(number: float, digits: int) -> str:
-    """`number` with so many significant digits at most and never with an exponent: "0.0123", "1230"."""
-    return f"{Decimal(f'{number:.{digits}g}') + 0:f}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,8 @@ class Column:
     def plain(self, number: float) -> str:
         """`number` with the digits of this column and nothing else; never "-0.0"."""
         if self.significant and self.digits is not None:
-            return significant(number, self.digits)
+            # never with an exponent: "0.0123", "1230"
+            return f"{Decimal(f'{number:.{self.digits}g}') + 0:f}"
         return f"{round(number, self.digits) + 0.0:.{self.digits}f}"
 
     def shown(self, number: float) -> str:
@@ -99,6 +98,15 @@ class Column:
     def span(self, interval: Interval, how: str = "") -> Cell:
         """The cell that shows an interval alone."""
         return Cell(self._ends(interval), low=interval.low, high=interval.high, how=how)
+
+    def split(self, text: str) -> tuple[str, str]:
+        """A number and what follows it (" ± 0.1", " %", " of 3"); a text without a number is whole."""
+        found = None if self.digits is None else _NUMBER.match(text)
+        return (text, "") if found is None else (found[0], text[found.end() :])
+
+    def tail(self, texts: Iterable[str]) -> str:
+        """The longest of what follows the numbers of a column, "" where nothing does."""
+        return max((self.split(text)[1] for text in texts), key=len, default="")
 
     def _ends(self, interval: Interval) -> str:
         return f"[{self.shown(interval.low)}, {self.shown(interval.high)}]"

@@ -115,14 +115,8 @@ def followers(plan: Plan, runs: Runs) -> list[Follower]:
 class Follower:
     """Observer of a plan that tells a tracker every few seconds, from a thread of its own.
 
-    Where several commands drive one plan, one of them tells the tracker.
-
-    Args:
-        key: the tracker's.
-        tracker: which.
-        plan: may be replaced by one that has grown.
-        runs: where the jobs are.
-        every_s: seconds between two turns, at least.
+    Where several commands drive one plan, one of them tells the tracker. `plan` may be replaced by one that
+    has grown. Two turns are `every_s` apart, at least.
     """
 
     def __init__(self, key: str, tracker: Tracker, plan: Plan, runs: Runs, every_s: float = 5.0) -> None:
@@ -147,11 +141,9 @@ class Follower:
             self._touched.add(event.job)
 
     def close(self, until: float = math.inf, files: Sequence[Path] = ()) -> Lacking | None:
-        """Tell the tracker the end; what it lacks, None where it has all.
+        """Tell the tracker the end, with files to attach to the plan; what it lacks, None where it has all.
 
-        Args:
-            until: when to wait no longer, by `time.monotonic`.
-            files: to attach to the plan.
+        Nothing is waited for after `until`, by `time.monotonic`.
         """
         self._files = files
         self._closing.set()
@@ -201,7 +193,12 @@ class Follower:
         for news in now:
             try:
                 if news.mark not in self._sent:
-                    self._tell_of(plan, news)
+                    # where this fails, the next call begins at the first event
+                    start = self._offsets.pop(job := news.job.id, 0)
+                    finished = news.state is State.DONE
+                    start, events, end = settled_events(news.paths.events, start, finished=finished)
+                    self._tracker.job(plan, replace(news, events=events, afresh=start == 0))
+                    self._offsets[job] = end
                 self._behind.discard(news.job.id)
             except Refused as refusal:
                 self._why = one_line(refusal)
@@ -214,13 +211,6 @@ class Follower:
         self._states |= {job.id: state_of(job, self._runs.job(job.id)) for job in jobs}
         found = [News.of(job, self._runs.job(job.id), self._states[job.id]) for job in jobs]
         return [news for news in found if news]
-
-    def _tell_of(self, plan: Plan, news: News) -> None:
-        """Tell the tracker what a job said; where it fails, the next call begins at the first event."""
-        start = self._offsets.pop(news.job.id, 0)
-        start, events, end = settled_events(news.paths.events, start, finished=news.state is State.DONE)
-        self._tracker.job(plan, replace(news, events=events, afresh=start == 0))
-        self._offsets[news.job.id] = end
 
 
 def settled_events(log: Path, start: int, *, finished: bool) -> tuple[int, list[Event], int]:

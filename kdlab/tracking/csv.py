@@ -39,21 +39,21 @@ class Csv:
         folder.mkdir(parents=True, exist_ok=True)
         for name, kind in (("training", JobProgress), ("evaluation", JobEvaluated)):
             events = [event for event in news.events if isinstance(event, kind) and values(event)]
-            places = [
-                {"time": each.time, "epoch": each.epoch, "iteration": each.iteration} for each in events
+            rows = [
+                {"time": each.time, "epoch": each.epoch, "iteration": each.iteration, **values(each)}
+                for each in events
             ]
-            rows = [place | values(each) for place, each in zip(places, events, strict=True)]
             _add(folder / f"{name}.csv", rows, afresh=news.afresh)
         told = {"mark": news.mark, "job": job.id, "arm": job.arm, "seed": job.seed, "state": news.state}
         write_text(folder / "settings.csv", _text([told | flat(job.spec.model_dump(mode="json"))]))
 
     def plan(self, plan: Plan, states: Mapping[str, State], mark: str, files: Sequence[Path]) -> None:
         """Write which jobs there are."""
-        told = [
-            (each.job.id, each.job.kind, each.job.arm, each.job.seed, states[each.job.id])
-            for each in plan.jobs
+        jobs = [each.job for each in plan.jobs]
+        rows = [
+            {"job": job.id, "kind": job.kind, "arm": job.arm, "seed": job.seed, "state": states[job.id]}
+            for job in jobs
         ]
-        rows = [dict(zip(("job", "kind", "arm", "seed", "state"), one, strict=True)) for one in told]
         (self._folder / plan.id).mkdir(parents=True, exist_ok=True)
         write_text(self._folder / plan.id / "jobs.csv", _text(rows))
 

@@ -163,11 +163,8 @@ class Mlflow:
     def search(self, wanted: str) -> Iterator[Any]:
         """The runs in kdlab's experiments that MLflow's filter lets through, the newest first."""
         experiments = self.client.search_experiments(filter_string="name LIKE 'kdlab/%'")
-        ids, newest, token = (
-            [each.experiment_id for each in experiments],
-            ["attributes.start_time DESC"],
-            None,
-        )
+        ids, token = [each.experiment_id for each in experiments], None
+        newest = ["attributes.start_time DESC"]
         while ids:
             page = self.client.search_runs(ids, wanted, order_by=newest, page_token=token)
             yield from page
@@ -188,21 +185,19 @@ class Mlflow:
             "kdlab.seed": str(job.seed),
             "mlflow.parentRunId": self._plan_run(plan).info.run_id,
         }
+        # a log that lost its beginning goes on in the newest run; a job can fail before it begins to train
+        match news.first:
+            case JobStarted(iteration=iteration):
+                goes_on = iteration > 0
+            case first:
+                goes_on = not isinstance(first, JobFailed)
 
         def is_it(run: Any) -> bool:
-            # a log that lost its beginning goes on in the newest run
-            return bool(run.data.tags["kdlab.began"] == began or _goes_on(news.first))
+            return goes_on or run.data.tags["kdlab.began"] == began
 
-        wanted = f"tags.`kdlab.job` = '{job.id}'"
-        run = self._run(
-            plan,
-            wanted,
-            is_it,
-            flat(job.spec.model_dump(mode="json")),
-            start_time=int(began),
-            tags=tags,
-            run_name=job.label,
-        )
+        wanted, settings = f"tags.`kdlab.job` = '{job.id}'", flat(job.spec.model_dump(mode="json"))
+        new = {"start_time": int(began), "tags": tags, "run_name": job.label}
+        run = self._run(plan, wanted, is_it, settings, **new)
         self._known[job.id], self._homes[job.id] = run, run.data.tags["kdlab.plan"]
         return run
 
@@ -215,10 +210,9 @@ class Mlflow:
                 "kdlab.recipe": name,
                 "mlflow.source.name": f"kdlab run {name}",
             }
-            settings = flat(plan.recipe, depth=2)
-            wanted = _plan_filter(plan)
+            new = {"tags": tags, "run_name": f"{name} {plan.id}"}
             self._known[plan.id] = self._run(
-                plan, wanted, bool, settings, tags=tags, run_name=f"{name} {plan.id}"
+                plan, _plan_filter(plan), bool, flat(plan.recipe, depth=2), **new
             )
         return self._known[plan.id]
 
@@ -242,11 +236,8 @@ class Mlflow:
         """Send parameters and points, as many at once as MLflow takes."""
         from mlflow.entities import Metric, Param
 
-        run_id, lines, told = (
-            run.info.run_id,
-            [Param(*one) for one in params],
-            [Metric(*one) for one in metrics],
-        )
+        run_id, lines = run.info.run_id, [Param(*one) for one in params]
+        told = [Metric(*one) for one in metrics]
         for start in range(0, len(lines), 100):
             self.client.log_batch(run_id, params=lines[start : start + 100])
         for start in range(0, len(told), 1000):
@@ -257,11 +248,10 @@ class Mlflow:
         paths, run_id = news.paths, run.info.run_id
         if result := JobResult.read(paths):
             _, events, _ = settled_events(paths.events, 0, finished=True)
-            last = [event for event in events if isinstance(event, JobEvaluated)][-1:]
-            names = {key(f"val/AP/{name}"): value for name, value in result.last.per_class.items()}
-            self._send(
-                run, metrics=[(*one, ms(event), event.iteration) for event in last for one in names.items()]
-            )
+            last = next((event for event in reversed(events) if isinstance(event, JobEvaluated)), None)
+            if last is not None:
+                classes, when = result.last.per_class.items(), (ms(last), last.iteration)
+                self._send(run, metrics=[(key(f"val/AP/{name}"), ap, *when) for name, ap in classes])
             for name in ("commit", "device"):
                 self.client.set_tag(run_id, f"kdlab.{name}", str(result.environment.get(name, "")))
         for path in (paths.config, paths.result, paths.log):
@@ -310,14 +300,6 @@ def plan_status(states: Collection[State]) -> str:
         return "FAILED"
     killed = {"cancelled", "interrupted", "skipped"} & {*states}
     return "KILLED" if killed and "running" not in states else "RUNNING"
-
-
-def _goes_on(first: Event) -> bool:
-    """Whether something must have come before the event that a log begins with."""
-    if isinstance(first, JobStarted):
-        return first.iteration > 0
-    # which a job can also do before it has started to train
-    return not isinstance(first, JobFailed)
 
 
 def _plan_filter(plan: Plan) -> str:

@@ -153,7 +153,15 @@ class OptunaStudy:
     def _begun(self, trial: optuna.Trial) -> Trial:
         """A trial that runs, with the values noted for it or those that the sampler suggests."""
         self._running[trial.number], self._known = trial, None
-        suggested = {one.name: one.rounded(_suggested(trial, one)) for one in self.space}
+        suggested: dict[str, Any] = {}
+        for one in self.space:
+            if one.choices:
+                value = trial.suggest_categorical(one.name, one.choices)
+            elif one.whole:
+                value = trial.suggest_int(one.name, int(one.low), int(one.high), log=one.log)
+            else:
+                value = trial.suggest_float(one.name, one.low, one.high, log=one.log)
+            suggested[one.name] = one.rounded(value)
         begun = self._all()[trial.number]
         self._reported[trial.number] = set(begun.curve)
         return begun if PARAMS in trial.user_attrs else replace(begun, params=suggested)
@@ -217,14 +225,6 @@ def _plain(trial: FrozenTrial) -> Trial:
         wall_s=attributes.get(WALL, 0.0),
         why=attributes.get(WHY, ""),
     )
-
-
-def _suggested(trial: optuna.Trial, one: Dimension) -> Any:
-    if one.choices:
-        return trial.suggest_categorical(one.name, one.choices)
-    if one.whole:
-        return trial.suggest_int(one.name, int(one.low), int(one.high), log=one.log)
-    return trial.suggest_float(one.name, one.low, one.high, log=one.log)
 
 
 def _storage(url: str) -> BaseStorage:

@@ -50,10 +50,8 @@ def tuned(
     Of arms that are the same it holds the first only: what was found can be what papers say.
 
     Args:
-        document: the recipe that was tuned, with its overrides.
-        recipe: the same, resolved.
-        arm: whose methods were tuned.
-        space: what was searched.
+        document: the recipe that was tuned, with its overrides; `recipe` is the same, resolved.
+        arm: whose methods were tuned, over the dimensions of `space`.
         params: what was found, by dimension; those of the student change it for all arms.
         name: of the study.
         command: what a person typed.

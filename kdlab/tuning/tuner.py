@@ -7,7 +7,7 @@ its own: the next one asks the study which trials began, and the files what beca
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -198,14 +198,11 @@ class Tuner:
             if ended and holder(self.runs.job(trial.job)):
                 self.runs.job(trial.job).stop_request.touch()
         left = [self._begin(trial) for trial in self.study.resume()]
-        planned = [job for one in left if not self._is_served(one) for job in self._planned(one)]
-        return [*self._trained(), *planned]
-
-    def _trained(self) -> Iterator[PlannedJob]:
-        """The trials that finished before this command, so that its plan and MLflow's run hold them too."""
-        for job in dict.fromkeys(trial.job for trial in self.study.trials() if trial.state == "finished"):
-            if self.runs.job(job).result.exists():
-                yield PlannedJob(read_job(self.runs.job(job)), True, "reused", 0.0, "done")
+        new = [job for one in left if not self._is_served(one) for job in self._planned(one)]
+        # those that finished before this command, so that its plan and MLflow's run hold them too
+        finished = dict.fromkeys(trial.job for trial in self.study.trials() if trial.state == "finished")
+        trained = [paths for paths in map(self.runs.job, finished) if paths.result.exists()]
+        return [*(PlannedJob(read_job(paths), True, "reused", 0.0, "done") for paths in trained), *new]
 
     def _begin(self, trial: Trial) -> _Running:
         if not (trial.reference or trial.job):

@@ -58,7 +58,7 @@ STOPS: dict[str, list[str]] = {
         "kdlab/jobs/result.py:JobResult.read",
         "kdlab/jobs/status.py:of_plan",
         "kdlab/reporting/arms.py:arms_of",
-        "kdlab/reporting/columns.py:_metric",
+        "kdlab/reporting/columns.py:_ap",
     ],
 }
 # of the tree that 8dd8aad was, counted by hand in a review

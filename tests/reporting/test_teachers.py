@@ -9,7 +9,7 @@ import pytest
 
 from kdlab.jobs.result import Evaluation, JobResult
 from kdlab.jobs.status import JobStatus, State
-from kdlab.reporting.teachers import teacher_notes
+from kdlab.reporting.footnotes import teacher_notes
 from tests.stubs.jobs import make
 
 CHECKPOINT = {"file": "gfl_r101.pth", "sha256": "0123456789abcdef", "keys": {"whole": True}}

@@ -29,12 +29,17 @@ def draw(comparison: Comparison) -> Plot | None:
     gains = {arm.name: found for arm in others if (found := _gains(arm, baseline))}
     if not gains:
         return None
-    chosen, left = _chosen(gains)
+    by_class: dict[str, list[float]] = {}
+    for found in gains.values():
+        for name, (gain, _) in found.items():
+            by_class.setdefault(name, []).append(gain)
+    ranked = sorted(by_class, key=lambda name: (-max(map(abs, by_class[name])), name))
+    chosen = sorted(ranked[:_MOST], key=lambda name: (-fmean(by_class[name]), name))
     grid = figure(max(WIDTH, 1.8 + 0.42 * len(gains)), 1.9 + 0.24 * len(chosen))
     _fields(grid.subplots(), gains, chosen)
     caption = f"AP minus {baseline.name}'s, mean over the seeds that both have; the largest changes first."
     caption += " Blue: a gain. Red: a loss."
-    if left:
+    if left := len(ranked) - len(chosen):
         caption += f" {left} more classes change less in every arm."
     rows = [(name, arm, *found[name]) for name in chosen for arm, found in gains.items() if name in found]
     what = f"Gains over {baseline.name} by class (AP points)"
@@ -48,17 +53,6 @@ def _gains(arm: Arm, baseline: Arm) -> _Gains:
         for name in own.keys() & plain.keys():
             found.setdefault(name, []).append(own[name] - plain[name])
     return {name: (fmean(values), len(values)) for name, values in found.items()}
-
-
-def _chosen(gains: dict[str, _Gains]) -> tuple[list[str], int]:
-    """The classes that change most in any arm, the mean gain falling, and how many are left out."""
-    by_class: dict[str, list[float]] = {}
-    for found in gains.values():
-        for name, (gain, _) in found.items():
-            by_class.setdefault(name, []).append(gain)
-    ranked = sorted(by_class, key=lambda name: (-max(map(abs, by_class[name])), name))
-    chosen = sorted(ranked[:_MOST], key=lambda name: (-fmean(by_class[name]), name))
-    return chosen, len(ranked) - len(chosen)
 
 
 def _fields(axes: Axes, gains: dict[str, _Gains], chosen: list[str]) -> None:

@@ -120,16 +120,7 @@ def figure(width: float, height: float) -> Figure:
 
 
 def panels(titles: Sequence[str], x: str, y: str) -> tuple[Figure, list[Axes]]:
-    """Axes in a grid that share their scales.
-
-    Args:
-        titles: one above each.
-        x: what stands below the grid.
-        y: what stands to its left.
-
-    Returns:
-        The figure and as many axes as titles.
-    """
+    """A figure and axes in a grid that share their scales, one a title; `x` and `y` are their labels."""
     rows = math.ceil(len(titles) / _PANELS_A_ROW)
     columns = math.ceil(len(titles) / rows)
     grid = figure(max(WIDTH, 0.6 + 2.3 * columns), 1.2 + 1.7 * rows)
@@ -181,13 +172,7 @@ def signed(points: float) -> str:
 def write(plots: Mapping[str, Plot], folder: Path, stem: str) -> list[Path]:
     """Write `<stem>-<name>.png`, `.pdf` and `.csv` under `folder`; equal plots give equal files.
 
-    Args:
-        plots: by the end of their files' names.
-        folder: where; made if it is not there.
-        stem: file name without suffix, may name folders ("coco/retinanet_r101_r50").
-
-    Returns:
-        The files, three a plot.
+    The stem may name folders ("coco/retinanet_r101_r50"), which are made. Returns the files, three a plot.
     """
     (folder / stem).parent.mkdir(parents=True, exist_ok=True)
     files = []
@@ -208,12 +193,9 @@ def finished(arms: Iterable[Arm]) -> list[Arm]:
 
 def of_what(comparison: Comparison) -> str:
     """ "RetinaNet R101 -> R50, n=3, after epoch 24"."""
-    recipe = comparison.plan.recipe
-    counts = sorted({len(arm.results) for arm in comparison.arms} or {0})
-    n = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     epochs = [result.last.epoch for arm in comparison.arms for result in arm.results.values()]
     last = f", after epoch {max(epochs)}" if any(epochs) else ""
-    return f"{recipe.get('title') or recipe['name']}, n={n}{last}"
+    return f"{comparison.title}{last}"
 
 
 def _plain(value: str | float) -> str:

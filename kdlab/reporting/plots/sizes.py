@@ -17,8 +17,7 @@ _COLUMNS = ("arm", "size", "AP", "AP_min", "AP_max", "n")
 
 def draw(comparison: Comparison) -> Plot | None:
     """Axes for each size that has objects, a line an arm."""
-    teachers = [comparison.teacher] if comparison.teacher else []
-    arms = finished([*teachers, *comparison.arms])
+    arms = finished(comparison.rows)
     sizes = [size for size in _SIZES if any(arm.over_seeds(size) for arm in arms)]
     if not sizes:
         return None
@@ -35,7 +34,10 @@ def draw(comparison: Comparison) -> Plot | None:
                 rows.append([arm.name, size, fmean(values), min(values), max(values), len(values)])
     places[0].set_yticks(range(len(arms)), [arm.name for arm in arms])
     places[0].set_ylim(len(arms) - 0.5, -0.5)
-    caption = _caption(comparison, several=any(len(arm.results) > 1 for arm in arms))
+    several = any(len(arm.results) > 1 for arm in arms)
+    caption = "Mark: mean over seeds. Line: from the lowest to the highest seed." if several else "One seed."
+    if comparison.baseline:
+        caption += f" Dashed: {comparison.baseline.name}."
     return framed("AP by object size", of_what(comparison), caption, grid, _COLUMNS, rows)
 
 
@@ -49,8 +51,3 @@ def _mark(axes: Axes, place: int, values: list[float], arm: Arm, comparison: Com
         axes.axvline(mean, color=INK, linewidth=0.9, dashes=(3, 2))
     axes.plot([min(values), max(values)], [place, place], color=colour, linewidth=2)
     axes.plot(mean, place, marker, color=colour, markersize=6)
-
-
-def _caption(comparison: Comparison, several: bool) -> str:
-    marks = "Mark: mean over seeds. Line: from the lowest to the highest seed." if several else "One seed."
-    return f"{marks} Dashed: {comparison.baseline.name}." if comparison.baseline else marks

@@ -41,16 +41,9 @@ SUFFIXES = {**{name: name for name in FORMATS}, "latex": "tex", "explain": "txt"
 
 
 def write(table: Table, folder: Path, stem: str, formats: Sequence[str] = ("md", "csv")) -> list[Path]:
-    """Write `<stem>.<suffix>` under `folder` for each format, each whole or not at all.
+    """Write `<stem>.<suffix>` under `folder` for each format of `FORMATS`, each whole or not at all.
 
-    Args:
-        table: what to write.
-        folder: where; made if it is not there.
-        stem: file name without suffix, may name folders ("coco/retinanet_r101_r50").
-        formats: keys of `FORMATS`.
-
-    Returns:
-        The files.
+    The stem may name folders ("coco/retinanet_r101_r50"), which are made. Returns the files.
     """
     files = [folder / f"{stem}.{SUFFIXES[name]}" for name in formats]
     for path, name in zip(files, formats, strict=True):

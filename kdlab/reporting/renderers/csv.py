@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from kdlab.reporting.tables import Column, Table
+from kdlab.reporting.tables import Table
 
 
 def to_csv(table: Table) -> str:
@@ -16,12 +16,9 @@ def to_csv(table: Table) -> str:
     """
     text = io.StringIO()
     text.writelines(f"# {note}\n" for note in (table.title, *table.footnotes))
-    columns = [[name, *(_plain(column, value) for value in values)] for name, column, values in table.flat()]
+    columns = []
+    for name, column, values in table.flat():
+        plain = [column.plain(value) if isinstance(value, float | int) else value for value in values]
+        columns.append([name, *plain])
     csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
     return text.getvalue()
-
-
-def _plain(column: Column, value: str | float | None) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else column.plain(value)

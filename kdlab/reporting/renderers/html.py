@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdlab.reporting.renderers._numbers import split, widest_tail
 from kdlab.reporting.tables import Column, Table
 
 
@@ -41,7 +40,7 @@ class Section:
     def room(self, column: Column) -> int:
         """Characters that follow the numbers of a column in its widest cell."""
         place = self.table.columns.index(column)
-        return len(widest_tail(column, (row[place].text for row in self.table.rows)))
+        return len(column.tail(row[place].text for row in self.table.rows))
 
 
 def to_html(table: Table) -> str:
@@ -64,4 +63,4 @@ def page(sections: Sequence[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.jinja").render(sections=sections, split=split) + "\n"
+    return environment.get_template("page.html.jinja").render(sections=sections) + "\n"

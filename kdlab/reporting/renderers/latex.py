@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from kdlab.reporting.renderers._numbers import split, widest_tail
 from kdlab.reporting.tables import Cell, Column, Mark, Table
 
 _LANDSCAPE_FROM = 10
@@ -64,11 +63,19 @@ _DOCUMENT = r"""\documentclass{{article}}
 
 def to_latex(table: Table) -> str:
     """A page with a booktabs tabular that shrinks to the text's width, title above, footnotes below."""
+    texts = [table.title, *table.footnotes, *(column.title for column in table.columns)]
+    texts += [cell.text for row in table.rows for cell in row]
+    # of a character that pdflatex does not know, which then is a question mark and no error
+    declared = [
+        rf"\ifdefined\DeclareUnicodeCharacter\DeclareUnicodeCharacter{{{ord(character):04X}}}{{?}}\fi"
+        for character in sorted({*"".join(texts)} - {*_ESCAPES, *_TYPESET_ANYWAY})
+        if ord(character) > _LAST_OF_LATIN
+    ]
     notes = "\n".join(rf"{{\footnotesize {_escaped(note)}\par}}" for note in table.footnotes)
     tabular = "\n".join(_tabular(table))
     return _DOCUMENT.format(
         orientation=", landscape" if len(table.columns) >= _LANDSCAPE_FROM else "",
-        declared="".join(f"{line}\n" for line in _declared(table)),
+        declared="".join(f"{line}\n" for line in declared),
         title=_escaped(table.title),
         tabular=tabular,
         notes=notes,
@@ -80,12 +87,14 @@ def _tabular(table: Table) -> Iterator[str]:
     sides = "".join("l" if column.digits is None else "r" for column in table.columns)
     yield rf"\begin{{tabular}}{{@{{}}{sides}@{{}}}}"
     yield r"\toprule"
-    yield _line([_heading(column) for column in table.columns])
+    headings = []
+    for column in table.columns:
+        stacked = r" \\ ".join(map(_escaped, column.lines))
+        headings.append(stacked if len(column.lines) == 1 else rf"\shortstack[r]{{{stacked}}}")
+    yield _line(headings)
     yield r"\midrule"
-    tails = [
-        widest_tail(column, (row[index].text for row in table.rows))
-        for index, column in enumerate(table.columns)
-    ]
+    texts = enumerate(table.columns)
+    tails = [column.tail(row[place].text for row in table.rows) for place, column in texts]
     for row in table.rows:
         yield _line([_cell(*parts) for parts in zip(table.columns, row, tails, strict=True)])
     yield from (r"\bottomrule", r"\end{tabular}", r"\end{adjustbox}")
@@ -100,28 +109,12 @@ def _cell(column: Column, cell: Cell, widest: str) -> str:
     if cell.text == "-":
         shown, tail = "--", ""
     else:
-        shown, tail = _escaped(cell.text), split(column, cell.text)[1]
+        shown, tail = _escaped(cell.text), column.split(cell.text)[1]
     room = rf"\hphantom{{{_escaped(widest)}}}" if widest and not tail and cell.text else ""
     return _MARKS[cell.mark].format(shown) + room
-
-
-def _heading(column: Column) -> str:
-    lines = [_escaped(line) for line in column.lines]
-    stacked = r" \\ ".join(lines)
-    return stacked if len(lines) == 1 else rf"\shortstack[r]{{{stacked}}}"
 
 
 def _escaped(text: str) -> str:
     """`text` for LaTeX, with minus signs and arrows where they are meant and no ligature of hyphens."""
     text = _MINUS.sub("−", re.sub(r"\s+", " ", text)).replace("->", "→")
     return re.sub("-(?=-)", "-{}", "".join(_ESCAPES.get(character, character) for character in text))
-
-
-def _declared(table: Table) -> Iterator[str]:
-    """A line for each character that pdflatex does not know, which then is a question mark and no error."""
-    texts = [table.title, *table.footnotes, *(column.title for column in table.columns)]
-    texts += [cell.text for row in table.rows for cell in row]
-    for character in sorted({*"".join(texts)} - {*_ESCAPES, *_TYPESET_ANYWAY}):
-        if ord(character) > _LAST_OF_LATIN:
-            code = f"{ord(character):04X}"
-            yield rf"\ifdefined\DeclareUnicodeCharacter\DeclareUnicodeCharacter{{{code}}}{{?}}\fi"

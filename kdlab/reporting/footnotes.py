@@ -1,0 +1,134 @@
+"""Footnotes of a comparison: how to read it, what is missing, where its numbers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import median
+
+from kdlab.jobs.job import TOLERATED_AP
+from kdlab.jobs.status import JobStatus
+from kdlab.reporting.arms import Arm
+from kdlab.reporting.columns import P_READING, WITH_TEACHER, step_ratios
+from kdlab.reporting.comparison import Comparison
+from kdlab.reporting.statistics import SEEDS_FOR_A_TEST
+from kdlab.reporting.tables import Column
+
+USELESS_AP = 1.0
+"""A teacher below this AP, in points, has nothing to teach: most often its weights did not load."""
+
+
+def footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]:
+    """All that a reader of these columns must know, a sentence each."""
+    records, recipe = comparison.records, comparison.plan.recipe
+    seeds = {record.job.seed for arm in comparison.arms for record in arm.records}
+    spread = "mean ± sample deviation over " if len(seeds) > 1 else ""
+    yield f"after the last epoch, {spread}{_seeds(seeds)}" if seeds else "no student in it"
+    yield from (column.reading for column in shown if column.reading)
+    if any(gain.p is not None for gain in comparison.gains.values()):
+        yield P_READING
+    elif len(seeds) < SEEDS_FOR_A_TEST and comparison.gains:
+        yield f"no p, no star and no bold: a test over seeds takes {SEEDS_FOR_A_TEST}"
+    yield from _doubts(comparison)
+    for record in records:
+        if record.job.spec.is_teacher:
+            yield from teacher_notes(record)
+    yield from _lacking(comparison)
+    for arm in comparison.arms:
+        yield from _paired(comparison, arm)
+    yield from provenance(records)
+    if comparison.baseline is None and comparison.arms:
+        yield "no gains: no arm is without methods"
+    if "metrics" in recipe.get("query", ""):
+        yield "warning: these runs were chosen by their results, so what they have in common can be luck"
+    yield f"plan {comparison.plan.id} of {recipe['name']}"
+    if command := recipe.get("command"):
+        yield f"made again by: {command}"
+
+
+def _doubts(comparison: Comparison) -> Iterator[str]:
+    """Times that cannot be, and whose images cannot be resampled, or not together."""
+    ratios = {arm.name: step_ratios(arm, WITH_TEACHER) for arm in comparison.arms}
+    quick = [name for name, own in ratios.items() if own and median(own) < 1]
+    if quick:
+        yield f"method x below 1 cannot be; the machine was busy with other work: {', '.join(quick)}"
+    if comparison.unlike:
+        yield "no interval over images between models that were measured on other images or objects"
+    if count := len(comparison.unsampled):
+        labels = ", ".join(comparison.unsampled[:4]) + (", ..." if count > 4 else "")
+        jobs = f"{count} job{'s' * (count > 1)}"
+        yield f"no interval over images for {jobs} without AP on resampled images: {labels}"
+
+
+def _lacking(comparison: Comparison) -> Iterator[str]:
+    """Which jobs ran out of memory and were trained in parts, and which have no result."""
+    parts = {record.job.label: record.job.spec.micro_batch for record in comparison.records}
+    if told := ", ".join(f"{label} ({images} images)" for label, images in parts.items() if images):
+        reading = "gradients of smaller forward passes were summed to the same batch"
+        yield f"ran out of GPU memory: {told}; {reading}, each with its own normalisers"
+    for arm in comparison.arms:
+        states = [f"seed {one.job.seed} {one.state}" for one in arm.records if one.result is None]
+        if states:
+            yield f"{arm.name}: n={len(arm.results)} of {arm.planned}, {', '.join(states)}"
+
+
+def teacher_notes(record: JobStatus) -> Iterator[str]:
+    """Where a teacher came from, and whether it is one to learn from."""
+    if record.result is None:
+        yield f"teacher: {record.state}"
+        return
+    if checkpoint := record.result.model.get("checkpoint"):
+        whole = "" if checkpoint["keys"]["whole"] else ", loaded in part"
+        yield f"teacher: measured from {checkpoint['file']}, sha256 {checkpoint['sha256'][:8]}{whole}"
+    found, expected = record.result.metrics.get("AP", 0.0), record.job.inputs.expect_ap
+    if expected is None:
+        if found < USELESS_AP:
+            yield f"warning: the teacher has AP {found:.1f}, so there is nothing to learn from it"
+    elif abs(found - expected) > TOLERATED_AP:
+        side = "above" if found > expected else "below"
+        yield f"teacher: {abs(found - expected):.1f} AP {side} teacher.expect_ap {expected:.1f}"
+
+
+def _paired(comparison: Comparison, arm: Arm) -> Iterator[str]:
+    """Which seeds a gain is over, where one side lacks some, and whether it is between unlike batches."""
+    gain = comparison.gains.get(arm.name)
+    if gain is None:
+        if comparison.can_gain(arm):
+            yield f"{arm.name}: no gain, for it shares no finished seed with the baseline"
+        return
+    if len(gain.seeds) < arm.planned:
+        yield f"{arm.name}: gain over {_seeds(gain.seeds)}, which the baseline has too"
+    if not gain.like:
+        yield f"{arm.name}: the baseline ran in other batches, so there is no test"
+
+
+def provenance(records: Sequence[JobStatus]) -> Iterator[str]:
+    """The data, commit, versions and machine of the finished jobs, and where jobs differ in them.
+
+    "commit: abc", or "cells differ in commit: abc (teacher); def (all others)".
+    """
+    groups: dict[str, dict[str, list[str]]] = {}
+    for record in records:
+        if record.result is None:
+            continue
+        label, dataset, environment = record.job.label, record.job.spec.dataset, record.result.environment
+        versions = [f"{name} {environment.get(name, 'unknown')}" for name in ("kdlab", "torch", "mmdet")]
+        counts = [f"{name} {environment[name]}" for name in ("cores", "threads") if environment.get(name)]
+        told = {
+            "data": f"{dataset.name}, fingerprint {dataset.fingerprint}",
+            "commit": environment.get("commit") or "unknown",
+            "versions": ", ".join(versions),
+            "machine": ", ".join([str(environment.get("device", "unknown")), *counts]),
+        }
+        for name, value in told.items():
+            groups.setdefault(name, {}).setdefault(value, []).append(label)
+    for name, by_value in groups.items():
+        *fewer, (most, _) = sorted(by_value.items(), key=lambda group: len(group[1]))
+        parts = [f"{value} ({', '.join(labels)})" for value, labels in fewer]
+        differ = f"cells differ in {name}: {'; '.join(parts)}; {most} (all others)"
+        yield differ if fewer else f"{name}: {most}"
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+    """ "seed 0" or "seeds 0 1 2"."""
+    numbers = [str(seed) for seed in sorted(seeds)]
+    return f"{'seed' if len(numbers) == 1 else 'seeds'} {' '.join(numbers)}"
