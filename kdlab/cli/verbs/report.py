@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import gc
-import math
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,18 +14,15 @@ import typer
 from kdlab import catalog
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import plan_names
-from kdlab.errors import KdlabError, UsageError
+from kdlab.cli.screen.results import RESULTS, forgiving, results_stem, send_all, written
+from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kdlab.jobs.paths import Runs
-    from kdlab.jobs.plan import Plan
     from kdlab.reporting.comparison import Comparison
     from kdlab.reporting.tables import Table
-    from kdlab.tracking.base import Lacking
-
-RESULTS = Path("results")
 
 
 class Format(StrEnum):
@@ -111,7 +105,8 @@ def report(
     formats = ("md", "csv") if form is Format.terminal else (form.value,)
     for comparison, one in zip(compared, made, strict=True):
         if write:
-            written(screen, one, comparison.plan, formats, comparison if plots else None)
+            page = _page([one], [comparison]) if plots and form is Format.html else ""
+            written(screen, one, comparison.plan, formats, page)
         if plots:
             _plot(screen, comparison)
     screen.next(_next(compared[0], plots))
@@ -155,14 +150,6 @@ def _compared(
                 plans.append(store.plan(runs, source, searches=False, recipes=catalog.recipes()))
         for plan in plans:
             yield comparison.of_plan(plan, runs, pool=pool, curves=curves)
-
-
-def send_all(screen: Screen, runs: Runs, limit_s: float = math.inf) -> None:
-    """Bring trackers up to date with all plans, and say what they still lack."""
-    from kdlab import session
-    from kdlab.jobs import store
-
-    tell_lacking(screen, session.catch_up(store.plans(runs), runs, limit_s))
 
 
 def _shaped(
@@ -221,72 +208,3 @@ def _plot(screen: Screen, comparison: Comparison) -> None:
         pictures = [str(path) for path in files if path.suffix == ".png"]
         told = f"written, each with .pdf and .csv: {', '.join(pictures)}"
         screen.say(told if pictures else "nothing to plot yet")
-
-
-def written(
-    screen: Screen,
-    table: Table,
-    plan: Plan,
-    formats: Sequence[str] = ("md", "csv"),
-    plotted: Comparison | None = None,
-) -> list[Path]:
-    """Write a table to `results/` and say so; a folder that cannot be written is told, not raised.
-
-    Args:
-        screen: where to say it.
-        table: what to write.
-        plan: it is of.
-        formats: names of `renderers.FORMATS`.
-        plotted: what to draw on an HTML page.
-
-    Returns:
-        The files.
-    """
-    from kdlab.jobs.files import write_text
-    from kdlab.reporting import renderers
-
-    files: list[Path] = []
-    with forgiving(screen):
-        files = renderers.write(table, RESULTS, results_stem(plan), formats)
-        if plotted and "html" in formats:
-            write_text(files[formats.index("html")], _page([table], [plotted]))
-        screen.say(f"written: {', '.join(map(str, files))}")
-    return files
-
-
-@contextmanager
-def forgiving(screen: Screen) -> Iterator[None]:
-    """Tell that `results/` cannot be written where that is so."""
-    try:
-        yield
-    except OSError as error:
-        screen.err.print(f"warning: {RESULTS}/ cannot be written: {error}", soft_wrap=True)
-
-
-def tell_lacking(screen: Screen, lacking: Sequence[Lacking]) -> None:
-    """Say what trackers did not get."""
-    for each in lacking:
-        jobs = f"{each.jobs} job{'s' * (each.jobs != 1)}" if each.jobs else "the plan"
-        screen.say(
-            f"{each.tracker} lacks news of {jobs} ({each.why}); the next kdlab run or kdlab ui sends it"
-        )
-
-
-def results_stem(plan: Plan) -> str:
-    """Path of a plan's table below `results/`, without its ending: its recipe's name.
-
-    A plan of a recipe that `--set` changed, or that was edited since, keeps its id in the name, so that a
-    trial never replaces the numbers of the recipe as it stands. A query's is under `query/`.
-    """
-    from kdlab.recipe import loader as recipes
-
-    told = plan.recipe
-    if "query" in told:
-        return f"query/{plan.id}"
-    name: str = told["name"]
-    try:
-        stands = recipes.load(told["path"] if Path(told["path"]).is_file() else name).to_dict()
-    except KdlabError:
-        stands = {}
-    same = all(stands.get(key) == value for key, value in told.items() if key not in ("path", "command"))
-    return name if same else f"{name}-{plan.id}"

@@ -15,8 +15,8 @@ import typer
 
 from kdlab.cli.screen.console import Screen, styled
 from kdlab.cli.screen.options import DryRun, ExecutorName, FailFast, Gpus, Jobs, Overrides, RecipeName, Yes
+from kdlab.cli.screen.results import tell_lacking, written
 from kdlab.cli.verbs.plan import Prepared, gpu_hours, prepare, preview
-from kdlab.cli.verbs.report import tell_lacking, written
 from kdlab.errors import UsageError
 
 if TYPE_CHECKING:

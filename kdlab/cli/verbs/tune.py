@@ -11,8 +11,8 @@ import typer
 
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import DryRun, ExecutorName, Gpus, Jobs, Overrides, RecipeName, Yes
+from kdlab.cli.screen.results import RESULTS, forgiving
 from kdlab.cli.verbs.plan import Prepared, gpu_numbers
-from kdlab.cli.verbs.report import RESULTS, forgiving
 from kdlab.cli.verbs.run import FAILED, again, conclude, confirm_cost, drive, smaller
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from kdlab.cli.screen.console import Screen
-from kdlab.cli.verbs.report import send_all
+from kdlab.cli.screen.results import send_all
 from kdlab.errors import MachineError, UsageError
 
 if TYPE_CHECKING:

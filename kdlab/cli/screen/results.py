@@ -1,0 +1,97 @@
+"""Results in files and with trackers: where tables go, and what is said of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdlab.cli.screen.console import Screen
+from kdlab.errors import KdlabError
+
+if TYPE_CHECKING:
+    from kdlab.jobs.paths import Runs
+    from kdlab.jobs.plan import Plan
+    from kdlab.reporting.tables import Table
+    from kdlab.tracking.base import Lacking
+
+RESULTS = Path("results")
+
+
+def written(
+    screen: Screen,
+    table: Table,
+    plan: Plan,
+    formats: Sequence[str] = ("md", "csv"),
+    page: str = "",
+) -> list[Path]:
+    """Write a table to `results/` and say so; a folder that cannot be written is told, not raised.
+
+    Args:
+        screen: where to say it.
+        table: what to write.
+        plan: it is of.
+        formats: names of `renderers.FORMATS`.
+        page: the HTML page in place of a plain one.
+
+    Returns:
+        The files.
+    """
+    from kdlab.jobs.files import write_text
+    from kdlab.reporting import renderers
+
+    files: list[Path] = []
+    with forgiving(screen):
+        files = renderers.write(table, RESULTS, results_stem(plan), formats)
+        if page:
+            write_text(files[formats.index("html")], page)
+        screen.say(f"written: {', '.join(map(str, files))}")
+    return files
+
+
+@contextmanager
+def forgiving(screen: Screen) -> Iterator[None]:
+    """Tell that `results/` cannot be written where that is so."""
+    try:
+        yield
+    except OSError as error:
+        screen.err.print(f"warning: {RESULTS}/ cannot be written: {error}", soft_wrap=True)
+
+
+def tell_lacking(screen: Screen, lacking: Sequence[Lacking]) -> None:
+    """Say what trackers did not get."""
+    for each in lacking:
+        jobs = f"{each.jobs} job{'s' * (each.jobs != 1)}" if each.jobs else "the plan"
+        screen.say(
+            f"{each.tracker} lacks news of {jobs} ({each.why}); the next kdlab run or kdlab ui sends it"
+        )
+
+
+def results_stem(plan: Plan) -> str:
+    """Path of a plan's table below `results/`, without its ending: its recipe's name.
+
+    A plan of a recipe that `--set` changed, or that was edited since, keeps its id in the name, so that a
+    trial never replaces the numbers of the recipe as it stands. A query's is under `query/`.
+    """
+    from kdlab.recipe import loader as recipes
+
+    told = plan.recipe
+    if "query" in told:
+        return f"query/{plan.id}"
+    name: str = told["name"]
+    try:
+        stands = recipes.load(told["path"] if Path(told["path"]).is_file() else name).to_dict()
+    except KdlabError:
+        stands = {}
+    same = all(stands.get(key) == value for key, value in told.items() if key not in ("path", "command"))
+    return name if same else f"{name}-{plan.id}"
+
+
+def send_all(screen: Screen, runs: Runs, limit_s: float = math.inf) -> None:
+    """Bring trackers up to date with all plans, and say what they still lack."""
+    from kdlab import session
+    from kdlab.jobs import store
+
+    tell_lacking(screen, session.catch_up(store.plans(runs), runs, limit_s))
