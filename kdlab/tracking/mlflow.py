@@ -121,7 +121,9 @@ class Mlflow:
                 return
             self._send(run, metrics=points(news.events))
             if not news.state.active:
-                self._end(run, news)
+                # two plans may share the job, and MLflow refuses a tag that two set at once
+                with self._alone():
+                    self._end(run, news)
             elif self._shown.get(news.job.id) != news.state:
                 self.client.update_run(run.info.run_id, status=STATUS[news.state])
                 self.client.set_tag(run.info.run_id, _SENT, news.mark)

@@ -78,10 +78,15 @@ def probe(
         "pad_divisor": model.data_preprocessor.pad_size_divisor,
         **{part: _file_facts(part, Path(path), model, classes) for part, path in (files or {}).items()},
     }
+    return facts | {"flops": flops(model.to("meta"), input_shape)}
+
+
+def flops(model: nn.Module, input_shape: tuple[int, int]) -> int:
+    """FLOPs of a model on the meta device for one image, 2 per multiply-add; sides are rounded up to 32."""
     height, width = (-(-side // 32) * 32 for side in input_shape)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        detectors.adapt(model.to("meta")).forward_all(torch.empty(1, 3, height, width, device="meta"))
-    return facts | {"flops": counter.get_total_flops()}
+        detectors.adapt(model).forward_all(torch.empty(1, 3, height, width, device="meta"))
+    return int(counter.get_total_flops())
 
 
 def _file_facts(part: str, path: Path, model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def planned(
     from kdlab.training import probe
 
     def answers(requests: list[dict[str, Any]]) -> Any:
-        return json.loads(json.dumps([probe._answer(request) for request in requests]))
+        return json.loads(json.dumps([probe.answer(request) for request in requests]))
 
     @cache
     def planned(name: str) -> plan.Plan:
@@ -75,7 +75,7 @@ def planned(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDLAB_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(facts, "_ask", answers)
-        patch.setattr(probe, "_flops", lambda model, shape: 1)
+        patch.setattr(probe, "flops", lambda model, shape: 1)
         yield planned
 
 
