@@ -30,6 +30,11 @@ class History:
             self._same[old.job.kind][but_seed(old.job.spec)].append(old)
             if work := _work(old.job):
                 self._paces[_place(old.job)].append(old.result.wall_s / work)
+        self._keys = {
+            settings: (_keys(settings), min(old.job.id for old in group))
+            for groups in self._same.values()
+            for settings, group in groups.items()
+        }
         self._nearest = cache(self._nearest_group)
 
     def same(self, job: Job) -> list[PastJob]:
@@ -56,12 +61,17 @@ class History:
 
     def _nearest_group(self, kind: str, settings: Settings) -> list[PastJob]:
         """The finished jobs, alike but for their seed, that differ in the fewest settings."""
-        groups = self._same[kind]
+        keys, groups = _keys(settings), self._same[kind]
 
         def distance(other: Settings) -> tuple[int, str]:
-            return len({key for key, _ in settings ^ other}), min(old.job.id for old in groups[other])
+            theirs, first = self._keys[other]
+            return len(keys | theirs) - len(settings & other), first
 
         return groups[min(groups, key=distance)]
+
+
+def _keys(settings: Settings) -> frozenset[str]:
+    return frozenset(key for key, _ in settings)
 
 
 def but_seed(spec: Spec) -> Settings:

@@ -100,6 +100,8 @@ def report(
         compared = list(_compared(screen, sources or [], runs, pool=pool, curves=plots))
         made = [_shaped(one, classes, reported, cols, sort) for one in compared]
     finally:
+        # what was read stays to the end, so the collector need not go through it
+        gc.freeze()
         gc.enable()
     _show(screen, made, compared, form, plots)
     formats = ("md", "csv") if form is Format.terminal else (form.value,)
