@@ -143,18 +143,15 @@ Info = TypeVar("Info", bound=PluginInfo)
 def listing(
     *place: str,
 ) -> Callable[[Callable[[Path], dict[str, Info]]], Callable[..., dict[str, Info]]]:
-    """Decorator: the plugins of a folder of this package, read anew only when one of its files changed."""
+    """Decorator: plugins of a folder of this package, read once per process; of another folder each time."""
 
     def of(read: Callable[[Path], dict[str, Info]]) -> Callable[..., dict[str, Info]]:
-        @cache
-        def as_of(folder: Path, _changed: tuple[tuple[Path, int], ...]) -> dict[str, Info]:
-            return read(folder)
+        # ids of thousands of jobs ask for them, and files of the package do not change under a process
+        of_package = cache(read)
 
         @wraps(read)
         def listed(folder: Path | None = None) -> dict[str, Info]:
-            folder = folder or PACKAGE.joinpath(*place)
-            files = sorted(folder.glob("*.py"))
-            return dict(as_of(folder, tuple((path, path.stat().st_mtime_ns) for path in files)))
+            return dict(of_package(PACKAGE.joinpath(*place)) if folder is None else read(folder))
 
         return listed
 
