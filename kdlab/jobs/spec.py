@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -383,7 +383,6 @@ class PrepareSpec(TrainingSpec):
 
 
 Spec = TeacherSpec | EvaluateSpec | PrepareSpec | StudentSpec | ScaleSpec
-KINDS: dict[str, type[JobSpec]] = {spec.model_fields["kind"].default: spec for spec in get_args(Spec)}
 _SPEC: TypeAdapter[Spec] = TypeAdapter(Annotated[Spec, Field(discriminator="kind")])
 
 

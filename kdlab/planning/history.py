@@ -23,7 +23,6 @@ class History:
     """
 
     def __init__(self, past: Mapping[str, PastJob]) -> None:
-        self._past = past
         self._same: dict[str, dict[Settings, list[PastJob]]] = defaultdict(lambda: defaultdict(list))
         self._paces: dict[tuple[Any, ...], list[float]] = defaultdict(list)
         for old in past.values():

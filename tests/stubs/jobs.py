@@ -7,7 +7,7 @@ from typing import Any
 
 from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.jobs.job import Inputs, Job, Resources
-from kdlab.jobs.spec import KINDS, MethodSettings, ModelSpec, Schedule, read_spec
+from kdlab.jobs.spec import MethodSettings, ModelSpec, Schedule, read_spec
 
 SPLIT = Split(Path("/d/images"), Path("/d/labels.json"))
 FILES = DatasetFiles("digits", tuple("0123456789"), SPLIT, SPLIT, "f" * 16)
@@ -96,7 +96,7 @@ def make(
     reading = {"name": files.name, "fingerprint": files.fingerprint} | changed.get("dataset", {})
     common = {"kind": kind, "seed": seed, "threads": 1}
     spec = read_spec({**common, **changed, "dataset": reading})
-    assert isinstance(spec, KINDS[kind])
+    assert spec.kind == kind
     given = Inputs(**{"dataset": FILES, **(inputs or {})})
     return Job(job_id, arm, spec.model_copy(deep=True), given, parents, resources or Resources())
 
