@@ -43,9 +43,15 @@ LONGEST_FIRST = ("e2e", "contracts", "training")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the longest files first, and skip what takes minutes unless `-m slow` asks for it."""
+    """Put the longest files first, and skip what takes minutes unless `-m slow` asks for it.
+
+    A worker takes a file as a whole, for its fixtures, and all of `e2e`, for its one warm process.
+    """
     rooms = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rooms.get(item.path.relative_to(HERE).parts[0], len(rooms)))
+    for item in items:
+        file = item.path.relative_to(HERE)
+        item.add_marker(pytest.mark.xdist_group("e2e" if file.parts[0] == "e2e" else file.as_posix()))
     if "slow" in config.getoption("markexpr"):
         return
     for item in items:
@@ -63,6 +69,15 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.collect()
         gc.freeze()
         gc.enable()
+
+
+@pytest.fixture
+def quick_stubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stub jobs of `Local` are forks of one small process, a start of which costs milliseconds."""
+    from kdlab.running.executors import local
+    from tests.stubs.stub_server import SUBPROCESS
+
+    monkeypatch.setattr(local, "subprocess", SUBPROCESS)
 
 
 @pytest.fixture(scope="session")

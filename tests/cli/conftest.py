@@ -112,7 +112,9 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Lab]:
+def lab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], quick_stubs: None
+) -> Iterator[Lab]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KDLAB_RUNS", raising=False)
     monkeypatch.delenv("COLUMNS", raising=False)

@@ -93,7 +93,9 @@ class Bench:
 
 
 @pytest.fixture
-def kdlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Bench:
+def kdlab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], quick_stubs: None
+) -> Bench:
     bench = Bench(tmp_path, capfd)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KDLAB_RUNS", raising=False)

@@ -60,9 +60,11 @@ import sys
 from pathlib import Path
 from kdlab.jobs.paths import Runs
 from kdlab.running import scheduler
-from kdlab.running.executors.local import Local
+from kdlab.running.executors import local
 from tests.running.test_scheduler import twenty
-for event in scheduler.run(twenty(), Local(command=sys.argv[2:]), Runs(Path(sys.argv[1])), poll_s=0.02):
+from tests.stubs.stub_server import SUBPROCESS
+local.subprocess = SUBPROCESS
+for event in scheduler.run(twenty(), local.Local(command=sys.argv[2:]), Runs(Path(sys.argv[1])), poll_s=0.02):
     print(type(event).__name__, event.job, flush=True)
 """
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +72,7 @@ ENDS = (JobFinished, JobFailed, JobCancelled, JobSkipped)
 
 
 @pytest.fixture(autouse=True)
-def four_free_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def four_free_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_stubs: None) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
 
@@ -441,7 +443,7 @@ def test_job_that_could_not_even_say_so_failed_of_a_full_disk(runs: Runs) -> Non
 def test_process_whose_starter_could_not_note_it_keeps_the_job(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, start = make_job(steps=60, step_s=0.1), Local.start
+    job, start = make_job(steps=60, step_s=0.05), Local.start
     unknown: list[subprocess.Popen[bytes]] = []
 
     def start_second(local: Local, job: Job, paths: JobPaths) -> Handle | None:
@@ -670,7 +672,7 @@ class TestFeed:
             return late.pop().jobs if late else ()
 
         events = scheduler.run(
-            make_plan(make_job(steps=300)), Local(command=COMMAND), runs, poll_s=0.02, feed=feed
+            make_plan(make_job(steps=100)), Local(command=COMMAND), runs, poll_s=0.02, feed=feed
         )
         until(events, JobStarted)
         late.append(make_plan(make_job("b", steps=1)))
