@@ -28,7 +28,7 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None
             """Act."""
             return function(screen)
 
-        monkeypatch.setattr(app, "verbs", lambda: {"act": act})
+        monkeypatch.setattr(app, "verbs", lambda wanted: {"act": act})
 
     return install
 
@@ -44,6 +44,11 @@ def failing(verb: Any) -> Raise:
         verb(act)
 
     return install
+
+
+def test_a_verb_that_is_named_is_the_only_one_imported() -> None:
+    assert list(app.verbs(["report"])) == ["report"]
+    assert len(app.verbs(["reprot"])) == len(app.verbs()) > 1
 
 
 @pytest.mark.parametrize(("kind", "code"), [(JobError, 1), (UsageError, 2), (MachineError, 3)])

@@ -135,7 +135,6 @@ def _compared(
         pool: average jobs that ran in micro-batches with those that ran whole.
         curves: with the learning curves, which plots show.
     """
-    from kdlab import session
     from kdlab.jobs import store
     from kdlab.reporting import comparison, queries
 
@@ -146,6 +145,8 @@ def _compared(
     with screen.working("comparing") as progress:
         for source in sources:
             if source.startswith(queries.QUERY):
+                from kdlab import session
+
                 send_all(screen, runs, session.TRACKING_S)
                 plans += queries.plans(source.removeprefix(queries.QUERY), runs, progress)
             else:
