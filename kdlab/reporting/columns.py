@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, median, stdev
 
@@ -214,7 +214,7 @@ def _deviation(values: Iterable[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
-def _listed(column: Column, values: dict[int, float]) -> str:
+def _listed(column: Column, values: Mapping[int, float]) -> str:
     """ "mean of seed 0: 31.9, seed 1: 32.7"."""
     listed = ", ".join(f"seed {seed}: {column.shown(value)}" for seed, value in sorted(values.items()))
     return f"mean of {listed}" if len(values) > 1 else listed

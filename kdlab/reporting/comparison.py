@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Self
 
-from kdlab.jobs import status, store
+from kdlab.jobs import status
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan
 from kdlab.jobs.resampled import Resampled
@@ -83,11 +83,12 @@ class Gain:
         if together is None:
             return gain
         own, plain = np.split(together, 2)
-        gain = replace(gain, other_images=percentile_interval((own - plain).mean(0)))
+        moved = own - plain
+        gain = replace(gain, other_images=percentile_interval(moved.mean(0)))
         if len(seeds) < SEEDS_FOR_A_TEST:
             return gain
         images = resampled[results[0].id].images
-        crossed = Crossed.of(np.array([differences]), np.array([own - plain]), images)
+        crossed = Crossed.of(np.array([differences]), moved[None], images)
         gain = replace(gain, interval=crossed.interval(1.0))
         if teacher is None or gain.gap_closed is None:
             return gain
@@ -96,7 +97,7 @@ class Gain:
         if together is None:
             return gain
         values = np.array([differences, gaps])
-        crossed = Crossed.of(values, np.array([own - plain, together[:-1].mean(0) - plain]), images)
+        crossed = Crossed.of(values, np.array([moved, together[:-1].mean(0) - plain]), images)
         ratio = crossed.ratio_interval()
         return replace(gain, gap_interval=ratio and Interval(100 * ratio.low, 100 * ratio.high))
 
@@ -184,15 +185,14 @@ def of_plan(plan: Plan, runs: Runs, *, pool: bool = False, curves: bool = False)
     `pool` averages jobs that ran in micro-batches with those that ran whole; `curves` adds learning curves,
     which plots show.
     """
-    ids = [planned.job.id for planned in plan.jobs]
-    records = status.of_plan(plan, runs, store.results(runs, ids))
-    done = [runs.job(record.job.id) for record in records if record.result is not None]
-    read = {paths.folder.name: Resampled.read(paths.resampled) for paths in done}
+    records = status.of_plan(plan, runs)
+    done = {record.job.id: runs.job(record.job.id) for record in records if record.result is not None}
+    read = {job: Resampled.read(paths.resampled) for job, paths in done.items()}
     resampled = {job: one for job, one in read.items() if one is not None}
     compared = compare(plan, records, resampled, pool=pool)
     if not curves:
         return compared
-    return replace(compared, curves={paths.folder.name: Curves.read(paths) for paths in done})
+    return replace(compared, curves={job: Curves.read(paths) for job, paths in done.items()})
 
 
 def compare(
@@ -232,4 +232,6 @@ def _on_images(results: Sequence[JobResult], resampled: Mapping[str, Resampled])
         return None
     together = np.array([one.ap for one in found])
     known = np.isfinite(together).all(0)
+    if known.all():
+        return together
     return together[:, known] if known.mean() >= _ENOUGH else None
