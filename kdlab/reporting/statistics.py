@@ -46,7 +46,9 @@ def paired_t(differences: Sequence[float]) -> float | None:
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """p of each of several comparisons after Holm's correction; None stays None and counts for none.
+    """p of each of several comparisons after Holm's correction; None, one that is not known yet, stays None.
+
+    It counts all the same, as if it were the largest: so no p is lower now than it will be.
 
     Source: Holm, Scandinavian Journal of Statistics 6 (1979).
     """
@@ -54,7 +56,7 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     corrected: list[float | None] = [None] * len(ps)
     least = 0.0
     for rank, (p, place) in enumerate(known):
-        least = max(least, min(1.0, (len(known) - rank) * p))
+        least = max(least, min(1.0, (len(ps) - rank) * p))
         corrected[place] = least
     return corrected
 

@@ -218,7 +218,7 @@ def test_terminal_leaves_out_whole_columns_rather_than_break_a_cell(width):
 
 def test_columns_left_out_are_named_and_the_least_important_goes_first():
     text = printed(TABLE, 80)
-    assert "not shown in this width: AP50, APs, step x, best epoch" in text
+    assert "not shown in this width: AP50, APs, step x, best AP" in text
     assert "gap closed" in text
     assert "not shown" not in printed(TABLE, 200)
 
