@@ -55,9 +55,8 @@ def draw(comparison: Comparison) -> Plot | None:
         " Mean AP over seeds."
     )
     if comparison.teacher and comparison.teacher.name in points:
-        apart = "at different times: trust no ratio of the two"
-        caption += (
-            f" Teacher and students were measured {apart if comparison.latencies_apart else 'in turns'}."
-        )
+        apart = comparison.latencies_apart
+        when = "at different times: trust no ratio of the two" if apart else "in turns"
+        caption += f" Teacher and students were measured {when}."
     rows = [(name, *point) for name, point in points.items()]
     return framed("AP against latency", of_what(comparison), caption, grid, _COLUMNS, rows)
