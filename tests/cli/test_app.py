@@ -183,6 +183,14 @@ def test_the_command_is_repeated_without_what_must_not_be() -> None:
     assert screen.command("--fresh") == "kdlab run a/b --set 'seeds=[0, 1]'"
 
 
+@pytest.mark.parametrize(
+    "given", [["--set", "seeds=[0]"], ["--set=seeds=[0]"], ["--seeds", "0"], ["--seeds=0"]]
+)
+def test_what_a_command_says_of_seeds_can_be_left_out(given: list[str]) -> None:
+    screen = Screen(["run", "a/b", *given, "--set", "schedule.lr=1"])
+    assert screen.command("--set seeds=", "--seeds ") == "kdlab run a/b --set schedule.lr=1"
+
+
 def test_nobody_is_asked_off_a_terminal() -> None:
     with pytest.raises(UsageError, match="-y") as error:
         Screen(["run", "a/b"]).ask("this is dear")

@@ -299,4 +299,5 @@ def _more_seeds(screen: Screen, plan: Plan) -> str:
         return ""
     unused = (seed for seed in count() if seed not in plan.recipe["seeds"])
     seeds += islice(unused, SEEDS_FOR_A_TEST - len(seeds))
-    return f"{screen.command('--fresh')} --set {shlex.quote(f'seeds={seeds}'.replace(' ', ''))}"
+    before = screen.command("--fresh", "--set seeds=", "--seeds ")
+    return f"{before} --set {shlex.quote(f'seeds={seeds}'.replace(' ', ''))}"

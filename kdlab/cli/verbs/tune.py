@@ -151,6 +151,12 @@ def _preview(
         open_end = one.key == "weight" and not (one.given or one.choices)
         put(f"  {one.name:<{width}}  {one.range}{', until its term is measured' if open_end else ''}")
     put(f"at most {total(replace(made, plan=search.whole(wanted)))}")
+    references = search.trials.references(search.trials.space)
+    if tune.trials <= len(references):
+        put(
+            f"note: nothing will be searched: the first {len(references)} trials are references "
+            f"({'; '.join(references)}); --trials {len(references) + 10} tries ten values besides"
+        )
     if len(tune.objectives) > 1:
         put("note: no trial is ended early, for Optuna prunes by one objective only")
     if made.executor.slots(search.trial.job) > max(MANY_AT_ONCE, wanted / 4):
