@@ -321,7 +321,7 @@ def _costs_s(jobs: Sequence[PlannedJob], known_jobs: Collection[str]) -> dict[st
 
 
 def _urgency_s(jobs: Sequence[PlannedJob], requests: Sequence[Request]) -> dict[str, float]:
-    """Backfill's, with baselines as urgent as the longest arm: without them no arm that is done has a gain."""
+    """Backfill's, with baselines as urgent as the longest arm: without them no arm has a gain."""
     found = backfill.urgency(requests)
     students = [each.job for each in jobs if each.job.spec.is_student]
     longest = max((found[job.id] for job in students if job.parents), default=0.0)

@@ -28,6 +28,8 @@ TOGETHER = 1 + len(COLOURS)
 """Arms that one pair of axes holds, the baseline among them; more get a panel each."""
 WIDTH = 7.5
 """Inches of a plot that needs no more, so that letters are of one size in all."""
+LEAST = 0.1
+"""AP points that an axis or a scale of gains spans to both sides of 0; what rounding left of none is less."""
 _PANELS_A_ROW = 4
 _PANEL_TITLE = 30
 """Characters that fit above a panel."""
