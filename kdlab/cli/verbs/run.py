@@ -149,7 +149,8 @@ def execute(
     outcome = drive(screen, made, view, live=live, publish=publish, fail_fast=fail_fast)
     if code := conclude(screen, made.plan, outcome, outcome.complete):
         return code
-    screen.next(_more_seeds(screen, made.plan) or f"kdlab report --table {made.plan.recipe['name']}")
+    name = shlex.quote(made.plan.recipe["name"])
+    screen.next(_more_seeds(screen, made.plan) or f"kdlab report --table {name}")
     return 0
 
 

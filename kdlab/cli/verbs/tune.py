@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, inf
@@ -306,4 +307,5 @@ def _write_recipes(screen: Screen, search: Search, study: Study) -> None:
         return
     last = [*found.values()][-1]
     seeds = " --set 'seeds=[0,1,2]'" if len(search.recipe.seeds) < SEEDS_FOR_A_TEST else ""
-    screen.next(f"kdlab run {last.name}{seeds}      # {', '.join(last.arms)}, on the validation images")
+    command = f"kdlab run {shlex.quote(last.name)}{seeds}"
+    screen.next(f"{command}      # {', '.join(last.arms)}, on the validation images")
