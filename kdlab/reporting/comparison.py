@@ -151,6 +151,7 @@ class Comparison:
         unsampled: labels of finished jobs that left no AP on resampled images.
         unlike: whether models were measured on other images or objects, so that some cannot be paired there.
         curves: learning curves by job, where they were asked for.
+        outdated: whether the recipe is not here as it was, so that its command makes another plan.
     """
 
     plan: Plan
@@ -164,6 +165,7 @@ class Comparison:
     unsampled: tuple[str, ...] = ()
     unlike: bool = False
     curves: Mapping[str, Curves] = field(default_factory=dict)
+    outdated: bool = False
 
     @property
     def rows(self) -> list[Arm]:

@@ -42,7 +42,8 @@ def footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]:
         yield "warning: these runs were chosen by their results, so what they have in common can be luck"
     yield f"plan {comparison.plan.id} of {recipe['name']}"
     if command := recipe.get("command"):
-        yield f"made again by: {command}"
+        changed = "the recipe has changed since or is not here, so that now makes another plan"
+        yield f"made by: {command}; {changed}" if comparison.outdated else f"made again by: {command}"
 
 
 def _doubts(comparison: Comparison) -> Iterator[str]:
