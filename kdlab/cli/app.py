@@ -63,14 +63,18 @@ def command(argv: Sequence[str] = ()) -> Any:
     """The whole command line as click sees it; `argv` is what error messages repeat."""
     app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
     app.callback(cls=_Verbs, invoke_without_command=True)(_root)
-    for name, function in verbs().items():
+    for name, function in verbs(argv[:1]).items():
         app.command(name)(_with_screen(function, argv))
     return get_command(app)
 
 
-def verbs() -> dict[str, Callable[..., int | None]]:
-    """The verbs: of each file in `cli/verbs/` the function that is called like it."""
+def verbs(wanted: Sequence[str] = ()) -> dict[str, Callable[..., int | None]]:
+    """The verbs: of each file in `cli/verbs/` the function that is called like it.
+
+    Where `wanted` names some of them, those alone: to import all takes a quarter of a quick command.
+    """
     names = [info.name for info in pkgutil.iter_modules(package.__path__)]
+    names = [name for name in names if name in wanted] or names
     return {name: getattr(importlib.import_module(f"{package.__name__}.{name}"), name) for name in names}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import marshal
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from kdlab.datasets.base import DatasetFiles
 from kdlab.errors import UsageError
 from kdlab.jobs.files import read_json
 from kdlab.jobs.paths import JobPaths
-from kdlab.jobs.spec import Spec, plain, read_spec
+from kdlab.jobs.spec import BY_CONTENT, Spec, plain, read_spec
 
 SCHEMA = 2
 """Of the files of jobs and plans. Raised by the commit after which older ones cannot be read."""
@@ -78,13 +78,14 @@ class Inputs:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The inverse of `to_dict`."""
-        # thousands of jobs of a plan have the same
-        return cls(**{**data, "dataset": _files(json.dumps(data["dataset"]))})
+        return cls(**{**data, "dataset": DatasetFiles.from_dict(data["dataset"])})
 
 
-@lru_cache(maxsize=64)
-def _files(text: str) -> DatasetFiles:
-    return DatasetFiles.from_dict(json.loads(text))
+@lru_cache(maxsize=256)
+def _around(content: bytes) -> tuple[Inputs, Resources]:
+    """What thousands of jobs of a plan have in common, once, from what `marshal` made of it."""
+    inputs, resources = marshal.loads(content)
+    return Inputs.from_dict(inputs), Resources(**resources)
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,8 @@ class Job:
         Raises:
             KeyError, TypeError, ValueError: it is no job of this version.
         """
-        spec, inputs = read_spec(data["spec"]), Inputs.from_dict(data["inputs"])
-        resources = Resources(**data["resources"])
+        spec = read_spec(data["spec"])
+        inputs, resources = _around(marshal.dumps([data["inputs"], data["resources"]], BY_CONTENT))
         return cls(data["id"], data["arm"], spec, inputs, tuple(data["parents"]), resources)
 
 

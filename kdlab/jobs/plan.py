@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from kdlab.jobs.files import write_json
+from pydantic_core import from_json
+
+from kdlab.jobs.files import read_bytes, write_json
 from kdlab.jobs.job import SCHEMA, Job, check_schema
 from kdlab.jobs.paths import Runs
 
@@ -77,7 +78,7 @@ class Plan:
         Raises:
             UsageError: it is of another version of kdlab.
         """
-        data = json.loads(path.read_text())
+        data = from_json(read_bytes(path))
         check_schema(data, path)
         return cls.from_dict(data)
 

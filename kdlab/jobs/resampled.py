@@ -42,7 +42,7 @@ class Resampled:
             content = read_bytes(path)
             # not by `np.load`, which takes six times as long to understand the header
             start = 10 + int.from_bytes(content[8:10], "little")
-            ((images, truth, ap),) = np.frombuffer(content, _LAYOUT, offset=start)
-            return cls(ap, int(images), truth.decode())
+            (one,) = np.frombuffer(content, _LAYOUT, offset=start)
+            return cls(one["ap"], int(one["images"]), one["truth"].decode())
         except (OSError, ValueError):
             return None

@@ -43,9 +43,10 @@ class JobResult:
         last: after the last epoch; empty where the job measures nothing.
         best: of highest AP, without its classes; chosen on the evaluation set.
         timing: seconds: "step_s" and "data_s" (medians in training), "latency_s" (from one image to its
-            boxes, median, where the job ran), "student_step_s",
-            "teacher_forward_s", "distill_step_s" (interleaved medians after training, of one process and of
-            one forward where a step has several; the last two only with methods).
+            boxes, median, where the job ran), with methods "teacher_latency_s" (the same of the teacher,
+            which took turns with the student image by image), "student_step_s", "teacher_forward_s",
+            "distill_step_s" (interleaved medians after training, of one process and of one forward where a
+            step has several; the last two only with methods).
         model: "params", "trained_parts" (parameters that each method instance trained beside the student),
             "weights_sha256" of `ckpt/weights.pth`; "checkpoint" where the weights came from one: "file",
             "sha256" and "keys", what was loaded of it; "inherited" where the student started from the
@@ -88,11 +89,12 @@ class JobResult:
             MachineError: the file is damaged.
             UsageError: it is of another version of kdlab.
         """
-        with _told_if_damaged(paths.result):
-            data = read_json(paths.result)
+        path = paths.result
+        with _told_if_damaged(path):
+            data = read_json(path)
             if data is None:
                 return None
-            check_schema(data, paths.result)
+            check_schema(data, path)
             del data["schema"]
             last, best = Evaluation(**data.pop("last")), Evaluation(**data.pop("best"))
             return cls(last=last, best=best, **data)

@@ -292,18 +292,9 @@ class JobStatus:
         return result is not None
 
 
-def of_plan(plan: Plan, runs: Runs, results: Mapping[str, JobResult] | None = None) -> list[JobStatus]:
-    """Status of each job of a plan, in its order, as its files tell it now.
-
-    Args:
-        plan: which.
-        runs: where its jobs are.
-        results: those that were read already, by id.
-    """
+def of_plan(plan: Plan, runs: Runs) -> list[JobStatus]:
+    """Status of each job of a plan, in its order, as its files tell it now."""
     found = {planned.job.id: JobStatus(planned.job, planned.cost_s) for planned in plan.jobs}
-    for job, status in found.items():
-        if result := (results or {}).get(job):
-            status.finish(result)
     look_at(plan, runs, found)
     return list(found.values())
 

@@ -40,7 +40,10 @@ PREPARING = {
 
 
 def jobs_of(recipe: Recipe, facts: Facts) -> Iterator[Job]:
-    """The teacher, if an arm needs one, what methods prepare of it, then the students, seed by seed."""
+    """The teacher, if an arm needs one, what methods prepare of it, then the students, seed by seed.
+
+    Of a seed the baseline comes first: a run that is stopped then has gains to show.
+    """
     teacher = None
     prepared: dict[tuple[str, str], Job] = {}
     if recipe.teacher and (recipe.inherits or any(recipe.arms.values())):
@@ -48,9 +51,10 @@ def jobs_of(recipe: Recipe, facts: Facts) -> Iterator[Job]:
         prepared = _preparations(recipe, facts, teacher)
         yield teacher
         yield from {job.id: job for job in prepared.values()}.values()
+    learning = {arm: bool(methods) or arm in recipe.inherits for arm, methods in recipe.arms.items()}
     for seed in recipe.seeds:
-        for arm, methods in recipe.arms.items():
-            learns = methods or arm in recipe.inherits
+        for arm, learns in sorted(learning.items(), key=lambda pair: pair[1]):
+            methods = recipe.arms[arm]
             own = {name: prepared[arm, name].id for name in methods if (arm, name) in prepared}
             yield _student(recipe, facts, arm, seed, teacher if learns else None, own)
 

@@ -79,7 +79,7 @@ def _head(name: str, base: str, document: Document, request: Request) -> list[st
     title += [f"{one.key} {', '.join(one.texts)}" for one in request.vary]
     title += [one for one in reversed(request.overrides) if not of_seeds(one)]
     command = request.command(base if base in catalog.recipes() else shareable(document.file))
-    return ["; ".join(title), command, f"or kdlab run {name}"]
+    return ["; ".join(title), command, f"or kdlab run {shlex.quote(name)}"]
 
 
 def _check_losses(request: Request, methods: recipes.Methods) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from kdlab import catalog
 from kdlab.errors import UsageError, fixes, suggestion
@@ -30,7 +33,7 @@ def find(name_or_path: str) -> tuple[str, Path]:
     try:
         if path.is_file():
             names = (name for name, info in recipes.items() if info.path.samefile(path))
-            return next(names, _derived_name(path) or path.stem), path
+            return next(names, _derived_name(path) or _own_name(path)), path
         what = f"{dotted((name_or_path,))} is not a {'file' if path.exists() else 'recipe'}"
         if name_or_path in recipes:
             return name_or_path, recipes[name_or_path].path
@@ -69,10 +72,23 @@ def told(path: Path) -> str:
 
 def command_of(name: str, document: Document, overrides: Sequence[str] = ()) -> str:
     """Command for a recipe; for a derived one, which begins with it, the command that made it."""
-    said = typed(name, document)
+    words = ["kdlab", "run", typed(name, document)]
     lines = [line.removeprefix("# ") for line in document.text.splitlines()[:2]]
-    made = [line for line in lines if line.startswith("kdlab ablate ")] or [f"kdlab run {said}"]
-    return " ".join([made[0], *(f"--set {shlex.quote(shareable(one))}" for one in overrides)])
+    for line in lines:
+        if line.startswith("kdlab ablate "):
+            with suppress(ValueError):
+                words = shlex.split(line)
+    return shlex.join([*words, *(word for one in overrides for word in ("--set", shareable(one)))])
+
+
+def go_on(told: Mapping[str, Any]) -> str:
+    """The command that goes on with a plan of a recipe, as it can be typed in this folder.
+
+    `told` is the recipe as its plan holds it.
+    """
+    name, path = told["name"], told.get("path", "")
+    named = name in catalog.recipes() or not Path(path).is_file()
+    return shlex.join(["kdlab", "tune" if "study" in told else "run", name if named else path])
 
 
 def typed(name: str, document: Document) -> str:
@@ -109,6 +125,20 @@ def of_folder(folder: Path) -> Path | None:
         what = f"there are {len(found)} recipes here"
         raise UsageError(what, where=str(folder), known=known, fix=f"name one of them: {found[0].name}")
     return found[0] if found else None
+
+
+def _own_name(path: Path) -> str:
+    """Name of a recipe outside of the catalog: its path from here on, so that no two files share one.
+
+    A file elsewhere, or one that is called as one of the catalog or a derived one, is told apart by a hash of
+    its path.
+    """
+    here, path = Path.cwd(), path.resolve()
+    if path.is_relative_to(here):
+        name = path.relative_to(here).as_posix().removesuffix(".yaml")
+        if name not in catalog.recipes() and not derived(name).is_file():
+            return name
+    return f"{path.stem}-{hashlib.sha256(bytes(path)).hexdigest()[:6]}"
 
 
 def _derived_folder() -> Path:

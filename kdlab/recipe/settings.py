@@ -126,7 +126,7 @@ class Recipe(Settings):
 
     Args:
         name: what people type ("digits/quickstart"; "ablate/..." for one that a command derived); the file's
-            stem for others.
+            path from the working folder on for others.
         path: its file.
         title: the file's first comment.
         command: what a person types for it; a path of this machine in it is `PATH`.

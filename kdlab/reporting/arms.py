@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,10 +46,18 @@ class Arm:
         """Results by seed."""
         return {record.job.seed: record.result for record in self.records if record.result is not None}
 
-    def by_seed(self, metric: str) -> dict[int, float]:
+    @cached_property
+    def _metrics(self) -> dict[str, dict[int, float]]:
+        """All metrics after the last epoch, by name and seed."""
+        found: dict[str, dict[int, float]] = {}
+        for seed, result in self.results.items():
+            for name, value in result.last.metrics.items():
+                found.setdefault(name, {})[seed] = value
+        return found
+
+    def by_seed(self, metric: str) -> Mapping[int, float]:
         """A metric after the last epoch, of each result that has it."""
-        found = self.results.items()
-        return {seed: result.metrics[metric] for seed, result in found if metric in result.metrics}
+        return self._metrics.get(metric, {})
 
     def over_seeds(self, metric: str) -> list[float]:
         """The same values without their seeds."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, median, stdev
 
 from kdlab.jobs.resampled import RESAMPLES
 from kdlab.reporting.arms import Arm
-from kdlab.reporting.comparison import SIGNIFICANT, Comparison
+from kdlab.reporting.comparison import SIGNIFICANT, Comparison, Gain
 from kdlab.reporting.tables import Cell, Column
 
 NONE = Cell("-", mark="dim")
@@ -18,7 +18,7 @@ ALONE = ("student_step_s",)
 WITH_TEACHER = ("student_step_s", "teacher_forward_s")
 """Parts of a job's timing that its training step is compared with."""
 P_READING = (
-    "p: paired t test over seeds, two-sided, corrected with Holm over the arms of this table; "
+    "p: paired t test over seeds, two-sided, corrected with Holm over all arms of the plan, finished or not; "
     f"* p < {SIGNIFICANT}; bold: the highest AP, where its gain has a star; "
     "underlined: then the second, both of arms that lack no seed"
 )
@@ -109,8 +109,8 @@ def _p(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
     gain = comparison.gain(arm)
     if gain is None or gain.p is None or gain.p_holm is None:
         return None
-    arms = sum(one.p is not None for one in comparison.gains.values())
-    how = f"paired t test over {len(gain.seeds)} seeds, two-sided: p = {gain.p:.2g}; Holm over {arms} arms"
+    counted = f"Holm over {comparison.tests} arm{'s' * (comparison.tests != 1)}"
+    how = f"paired t test over {len(gain.seeds)} seeds, two-sided: p = {gain.p:.2g}; {counted}"
     text = f"<{_LEAST_P}" if gain.p_holm < _LEAST_P else column.plain(gain.p_holm)
     return Cell(text, gain.p_holm, how=how)
 
@@ -128,7 +128,20 @@ def _metric(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
     return column.cell(fmean(values.values()), how=_listed(column, values)) if values else None
 
 
-_GAP = 'gap closed: gain / (teacher - baseline); "-" where the teacher is not above the baseline'
+_GAP = (
+    "gap closed: gain / (teacher - baseline); "
+    '"-" where the teacher is not above the baseline, or by no more than noise'
+)
+
+
+def gap_left_open(gain: Gain) -> str:
+    """Why no share of a gap is told; "" where one is, or where nobody knows the gap."""
+    if gain.gap is None or gain.gap_closed is not None:
+        return ""
+    if gain.gap <= 0 or gain.gap_noise is None:
+        return f"teacher - baseline is {gain.gap:+.1f}: there is no gap to close"
+    ends = f"[{gain.gap_noise.low:+.1f}, {gain.gap_noise.high:+.1f}]"
+    return f"teacher - baseline is {gain.gap:+.1f}, 95 % {ends}: the gap is smaller than its noise"
 
 
 @_fills(Column("gap_closed", "gap closed", digits=0, unit=" %", reading=_GAP))
@@ -137,8 +150,10 @@ def _gap_closed(comparison: Comparison, arm: Arm, column: Column) -> Cell | None
     if teacher is None or not teacher.results or not comparison.can_gain(arm):
         return None
     gain = comparison.gain(arm)
-    if gain is None or gain.gap_closed is None:
+    if gain is None:
         return NONE
+    if gain.gap_closed is None:
+        return replace(NONE, how=gap_left_open(gain))
     how = "mean gain over (teacher - baseline) of the same seeds"
     if gain.gap_interval:
         how += "; interval by Fieller, for other seeds and images and this teacher"
@@ -176,29 +191,33 @@ def _method_x(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
     return _median(column, step_ratios(arm, WITH_TEACHER), _STEPS)
 
 
-@_fills(Column("best_AP", "best epoch", reading="best epoch: chosen on the evaluation set, enters no test"))
+_BEST = "best AP: of the best epoch, which was chosen on the evaluation set; enters no test"
+
+
+@_fills(Column("best_AP", "best AP", reading=_BEST))
 def _best(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
     evaluations = [result.best.metrics for result in arm.results.values()]
     values = [metrics["AP"] for metrics in evaluations if "AP" in metrics]
     return column.cell(fmean(values), _deviation(values)) if values else None
 
 
-_LATENCY = "latency: one image, from pixels to boxes, median, on the device of the job"
+_LATENCY = "latency: one image, from pixels to boxes, median, on the device of the jobs"
 
 
-@_fills(Column("latency_ms", "latency", digits=2, unit=" ms", reading=_LATENCY, usual=False))
+@_fills(Column("latency_ms", "latency", digits=2, unit=" ms", reading=_LATENCY))
 def _latency(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
     found = comparison.latency_ms(arm)
-    return None if found is None else column.cell(found, how="median over the jobs of this network")
+    turns = "each measured alone" if comparison.latencies_apart else "teacher and student took turns in each"
+    return None if found is None else column.cell(found, how=f"median over jobs of this network; {turns}")
 
 
-@_fills(Column("params_m", "params", digits=2, unit=" M", usual=False))
+@_fills(Column("params_m", "params", digits=2, unit=" M"))
 def _params(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
     models = [result.model for result in arm.results.values()]
     return _median(column, [model["params"] / 1e6 for model in models if "params" in model])
 
 
-@_fills(Column("train_min", "trained", digits=1, unit=" min", usual=False))
+@_fills(Column("train_min", "wall time", digits=1, unit=" min", usual=False))
 def _minutes(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
     minutes = [result.wall_s / 60 for result in arm.results.values()]
     return _median(column, minutes, "median over seeds of training and evaluation")
@@ -214,7 +233,7 @@ def _deviation(values: Iterable[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
-def _listed(column: Column, values: dict[int, float]) -> str:
+def _listed(column: Column, values: Mapping[int, float]) -> str:
     """ "mean of seed 0: 31.9, seed 1: 32.7"."""
     listed = ", ".join(f"seed {seed}: {column.shown(value)}" for seed, value in sorted(values.items()))
     return f"mean of {listed}" if len(values) > 1 else listed

@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Self
 
-from kdlab.jobs import status, store
+from kdlab.jobs import status
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan
 from kdlab.jobs.resampled import Resampled
@@ -45,7 +45,8 @@ class Gain:
         p_holm: the same after Holm's correction over all comparisons of the table.
         interval: of the mean, for other seeds and images; None below three seeds or without `Resampled`.
         other_images: for these weights on other images; None without `Resampled`.
-        gap_closed: the mean over (teacher - baseline), in percent; None where the teacher is not above.
+        gap: teacher minus baseline over the same seeds; None without a teacher's AP.
+        gap_noise: 95 % of it, over seeds and images or, below three seeds, images alone.
         gap_interval: of `gap_closed`, for other seeds and images and this teacher.
     """
 
@@ -56,7 +57,8 @@ class Gain:
     p_holm: float | None = None
     interval: Interval | None = None
     other_images: Interval | None = None
-    gap_closed: float | None = None
+    gap: float | None = None
+    gap_noise: Interval | None = None
     gap_interval: Interval | None = None
 
     @classmethod
@@ -73,32 +75,54 @@ class Gain:
         differences = tuple(aps[seed] - plain_aps[seed] for seed in seeds)
         like = arm.micro_batch == baseline.micro_batch
         gain = cls(seeds, differences, like, paired_t(differences) if like else None)
-        # the teacher minus the baseline, one a seed
-        above = teacher.over_seeds("AP") if teacher else []
-        gaps = [fmean(above) - plain_aps[seed] for seed in seeds] if above else [0.0]
-        if fmean(gaps) > 0:
-            gain = replace(gain, gap_closed=100 * gain.mean / fmean(gaps))
+        teachers = [one for one in teacher.results.values() if "AP" in one.metrics] if teacher else []
+        values = [differences]
+        if teachers:
+            above = fmean(one.metrics["AP"] for one in teachers)
+            values.append(tuple(above - plain_aps[seed] for seed in seeds))
+            gain = replace(gain, gap=fmean(values[1]))
         results = [one.results[seed] for one in (arm, baseline) for seed in seeds]
         together = _on_images(results, resampled)
         if together is None:
             return gain
         own, plain = np.split(together, 2)
-        gain = replace(gain, other_images=percentile_interval((own - plain).mean(0)))
-        if len(seeds) < SEEDS_FOR_A_TEST:
+        moved = [own - plain]
+        together = _on_images([*teachers, results[0]], resampled) if teachers else None
+        if together is not None:
+            moved.append(together[:-1].mean(0) - plain)
+        values = values[: len(moved)]
+        return gain._sure(np.array(values), np.array(moved), resampled[results[0].id].images)
+
+    def _sure(self, values: Floats, moved: Floats, images: int) -> Self:
+        """The same with its intervals.
+
+        Args:
+            values: (Q, S) of each seed the gain and, where Q is 2, the gap.
+            moved: (Q, S, R) the same on resampled images.
+            images: how many there are.
+        """
+        of_images = [percentile_interval(one.mean(0)) for one in moved]
+        gain = replace(self, other_images=of_images[0], gap_noise=of_images[1] if len(moved) > 1 else None)
+        if len(self.seeds) < SEEDS_FOR_A_TEST:
             return gain
-        images = resampled[results[0].id].images
-        crossed = Crossed.of(np.array([differences]), np.array([own - plain]), images)
-        gain = replace(gain, interval=crossed.interval(1.0))
-        if teacher is None or gain.gap_closed is None:
-            return gain
-        teachers = [one for one in teacher.results.values() if "AP" in one.metrics]
-        together = _on_images([*teachers, results[0]], resampled)
-        if together is None:
-            return gain
-        values = np.array([differences, gaps])
-        crossed = Crossed.of(values, np.array([own - plain, together[:-1].mean(0) - plain]), images)
-        ratio = crossed.ratio_interval()
+        crossed = Crossed.of(values, moved, images)
+        if len(moved) == 1:
+            return replace(gain, interval=crossed.interval(1.0))
+        gain = replace(gain, interval=crossed.interval(1.0, 0.0), gap_noise=crossed.interval(0.0, 1.0))
+        ratio = None if gain.gap_closed is None else crossed.ratio_interval()
         return replace(gain, gap_interval=ratio and Interval(100 * ratio.low, 100 * ratio.high))
+
+    @property
+    def gap_closed(self) -> float | None:
+        """The mean over `gap`, in percent; None where the teacher is above by no more than noise."""
+        if self.gap is None or self.gap <= 0 or self.gap_in_noise:
+            return None
+        return 100 * self.mean / self.gap
+
+    @property
+    def gap_in_noise(self) -> bool:
+        """Whether the gap may as well be none, so that a share of it would be any number."""
+        return self.gap_noise is not None and self.gap_noise.low <= 0
 
     @property
     def mean(self) -> float:
@@ -122,10 +146,12 @@ class Comparison:
         arms: in the order of the recipe, the baseline among them.
         baseline: the first arm without methods.
         gains: by the arm's name, of those that share a finished seed with the baseline.
+        tests: how many arms Holm's correction counts: all that the plan compares with the baseline.
         images: how many images were resampled; 0 where none were.
         unsampled: labels of finished jobs that left no AP on resampled images.
         unlike: whether models were measured on other images or objects, so that some cannot be paired there.
         curves: learning curves by job, where they were asked for.
+        outdated: whether the recipe is not here as it was, so that its command makes another plan.
     """
 
     plan: Plan
@@ -134,10 +160,12 @@ class Comparison:
     arms: Sequence[Arm]
     baseline: Arm | None
     gains: Mapping[str, Gain] = field(default_factory=dict)
+    tests: int = 0
     images: int = 0
     unsampled: tuple[str, ...] = ()
     unlike: bool = False
     curves: Mapping[str, Curves] = field(default_factory=dict)
+    outdated: bool = False
 
     @property
     def rows(self) -> list[Arm]:
@@ -161,21 +189,34 @@ class Comparison:
         return bool(self.baseline and arm.results and not arm.plain)
 
     def latency_ms(self, arm: Arm) -> float | None:
-        """Median time of one image, in milliseconds; None where no job took it.
+        """Median time of one image, in milliseconds; None where no job took it, or the arm has no result.
 
         Of an arm that of all students: they are one network, so the differences are noise.
         """
-        return _latency_ms([arm]) if arm is self.teacher else self._latency_of_students_ms
+        if not arm.results:
+            return None
+        found = self._latencies_s[arm is self.teacher]
+        return 1000 * median(found) if found else None
 
     @cached_property
-    def _latency_of_students_ms(self) -> float | None:
-        return _latency_ms(self.arms)
+    def latencies_apart(self) -> bool:
+        """Whether the latencies of teacher and students come from different jobs, so at different times."""
+        return not any("teacher_latency_s" in timing for timing in _timings(self.arms))
+
+    @cached_property
+    def _latencies_s(self) -> tuple[list[float], list[float]]:
+        """Of the students and of the teacher, from the jobs that measured both in turns if there are any."""
+        ours = _timings(self.arms)
+        theirs, key = _timings([self.teacher] if self.teacher else []), "latency_s"
+        if not self.latencies_apart:
+            ours = theirs = [timing for timing in ours if "teacher_latency_s" in timing]
+            key = "teacher_latency_s"
+        students = [timing["latency_s"] for timing in ours if "latency_s" in timing]
+        return students, [timing[key] for timing in theirs if key in timing]
 
 
-def _latency_ms(arms: Sequence[Arm]) -> float | None:
-    timings = [result.timing for arm in arms for result in arm.results.values()]
-    found = [1000 * timing["latency_s"] for timing in timings if "latency_s" in timing]
-    return median(found) if found else None
+def _timings(arms: Sequence[Arm]) -> list[dict[str, float]]:
+    return [result.timing for arm in arms for result in arm.results.values()]
 
 
 def of_plan(plan: Plan, runs: Runs, *, pool: bool = False, curves: bool = False) -> Comparison:
@@ -184,15 +225,14 @@ def of_plan(plan: Plan, runs: Runs, *, pool: bool = False, curves: bool = False)
     `pool` averages jobs that ran in micro-batches with those that ran whole; `curves` adds learning curves,
     which plots show.
     """
-    ids = [planned.job.id for planned in plan.jobs]
-    records = status.of_plan(plan, runs, store.results(runs, ids))
-    done = [runs.job(record.job.id) for record in records if record.result is not None]
-    read = {paths.folder.name: Resampled.read(paths.resampled) for paths in done}
+    records = status.of_plan(plan, runs)
+    done = {record.job.id: runs.job(record.job.id) for record in records if record.result is not None}
+    read = {job: Resampled.read(paths.resampled) for job, paths in done.items()}
     resampled = {job: one for job, one in read.items() if one is not None}
     compared = compare(plan, records, resampled, pool=pool)
     if not curves:
         return compared
-    return replace(compared, curves={paths.folder.name: Curves.read(paths) for paths in done})
+    return replace(compared, curves={job: Curves.read(paths) for job, paths in done.items()})
 
 
 def compare(
@@ -209,14 +249,18 @@ def compare(
         rival = next((one for one in plain if one.micro_batch == arm.micro_batch), plain[0])
         if not arm.plain and (gain := Gain.of(arm, rival, teacher, resampled)):
             gains[arm.name] = gain
-    for name, p in zip(gains, holm([gain.p for gain in gains.values()]), strict=True):
-        gains[name] = replace(gains[name], p_holm=p)
+    # an arm that has yet to finish will be tested too, unlike one that ran in other batches
+    tested = [arm.name for arm in arms if not arm.plain and (arm.name not in gains or gains[arm.name].like)]
+    corrected = holm([gains[name].p if name in gains else None for name in tested])
+    for name, p in zip(tested, corrected, strict=True):
+        if p is not None:
+            gains[name] = replace(gains[name], p_holm=p)
     images = max((one.images for one in resampled.values()), default=0)
     # some kinds of job measure no detector
     done = [record.job for record in records if record.result is not None and record.result.metrics]
     unsampled = tuple(job.label for job in done if job.id not in resampled)
     unlike = len({one.truth for one in resampled.values()}) > 1
-    return Comparison(plan, records, teacher, arms, plain[0], gains, images, unsampled, unlike)
+    return Comparison(plan, records, teacher, arms, plain[0], gains, len(tested), images, unsampled, unlike)
 
 
 def _on_images(results: Sequence[JobResult], resampled: Mapping[str, Resampled]) -> Floats | None:
@@ -232,4 +276,6 @@ def _on_images(results: Sequence[JobResult], resampled: Mapping[str, Resampled])
         return None
     together = np.array([one.ap for one in found])
     known = np.isfinite(together).all(0)
+    if known.all():
+        return together
     return together[:, known] if known.mean() >= _ENOUGH else None

@@ -8,7 +8,7 @@ from statistics import median
 from kdlab.jobs.job import TOLERATED_AP
 from kdlab.jobs.status import JobStatus
 from kdlab.reporting.arms import Arm
-from kdlab.reporting.columns import P_READING, WITH_TEACHER, step_ratios
+from kdlab.reporting.columns import P_READING, WITH_TEACHER, gap_left_open, step_ratios
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.statistics import SEEDS_FOR_A_TEST
 from kdlab.reporting.tables import Column
@@ -42,7 +42,8 @@ def footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]:
         yield "warning: these runs were chosen by their results, so what they have in common can be luck"
     yield f"plan {comparison.plan.id} of {recipe['name']}"
     if command := recipe.get("command"):
-        yield f"made again by: {command}"
+        changed = "the recipe has changed since or is not here, so that now makes another plan"
+        yield f"made by: {command}; {changed}" if comparison.outdated else f"made again by: {command}"
 
 
 def _doubts(comparison: Comparison) -> Iterator[str]:
@@ -51,6 +52,12 @@ def _doubts(comparison: Comparison) -> Iterator[str]:
     quick = [name for name, own in ratios.items() if own and median(own) < 1]
     if quick:
         yield f"method x below 1 cannot be; the machine was busy with other work: {', '.join(quick)}"
+    for gap in dict.fromkeys(gap_left_open(gain) for gain in comparison.gains.values()):
+        if gap:
+            yield f"gap closed: {gap}"
+    known = [comparison.latency_ms(arm) is not None for arm in comparison.rows]
+    if comparison.teacher and known[0] and any(known[1:]) and comparison.latencies_apart:
+        yield "latency: teacher and student were measured at different times: trust no ratio of the two"
     if comparison.unlike:
         yield "no interval over images between models that were measured on other images or objects"
     if count := len(comparison.unsampled):

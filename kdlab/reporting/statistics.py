@@ -8,7 +8,6 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
 
 CONFIDENCE = 0.95
 SEEDS_FOR_A_TEST = 3
@@ -37,6 +36,9 @@ def paired_t(differences: Sequence[float]) -> float | None:
     n = len(differences)
     if n < SEEDS_FOR_A_TEST:
         return None
+    # here and below: of all that a table imports it takes longest, and tables of one seed do without
+    from scipy.special import stdtr
+
     error = np.std(differences, ddof=1) / np.sqrt(n)
     if error <= 1e-12 * np.max(np.abs(differences)):
         return None
@@ -44,7 +46,9 @@ def paired_t(differences: Sequence[float]) -> float | None:
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """p of each of several comparisons after Holm's correction; None stays None and counts for none.
+    """p of each of several comparisons after Holm's correction; None, one that is not known yet, stays None.
+
+    It counts all the same, as if it were the largest: so no p is lower now than it will be.
 
     Source: Holm, Scandinavian Journal of Statistics 6 (1979).
     """
@@ -52,7 +56,7 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     corrected: list[float | None] = [None] * len(ps)
     least = 0.0
     for rank, (p, place) in enumerate(known):
-        least = max(least, min(1.0, (len(known) - rank) * p))
+        least = max(least, min(1.0, (len(ps) - rank) * p))
         corrected[place] = least
     return corrected
 
@@ -130,6 +134,8 @@ class Crossed:
         return float(self.means @ factors)
 
     def _half_width(self, factors: Sequence[float]) -> float:
+        from scipy.special import stdtrit
+
         seeds, images = (
             float(factors @ covariance @ factors) for covariance in (self.of_seeds, self.of_images)
         )

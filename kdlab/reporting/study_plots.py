@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,7 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as optuna_plots
 
-from kdlab.jobs.files import replacing, write_text
+from kdlab.jobs.files import csv_text, replacing, write_text
 from kdlab.jobs.study import NO_METHOD, Dimension, Study, Trial, text_of
 from kdlab.reporting.plots.plot import COLOURS, INK, METADATA, STYLE
 
@@ -55,11 +53,9 @@ def write_plots(study: Study, folder: Path, stem: str) -> list[Path]:
             files.append(folder / f"{stem}-{name}.{suffix}")
             with replacing(files[-1]) as file:
                 figure.savefig(file, format=suffix, dpi=200, metadata=METADATA[suffix])
-    text = io.StringIO()
     rows = [(trial.number, *point) for trial in study.trials for point in sorted(trial.curve.items())]
-    csv.writer(text, lineterminator="\n").writerows([("trial", "epoch", study.objectives[0]), *rows])
     files.append(folder / f"{stem}-curves.csv")
-    write_text(files[-1], text.getvalue())
+    write_text(files[-1], csv_text([("trial", "epoch", study.objectives[0]), *rows]))
     return files
 
 

@@ -58,7 +58,7 @@ def _columns(
         epochs = Column("epochs", "epochs", digits=0)
         yield epochs, [epochs.cell(trial.last_epoch) if trial.curve else NONE for trial in rows]
     if whole and any(trial.job for trial in rows):
-        minutes = Column("trained_min", "trained", unit=" min")
+        minutes = Column("trained_min", "wall time", unit=" min")
         yield minutes, [minutes.cell(trial.wall_s / 60) for trial in rows]
         yield _words("job"), [Cell(trial.job) for trial in rows]
 
@@ -127,6 +127,8 @@ def _footnotes(study: Study, left: int) -> Iterator[str]:
             f"{_counted(counts['finished'] + counts['pruned'], 'trial')}, so it is optimistic; "
             "the tuned recipe measures it on the validation set, which no trial has seen"
         )
+    if study.trials and all(trial.reference for trial in study.trials):
+        yield f"nothing was searched: {_counted(len(study.trials), 'trial')}, all of them references"
     if left:
         yield f"{_counted(left, 'trial')} not shown"
     yield ", ".join(f"{counts[state]} {state}" for state in _STATES if counts[state]) or "no trial yet"

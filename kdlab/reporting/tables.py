@@ -17,9 +17,16 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Of a table as plain data."""
 
+_BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]+")
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 Mark = Literal["", "bold", "underline", "dim"]
+
+
+def printable(text: str) -> str:
+    """A text on one line; what a terminal would obey, or LaTeX or UTF-8 cannot hold, as Python writes it."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], _BREAKS.sub(" ", text))
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,10 @@ class Column:
         return f"[{self.shown(interval.low)}, {self.shown(interval.high)}]"
 
 
+def _cleaned(cell: Cell) -> Cell:
+    return cell if cell.text.isprintable() else replace(cell, text=printable(cell.text))
+
+
 @dataclass(frozen=True)
 class Table:
     """A comparison as plain data; `renderers` turns it into text.
@@ -127,6 +138,17 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     footnotes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Keep every text to what all formats can hold: names of classes and of files are of others."""
+        clean = {
+            "title": printable(self.title),
+            "columns": tuple(replace(one, title=printable(one.title)) for one in self.columns),
+            "rows": tuple(tuple(map(_cleaned, row)) for row in self.rows),
+            "footnotes": tuple(map(printable, self.footnotes)),
+        }
+        for name, value in clean.items():
+            object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """The table as plain data, the cells of a row by the keys of their columns."""

@@ -148,7 +148,7 @@ class _Schedule:
         costs = _costs_s(jobs, self._tasks)
         self._costs |= costs
         requests = [Request(each.job.id, 1.0, costs[each.job.id], each.job.parents) for each in jobs]
-        self._urgency |= backfill.urgency(requests)
+        self._urgency |= _urgency_s(jobs, requests)
         stock, left = [], []
         for task in new:
             if reused := task.reused():
@@ -318,3 +318,11 @@ def _costs_s(jobs: Sequence[PlannedJob], known_jobs: Collection[str]) -> dict[st
     if unknown := {parent for each in jobs for parent in each.job.parents} - set(known_jobs):
         raise ValueError(f"the plan lacks jobs that others need: {', '.join(sorted(unknown))}")
     return costs
+
+
+def _urgency_s(jobs: Sequence[PlannedJob], requests: Sequence[Request]) -> dict[str, float]:
+    """Backfill's, with baselines as urgent as the longest arm: without them no arm has a gain."""
+    found = backfill.urgency(requests)
+    students = [each.job for each in jobs if each.job.spec.is_student]
+    longest = max((found[job.id] for job in students if job.parents), default=0.0)
+    return found | {job.id: max(longest, found[job.id]) for job in students if not job.parents}

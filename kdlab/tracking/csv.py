@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdlab.jobs.events import JobEvaluated, JobProgress
-from kdlab.jobs.files import write_text
+from kdlab.jobs.files import csv_text, write_text
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan
 from kdlab.jobs.status import State
@@ -65,7 +64,7 @@ def _add(path: Path, rows: Sequence[Mapping[str, Any]], *, afresh: bool) -> None
         write_text(path, _text([*old, *rows]))
     elif rows:
         with path.open("a", newline="") as file:
-            csv.DictWriter(file, old[0]).writerows(rows)
+            file.write(csv_text([row[name] for name in old[0]] for row in rows))
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -75,8 +74,5 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows under the names of all their columns."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, dict.fromkeys(key for row in rows for key in row))
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    names = [*dict.fromkeys(key for row in rows for key in row)]
+    return csv_text([names, *([row.get(name, "") for name in names] for row in rows)])

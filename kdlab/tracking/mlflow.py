@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import re
+import shlex
 import sqlite3
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -210,7 +211,7 @@ class Mlflow:
                 "kdlab.kind": "plan",
                 "kdlab.plan": plan.id,
                 "kdlab.recipe": name,
-                "mlflow.source.name": f"kdlab run {name}",
+                "mlflow.source.name": f"kdlab run {shlex.quote(name)}",
             }
             new = {"tags": tags, "run_name": f"{name} {plan.id}"}
             self._known[plan.id] = self._run(

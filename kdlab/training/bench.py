@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
@@ -51,23 +51,28 @@ def step_times(distiller: Distiller, optim: OptimWrapper, data: Any, rounds: int
 
 
 @torch.no_grad()
-def latency_s(model: nn.Module, data: Any, runs: int = 20) -> float:
-    """Median seconds from one image, read and resized, to its boxes, on the device that the model is on.
+def latencies_s(models: Mapping[str, nn.Module], data: Any, runs: int = 20) -> dict[str, float]:
+    """Median seconds from one image, read and resized, to its boxes, on the device that the models are on.
+
+    The models take turns at each image, so that a noisy machine slows all alike.
 
     Args:
-        model: a detector; its mode is put back.
+        models: detectors by the names of their figures; their modes are put back.
         data: a batch as its loader gives it, whose images take turns.
         runs: how often to measure, after two that do not count.
     """
-    was_training = model.training
-    model.eval()
-    seconds = []
+    modes = [(model, model.training) for model in models.values()]
+    for model in models.values():
+        model.eval()
+    seconds = defaultdict(list)
     for run in range(_WARMUP + runs):
         place = run % len(data["inputs"])
-        image = {name: [data[name][place]] for name in ("inputs", "data_samples")}
-        seconds.append(_timed(lambda image=image: model.val_step(image)))
-    model.train(was_training)
-    return median(seconds[_WARMUP:])
+        for name, model in models.items():
+            image = {key: [data[key][place]] for key in ("inputs", "data_samples")}
+            seconds[name].append(_timed(lambda image=image, model=model: model.val_step(image)))
+    for model, mode in modes:
+        model.train(mode)
+    return {name: median(values[_WARMUP:]) for name, values in seconds.items()}
 
 
 def _timed(step: Callable[[], Any]) -> float:

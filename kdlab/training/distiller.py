@@ -73,6 +73,11 @@ class Distiller(BaseModel):
             for name, term in self.terms.items()
         }
 
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """The student and, where there are methods, its teacher, by the names of their latencies."""
+        return dict(zip(("latency_s", "teacher_latency_s"), (self.student, *self._teacher), strict=False))
+
     def forward(
         self,
         inputs: Tensor,

@@ -13,7 +13,7 @@ from kdlab.errors import JobError
 from kdlab.jobs.events import JobEvaluated, JobProgress, JobStarted
 from kdlab.training import checkpoints, weights
 from kdlab.training.attempt import Attempt
-from kdlab.training.bench import latency_s
+from kdlab.training.bench import latencies_s
 from kdlab.training.data import batches_of
 from kdlab.training.evaluation import evaluate
 from kdlab.training.loop import REPORTS, Stopped
@@ -61,11 +61,11 @@ class Measurement(Work):
         self.paths.checkpoints.mkdir(parents=True, exist_ok=True)
         digest = checkpoints.save_model(self.paths.weights, self.model, self.reading.classes)
         wall_s = time.monotonic() - began
-        single_s = latency_s(self.model, next(batches_of(self.loader)))
+        single = latencies_s({"latency_s": self.model}, next(batches_of(self.loader)))
         return {
             "last": found,
             "best": replace(found, per_class={}),
-            "timing": {"image_s": wall_s / self.images, "latency_s": single_s},
+            "timing": {"image_s": wall_s / self.images, **single},
             "model": {
                 "params": sum(p.numel() for p in self.model.parameters()),
                 "trained_parts": {},

@@ -81,14 +81,14 @@ class Trainer(Work):
         """Train and keep the curves; the fields of the result but evaluations."""
         progress = self.loop.resume_and_run(str(self.device))
         step_s, data_s = self.loop.median_s()
-        latency_s = 0.0
+        latencies = {"latency_s": 0.0}
         # of few images other processes may have none
         if ranks.rank() == 0:
             self.attempt.may_write()
             progress.curves().write(self.paths)
-            latency_s = bench.latency_s(self.distiller.student, next(batches_of(self.val_loader)))
+            latencies = bench.latencies_s(self.distiller.models, next(batches_of(self.val_loader)))
         return {
-            "timing": {"step_s": step_s, "data_s": data_s, "latency_s": latency_s},
+            "timing": {"step_s": step_s, "data_s": data_s, **latencies},
             "model": {
                 "params": sum(p.numel() for p in self.distiller.student.parameters()),
                 "trained_parts": self.distiller.trained_parts,

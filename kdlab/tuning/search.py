@@ -82,9 +82,12 @@ def prepare(
         variants[student] = Variant(own, replace(facts, learned=learned))
     trials = Trials(variants, arm, searched)
     trials.check()
-    # the address of a storage may hold a password
-    said = [shlex.quote(shareable(one)) for one in overrides if not one.startswith("tune.storage=")]
-    command = " ".join([f"kdlab tune {typed(name, document)}", *(f"--set {one}" for one in said)])
+    words = ["kdlab", "tune", typed(name, document)]
+    for one in overrides:
+        # the address of a storage may hold a password
+        if not one.startswith("tune.storage="):
+            words += ["--set", shareable(one)]
+    command = shlex.join(words)
     study = f"{name}-{trials.key}"
     told = recipe.to_dict() | {"study": study, "command": command}
     told["tune"] = {**told["tune"], "storage": None}

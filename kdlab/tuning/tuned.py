@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,7 @@ def tuned(
     head = [
         f"{catalog.first_comment(document.text) or recipe.name}; tuned",
         command,
-        f"kdlab run {FOLDER}/{name}",
+        f"kdlab run {shlex.quote(f'{FOLDER}/{name}')}",
         f"searched: {'; '.join(f'{one.name} {one.range}' for one in space)}",
     ]
     text = "".join(f"# {line}\n" for line in head) + dump(data, lines=("methods", "arms"))

@@ -28,7 +28,7 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None
             """Act."""
             return function(screen)
 
-        monkeypatch.setattr(app, "verbs", lambda: {"act": act})
+        monkeypatch.setattr(app, "verbs", lambda wanted: {"act": act})
 
     return install
 
@@ -44,6 +44,11 @@ def failing(verb: Any) -> Raise:
         verb(act)
 
     return install
+
+
+def test_a_verb_that_is_named_is_the_only_one_imported() -> None:
+    assert list(app.verbs(["report"])) == ["report"]
+    assert len(app.verbs(["reprot"])) == len(app.verbs()) > 1
 
 
 @pytest.mark.parametrize(("kind", "code"), [(JobError, 1), (UsageError, 2), (MachineError, 3)])
@@ -176,6 +181,14 @@ def test_durations_are_short(seconds: float, text: str) -> None:
 def test_the_command_is_repeated_without_what_must_not_be() -> None:
     screen = Screen(["run", "a/b", "--set", "seeds=[0, 1]", "--fresh"])
     assert screen.command("--fresh") == "kdlab run a/b --set 'seeds=[0, 1]'"
+
+
+@pytest.mark.parametrize(
+    "given", [["--set", "seeds=[0]"], ["--set=seeds=[0]"], ["--seeds", "0"], ["--seeds=0"]]
+)
+def test_what_a_command_says_of_seeds_can_be_left_out(given: list[str]) -> None:
+    screen = Screen(["run", "a/b", *given, "--set", "schedule.lr=1"])
+    assert screen.command("--set seeds=", "--seeds ") == "kdlab run a/b --set schedule.lr=1"
 
 
 def test_nobody_is_asked_off_a_terminal() -> None:

@@ -182,7 +182,7 @@ class TestRun:
 
     def test_fewer_than_three_seeds_name_the_command_for_three(self, kdlab: Bench) -> None:
         _, _, err = kdlab(f"run {NAME} --set seeds=[1] -y")
-        assert err.splitlines()[-1] == f"next: kdlab run {NAME} --set 'seeds=[1]' -y --set 'seeds=[1,0,2]'"
+        assert err.splitlines()[-1] == f"next: kdlab run {NAME} -y --set 'seeds=[1,0,2]'"
 
     def test_a_finished_plan_runs_nothing_again(self, kdlab: Bench) -> None:
         _, first, _ = kdlab(f"run {NAME}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import io
 import json
@@ -135,6 +136,24 @@ def test_every_format_is_under_the_contract():
     assert {*CELLS_OF, "csv"} == {*FORMATS, "terminal"}
 
 
+@pytest.mark.parametrize("name", CELLS_OF)
+def test_a_name_that_a_terminal_would_obey_is_shown_on_one_line(name):
+    nasty = replace(TABLE, rows=(row("a\nb\x1b[31m \udc80", 1.0, None, None),), footnotes=("c\r\n=d\x00",))
+    assert CELLS_OF[name](nasty)[0][0] == r"a b\x1b[31m \udc80"
+    shown = printed(nasty, 200) if name == "terminal" else FORMATS[name](nasty)
+    shown.encode()
+    assert "\n=d" not in shown and not {"\x1b", "\x00", "\r"} & {*shown}
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "＝1"])
+def test_csv_holds_no_formula(text):
+    words = (Column("class", "class", digits=None), Column(text, text, digits=None), Column("AP", "AP"))
+    made = to_csv(Table(text, words, ((Cell(text), Cell("-3.5"), Cell("-0.5", -0.5)),), (f"a\n{text}",)))
+    cells = [cell for line in csv.reader(io.StringIO(made)) for cell in line]
+    assert not [cell for cell in cells if cell[0] in "=+@＝\t" or cell == text]
+    assert cells[-2:] == ["-3.5", "-0.5"], "numbers are numbers"
+
+
 def test_csv_holds_the_numbers_of_the_cells_with_the_decimals_of_the_cells():
     frame = pandas.read_csv(io.StringIO(to_csv(TABLE)), comment="#", dtype=str, keep_default_na=False)
     for key, column in zip(KEYS, zip(*TEXTS, strict=True), strict=True):
@@ -218,7 +237,7 @@ def test_terminal_leaves_out_whole_columns_rather_than_break_a_cell(width):
 
 def test_columns_left_out_are_named_and_the_least_important_goes_first():
     text = printed(TABLE, 80)
-    assert "not shown in this width: AP50, APs, step x, best epoch" in text
+    assert "not shown in this width: AP50, APs, step x, best AP" in text
     assert "gap closed" in text
     assert "not shown" not in printed(TABLE, 200)
 

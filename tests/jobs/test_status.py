@@ -37,7 +37,6 @@ from kdlab.jobs.job import Job
 from kdlab.jobs.lease import Lease, LeaseInfo, Process
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.plan import Plan, PlannedJob
-from kdlab.jobs.result import Evaluation
 from kdlab.jobs.status import JobStatus, State, of_plan, state_of
 from tests.stubs.jobs import make
 from tests.stubs.stub_job import make_result
@@ -340,8 +339,3 @@ class TestOfPlan:
         paths.checkpoints.mkdir()
         (paths.checkpoints / "400-ab.pth").touch()
         assert [one.state for one in of_plan(search, runs)] == [State.CANCELLED]
-
-    def test_results_that_were_read_already_are_taken(self, paths: JobPaths) -> None:
-        known = replace(make_result(JOB), last=Evaluation({"AP": 77.0}))
-        (student,) = of_plan(plan_of(JOB), Runs(paths.folder.parents[1]), {JOB.id: known})
-        assert (student.state, student.ap, student.result) == (State.DONE, 77.0, known)

@@ -128,6 +128,13 @@ def test_changed_labels_change_all_ids() -> None:
     assert not set(ids(build(facts=facts)).values()) & set(ids(build()).values())
 
 
+def test_of_each_seed_the_baseline_is_planned_before_the_arms() -> None:
+    arms = "arms={rm: {rm: {}}, heir: {inherit: true}, plain: {}}"
+    labels = [planned.job.label for planned in build(arms, "seeds=[0,1]", facts=sharing("b")).jobs]
+    own = [[f"{arm} seed {seed}" for arm in ("plain", "rm", "heir")] for seed in (0, 1)]
+    assert labels == ["teacher", *own[0], *own[1]]
+
+
 @settings(deadline=None)
 @given(st.permutations(["rm", "pfi"]))
 def test_order_of_methods_in_an_arm_changes_no_id(order: list[str]) -> None:

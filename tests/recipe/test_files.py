@@ -31,7 +31,32 @@ def test_derived_recipe_is_found_by_its_name_and_by_its_path(monkeypatch: pytest
     assert path == Path("runs/recipes/ablate/digits/a--rm.yaml")
     assert find("ablate/digits/a--rm") == find(str(path)) == ("ablate/digits/a--rm", path)
     monkeypatch.setenv("KDLAB_RUNS", "elsewhere")
-    assert find(str(path))[0] == "a--rm", "of other runs it is a file like any other"
+    name, _ = find(str(path))
+    assert name == "runs/recipes/ablate/digits/a--rm", "of other runs it is a file like any other"
+
+
+def test_two_files_of_one_name_are_two_recipes(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Their results and their experiment carry the name."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (here / "digits").mkdir()
+    (here / "a").mkdir()
+    files = [
+        *(Path(name) for name in ("mc.yaml", "mc.yml", "a/mc.yaml", "digits/quickstart.yaml")),
+        elsewhere / "mc.yaml",
+    ]
+    for path in files:
+        path.write_text(RECIPE)
+    names = [find(str(path))[0] for path in files]
+    assert names[:3] == ["mc", "mc.yml", "a/mc"]
+    assert len({*names, "digits/quickstart"}) == 6
+    assert names[-1].startswith("mc-")
+
+
+def test_command_is_quoted_for_a_shell() -> None:
+    name = "a; rm -rf b $(c).yaml"
+    assert command_of("a", Document(name, "dataset:")) == f"kdlab run '{name}'"
+    made = Document("runs/recipes/ablate/a.yaml", "# A\n# kdlab ablate --loss rm; rm -rf b\n")
+    assert command_of("ablate/a", made) == "kdlab ablate --loss 'rm;' rm -rf b"
 
 
 def test_recipe_of_the_catalog_goes_before_a_derived_one() -> None:

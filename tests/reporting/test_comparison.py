@@ -127,6 +127,58 @@ def test_a_teacher_below_the_baseline_leaves_no_gap_to_close(bench) -> None:
     assert gain.interval is not None
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_gap_within_its_own_noise_has_no_share(bench, seeds: int) -> None:
+    """A teacher 0.3 above the baseline would give shares of hundreds of percent."""
+    aps = {"teacher": (20.5,), "baseline": BASELINE[:seeds], "rm": RM[:seeds]}
+    jobs = [
+        *(f"student-{arm}{seed}" for arm in ("baseline", "rm") for seed in range(seeds)),
+        "teacher-teacher0",
+    ]
+    images = {job: resampled(20.0, place) for place, job in enumerate(jobs)}
+    images["teacher-teacher0"] = resampled(20.5, 9, spread=2.0)
+    gain = compared(bench, aps, images).gains["rm"]
+    assert gain.gap == pytest.approx(20.5 - np.mean(BASELINE[:seeds]))
+    assert gain.gap_noise.low < 0 < gain.gap_noise.high
+    assert (gain.gap_closed, gain.gap_interval) == (None, None)
+
+
+def test_an_unfinished_arm_counts_for_holm_as_a_finished_one(bench) -> None:
+    finished = compared(bench, {"baseline": BASELINE, "rm": RM, "pfi": (20.4, 21.0, 20.4)})
+    jobs = [bench.job(arm, seed) for arm in ("baseline", "rm", "pfi") for seed in range(3)]
+    for job in jobs[6:]:
+        bench.runs.job(job.id).result.unlink()
+    plan = bench.plan(jobs)
+    early = compare(plan, status.of_plan(plan, bench.runs), {})
+    assert early.tests == 2
+    assert early.gains["rm"].p_holm == finished.gains["rm"].p_holm == 2 * finished.gains["rm"].p
+
+
+def timed(bench, arm: str, latency_s: float, teacher_s: float | None = None):
+    """A finished job of an arm with its latencies."""
+    job = bench.job(arm)
+    timing = {"latency_s": latency_s} | ({} if teacher_s is None else {"teacher_latency_s": teacher_s})
+    bench.finish(job, 30.0, timing=timing)
+    return job
+
+
+def latencies(bench, jobs) -> dict[str, float | None]:
+    plan = bench.plan(jobs)
+    found = compare(plan, status.of_plan(plan, bench.runs), {})
+    return {arm.name: found.latency_ms(arm) for arm in found.rows}
+
+
+def test_latencies_are_those_that_one_job_measured_in_turns(bench) -> None:
+    """The teacher's own job had the machine alone, the baseline's ran beside others."""
+    jobs = [timed(bench, "teacher", 0.02), timed(bench, "baseline", 0.09), timed(bench, "rm", 0.03, 0.06)]
+    assert latencies(bench, jobs) == {"teacher": 60.0, "baseline": 30.0, "rm": 30.0}
+
+
+def test_an_arm_without_a_result_has_no_latency(bench) -> None:
+    jobs = [timed(bench, "teacher", 0.02), timed(bench, "rm", 0.03, 0.06), bench.job("pfi")]
+    assert latencies(bench, jobs)["pfi"] is None
+
+
 def test_a_loss_that_the_test_supports_is_supported(bench) -> None:
     gain = compared(bench, {"baseline": BASELINE, "rm": (15.0, 16.0, 14.51)}, {}).gains["rm"]
     assert gain.mean < 0

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from kdlab.jobs.resampled import RESAMPLES, Resampled
 from kdlab.jobs.result import Evaluation
 from kdlab.reporting.comparison import of_plan
 from kdlab.reporting.comparison_table import by_class, table
@@ -67,6 +69,32 @@ def test_gap_closed_is_the_gain_over_what_the_teacher_is_ahead(bench):
 def test_gap_closed_is_a_dash_where_the_teacher_is_not_above_the_baseline(bench, teacher):
     shown = made(bench, {("teacher", 0): teacher, ("baseline", 0): 30.0, ("rm", 0): 31.0})
     assert texts(shown, "rm")["gap_closed"] == "-"
+
+
+def test_a_gap_within_its_noise_is_told_with_both(bench):
+    jobs = [bench.job("teacher"), bench.job("baseline"), bench.job("rm")]
+    for job, ap in zip(jobs, (30.3, 30.0, 31.4), strict=True):
+        bench.finish(job, ap)
+        noise = np.random.default_rng(int(ap * 10)).normal(0, 1, RESAMPLES)
+        Resampled(ap + noise, 200, "same").write(bench.runs.job(job.id).resampled)
+    shown = table(of_plan(bench.plan(jobs), bench.runs)).usual()
+    assert texts(shown, "rm")["gap_closed"] == "-"
+    [note] = [note for note in shown.footnotes if note.endswith("the gap is smaller than its noise")]
+    assert note.startswith("gap closed: teacher - baseline is +0.3, 95 % [-")
+
+
+def test_latency_and_parameters_of_teacher_and_student_are_shown_unasked(bench):
+    jobs = [bench.job("teacher"), bench.job("baseline")]
+    for job, ms, params in zip(jobs, (24.0, 8.0), (32e6, 4.5e6), strict=True):
+        bench.finish(job, timing={"latency_s": ms / 1000}, model={"params": params})
+    shown = table(of_plan(bench.plan(jobs), bench.runs)).usual()
+    told = {
+        arm: (texts(shown, arm)["latency_ms"], texts(shown, arm)["params_m"])
+        for arm in ("teacher", "baseline")
+    }
+    assert told == {"teacher": ("24.00 ms", "32.00 M"), "baseline": ("8.00 ms", "4.50 M")}
+    apart = "latency: teacher and student were measured at different times: trust no ratio of the two"
+    assert apart in shown.footnotes
 
 
 def test_columns_that_nobody_has_are_hidden(bench):
@@ -357,7 +385,7 @@ def test_each_number_can_say_how_it_was_made(bench):
     how = {column.key: cell.how for column, cell in zip(shown.columns, row, strict=True)}
     assert how["AP"] == "mean ± sample deviation of seed 0: 22.0, seed 1: 23.1, seed 2: 21.6"
     assert how["dAP"] == "paired by seed; mean of seed 0: +2.0, seed 1: +2.1, seed 2: +2.1"
-    assert how["p"] == "paired t test over 3 seeds, two-sided: p = 0.00026; Holm over 1 arms"
+    assert how["p"] == "paired t test over 3 seeds, two-sided: p = 0.00026; Holm over 1 arm"
 
 
 def test_results_without_resampled_ap_are_named(bench):

@@ -151,6 +151,20 @@ def test_gain_without_an_interval_is_a_dot_alone():
     assert rows[["low", "high", "other_images_low", "other_images_high"]].isna().all(axis=None)
 
 
+def test_the_axis_of_gains_does_not_shrink_to_what_rounding_left_of_none():
+    [axes] = plotted(compared({"baseline": (0.1 + 0.2,), "rm": (0.3,)}), "gains").figure.axes
+    assert axes.get_xlim() == (-0.1, 0.1)
+
+
+def test_the_scale_of_losses_does_not_reach_down_to_what_rounding_left_of_none():
+    comparison = compared({"baseline": (30.0,), "rm": (31.0,)})
+    report = {"iteration": 5, "lr": 0.1, "loss": 1.0, "loss_rm": 1.0 - 1e-16, "raw_rm": 9.0}
+    job = comparison.arms[1].results[0].id
+    told = replace(comparison, curves={**comparison.curves, job: Curves([], [report])})
+    axes = plotted(told, "losses").figure.axes
+    assert min(one.get_ylim()[0] for one in axes) > 1e-7
+
+
 def test_size_without_objects_is_left_out():
     assert set(numbers(compared(), "ap_by_size")["size"]) == {"APs", "APl"}
     assert len(plotted(compared(), "ap_by_size").figure.axes) == 2

@@ -35,8 +35,8 @@ def test_holm_by_hand() -> None:
     assert holm([0.04, 0.01, 0.03]) == [pytest.approx(0.06), pytest.approx(0.03), pytest.approx(0.06)]
 
 
-def test_what_has_no_p_does_not_count_for_holm() -> None:
-    assert holm([None, 0.04, None]) == [None, 0.04, None]
+def test_what_has_no_p_yet_counts_for_holm_as_if_it_were_the_largest() -> None:
+    assert holm([None, 0.01, 0.02]) == [None, pytest.approx(0.03), pytest.approx(0.04)]
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))

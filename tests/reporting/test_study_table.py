@@ -76,6 +76,12 @@ def test_reference_trials_are_shown_and_named_wherever_they_rank():
     assert "196 trials not shown" in made.footnotes
 
 
+def test_trials_that_all_are_references_searched_nothing():
+    references = table(study(PLAIN, ended(1, 29.0, note="published")))
+    assert "nothing was searched: 2 trials, all of them references" in references.footnotes
+    assert "nothing was searched" not in notes(table(study(PLAIN, ended(1, 29.0))))
+
+
 def test_reference_that_failed_is_shown_too():
     made = table(
         study(Trial(0, "failed", PARAMS, reference="published"), *(ended(n, 30.0) for n in range(1, 5))),

@@ -41,7 +41,7 @@ from kdlab.running import scheduler
 from kdlab.running.executors.inline import Inline
 from kdlab.running.executors.local import Local
 from kdlab.running.scheduler import Feed
-from tests.stubs.jobs import steering
+from tests.stubs.jobs import make, steering
 from tests.stubs.stub_job import COMMAND, METRICS, make_job, make_plan, make_result, prepared
 
 SCHEDULER = """
@@ -176,12 +176,22 @@ def test_longest_chain_starts_first(runs: Runs) -> None:
         make_job("short"),
         make_job("long"),
         make_job("root"),
-        make_job("leaf", parents=("student-root",)),
+        make("prepare-leaf", "leaf", parents=("student-root",)),
     ]
     executor = Instant(runs, room=1)
     plan = make_plan(*jobs, short=1, long=5, root=2, leaf=4)
     list(scheduler.run(plan, executor, runs, poll_s=0))
     assert executor.started == ["root", "long", "leaf", "short"]
+
+
+def test_the_baseline_starts_before_the_arms_that_are_measured_against_it(runs: Runs) -> None:
+    """It costs least, so it came last, and a run that was stopped had no gain to show."""
+    teacher = make("teacher-t", "teacher")
+    arms = [make(f"student-{arm}", arm, parents=("teacher-t",)) for arm in ("rm", "both")]
+    executor = Instant(runs, room=1)
+    plan = make_plan(teacher, make_job("baseline"), *arms, teacher=3, baseline=1, rm=2, both=4)
+    list(scheduler.run(plan, executor, runs, poll_s=0))
+    assert executor.started == ["teacher", "baseline", "both", "rm"]
 
 
 def test_no_more_jobs_run_at_once_than_asked_for(runs: Runs) -> None:

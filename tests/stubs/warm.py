@@ -241,7 +241,7 @@ def import_all(database: Path) -> None:
         import_module(name)
     import_module("matplotlib.pyplot")
     bench = import_module("kdlab.training.bench")
-    bench.step_times.__defaults__ = bench.latency_s.__defaults__ = (1,)
+    bench.step_times.__defaults__ = bench.latencies_s.__defaults__ = (1,)
     from kdlab.jobs.paths import Runs
     from kdlab.tracking.mlflow import Mlflow
 

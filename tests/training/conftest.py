@@ -13,5 +13,5 @@ def timed_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "_WARMUP", 0)
         patch.setattr(bench.step_times, "__defaults__", (1,))
-        patch.setattr(bench.latency_s, "__defaults__", (1,))
+        patch.setattr(bench.latencies_s, "__defaults__", (1,))
         yield

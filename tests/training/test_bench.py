@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kdlab.training import bench
-from kdlab.training.bench import latency_s, step_times
+from kdlab.training.bench import latencies_s, step_times
 from kdlab.training.distiller import Distiller
 from kdlab.training.loop import build_optimiser
 from tests.stubs.jobs import schedule
@@ -44,13 +44,26 @@ def test_with_methods_all_three_are_timed_and_only_one_distils(
     assert distiller.distilling
 
 
-def test_latency_is_of_single_images_and_leaves_the_model_in_its_mode(
-    distil: Callable[..., Distiller], raw_batch: Callable[..., Any], monkeypatch: Any
+def test_teacher_and_student_take_turns_at_single_images_and_keep_their_modes(
+    distil: Callable[..., Distiller],
+    term: Callable[..., Any],
+    raw_batch: Callable[..., Any],
+    monkeypatch: Any,
 ) -> None:
-    student = distil("gfl").student.train()
-    shown: list[int] = []
-    predict = student.val_step
-    monkeypatch.setattr(student, "val_step", lambda data: (shown.append(len(data["inputs"])), predict(data)))
-    assert latency_s(student, raw_batch([0, 1]), runs=3) > 0
-    assert shown == [1] * 5
-    assert student.training
+    distiller = distil("gfl", {"rm": term("rm")}).train()
+    shown: list[tuple[str, int]] = []
+    for name, model in distiller.models.items():
+
+        def val_step(data: Any, name: str = name, predict: Any = model.val_step) -> Any:
+            shown.append((name, len(data["inputs"])))
+            return predict(data)
+
+        monkeypatch.setattr(model, "val_step", val_step)
+    found = latencies_s(distiller.models, raw_batch([0, 1]), runs=3)
+    assert shown == [("latency_s", 1), ("teacher_latency_s", 1)] * 5
+    assert found.keys() == {"latency_s", "teacher_latency_s"} and min(found.values()) > 0
+    assert [model.training for model in distiller.models.values()] == [True, False]
+
+
+def test_without_methods_the_student_alone_has_a_latency(distil: Callable[..., Distiller]) -> None:
+    assert distil("gfl").models.keys() == {"latency_s"}

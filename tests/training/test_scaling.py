@@ -129,7 +129,7 @@ def test_it_measures_nothing_and_keeps_no_weights(finished: tuple[JobPaths, JobR
 def test_it_tells_what_the_student_costs(finished: tuple[JobPaths, JobResult]) -> None:
     paths, result = finished
     assert result == JobResult.read(paths)
-    assert set(result.timing) == {"step_s", "data_s", "latency_s"}
+    assert set(result.timing) == {"step_s", "data_s", "latency_s", "teacher_latency_s"}
     assert all(seconds > 0 for seconds in result.timing.values())
     assert result.model["params"] > 0
     assert result.model["trained_parts"].keys() == {"mgd", "fgd"}

@@ -78,8 +78,20 @@ class Screen:
         self.say(f"next: {command}")
 
     def command(self, *without: str) -> str:
-        """The command line, ready to be typed again, without some flags."""
-        return shlex.join(["kdlab", *(word for word in self.argv if word not in without)])
+        """The command line, ready to be typed again, without some flags.
+
+        One that takes a value goes with that value's beginning: "--set seeds=", "--seeds ".
+        """
+        values = dict(one.split(" ", 1) for one in without if " " in one)
+        kept, words = ["kdlab"], iter(self.argv)
+        for word in words:
+            name, equals, value = word.partition("=")
+            if name in values:
+                given = [word] if equals else [word, next(words, "")]
+                kept += [] if (value or given[-1]).startswith(values[name]) else given
+            elif word not in without:
+                kept.append(word)
+        return shlex.join(kept)
 
     def ask(self, why: str) -> bool:
         """Ask the person at the terminal whether to go on, and say why one might not.

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import fmean
 from typing import Self
 
-from kdlab import catalog
 from kdlab.devices import Machine, detect
 from kdlab.jobs.events import Event, JobFinished, JobReused
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.jobs.status import JobStatus, State, look_at
+from kdlab.recipe.files import go_on
 from kdlab.running import backfill
 from kdlab.running.driver import Driver
 
@@ -92,9 +91,7 @@ class PlanStatus:
         """What a person types to go on with the plan."""
         if self.driver and self.driver.command:
             return self.driver.command
-        name, path = self.plan.recipe["name"], self.plan.recipe.get("path", "")
-        named = name in catalog.recipes() or not Path(path).is_file()
-        return f"kdlab {'tune' if self.plan.is_search else 'run'} {name if named else path}"
+        return go_on(self.plan.recipe)
 
     def of_state(self, state: State) -> list[JobStatus]:
         """The jobs in a state, in the plan's order."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdlab.cli.screen.console import Screen
 from kdlab.errors import KdlabError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from kdlab.tracking.base import Lacking
 
 RESULTS = Path("results")
+_MAKES_NO_JOB = ("path", "command", "title", "resources", "tune")
+"""What a recipe may say otherwise and still make the same jobs."""
 
 
 def written(
@@ -70,23 +73,36 @@ def tell_lacking(screen: Screen, lacking: Sequence[Lacking]) -> None:
 
 
 def results_stem(plan: Plan) -> str:
-    """Path of a plan's table below `results/`, without its ending: its recipe's name.
+    """Path of a plan's files below `results/`, without their endings: its recipe's name, or "query".
 
-    A plan of a recipe that `--set` changed, or that was edited since, keeps its id in the name, so that a
-    trial never replaces the numbers of the recipe as it stands. A query's is under `query/`.
+    A plan of a query, and one of a recipe that `--set` changed or that was edited since, has its id behind
+    the name, so that a trial never replaces the numbers of the recipe as it stands.
     """
-    from kdlab.recipe import loader as recipes
-
     told = plan.recipe
     if "query" in told:
-        return f"query/{plan.id}"
-    name: str = told["name"]
+        return f"query-{plan.id}"
+    return str(told["name"]) if _stands(told, ()) else f"{told['name']}-{plan.id}"
+
+
+def makes_again(plan: Plan) -> bool:
+    """Whether the command that a table names still makes the plan; as far as that can be seen here."""
+    words = shlex.split(plan.recipe.get("command", ""))
+    # what stood in place of a path is not known, and what derived a recipe is not derived again to see
+    if words[:2] != ["kdlab", "run"] or any("PATH" in word for word in words[3:]):
+        return True
+    return _stands(plan.recipe, words[4::2])
+
+
+def _stands(told: Mapping[str, Any], overrides: Sequence[str]) -> bool:
+    """Whether a recipe, with these overrides, is still as a plan has it."""
+    from kdlab.recipe import loader as recipes
+
     try:
-        stands = recipes.load(told["path"] if Path(told["path"]).is_file() else name).to_dict()
+        path = told.get("path", "")
+        now = recipes.load(path if Path(path).is_file() else told["name"], overrides).to_dict()
     except KdlabError:
-        stands = {}
-    same = all(stands.get(key) == value for key, value in told.items() if key not in ("path", "command"))
-    return name if same else f"{name}-{plan.id}"
+        return False
+    return all(now.get(key) == value for key, value in told.items() if key not in _MAKES_NO_JOB)
 
 
 def send_all(screen: Screen, runs: Runs, limit_s: float = math.inf) -> None:

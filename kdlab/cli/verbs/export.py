@@ -113,6 +113,7 @@ def _finished(runs: Runs, job: Job) -> Job:
     """
     from kdlab.jobs import store
     from kdlab.jobs.status import State, state_of
+    from kdlab.recipe.files import go_on
 
     if why := job.spec.instead:
         raise UsageError(f"{job.label} {why}, so there is nothing to export", where=job.id)
@@ -120,11 +121,11 @@ def _finished(runs: Runs, job: Job) -> Job:
     if state is State.DONE:
         return job
     plans = (plan for plan in store.plans(runs) if any(each.job.id == job.id for each in plan.jobs))
-    recipe = next((plan.recipe for plan in plans), {"name": "RECIPE", "path": "RECIPE"})
+    recipe = next((plan.recipe for plan in plans), {"name": "RECIPE"})
     raise UsageError(
         f"{job.label} is {state}, so there are no weights to export",
         where=job.id,
-        fix=f"kdlab run {recipe['name'] if '/' in recipe['name'] else recipe['path']}",
+        fix=go_on(recipe),
     )
 
 

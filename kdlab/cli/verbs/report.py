@@ -6,6 +6,7 @@ import gc
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ import typer
 from kdlab import catalog
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import plan_names
-from kdlab.cli.screen.results import RESULTS, forgiving, results_stem, send_all, written
+from kdlab.cli.screen.results import RESULTS, forgiving, makes_again, results_stem, send_all, written
 from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -135,7 +136,6 @@ def _compared(
         pool: average jobs that ran in micro-batches with those that ran whole.
         curves: with the learning curves, which plots show.
     """
-    from kdlab import session
     from kdlab.jobs import store
     from kdlab.reporting import comparison, queries
 
@@ -146,12 +146,15 @@ def _compared(
     with screen.working("comparing") as progress:
         for source in sources:
             if source.startswith(queries.QUERY):
+                from kdlab import session
+
                 send_all(screen, runs, session.TRACKING_S)
                 plans += queries.plans(source.removeprefix(queries.QUERY), runs, progress)
             else:
                 plans.append(store.plan(runs, source, searches=False, recipes=catalog.recipes()))
         for plan in plans:
-            yield comparison.of_plan(plan, runs, pool=pool, curves=curves)
+            compared = comparison.of_plan(plan, runs, pool=pool, curves=curves)
+            yield compared if makes_again(plan) else replace(compared, outdated=True)
 
 
 def _shaped(

@@ -149,7 +149,8 @@ def execute(
     outcome = drive(screen, made, view, live=live, publish=publish, fail_fast=fail_fast)
     if code := conclude(screen, made.plan, outcome, outcome.complete):
         return code
-    screen.next(_more_seeds(screen, made.plan) or f"kdlab report --table {made.plan.recipe['name']}")
+    name = shlex.quote(made.plan.recipe["name"])
+    screen.next(_more_seeds(screen, made.plan) or f"kdlab report --table {name}")
     return 0
 
 
@@ -299,4 +300,5 @@ def _more_seeds(screen: Screen, plan: Plan) -> str:
         return ""
     unused = (seed for seed in count() if seed not in plan.recipe["seeds"])
     seeds += islice(unused, SEEDS_FOR_A_TEST - len(seeds))
-    return f"{screen.command('--fresh')} --set {shlex.quote(f'seeds={seeds}'.replace(' ', ''))}"
+    before = screen.command("--fresh", "--set seeds=", "--seeds ")
+    return f"{before} --set {shlex.quote(f'seeds={seeds}'.replace(' ', ''))}"

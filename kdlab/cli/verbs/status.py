@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -72,7 +73,7 @@ def status(
     if seen.driven or seen.counts["running"]:
         screen.next("kdlab status -w")
     elif seen.counts["done"] == len(seen.plan.jobs) and not seen.plan.is_search:
-        screen.next(f"kdlab report --table {seen.plan.recipe['name']}")
+        screen.next(f"kdlab report --table {shlex.quote(seen.plan.recipe['name'])}")
     else:
         screen.next(seen.command)
 

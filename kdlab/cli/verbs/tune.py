@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, inf
@@ -151,6 +152,12 @@ def _preview(
         open_end = one.key == "weight" and not (one.given or one.choices)
         put(f"  {one.name:<{width}}  {one.range}{', until its term is measured' if open_end else ''}")
     put(f"at most {total(replace(made, plan=search.whole(wanted)))}")
+    references = search.trials.references(search.trials.space)
+    if tune.trials <= len(references):
+        put(
+            f"note: nothing will be searched: the first {len(references)} trials are references "
+            f"({'; '.join(references)}); --trials {len(references) + 10} tries ten values besides"
+        )
     if len(tune.objectives) > 1:
         put("note: no trial is ended early, for Optuna prunes by one objective only")
     if made.executor.slots(search.trial.job) > max(MANY_AT_ONCE, wanted / 4):
@@ -300,4 +307,5 @@ def _write_recipes(screen: Screen, search: Search, study: Study) -> None:
         return
     last = [*found.values()][-1]
     seeds = " --set 'seeds=[0,1,2]'" if len(search.recipe.seeds) < SEEDS_FOR_A_TEST else ""
-    screen.next(f"kdlab run {last.name}{seeds}      # {', '.join(last.arms)}, on the validation images")
+    command = f"kdlab run {shlex.quote(last.name)}{seeds}"
+    screen.next(f"{command}      # {', '.join(last.arms)}, on the validation images")

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison
-from kdlab.reporting.plots.plot import WIDTH, Plot, figure, finished, framed, of_what, signed
+from kdlab.reporting.plots.plot import LEAST, WIDTH, Plot, figure, finished, framed, of_what, signed
+from kdlab.reporting.tables import printable
 
 _MOST = 30
 _DARK = 0.65
@@ -59,7 +60,7 @@ def _fields(axes: Axes, gains: dict[str, _Gains], chosen: list[str]) -> None:
     none = (math.nan, 0)
     values = [[found.get(name, none)[0] for found in gains.values()] for name in chosen]
     known = [value for row in values for value in row if not math.isnan(value)]
-    most = max(map(abs, known)) or 1.0
+    most = max(LEAST, *map(abs, known))
     axes.imshow(values, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
     for y, row in enumerate(values):
         for x, value in enumerate(row):
@@ -67,7 +68,7 @@ def _fields(axes: Axes, gains: dict[str, _Gains], chosen: list[str]) -> None:
             shown = "" if math.isnan(value) else signed(value)
             ink = "white" if abs(value) > _DARK * most else "black"
             axes.text(x, y, shown, ha="center", va="center", size=7, color=ink)
-    axes.set_yticks(range(len(chosen)), chosen)
+    axes.set_yticks(range(len(chosen)), list(map(printable, chosen)))
     axes.set_xticks(range(len(gains)), list(gains), rotation=40, ha="left", rotation_mode="anchor")
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.grid(False)

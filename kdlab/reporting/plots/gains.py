@@ -7,7 +7,7 @@ import math
 from matplotlib.axes import Axes
 
 from kdlab.reporting.comparison import Comparison, Gain
-from kdlab.reporting.plots.plot import COLOURS, INK, SOFT, WIDTH, Plot, figure, framed, of_what, signed
+from kdlab.reporting.plots.plot import COLOURS, INK, LEAST, SOFT, WIDTH, Plot, figure, framed, of_what, signed
 from kdlab.reporting.statistics import Interval
 
 _COLUMNS = ("arm", "dAP", "low", "high", "other_images_low", "other_images_high", "n")
@@ -30,6 +30,8 @@ def draw(comparison: Comparison) -> Plot | None:
         ends = [one or Interval(math.nan, math.nan) for one in (gain.interval, gain.other_images)]
         numbers = [end for one in ends for end in (one.low, one.high)]
         rows.append([name, gain.mean, *numbers, len(gain.seeds)])
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -LEAST), max(high, LEAST))
     axes.set_yticks(range(len(gains)), list(gains))
     axes.set_ylim(len(gains) - 0.4, -0.6)
     axes.set_xlabel(f"gain over {baseline.name} (AP points)")

@@ -54,5 +54,9 @@ def draw(comparison: Comparison) -> Plot | None:
         "Median time of one image where the jobs ran. The students are one network and share it."
         " Mean AP over seeds."
     )
+    if comparison.teacher and comparison.teacher.name in points:
+        apart = comparison.latencies_apart
+        when = "at different times: trust no ratio of the two" if apart else "in turns"
+        caption += f" Teacher and students were measured {when}."
     rows = [(name, *point) for name, point in points.items()]
     return framed("AP against latency", of_what(comparison), caption, grid, _COLUMNS, rows)

@@ -17,6 +17,8 @@ _COLUMNS = ("arm", "term", "iteration", "loss", "n")
 _DETECTION = "detection"
 _LEGEND_LINE = 0.1
 """Of a panel's height."""
+_SPAN = 1e-6
+"""Of the largest loss; below it lies what rounding left of none, which would stretch the scale to 1e-17."""
 _FEW = 1000
 """Largest over smallest loss up to which the scale has numbers between the powers of ten."""
 
@@ -35,20 +37,27 @@ def draw(comparison: Comparison) -> Plot | None:
                     curve.setdefault(iteration, []).append(value)
     if not curves:
         return None
+    means = {
+        (name, term): {iteration: fmean(values) for iteration, values in curve.items()}
+        for name, parts in curves.items()
+        for term, curve in parts.items()
+    }
+    least = _SPAN * max(max(curve.values()) for curve in means.values())
     grid, places = panels(list(curves), "iteration", "loss")
     looks = _looks(curves)
     rows: list[list[str | float]] = []
     for axes, (name, parts) in zip(places, curves.items(), strict=True):
         for term, curve in parts.items():
-            means = {iteration: fmean(values) for iteration, values in curve.items()}
-            shown = {iteration: mean for iteration, mean in means.items() if mean > 0}
+            own = means[name, term]
+            shown = {iteration: mean for iteration, mean in own.items() if mean > max(0.0, least)}
             axes.plot([*shown], [*shown.values()], linewidth=1.2, label=label(term), **looks[name][term])
-            rows += [[name, term, place, means[place], len(curve[place])] for place in sorted(curve)]
+            rows += [[name, term, place, own[place], len(curve[place])] for place in sorted(curve)]
         axes.legend(loc="upper right", fontsize=7, handlelength=3, borderpad=0, labelspacing=0.2)
     _scale(places[0], max(map(len, curves.values())))
     caption = (
         "Mean over seeds of each term with its weight, as it enters the gradient, averaged between reports. "
-        "Detection: the sum of the detector's own terms. What is not above 0 has no place on this scale."
+        "Detection: the sum of the detector's own terms. "
+        "What is below a millionth of the largest loss has no place on this scale."
     )
     return framed("Loss terms", of_what(comparison), caption, grid, _COLUMNS, rows)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import textwrap
@@ -15,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kdlab.jobs.files import replacing, write_text
+from kdlab.jobs.files import csv_text, replacing, write_text
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison
 
@@ -28,6 +27,8 @@ TOGETHER = 1 + len(COLOURS)
 """Arms that one pair of axes holds, the baseline among them; more get a panel each."""
 WIDTH = 7.5
 """Inches of a plot that needs no more, so that letters are of one size in all."""
+LEAST = 0.1
+"""AP points that an axis or a scale of gains spans to both sides of 0; what rounding left of none is less."""
 _PANELS_A_ROW = 4
 _PANEL_TITLE = 30
 """Characters that fit above a panel."""
@@ -76,11 +77,8 @@ class Plot:
 
     def csv(self) -> str:
         """The numbers, "" where one is missing, after title and caption in `#` lines."""
-        text = io.StringIO()
-        text.writelines(f"# {line}\n" for line in (self.title, self.caption))
         rows = [[_plain(value) for value in row] for row in self.rows]
-        csv.writer(text, lineterminator="\n").writerows([self.columns, *rows])
-        return text.getvalue()
+        return csv_text([self.columns, *rows], (self.title, self.caption))
 
     def save(self, file: IO[bytes], suffix: str) -> None:
         """Write the figure as "png", "pdf" or "svg", the same bytes every time."""

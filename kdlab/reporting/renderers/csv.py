@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
+from kdlab.jobs.files import csv_text
 from kdlab.reporting.tables import Table
 
 
@@ -12,13 +10,10 @@ def to_csv(table: Table) -> str:
     """Plain numbers with the decimals of the other formats, in the columns of `Table.flat`.
 
     Title and footnotes are leading `#` lines: `pandas.read_csv(path, comment="#")` reads the rest, unless
-    names of classes hold a `#`.
+    names of classes hold a `#`. A name that a spreadsheet would run as a formula has an apostrophe before it.
     """
-    text = io.StringIO()
-    text.writelines(f"# {note}\n" for note in (table.title, *table.footnotes))
     columns = []
     for name, column, values in table.flat():
         plain = [column.plain(value) if isinstance(value, float | int) else value for value in values]
         columns.append([name, *plain])
-    csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
-    return text.getvalue()
+    return csv_text(zip(*columns, strict=True), (table.title, *table.footnotes))

@@ -107,7 +107,7 @@ def test_seeds_replace_those_of_the_recipe(kdlab: Bench) -> None:
 def test_next_command_has_three_seeds_also_where_seeds_are_given(kdlab: Bench) -> None:
     _, _, err = kdlab("ablate --loss rm --seeds 1")
     command = err.splitlines()[-1].removeprefix("next: kdlab ")
-    assert command == "ablate --loss rm --seeds 1 --set 'seeds=[1,0,2]'"
+    assert command == "ablate --loss rm --set 'seeds=[1,0,2]'"
     assert "ablate/digits/quickstart--rm--seeds=1,0,2  7 jobs" in kdlab(f"{command} --dry-run")[1]
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdlab import session
+from kdlab import catalog, session
 from kdlab.cli import app
 from kdlab.jobs.resampled import RESAMPLES, Resampled
+from kdlab.recipe import loader as recipes
 from tests.reporting.conftest import Workbench
 from tests.stubs.jobs import method
 
@@ -98,6 +99,30 @@ def test_an_unknown_column_is_answered_with_the_known_ones(kdlab: Verb, option: 
     assert "got    dap" in err
     assert "did you mean dAP?" in err
     assert "latency_ms" in err
+
+
+COMMAND = "kdlab run mine.yaml --set 'seeds=[0,1]'"
+CHANGED = "the recipe has changed since or is not here, so that now makes another plan"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("seeds: [0]", "seeds: [7]", f"made again by: {COMMAND}"),
+        ("seeds: [0]", "seeds: [0]\nresources: {workers: 1}", f"made again by: {COMMAND}"),
+        ("lr: 3e-3", "lr: 4e-3", f"made by: {COMMAND}; {CHANGED}"),
+        ("student:", "studnet:", f"made by: {COMMAND}; {CHANGED}"),
+    ],
+)
+def test_a_table_says_whether_its_command_still_makes_it(
+    bench: Workbench, kdlab: Verb, tmp_path: Path, old: str, new: str, told: str
+) -> None:
+    path, text = tmp_path / "mine.yaml", catalog.recipes()["digits/quickstart"].path.read_text()
+    path.write_text(text)
+    recipe = recipes.load("mine.yaml", ["seeds=[0,1]"]).to_dict()
+    bench.plan([bench.job(arm) for arm in ("teacher", *APS)], recipe=recipe)
+    path.write_text(text.replace(old, new))
+    assert told in kdlab("report")[1].splitlines()
 
 
 def test_classes_are_shown_on_request(kdlab: Verb) -> None:

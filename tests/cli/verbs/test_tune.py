@@ -114,6 +114,13 @@ def test_two_objectives_say_that_nothing_is_ended_early(kdlab: Bench) -> None:
     assert said not in kdlab(f"tune {NAME} --dry-run")[1]
 
 
+def test_so_few_trials_that_all_are_references_search_nothing_and_it_is_said(kdlab: Bench) -> None:
+    said = "note: nothing will be searched: the first 2 trials are references (no method; published)"
+    _, out, _ = kdlab(f"tune {NAME} --trials 2 --dry-run")
+    assert f"{said}; --trials 12 tries ten values besides" in out.splitlines()
+    assert "nothing will be searched" not in kdlab(f"tune {NAME} --trials 3 --dry-run")[1]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
