@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text, code = _told(error)
         show_error(text)
         if "--debug" in argv:
-            traceback.print_exc()
+            show_error(traceback.format_exc())
         return code
     finally:
         signal.signal(signal.SIGTERM, before)

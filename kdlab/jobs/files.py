@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kdlab.errors import Fault
+from kdlab.redaction import holds_secret
 
 DISK_FULL = 74
 """Exit code of a job that could not write for want of room; Unix calls it EX_IOERR."""
@@ -39,8 +40,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of `path` by `text`."""
+    """Replace the content of `path` by `text`; what holds a secret is for its owner alone to read."""
     with replacing(path) as file:
+        if holds_secret(text):
+            os.fchmod(file.fileno(), 0o600)
         file.write(text.encode())
 
 

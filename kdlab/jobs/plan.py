@@ -10,6 +10,7 @@ from typing import Any, Self
 from kdlab.jobs.files import write_json
 from kdlab.jobs.job import SCHEMA, Job, check_schema
 from kdlab.jobs.paths import Runs
+from kdlab.redaction import masked
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class Plan:
         known = {key: value for key, value in data.items() if key != "schema"}
         known["jobs"] = tuple(PlannedJob(**{**old, "job": Job.from_dict(old["job"])}) for old in data["jobs"])
         known["notes"] = tuple(data["notes"])
+        # of an earlier version of kdlab it may hold a password
+        known["recipe"] = masked(data["recipe"])
         return cls(**known)
 
     @classmethod

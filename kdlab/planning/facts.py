@@ -22,6 +22,7 @@ from kdlab.jobs.spec import ModelSettings, ModelSpec
 from kdlab.planning import weights as weight_files
 from kdlab.planning.weights import WeightFile
 from kdlab.recipe.settings import Recipe
+from kdlab.redaction import holds_secret
 
 PROBE = "kdlab.training.probe"
 FROM_CONFIG = ("detector", "backbone", "code", "config", "imports")
@@ -95,10 +96,18 @@ def model_spec(model: ModelSettings, facts: Mapping[str, Any], init: WeightFile 
         model: as the recipe has it.
         facts: what the probe read of it; of an mmdet config they hold its content.
         init: the file of its backbone's first weights.
+
+    Raises:
+        UsageError: something in it is a secret.
     """
     settings = {name: getattr(model, name) for name in ModelSettings.model_fields}
     if "config" in facts:
         settings |= {name: facts[name] for name in FROM_CONFIG}
+    if holds_secret([settings["overrides"], settings.get("config")]):
+        # jobs keep them as they are, and so do MLflow and whoever gets the folder
+        what = "the model's settings hold an address with a password or a query"
+        fix = "take it out: weights are named in teacher.checkpoint or init, which jobs know by content"
+        raise UsageError(what, where=model.detector, got="an address in overrides or the config", fix=fix)
     if init:
         settings["init"] = f"sha256:{init.sha256}"
     return ModelSpec(**settings)

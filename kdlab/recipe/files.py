@@ -12,6 +12,7 @@ from kdlab.errors import UsageError, fixes, suggestion
 from kdlab.jobs.files import write_text
 from kdlab.jobs.paths import Runs
 from kdlab.recipe.document import Document, dotted, shortened, shown
+from kdlab.redaction import masked
 
 _SECTIONS = [re.compile(rf"^['\"]?{section}['\"]?\s*:", re.MULTILINE) for section in ("dataset", "student")]
 
@@ -82,11 +83,11 @@ def typed(name: str, document: Document) -> str:
 
 
 def shareable(text: str) -> str:
-    """An override or a path as others may read it: what lies on this machine alone is `PATH`."""
-    key, equals, value = text.partition("=")
+    """An override or a path as others may read it: secrets masked, what lies on this machine alone `PATH`."""
+    key, equals, value = masked(text).partition("=")
     if not equals:
-        return "PATH" if _LOCAL.search(text) else text
-    return f"{key}=PATH" if _LOCAL.search(value) else text
+        return "PATH" if _LOCAL.search(key) else key
+    return f"{key}=PATH" if _LOCAL.search(value) else f"{key}={value}"
 
 
 def of_folder(folder: Path) -> Path | None:

@@ -11,7 +11,6 @@ import importlib
 import json
 import math
 import os
-import re
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -33,6 +32,7 @@ from kdlab.jobs.lease import try_lock
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.plan import Plan
 from kdlab.jobs.status import State, state_of
+from kdlab.redaction import masked
 
 REST, LONGEST_REST_S = 40, 30.0
 """A turn is followed by so many times the CPU time that it took, so that many jobs cost no more than few."""
@@ -262,12 +262,7 @@ def flat(value: Any, prefix: str = "", depth: int = 99) -> dict[str, str]:
     return found
 
 
-def without_password(text: str) -> str:
-    """`text` without the name and password that an address in it may hold."""
-    return re.sub(r"//[^/@\s]+@", "//", text)
-
-
 def one_line(error: Exception) -> str:
-    """What went wrong in one line, without a password that an address may hold."""
+    """What went wrong in one line, without the secrets that an address may hold."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
-    return without_password(line.partition(" with exception ")[0])[:200]
+    return masked(line.partition(" with exception ")[0])[:200]

@@ -82,7 +82,6 @@ def prepare(
         variants[student] = Variant(own, replace(facts, learned=learned))
     trials = Trials(variants, arm, searched)
     trials.check()
-    # the address of a storage may hold a password
     said = [shlex.quote(shareable(one)) for one in overrides if not one.startswith("tune.storage=")]
     command = " ".join([f"kdlab tune {typed(name, document)}", *(f"--set {one}" for one in said)])
     study = f"{name}-{trials.key}"

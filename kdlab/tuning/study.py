@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from kdlab.errors import MachineError
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.study import Dimension, State, Trial
+from kdlab.redaction import masked, masked_of
 
 JOB, PARAMS, REFERENCE, WHY, WALL = (
     f"kdlab.{name}" for name in ("job", "params", "reference", "why", "wall_s")
@@ -245,10 +245,9 @@ def _storage(url: str) -> BaseStorage:
         return optuna.storages.RDBStorage(url)
     except Exception as error:  # whatever a database or its driver runs into
         fix = "see tune.storage: an Optuna URL, as sqlite:///tune.db, or a path ending in .log"
-        got = (str(error).splitlines() or [type(error).__name__])[0]
-        where = re.sub(r"//[^/@\s]+@", "//", url)
+        got = masked_of((str(error).splitlines() or [type(error).__name__])[0], url)
         what = "the study's storage cannot be opened"
-        raise MachineError(what, where=where, got=got.replace(url, where), fix=fix) from error
+        raise MachineError(what, where=masked(url), got=got, fix=fix) from error
 
 
 _SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
