@@ -10,7 +10,8 @@ import pkgutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -26,6 +27,8 @@ from kdlab.cli.screen.console import Screen, show_error
 from kdlab.errors import Fault, KdlabError, MachineError, UsageError, fixes, suggestion
 
 BUG, INTERRUPTED, PIPE_CLOSED, TERMINATED = 70, 130, 141, 143
+AGAIN_S = 0.05
+"""After so long a signal is raised again that Python swallowed."""
 _ENVIRONMENT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _SHARED = {"json": options.Json, "quiet": options.Quiet, "verbose": options.Verbose, "debug": options.Debug}
 
@@ -46,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
-        return int(command(argv).main(argv, prog_name="kdlab", standalone_mode=False) or 0)
+        with _not_swallowed():
+            return int(command(argv).main(argv, prog_name="kdlab", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:
@@ -57,6 +61,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _not_swallowed() -> Iterator[None]:
+    """Let no signal be lost that arrives in a destructor or a weak reference's callback.
+
+    Python ignores what is raised there, and the command would go on to its end: it is raised again a moment
+    later.
+    """
+    before = sys.unraisablehook
+    lost: list[BaseException] = []
+
+    def note(told: Any) -> None:
+        if not isinstance(told.exc_value, SystemExit | KeyboardInterrupt):
+            before(told)
+            return
+        lost.append(told.exc_value)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+
+    def again(*_: object) -> None:
+        raise lost.pop()
+
+    sys.unraisablehook, alarm = note, signal.signal(signal.SIGALRM, again)
+    try:
+        yield
+        if lost:
+            raise lost.pop()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+        sys.unraisablehook = before
 
 
 def command(argv: Sequence[str] = ()) -> Any:

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,34 @@ def failing(verb: Any) -> Raise:
         verb(act)
 
     return install
+
+
+class Watched:
+    """Something to which a weak reference can be held."""
+
+
+@pytest.mark.parametrize("seconds", [0.0, 20.0])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_callback_of_python_is_not_lost(verb: Any, number: int, seconds: float) -> None:
+    def act(screen: Screen) -> None:
+        watched = Watched()
+        kept = weakref.ref(watched, lambda _: signal.raise_signal(number))
+        del watched
+        assert kept() is None
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(0.01)
+
+    verb(act)
+    before, began = sys.unraisablehook, time.monotonic()
+    if number == signal.SIGTERM:
+        with pytest.raises(SystemExit) as exit_:
+            app.main(["act"])
+        assert exit_.value.code == 143
+    else:
+        assert app.main(["act"]) == 130
+    assert time.monotonic() - began < 5
+    assert sys.unraisablehook == before
 
 
 @pytest.mark.parametrize(("kind", "code"), [(JobError, 1), (UsageError, 2), (MachineError, 3)])
