@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from kdlab.jobs.files import as_kind, parsed
+
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
@@ -132,6 +134,8 @@ class JobSkipped(Event):
     why: str
 
 
+_LATEST = 1e11
+"""Unix seconds of a time that can be shown: in some three thousand years."""
 KINDS: dict[str, type[Event]] = {
     kind.__name__: kind
     for kind in (
@@ -144,13 +148,11 @@ KINDS: dict[str, type[Event]] = {
 def from_line(line: bytes) -> Event | None:
     """The event in one line of a log, None where the line is torn or of a kind unknown here."""
     try:
-        data = json.loads(line)
-        kind = KINDS[data.pop("event")]
-        if "tail" in data:
-            data["tail"] = tuple(data["tail"])
-        return kind(**data)
+        data = parsed(line)
+        event = as_kind(data, KINDS[data.pop("event")])
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+    return event if 0 <= event.time < _LATEST else None
 
 
 class EventLog:

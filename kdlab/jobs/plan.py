@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from kdlab.jobs.files import write_json
+from kdlab.jobs.files import parsed, read_bytes, write_json
 from kdlab.jobs.job import SCHEMA, Job, check_schema
 from kdlab.jobs.paths import Runs
 from kdlab.redaction import masked
@@ -71,6 +70,8 @@ class Plan:
         known["notes"] = tuple(data["notes"])
         # of an earlier version of kdlab it may hold a password
         known["recipe"] = masked(data["recipe"])
+        if not isinstance(known["recipe"]["name"], str):
+            raise ValueError("its recipe has no name")
         return cls(**known)
 
     @classmethod
@@ -80,7 +81,7 @@ class Plan:
         Raises:
             UsageError: it is of another version of kdlab.
         """
-        data = json.loads(path.read_text())
+        data = parsed(read_bytes(path))
         check_schema(data, path)
         return cls.from_dict(data)
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from kdlab.errors import Fault
 from kdlab.jobs import gate
@@ -30,7 +29,7 @@ from kdlab.jobs.events import (
     JobStarted,
     read_from,
 )
-from kdlab.jobs.files import read_json
+from kdlab.jobs.files import read_if_whole
 from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.lease import Process, holder, newest_attempt
@@ -146,9 +145,11 @@ class JobStatus:
         """Fold in what the job's log holds beyond `offset`; these events."""
         log = read_from(paths.events, self.offset)
         self.offset = log.offset
-        for event in log.events:
+        # another job's log may lie here, as a copy that went wrong
+        own = [event for event in log.events if event.job == self.job.id]
+        for event in own:
             self.see(event)
-        return log.events
+        return own
 
     def forget(self) -> None:
         """Drop what an earlier process said of itself: another one begins."""
@@ -216,13 +217,15 @@ class JobStatus:
 
     def failure(self, paths: JobPaths) -> JobFailed | None:
         """How the job says that it failed, in `failure.json` or its last event; None where it does not."""
-        data: dict[str, Any] | None = read_json(paths.failure)
-        if data is None and isinstance(self.end, JobFailed):
+        data = read_if_whole(paths.failure, dict)
+        if not data and isinstance(self.end, JobFailed):
             data = asdict(self.end)
-        if data is None:
+        if not data:
             return None
         fault = Fault(**{part.name: str(data.get(part.name) or "") for part in fields(Fault)})
-        return self.failed(paths, fault, float(data.get("after_s") or 0.0), str(data.get("kind") or ""))
+        after_s = data.get("after_s")
+        known_s = float(after_s) if isinstance(after_s, int | float) else 0.0
+        return self.failed(paths, fault, known_s, str(data.get("kind") or ""))
 
     @property
     def at_work(self) -> bool:

@@ -17,7 +17,7 @@ from kdlab import catalog
 from kdlab.datasets.base import DatasetFiles, cache_dir
 from kdlab.devices import Machine
 from kdlab.errors import Fault, MachineError, UsageError
-from kdlab.jobs.files import read_json, write_json
+from kdlab.jobs.files import read_if_whole, write_json
 from kdlab.jobs.spec import ModelSettings, ModelSpec
 from kdlab.planning import weights as weight_files
 from kdlab.planning.weights import WeightFile
@@ -127,8 +127,9 @@ def versions() -> dict[str, str]:
 def _probe(requests: list[dict[str, Any]], progress: Callable[[str], None]) -> list[dict[str, Any]]:
     """Facts of the models, from the cache or from one short process that builds them."""
     cached = [_cache(request) for request in requests]
-    known: list[Any] = [read_json(path) for path in cached]
-    missing = [place for place, facts in enumerate(known) if facts is None]
+    known: list[Any] = [read_if_whole(path, dict) for path in cached]
+    # a damaged file of the cache is made again
+    missing = [place for place, facts in enumerate(known) if not facts or "flops" not in facts]
     if missing:
         progress("building the models once, to look at them")
         for place, facts in zip(missing, _ask([requests[place] for place in missing]), strict=True):

@@ -59,7 +59,7 @@ def write_derived(name: str, text: str) -> Path:
 def all_derived() -> dict[str, str]:
     """Name and first comment of each recipe that a command derived from another."""
     paths = sorted(_derived_folder().rglob("*.yaml"))
-    return {_derived_name(path): catalog.first_comment(path.read_text("utf-8")) for path in paths}
+    return {_derived_name(path): catalog.first_comment(path.read_text("utf-8", "replace")) for path in paths}
 
 
 def told(path: Path) -> str:

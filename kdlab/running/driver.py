@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from kdlab.errors import UsageError
+from kdlab.jobs.files import as_kind, parsed
 from kdlab.jobs.lease import Process, try_lock
 from kdlab.jobs.paths import Runs
 
@@ -36,11 +37,12 @@ class Driver:
         """The last driver of a plan, None where it is not known."""
         try:
             with _file(plan_id, runs).open("rb") as file:
-                data = json.loads(file.read())
+                data = parsed(file.read())
                 at_work = not try_lock(file.fileno(), fcntl.LOCK_EX)
-        except (FileNotFoundError, ValueError):
+            return as_kind({**data, "at_work": at_work}, cls)
+        except (FileNotFoundError, ValueError, TypeError):
+            # a driver that cannot be named still holds its lock, and the jobs have their own files
             return None
-        return cls(Process(**data["process"]), data["command"], at_work)
 
 
 @contextmanager

@@ -80,9 +80,9 @@ def results_stem(plan: Plan) -> str:
     told = plan.recipe
     if "query" in told:
         return f"query/{plan.id}"
-    name: str = told["name"]
+    name, path = str(told["name"]), str(told.get("path", ""))
     try:
-        stands = recipes.load(told["path"] if Path(told["path"]).is_file() else name).to_dict()
+        stands = recipes.load(path if Path(path).is_file() else name).to_dict()
     except KdlabError:
         stands = {}
     same = all(stands.get(key) == value for key, value in told.items() if key not in ("path", "command"))
