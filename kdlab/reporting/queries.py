@@ -13,7 +13,7 @@ from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.redaction import masked
-from kdlab.tracking.base import one_line
+from kdlab.tracking.base import answer, one_line
 from kdlab.tracking.mlflow import Mlflow
 
 QUERY = "mlflow:"
@@ -55,7 +55,7 @@ def _fitting(wanted: str, runs: Runs) -> list[str]:
         raise UsageError("nothing was recorded here yet", where=str(mlflow.database), fix="kdlab run RECIPE")
     parts = [wanted.strip(), "tags.`kdlab.kind` != 'plan'", "status = 'FINISHED'"]
     try:
-        found = list(mlflow.search(" and ".join(filter(None, parts))))
+        found = answer(lambda: list(mlflow.search(" and ".join(filter(None, parts)))))
     except Exception as error:
         if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
             what = "MLflow does not take this filter"

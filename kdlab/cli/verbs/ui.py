@@ -22,6 +22,8 @@ from kdlab.redaction import MASK, masked
 if TYPE_CHECKING:
     from kdlab.jobs.paths import Runs
 
+SENDING_S = 300.0
+"""Seconds that MLflow has to take what it lacks, before a person looks at what it has."""
 _SQLITE = "sqlite:///"
 _STORAGE = "KDLAB_UI_STORAGE"
 # the console script need not lie on the path, and anybody here can read a process's command line
@@ -155,18 +157,18 @@ def _mlflow(screen: Screen, runs: Runs) -> tuple[str, str]:
         MachineError: there is no database, or MLflow cannot be asked.
     """
     from kdlab.jobs import store
-    from kdlab.tracking.base import one_line
+    from kdlab.tracking.base import answer, one_line
     from kdlab.tracking.mlflow import Mlflow
 
     newest = store.newest_plan(runs)
     with screen.working("sending to MLflow what it lacks"):
-        send_all(screen, runs)
+        send_all(screen, runs, SENDING_S)
     mlflow = Mlflow(runs)
     if mlflow.local and not mlflow.database.exists():
         fix = "name mlflow in resources.trackers of a recipe; else: kdlab doctor"
         raise MachineError("MLflow has no database", where=str(mlflow.database), fix=fix)
     try:
-        number = mlflow.experiment_id(newest)
+        number = answer(lambda: mlflow.experiment_id(newest))
     except Exception as error:
         where, fix = masked(mlflow.uri), "kdlab doctor, or another MLFLOW_TRACKING_URI"
         raise MachineError("MLflow cannot be asked", where=where, got=one_line(error), fix=fix) from error
