@@ -36,6 +36,13 @@ class JobQueued(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobWaiting(Event):
+    """The job could start but for devices that others hold: which, and who (`why`)."""
+
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobReused(Event):
     """The job had finished before."""
 
@@ -139,7 +146,7 @@ _LATEST = 1e11
 KINDS: dict[str, type[Event]] = {
     kind.__name__: kind
     for kind in (
-        JobQueued, JobReused, JobStarted, JobProgress, JobEvaluated, JobCheckpointed,
+        JobQueued, JobWaiting, JobReused, JobStarted, JobProgress, JobEvaluated, JobCheckpointed,
         JobFinished, JobFailed, JobRetried, JobCancelled, JobSkipped,
     )
 }  # fmt: skip

@@ -27,6 +27,7 @@ from kdlab.jobs.events import (
     JobReused,
     JobSkipped,
     JobStarted,
+    JobWaiting,
     read_from,
 )
 from kdlab.jobs.files import read_if_whole
@@ -99,6 +100,7 @@ class JobStatus:
         handle: its newest start, whether that still runs or not.
         process: what works on it now.
         in_queue: whether a cluster has it in its queue.
+        waits_for: devices that it needs and who holds them, where that keeps it.
         offset: the byte of its log up to which events were read.
     """
 
@@ -117,11 +119,13 @@ class JobStatus:
     handle: Handle | None = None
     process: Process | None = None
     in_queue: bool = False
+    waits_for: str = ""
     offset: int = field(default=0, repr=False)
 
     def see(self, event: Event) -> None:
         """Fold in an event of this job."""
         self.state = _STATES.get(type(event), self.state)
+        self.waits_for = event.why if isinstance(event, JobWaiting) else ""
         match event:
             case JobStarted():
                 self.started, self.last, self.end = event, None, None

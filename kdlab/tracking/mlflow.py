@@ -237,7 +237,8 @@ class Mlflow:
                 found = client.get_experiment_by_name(name)
                 if found and found.lifecycle_stage != "active":
                     at, number = shlex.quote(masked(self.uri)), found.experiment_id
-                    fix = f"MLFLOW_TRACKING_URI={at} mlflow experiments restore -x {number}, then kdlab ui sends it"
+                    restore = f"MLFLOW_TRACKING_URI={at} mlflow experiments restore -x {number}"
+                    fix = f"{restore}, then kdlab ui sends it"
                     raise Unfit(f"its experiment {name} was deleted", fix)
                 experiment = found.experiment_id if found else client.create_experiment(name, home)
                 run = client.create_run(experiment, **new)
