@@ -27,6 +27,8 @@ from kdlab.cli.screen.console import Screen, show_error
 from kdlab.errors import Fault, KdlabError, MachineError, UsageError, fixes, suggestion
 
 BUG, INTERRUPTED, PIPE_CLOSED, TERMINATED = 70, 130, 141, 143
+LISTED = {"RECIPE": "kdlab ls recipes", "JOB": "kdlab status"}
+"""What lists the words that an argument takes."""
 AGAIN_S = 0.05
 """After so long a signal is raised again that Python swallowed."""
 _ENVIRONMENT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -99,7 +101,9 @@ def command(argv: Sequence[str] = ()) -> Any:
     app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
     app.callback(cls=_Verbs, invoke_without_command=True)(_root)
     for name, function in verbs().items():
-        app.command(name)(_with_screen(function, argv))
+        # told as such it is not cut
+        summary = inspect.cleandoc(function.__doc__ or "").partition("\n\n")[0]
+        app.command(name, short_help=summary)(_with_screen(function, argv))
     return get_command(app)
 
 
@@ -193,4 +197,6 @@ def _usage_fault(error: Any) -> Fault:
         known = [name for parameter in error.ctx.command.params for name in parameter.opts]
         near = suggestion(error.option_name, [name for name in known if name.startswith("--")])
         what = f"there is no option {error.option_name}"
+    if listed := LISTED.get(getattr(getattr(error, "param", None), "metavar", None) or ""):
+        near = f"see: {listed}"
     return Fault(what[:1].lower() + what[1:], where=verb, fix=fixes(near, f"see: {verb} --help"))

@@ -212,3 +212,16 @@ def test_nobody_is_asked_off_a_terminal() -> None:
     with pytest.raises(UsageError, match="-y") as error:
         Screen(["run", "a/b"]).ask("this is dear")
     assert error.value.faults[0].fix == "kdlab run a/b -y"
+
+
+def test_no_summary_of_a_verb_is_cut(capfd: pytest.CaptureFixture[str]) -> None:
+    app.main(["--help"])
+    assert "..." not in capfd.readouterr().out.partition("Commands:")[2].replace("methods, ...,", "")
+
+
+@pytest.mark.parametrize(("verb_", "listing"), [("run", "kdlab ls recipes"), ("logs", "kdlab status")])
+def test_a_missing_argument_names_what_lists_it(
+    verb_: str, listing: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main([verb_]) == 2
+    assert f"  fix    see: {listing}   see: kdlab {verb_} --help" in capfd.readouterr().err
