@@ -1,4 +1,4 @@
-"""Executors: four methods over plain data, so that any later process can go on where one died."""
+"""Executors: five methods over plain data, so that any later process can go on where one died."""
 
 from __future__ import annotations
 
