@@ -60,6 +60,13 @@ class DeviceLease:
         for file in self.files:
             os.close(file)
 
+    def sign(self, holder: str) -> None:
+        """Write down who has the devices, for others that wait for them."""
+        # the last ones: a share's first file says what it takes of the memory
+        for file in self.files[-len(self.ids) :]:
+            os.ftruncate(file, 0)
+            os.pwrite(file, holder.encode(errors="replace"), 0)
+
     def __enter__(self) -> Self:
         return self
 
@@ -97,6 +104,23 @@ class Machine:
             return lease
         lease.close()
         return None
+
+    def holders(self, kind: Literal["core", "gpu"]) -> dict[str, str]:
+        """Who has the devices that cannot be leased now, by core number or UUID, as they signed.
+
+        Raises:
+            MachineError: the folder of the lock files cannot be used.
+        """
+        found = {gpu.uuid: "a process that is no job of kdlab" for gpu in self.gpus if gpu.busy}
+        names = [gpu.uuid for gpu in self.gpus] if kind == "gpu" else [str(core) for core in self.cores]
+        with _alone():
+            for name in names:
+                if (file := _hold(f"{kind}-{name}")) is not None:
+                    os.close(file)
+                else:
+                    signed = (_folder() / f"{kind}-{name}").read_text(errors="replace")
+                    found[name] = signed or "another kdlab"
+        return found if kind == "gpu" else {name: found[name] for name in names if name in found}
 
     def lease_share(self, parts: int, memory_gb: float | None) -> DeviceLease | None:
         """A place on the emptiest GPU that has one, or None where there is none now.

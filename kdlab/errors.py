@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,8 @@ class Fault:
     def __str__(self) -> str:
         head = "  ".join(part for part in (self.where, self.what) if part)
         fields = (("got", self.got), ("known", self.known), ("fix", self.fix))
-        return "\n".join([f"error: {head}", *(f"  {name:<5}  {value}" for name, value in fields if value)])
+        lines = [f"error: {head}", *(f"  {name:<5}  {value}" for name, value in fields if value)]
+        return "\n".join(map(indented, lines))
 
 
 class KdlabError(Exception):
@@ -96,6 +98,11 @@ class MachineError(KdlabError):
 
 class ShapeError(JobError):
     """Tensors that should agree in shape do not."""
+
+
+def indented(text: str) -> str:
+    """Text whose further lines stand below the first's value, where none of them begins like an error."""
+    return re.sub("\n(?: {9})?", "\n" + 9 * " ", text)
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:

@@ -14,7 +14,16 @@ from types import FrameType
 from typing import Any, Self
 
 from kdlab.errors import MachineError
-from kdlab.jobs.events import Event, JobCancelled, JobFailed, JobFinished, JobReused, JobSkipped
+from kdlab.jobs.events import (
+    Event,
+    JobCancelled,
+    JobFailed,
+    JobFinished,
+    JobReused,
+    JobSkipped,
+    JobStarted,
+    JobWaiting,
+)
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.running import scheduler
@@ -99,7 +108,12 @@ def drive(
 
     files: Sequence[Path] = ()
     try:
-        with _Signals(on_stop) as signals, driving(plan.id, runs, command):
+        with _Signals(on_stop) as signals, driving(plan.id, runs, command, jobs_at_once) as say:
+
+            def tell_others(event: Event) -> None:
+                if isinstance(event, JobWaiting | JobStarted):
+                    say(event.why if isinstance(event, JobWaiting) else "")
+
             events = scheduler.run(
                 plan,
                 executor,
@@ -110,7 +124,9 @@ def drive(
                 kill=signals.kill,
                 feed=grow,
             )
-            ends = _watched(events, (*observers, *trackers), signals, isinstance(executor, Inline))
+            ends = _watched(
+                events, (*observers, tell_others, *trackers), signals, isinstance(executor, Inline)
+            )
         done = [event for event in ends.values() if isinstance(event, JobReused | JobFinished)]
         outcome = Outcome(ends, len(done) == len(plan.jobs), signals.first)
         files = publish(outcome)

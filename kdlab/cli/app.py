@@ -10,7 +10,8 @@ import pkgutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -26,6 +27,10 @@ from kdlab.cli.screen.console import Screen, show_error
 from kdlab.errors import Fault, KdlabError, MachineError, UsageError, fixes, suggestion
 
 BUG, INTERRUPTED, PIPE_CLOSED, TERMINATED = 70, 130, 141, 143
+LISTED = {"RECIPE": "kdlab ls recipes", "JOB": "kdlab status"}
+"""What lists the words that an argument takes."""
+AGAIN_S = 0.05
+"""After so long a signal is raised again that Python swallowed."""
 _ENVIRONMENT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _SHARED = {"json": options.Json, "quiet": options.Quiet, "verbose": options.Verbose, "debug": options.Debug}
 
@@ -46,17 +51,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
-        return int(command(argv).main(argv, prog_name="kdlab", standalone_mode=False) or 0)
+        with _not_swallowed():
+            return int(command(argv).main(argv, prog_name="kdlab", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:
         text, code = _told(error)
         show_error(text)
         if "--debug" in argv:
-            traceback.print_exc()
+            show_error(traceback.format_exc())
         return code
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _not_swallowed() -> Iterator[None]:
+    """Let no signal be lost that arrives in a destructor or a weak reference's callback.
+
+    Python ignores what is raised there, and the command would go on to its end: it is raised again a moment
+    later.
+    """
+    before = sys.unraisablehook
+    lost: list[BaseException] = []
+
+    def note(told: Any) -> None:
+        if not isinstance(told.exc_value, SystemExit | KeyboardInterrupt):
+            before(told)
+            return
+        lost.append(told.exc_value)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+
+    def again(*_: object) -> None:
+        raise lost.pop()
+
+    sys.unraisablehook, alarm = note, signal.signal(signal.SIGALRM, again)
+    try:
+        yield
+        if lost:
+            raise lost.pop()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+        sys.unraisablehook = before
 
 
 def command(argv: Sequence[str] = ()) -> Any:
@@ -64,7 +101,9 @@ def command(argv: Sequence[str] = ()) -> Any:
     app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
     app.callback(cls=_Verbs, invoke_without_command=True)(_root)
     for name, function in verbs(argv[:1]).items():
-        app.command(name)(_with_screen(function, argv))
+        # told as such it is not cut
+        summary = inspect.cleandoc(function.__doc__ or "").partition("\n\n")[0]
+        app.command(name, short_help=summary)(_with_screen(function, argv))
     return get_command(app)
 
 
@@ -162,4 +201,6 @@ def _usage_fault(error: Any) -> Fault:
         known = [name for parameter in error.ctx.command.params for name in parameter.opts]
         near = suggestion(error.option_name, [name for name in known if name.startswith("--")])
         what = f"there is no option {error.option_name}"
+    if listed := LISTED.get(getattr(getattr(error, "param", None), "metavar", None) or ""):
+        near = f"see: {listed}"
     return Fault(what[:1].lower() + what[1:], where=verb, fix=fixes(near, f"see: {verb} --help"))

@@ -7,12 +7,15 @@ and a resumed job repeats iterations, so readers skip what does not parse and dr
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+from kdlab.jobs.files import as_kind, parsed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,13 @@ class Event:
 @dataclass(frozen=True, kw_only=True)
 class JobQueued(Event):
     """The plan holds the job and it has yet to run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobWaiting(Event):
+    """The job could start but for devices that others hold: which, and who (`why`)."""
+
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +142,14 @@ class JobSkipped(Event):
     why: str
 
 
+SAID_EVERY_S = 10.0
+"""Between two lines of progress in a job's log."""
+_LATEST = 1e11
+"""Unix seconds of a time that can be shown: in some three thousand years."""
 KINDS: dict[str, type[Event]] = {
     kind.__name__: kind
     for kind in (
-        JobQueued, JobReused, JobStarted, JobProgress, JobEvaluated, JobCheckpointed,
+        JobQueued, JobWaiting, JobReused, JobStarted, JobProgress, JobEvaluated, JobCheckpointed,
         JobFinished, JobFailed, JobRetried, JobCancelled, JobSkipped,
     )
 }  # fmt: skip
@@ -144,20 +158,44 @@ KINDS: dict[str, type[Event]] = {
 def from_line(line: bytes) -> Event | None:
     """The event in one line of a log, None where the line is torn or of a kind unknown here."""
     try:
-        data = json.loads(line)
-        kind = KINDS[data.pop("event")]
-        if "tail" in data:
-            data["tail"] = tuple(data["tail"])
-        return kind(**data)
+        data = parsed(line)
+        event = as_kind(data, KINDS[data.pop("event")])
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+    return event if 0 <= event.time < _LATEST else None
+
+
+def told(event: Event) -> str:
+    """An event on a line, for a person who reads the job's log; "" where that says nothing."""
+    match event:
+        case JobStarted():
+            after = f" after iteration {event.iteration}" if event.iteration else ""
+            return f"training{after}, {event.iterations} iterations on {event.device}"
+        case JobProgress():
+            losses = "  ".join(f"{name} {value:.4g}" for name, value in event.losses.items())
+            place = f"epoch {event.epoch}/{event.epochs}  iteration {event.iteration}/{event.iterations}"
+            return f"{place}  {losses}  lr {event.lr:.3g}  {event.step_s:.3g} s a step"
+        case JobEvaluated():
+            metrics = "  ".join(f"{name} {value:.1f}" for name, value in event.metrics.items())
+            return f"epoch {event.epoch}  iteration {event.iteration}  {metrics}"
+    return ""
 
 
 class EventLog:
-    """Appends events of one attempt to a job's `events.jsonl`; closes a torn last line first."""
+    """Appends events of one attempt to a job's `events.jsonl`; closes a torn last line first.
 
-    def __init__(self, path: Path, job: str, attempt: int) -> None:
-        self._job, self._attempt = job, attempt
+    Args:
+        path: of the file.
+        job: its id.
+        attempt: its number.
+        say: also told the events as lines, of progress one in `SAID_EVERY_S`.
+    """
+
+    def __init__(
+        self, path: Path, job: str, attempt: int, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self._job, self._attempt, self._say = job, attempt, say
+        self._said = -math.inf
         self._file = path.open("ab+", buffering=0)
 
     def write(self, kind: type[Event], /, **fields: Any) -> None:
@@ -166,6 +204,10 @@ class EventLog:
         # looked at each time: the file can lose its end under a living process too
         torn = not is_line_end(self._file, self._file.seek(0, os.SEEK_END))
         self._file.write(b"\n" * torn + json.dumps(event.to_dict()).encode() + b"\n")
+        progress = isinstance(event, JobProgress)
+        if (line := told(event)) and not (progress and event.time - self._said < SAID_EVERY_S):
+            self._said = event.time if progress else self._said
+            self._say(line)
 
     def close(self) -> None:
         """Close the file."""

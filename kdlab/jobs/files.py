@@ -11,11 +11,18 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from kdlab.errors import Fault
+from kdlab.redaction import holds_secret
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Whole = TypeVar("Whole")
 
 DISK_FULL = 74
 """Exit code of a job that could not write for want of room; Unix calls it EX_IOERR."""
@@ -43,8 +50,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of `path` by `text`."""
+    """Replace the content of `path` by `text`; what holds a secret is for its owner alone to read."""
     with replacing(path) as file:
+        if holds_secret(text):
+            os.fchmod(file.fileno(), 0o600)
         file.write(text.encode())
 
 
@@ -72,13 +81,22 @@ def read_bytes(path: Path) -> bytes:
         return file.readall()
 
 
-def read_json(path: Path) -> Any | None:
-    """The value in a JSON file, or None where there is no such file."""
+def parsed(text: bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or nested deeper than any file of kdlab.
+    """
     # here, for pydantic is slow to import; of ten thousand results it reads three where `json` reads one
     from pydantic_core import from_json
 
+    return from_json(text)
+
+
+def read_json(path: Path) -> Any | None:
+    """The value in a JSON file, or None where there is no such file; raises as `parsed` does."""
     try:
-        return from_json(read_bytes(path))
+        return parsed(read_bytes(path))
     except FileNotFoundError:
         return None
 
@@ -100,6 +118,48 @@ def csv_cell(value: Any) -> Any:
     except ValueError:
         return f"'{value}"
     return value
+
+
+def read_as(path: Path, kind: type[Whole]) -> Whole | None:
+    """The value in a JSON file, its parts of the types that `kind` says, or None where there is no such file.
+
+    Raises:
+        ValueError: the file is damaged: cut, empty, or holds something else.
+    """
+    data = read_json(path)
+    return None if data is None and not path.exists() else as_kind(data, kind)
+
+
+def as_kind(data: Any, kind: type[Whole]) -> Whole:
+    """Plain data as a dataclass or the like.
+
+    Raises:
+        ValueError: it is none; says in one line where it differs first.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return cast(Whole, _adapter(cast(Any, kind)).validate_python(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from error
+
+
+def read_if_whole(path: Path, kind: type[Whole]) -> Whole | None:
+    """As `read_as`, where a damaged file counts as absent: it is made again, or others tell as much."""
+    try:
+        return read_as(path, kind)
+    except ValueError:
+        return None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    # not at the top: quick verbs do without pydantic
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def is_disk_full(error: BaseException | None) -> bool:

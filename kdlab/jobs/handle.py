@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Self
 
-from kdlab.jobs.files import read_json, write_json
+from kdlab.jobs.files import read_if_whole, write_json
 from kdlab.jobs.lease import Process
 from kdlab.jobs.paths import JobPaths
 
@@ -28,12 +28,11 @@ class Handle:
 
     @classmethod
     def read(cls, paths: JobPaths) -> Self | None:
-        """The handle of the newest start, whether it still runs or not; None where there never was one."""
-        data: dict[str, Any] | None = read_json(paths.handle)
-        if data is None:
-            return None
-        process = data["process"] and Process(**data["process"])
-        return cls(data["executor"], process, tuple(data["devices"]), data.get("ref", ""))
+        """The handle of the newest start, whether it still runs or not.
+
+        None where there never was one, or its file is damaged: then the lease tells of the process.
+        """
+        return read_if_whole(paths.handle, cls)
 
     def write(self, paths: JobPaths) -> None:
         """Replace `handle.json`."""

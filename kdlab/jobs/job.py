@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from kdlab.datasets.base import DatasetFiles
-from kdlab.errors import UsageError
-from kdlab.jobs.files import read_json
+from kdlab.errors import MachineError, UsageError
+from kdlab.jobs.files import parsed, read_bytes
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.spec import BY_CONTENT, Spec, plain, read_spec
 
@@ -153,13 +153,29 @@ def read_job(paths: JobPaths) -> Job:
 
     Raises:
         FileNotFoundError: the folder has no `job.json`.
+        MachineError: the file is damaged.
         UsageError: it is of another version of kdlab.
     """
-    data = read_json(paths.job)
-    if data is None:
-        raise FileNotFoundError(paths.job)
-    check_schema(data, paths.job)
-    return Job.from_dict(data)
+    try:
+        data = parsed(read_bytes(paths.job))
+        check_schema(data, paths.job)
+        found = Job.from_dict(data)
+        check_owner(found.id, paths)
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what, fix = "a job's file is damaged", "run its recipe again: that writes it anew"
+        raise MachineError(what, where=str(paths.job), got=str(error)[:200], fix=fix) from error
+
+
+def check_owner(found: str, paths: JobPaths) -> None:
+    """See that a file in a job's folder is of this job.
+
+    Raises:
+        ValueError: it was copied from another's.
+    """
+    folder = paths.folder
+    if folder.parent.name == "jobs" and found != folder.name:
+        raise ValueError(f"it is of {found}")
 
 
 def check_schema(data: Any, path: Path) -> None:

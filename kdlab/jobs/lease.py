@@ -14,12 +14,12 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import psutil
 
 from kdlab.errors import JobError
-from kdlab.jobs.files import read_json, write_json
+from kdlab.jobs.files import read_if_whole, write_json
 from kdlab.jobs.paths import JobPaths
 
 HEARTBEAT_S = 10.0
@@ -58,13 +58,16 @@ class Process:
         return self.host == socket.gethostname()
 
     def alive(self) -> bool:
-        """Whether it runs on this host; one that ended and was not waited for does not."""
-        if not self.here:
+        """Whether it runs on this host; one that ended and was not waited for does not.
+
+        Without its start time it was gone when it was written down: who has its number now is another.
+        """
+        if not self.here or self.started is None:
             return False
         try:
             process = psutil.Process(self.pid)
             ended = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-            return not ended and self.started in (None, _started(process))
+            return not ended and self.started == _started(process)
         except psutil.NoSuchProcess:
             return False
 
@@ -84,9 +87,8 @@ class LeaseInfo:
 
     @classmethod
     def read(cls, paths: JobPaths) -> Self | None:
-        """The newest holder, dead or alive; None where there never was one."""
-        data: dict[str, Any] | None = read_json(paths.lease)
-        return None if data is None else cls(data["attempt"], Process(**data["process"]), data["heartbeat"])
+        """The newest holder, dead or alive; None where there never was one, or its file is damaged."""
+        return read_if_whole(paths.lease, cls)
 
     def write(self, paths: JobPaths) -> None:
         """Replace `lease.json`."""
@@ -188,7 +190,9 @@ class Lease:
         # A full disk or a folder that was cleaned away must not end the training.
         with suppress(OSError):
             newest = LeaseInfo.read(self._paths)
-            if newest is not None and not self._superseded_by(newest):
+            # a damaged file is made again; one that is gone went with its folder
+            mine = not self._superseded_by(newest) if newest else self._paths.lease.exists()
+            if mine:
                 replace(self._info, heartbeat=heartbeat).write(self._paths)
 
 

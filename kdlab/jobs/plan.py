@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic_core import from_json
-
-from kdlab.jobs.files import read_bytes, write_json
+from kdlab.jobs.files import parsed, read_bytes, write_json
 from kdlab.jobs.job import SCHEMA, Job, check_schema
 from kdlab.jobs.paths import Runs
+from kdlab.redaction import masked
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,10 @@ class Plan:
         known = {key: value for key, value in data.items() if key != "schema"}
         known["jobs"] = tuple(PlannedJob(**{**old, "job": Job.from_dict(old["job"])}) for old in data["jobs"])
         known["notes"] = tuple(data["notes"])
+        # of an earlier version of kdlab it may hold a password
+        known["recipe"] = masked(data["recipe"])
+        if not isinstance(known["recipe"]["name"], str):
+            raise ValueError("its recipe has no name")
         return cls(**known)
 
     @classmethod
@@ -78,7 +81,7 @@ class Plan:
         Raises:
             UsageError: it is of another version of kdlab.
         """
-        data = from_json(read_bytes(path))
+        data = parsed(read_bytes(path))
         check_schema(data, path)
         return cls.from_dict(data)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from kdlab.errors import MachineError
-from kdlab.jobs.files import read_json, write_json
-from kdlab.jobs.job import SCHEMA, check_schema
+from kdlab.jobs.files import as_kind, read_as, read_json, write_json
+from kdlab.jobs.job import SCHEMA, check_owner, check_schema
 from kdlab.jobs.paths import JobPaths
 
 
@@ -89,15 +89,14 @@ class JobResult:
             MachineError: the file is damaged.
             UsageError: it is of another version of kdlab.
         """
-        path = paths.result
-        with _told_if_damaged(path):
-            data = read_json(path)
-            if data is None:
+        with _told_if_damaged(paths.result):
+            data = read_json(paths.result)
+            if data is None and not paths.result.exists():
                 return None
-            check_schema(data, path)
-            del data["schema"]
-            last, best = Evaluation(**data.pop("last")), Evaluation(**data.pop("best"))
-            return cls(last=last, best=best, **data)
+            check_schema(data, paths.result)
+            found = as_kind(data, cls)
+            check_owner(found.id, paths)
+            return found
 
 
 @dataclass(frozen=True)
@@ -125,16 +124,18 @@ class Curves:
             MachineError: the file is damaged.
         """
         with _told_if_damaged(paths.curves):
-            data = read_json(paths.curves)
+            data = read_as(paths.curves, dict)
             if data is None:
                 return cls()
-            return cls([Evaluation(**one) for one in data["evaluations"]], data["losses"])
+            if missing := {"evaluations", "losses"} - data.keys():
+                raise ValueError(f"{min(missing)} is missing")
+            return as_kind(data, cls)
 
 
 @contextmanager
 def _told_if_damaged(path: Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except ValueError as error:
         what, fix = "a result is damaged", "restore the file, or remove it and run again"
         raise MachineError(what, where=str(path), got=str(error)[:200], fix=fix) from error

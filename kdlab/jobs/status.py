@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from kdlab.errors import Fault
 from kdlab.jobs import gate
@@ -28,9 +27,10 @@ from kdlab.jobs.events import (
     JobReused,
     JobSkipped,
     JobStarted,
+    JobWaiting,
     read_from,
 )
-from kdlab.jobs.files import read_json
+from kdlab.jobs.files import read_if_whole
 from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.lease import Process, holder, newest_attempt
@@ -100,6 +100,7 @@ class JobStatus:
         handle: its newest start, whether that still runs or not.
         process: what works on it now.
         in_queue: whether a cluster has it in its queue.
+        waits_for: devices that it needs and who holds them, where that keeps it.
         offset: the byte of its log up to which events were read.
     """
 
@@ -118,11 +119,13 @@ class JobStatus:
     handle: Handle | None = None
     process: Process | None = None
     in_queue: bool = False
+    waits_for: str = ""
     offset: int = field(default=0, repr=False)
 
     def see(self, event: Event) -> None:
         """Fold in an event of this job."""
         self.state = _STATES.get(type(event), self.state)
+        self.waits_for = event.why if isinstance(event, JobWaiting) else ""
         match event:
             case JobStarted():
                 self.started, self.last, self.end = event, None, None
@@ -146,9 +149,11 @@ class JobStatus:
         """Fold in what the job's log holds beyond `offset`; these events."""
         log = read_from(paths.events, self.offset)
         self.offset = log.offset
-        for event in log.events:
+        # another job's log may lie here, as a copy that went wrong
+        own = [event for event in log.events if event.job == self.job.id]
+        for event in own:
             self.see(event)
-        return log.events
+        return own
 
     def forget(self) -> None:
         """Drop what an earlier process said of itself: another one begins."""
@@ -216,13 +221,15 @@ class JobStatus:
 
     def failure(self, paths: JobPaths) -> JobFailed | None:
         """How the job says that it failed, in `failure.json` or its last event; None where it does not."""
-        data: dict[str, Any] | None = read_json(paths.failure)
-        if data is None and isinstance(self.end, JobFailed):
+        data = read_if_whole(paths.failure, dict)
+        if not data and isinstance(self.end, JobFailed):
             data = asdict(self.end)
-        if data is None:
+        if not data:
             return None
         fault = Fault(**{part.name: str(data.get(part.name) or "") for part in fields(Fault)})
-        return self.failed(paths, fault, float(data.get("after_s") or 0.0), str(data.get("kind") or ""))
+        after_s = data.get("after_s")
+        known_s = float(after_s) if isinstance(after_s, int | float) else 0.0
+        return self.failed(paths, fault, known_s, str(data.get("kind") or ""))
 
     @property
     def at_work(self) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.errors import MachineError, UsageError, suggestion
-from kdlab.jobs.files import read_json
+from kdlab.jobs.files import read_if_whole, read_json
 from kdlab.jobs.job import Job, check_schema, read_job
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.plan import Plan, PlannedJob
@@ -194,7 +194,7 @@ def shortage(paths: JobPaths) -> Shortage | None:
     Its "peak_gb" of "total_gb" is what a forward of "micro_batch" images took; "batchnorm" is whether the
     model has BatchNorm in training mode.
     """
-    failure: Shortage | None = read_json(paths.failure)
+    failure = read_if_whole(paths.failure, dict)
     return failure if failure and failure.get("kind") == "oom" else None
 
 
@@ -212,10 +212,14 @@ def _plan_files(runs: Runs) -> list[Path]:
 
 def _read_plan(path: Path) -> Plan:
     try:
-        return Plan.read(path)
+        found = Plan.read(path)
+        if found.id != path.stem:
+            raise ValueError(f"it is plan {found.id}")
+        return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         fix = "remove it, and run its recipe again: what is trained is reused"
-        raise MachineError("a plan's file is damaged", where=str(path), got=str(error), fix=fix) from error
+        got = str(error).partition("\n")[0][:200]
+        raise MachineError("a plan's file is damaged", where=str(path), got=got, fix=fix) from error
 
 
 def _fix(word: str, known: Sequence[str], otherwise: str) -> str:

@@ -17,11 +17,12 @@ from kdlab import catalog
 from kdlab.datasets.base import DatasetFiles, cache_dir
 from kdlab.devices import Machine
 from kdlab.errors import Fault, MachineError, UsageError
-from kdlab.jobs.files import read_json, write_json
+from kdlab.jobs.files import read_if_whole, write_json
 from kdlab.jobs.spec import ModelSettings, ModelSpec
 from kdlab.planning import weights as weight_files
 from kdlab.planning.weights import WeightFile
 from kdlab.recipe.settings import Recipe
+from kdlab.redaction import holds_secret
 
 PROBE = "kdlab.training.probe"
 FROM_CONFIG = ("detector", "backbone", "code", "config", "imports")
@@ -95,10 +96,18 @@ def model_spec(model: ModelSettings, facts: Mapping[str, Any], init: WeightFile 
         model: as the recipe has it.
         facts: what the probe read of it; of an mmdet config they hold its content.
         init: the file of its backbone's first weights.
+
+    Raises:
+        UsageError: something in it is a secret.
     """
     settings = {name: getattr(model, name) for name in ModelSettings.model_fields}
     if "config" in facts:
         settings |= {name: facts[name] for name in FROM_CONFIG}
+    if holds_secret([settings["overrides"], settings.get("config")]):
+        # jobs keep them as they are, and so do MLflow and whoever gets the folder
+        what = "the model's settings hold an address with a password or a query"
+        fix = "take it out: weights are named in teacher.checkpoint or init, which jobs know by content"
+        raise UsageError(what, where=model.detector, got="an address in overrides or the config", fix=fix)
     if init:
         settings["init"] = f"sha256:{init.sha256}"
     return ModelSpec(**settings)
@@ -118,8 +127,9 @@ def versions() -> dict[str, str]:
 def _probe(requests: list[dict[str, Any]], progress: Callable[[str], None]) -> list[dict[str, Any]]:
     """Facts of the models, from the cache or from one short process that builds them."""
     cached = [_cache(request) for request in requests]
-    known: list[Any] = [read_json(path) for path in cached]
-    missing = [place for place, facts in enumerate(known) if facts is None]
+    known: list[Any] = [read_if_whole(path, dict) for path in cached]
+    # a damaged file of the cache is made again
+    missing = [place for place, facts in enumerate(known) if not facts or "flops" not in facts]
     if missing:
         progress("building the models once, to look at them")
         for place, facts in zip(missing, _ask([requests[place] for place in missing]), strict=True):

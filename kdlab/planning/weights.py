@@ -18,6 +18,7 @@ from kdlab.errors import Fault, MachineError, UsageError
 from kdlab.jobs.files import replacing
 from kdlab.jobs.spec import ModelSettings
 from kdlab.recipe.settings import Recipe
+from kdlab.redaction import masked, masked_of
 
 SAID_EVERY_S = 5.0
 TIMEOUT_S = 30.0
@@ -139,7 +140,7 @@ def _fetched(url: str, progress: Progress) -> Path:
     Raises:
         MachineError: no network, no such file, no room, or not the content that the file's name promises.
     """
-    name = Path(unquote(urlsplit(url).path)).name or "weights.pth"
+    name = Path(unquote(urlsplit(masked(url)).path)).name or "weights.pth"
     path = cache_dir() / "weights" / hashlib.sha256(url.encode()).hexdigest()[:8] / name
     if not path.exists():
         by_hand = f"fetch it by other means and put it at {path}"
@@ -149,7 +150,7 @@ def _fetched(url: str, progress: Progress) -> Path:
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
             raise MachineError(
-                "the weights cannot be downloaded", where=url, got=str(reason), fix=by_hand
+                "the weights cannot be downloaded", where=url, got=masked_of(str(reason), url), fix=by_hand
             ) from error
     promised = _DIGEST.search(name)
     if promised and not (found := _sha256(path)).startswith(promised[1]):

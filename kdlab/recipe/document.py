@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from kdlab.errors import Fault, UsageError, suggestion
+from kdlab.redaction import masked
 
 SHOWN_CHARACTERS = 80
 
@@ -125,7 +126,8 @@ def printable(text: str) -> str:
 
 def shown(value: Any) -> str:
     """A value as it would stand in a recipe, cut where it is long."""
-    text = json.dumps(value, ensure_ascii=not str(value).isprintable(), default=str)
+    # before it is cut: half an address hides less
+    text = json.dumps(masked(value), ensure_ascii=not str(value).isprintable(), default=str)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 

@@ -15,6 +15,7 @@ from kdlab.errors import UsageError, fixes, suggestion
 from kdlab.jobs.files import write_text
 from kdlab.jobs.paths import Runs
 from kdlab.recipe.document import Document, dotted, shortened, shown
+from kdlab.redaction import masked
 
 _SECTIONS = [re.compile(rf"^['\"]?{section}['\"]?\s*:", re.MULTILINE) for section in ("dataset", "student")]
 
@@ -61,7 +62,7 @@ def write_derived(name: str, text: str) -> Path:
 def all_derived() -> dict[str, str]:
     """Name and first comment of each recipe that a command derived from another."""
     paths = sorted(_derived_folder().rglob("*.yaml"))
-    return {_derived_name(path): catalog.first_comment(path.read_text("utf-8")) for path in paths}
+    return {_derived_name(path): catalog.first_comment(path.read_text("utf-8", "replace")) for path in paths}
 
 
 def told(path: Path) -> str:
@@ -98,11 +99,11 @@ def typed(name: str, document: Document) -> str:
 
 
 def shareable(text: str) -> str:
-    """An override or a path as others may read it: what lies on this machine alone is `PATH`."""
-    key, equals, value = text.partition("=")
+    """An override or a path as others may read it: secrets masked, what lies on this machine alone `PATH`."""
+    key, equals, value = masked(text).partition("=")
     if not equals:
-        return "PATH" if _LOCAL.search(text) else text
-    return f"{key}=PATH" if _LOCAL.search(value) else text
+        return "PATH" if _LOCAL.search(key) else key
+    return f"{key}=PATH" if _LOCAL.search(value) else f"{key}={value}"
 
 
 def of_folder(folder: Path) -> Path | None:

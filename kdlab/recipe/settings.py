@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from kdlab.jobs.spec import ImageSettings, Listed, MethodSettings, ModelSettings, Schedule, Seed, Settings
+from kdlab.redaction import masked
 
 _Choices = Annotated[tuple[Any, ...], Field(min_length=2), Listed]
 Objective = Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "latency"]
@@ -165,5 +166,5 @@ class Recipe(Settings):
         return seeds
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain JSON values; equal recipes give equal dicts."""
-        return self.model_dump(mode="json")
+        """The recipe as plain JSON values, as others may read it; equal recipes give equal dicts."""
+        return masked(self.model_dump(mode="json"))

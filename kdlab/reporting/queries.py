@@ -12,7 +12,8 @@ from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
-from kdlab.tracking.base import one_line, without_password
+from kdlab.redaction import masked
+from kdlab.tracking.base import answer, one_line
 from kdlab.tracking.mlflow import Mlflow
 
 QUERY = "mlflow:"
@@ -54,12 +55,12 @@ def _fitting(wanted: str, runs: Runs) -> list[str]:
         raise UsageError("nothing was recorded here yet", where=str(mlflow.database), fix="kdlab run RECIPE")
     parts = [wanted.strip(), "tags.`kdlab.kind` != 'plan'", "status = 'FINISHED'"]
     try:
-        found = list(mlflow.search(" and ".join(filter(None, parts))))
+        found = answer(lambda: list(mlflow.search(" and ".join(filter(None, parts)))))
     except Exception as error:
         if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
             what = "MLflow does not take this filter"
             raise UsageError(what, got=wanted, known=str(error), fix=EXAMPLE) from error
-        where = without_password(mlflow.uri)
+        where = masked(mlflow.uri)
         raise MachineError("MLflow cannot be asked", where=where, got=one_line(error)) from error
     return list(dict.fromkeys(run.data.tags["kdlab.job"] for run in reversed(found)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from os import getpid
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from kdlab.errors import UsageError
+from kdlab.jobs.files import as_kind, parsed
 from kdlab.jobs.lease import Process, try_lock
 from kdlab.jobs.paths import Runs
 
@@ -23,6 +24,8 @@ class Driver:
     Args:
         process: which.
         command: what a person types to go on.
+        jobs_at_once: how many jobs it was told to run side by side; None for what the devices allow.
+        waits: what its next job waits for, and who has that; "" where nothing keeps it.
         at_work: whether it still drives it, or another that came before it does; where a disk has no locks
             nobody can tell, and it is False.
     """
@@ -30,31 +33,44 @@ class Driver:
     process: Process
     command: str
     at_work: bool
+    jobs_at_once: int | None = None
+    waits: str = ""
 
     @classmethod
     def of(cls, plan_id: str, runs: Runs) -> Self | None:
         """The last driver of a plan, None where it is not known."""
         try:
             with _file(plan_id, runs).open("rb") as file:
-                data = json.loads(file.read())
+                data = parsed(file.read())
                 at_work = not try_lock(file.fileno(), fcntl.LOCK_EX)
-        except (FileNotFoundError, ValueError):
+            return as_kind({**data, "at_work": at_work}, cls)
+        except (FileNotFoundError, ValueError, TypeError):
+            # a driver that cannot be named still holds its lock, and the jobs have their own files
             return None
-        return cls(Process(**data["process"]), data["command"], at_work)
 
 
 @contextmanager
-def driving(plan_id: str, runs: Runs, command: str) -> Iterator[None]:
-    """Say that this process drives a plan, as long as it is inside; several can."""
+def driving(
+    plan_id: str, runs: Runs, command: str, jobs_at_once: int | None = None
+) -> Iterator[Callable[[str], None]]:
+    """Say that this process drives a plan, as long as it is inside; several can.
+
+    What is given says what its next job waits for, "" for nothing.
+    """
+    told = {"process": asdict(Process.of(getpid())), "command": command, "jobs_at_once": jobs_at_once}
     with _file(plan_id, runs).open("ab", buffering=0) as file:
         # waits where a reader has it for an instant, and goes on where a disk has no locks
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_SH)
-        # a full disk stops what cannot do without, and tells why
-        with suppress(OSError):
-            file.truncate(0)
-            file.write(json.dumps({"process": asdict(Process.of(getpid())), "command": command}).encode())
-        yield
+
+        def say(waits: str) -> None:
+            # a full disk stops what cannot do without, and tells why
+            with suppress(OSError):
+                file.truncate(0)
+                file.write(json.dumps({**told, "waits": waits}).encode())
+
+        say("")
+        yield say
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from kdlab.jobs.events import (
     JobRetried,
     JobReused,
     JobSkipped,
+    JobWaiting,
 )
 from kdlab.jobs.lease import holder
 from kdlab.jobs.paths import Runs
@@ -125,6 +126,7 @@ class _Schedule:
     _running: dict[str, Task] = field(default_factory=dict)
     _done: set[str] = field(default_factory=set)
     _look_at: float = 0.0
+    _held: str = ""
     _failed: bool = False
     _teacher_missed: bool = False
 
@@ -237,11 +239,22 @@ class _Schedule:
             events = task.begin(self.executor, self._registry)
             if task.handle:
                 self._running[request.id] = self._waiting.pop(request.id)
-            elif not events and self._running:
+            elif not events:
+                yield from self._waits(task)
                 # its devices are in other hands; what would overtake it could keep them so
-                return
+                if self._running:
+                    return
             for event in events:
                 yield from self._settle(task, event)
+
+    def _waits(self, task: Task) -> Iterator[Event]:
+        """Tell who has the devices of a job, once it has waited for the same from one look to the next."""
+        why = self.executor.waits_for(task.job)
+        if why and why == self._held and why != task.status.waits_for:
+            event = task.says(JobWaiting, why=why)
+            task.status.see(event)
+            yield event
+        self._held = why
 
     def _ready(self) -> list[Task]:
         """Those that wait for devices alone."""

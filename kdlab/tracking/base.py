@@ -11,13 +11,12 @@ import importlib
 import json
 import math
 import os
-import re
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Protocol, Self, TypeVar
 
 from kdlab.jobs.events import (
     Event,
@@ -33,7 +32,12 @@ from kdlab.jobs.lease import try_lock
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.plan import Plan
 from kdlab.jobs.status import State, state_of
+from kdlab.redaction import masked
 
+Answer = TypeVar("Answer")
+ANSWER_S = 30.0
+"""Seconds in which a tracking server has to answer a command that waits for it, as a whole."""
+SENT_LATER = "the next kdlab run or kdlab ui sends it"
 REST, LONGEST_REST_S = 40, 30.0
 """A turn is followed by so many times the CPU time that it took, so that many jobs cost no more than few."""
 
@@ -96,13 +100,22 @@ class Refused(Exception):  # noqa: N818  what happened, and no fault of ours
     """A tracker does not take what it was told of one job."""
 
 
+class Unfit(Exception):  # noqa: N818  what is so, until a person changes it
+    """A tracker that will take nothing, however often it is told; `fix` says what to do."""
+
+    def __init__(self, why: str, fix: str) -> None:
+        super().__init__(why)
+        self.fix = fix
+
+
 @dataclass(frozen=True)
 class Lacking:
-    """What a tracker did not get: something of so many `jobs`, and `why`."""
+    """What a tracker did not get: something of so many `jobs`, `why`, and what sends it."""
 
     tracker: str
     jobs: int
     why: str
+    fix: str = SENT_LATER
 
 
 def followers(plan: Plan, runs: Runs) -> list[Follower]:
@@ -130,7 +143,7 @@ class Follower:
         self._sent: Collection[str] | None = None
         self._files: Sequence[Path] = ()
         self._lock: IO[bytes] | None = None
-        self._why = ""
+        self._why, self._fix = "", SENT_LATER
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._follow, name=f"kdlab-{key}", daemon=True)
         self._thread.start()
@@ -150,7 +163,7 @@ class Follower:
         self._thread.join(min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX))
         why = "slow to answer" if self._thread.is_alive() else self._why
         lacks = [job for job in self._behind | self._touched if self._runs.job(job).events.exists()]
-        return Lacking(self._key, len(lacks), why) if why else None
+        return Lacking(self._key, len(lacks), why, self._fix) if why else None
 
     def _follow(self) -> None:
         rest_s = self._every_s
@@ -164,7 +177,7 @@ class Follower:
 
     def _turn(self) -> None:
         """Tell the tracker what it lacks, unless another command does."""
-        self._why = ""
+        self._why, self._fix = "", SENT_LATER
         try:
             if self._lock is None:
                 lock = (self._runs.plans / f"{self.plan.id}.{self._key}.lock").open("ab")
@@ -175,6 +188,7 @@ class Follower:
             self._tell(self.plan, self._files)
         except Exception as error:  # whatever a tracker runs into, training goes on
             self._why = one_line(error)
+            self._fix = error.fix if isinstance(error, Unfit) else SENT_LATER
 
     def _tell(self, plan: Plan, files: Sequence[Path]) -> None:
         # before anything is read: what happens from here on is for the next turn
@@ -211,6 +225,33 @@ class Follower:
         self._states |= {job.id: state_of(job, self._runs.job(job.id)) for job in jobs}
         found = [News.of(job, self._runs.job(job.id), self._states[job.id]) for job in jobs]
         return [news for news in found if news]
+
+
+def answer(ask: Callable[[], Answer]) -> Answer:
+    """What a server answers in `ANSWER_S` as a whole: a timeout of a connection begins anew with every byte.
+
+    Raises:
+        TimeoutError: it has not.
+        Exception: what asking raises.
+    """
+    done: list[Answer] = []
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            done.append(ask())
+        except Exception as error:
+            raised.append(error)
+
+    # a daemon: who does not wait for the answer must not wait for the thread at its end either
+    thread = threading.Thread(target=run, name="kdlab-asks", daemon=True)
+    thread.start()
+    thread.join(ANSWER_S)
+    if raised:
+        raise raised[0]
+    if not done:
+        raise TimeoutError(f"no whole answer in {ANSWER_S:.0f} s")
+    return done[0]
 
 
 def settled_events(log: Path, start: int, *, finished: bool) -> tuple[int, list[Event], int]:
@@ -262,12 +303,7 @@ def flat(value: Any, prefix: str = "", depth: int = 99) -> dict[str, str]:
     return found
 
 
-def without_password(text: str) -> str:
-    """`text` without the name and password that an address in it may hold."""
-    return re.sub(r"//[^/@\s]+@", "//", text)
-
-
 def one_line(error: Exception) -> str:
-    """What went wrong in one line, without a password that an address may hold."""
+    """What went wrong in one line, without the secrets that an address may hold."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
-    return without_password(line.partition(" with exception ")[0])[:200]
+    return masked(line.partition(" with exception ")[0])[:200]

@@ -30,7 +30,8 @@ class Csv:
     def sent(self, plan: Plan) -> set[str]:
         """The marks in the settings of jobs."""
         files = [self._folder / plan.id / planned.job.id / "settings.csv" for planned in plan.jobs]
-        return {_rows(path)[0]["mark"] for path in files if path.exists()}
+        # without a mark, as in a damaged file, the job is told again from its beginning
+        return {row["mark"] for path in files if path.exists() for row in _rows(path)[:1] if "mark" in row}
 
     def job(self, plan: Plan, news: News) -> None:
         """Add to the curves, then write the settings, which hold the mark."""
@@ -68,8 +69,13 @@ def _add(path: Path, rows: Sequence[Mapping[str, Any]], *, afresh: bool) -> None
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    """The rows of a file; none of one that is damaged."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error):
+        return []
+    return rows if all(None not in row and None not in row.values() for row in rows) else []
 
 
 def _text(rows: Sequence[Mapping[str, Any]]) -> str:

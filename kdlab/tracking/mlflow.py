@@ -33,7 +33,8 @@ from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan
 from kdlab.jobs.result import JobResult
 from kdlab.jobs.status import State
-from kdlab.tracking.base import News, Refused, flat, ms, one_line, settled_events, values
+from kdlab.redaction import masked
+from kdlab.tracking.base import News, Refused, Unfit, flat, ms, one_line, settled_events, values
 
 SPACING_S = 5.0
 """Of the points of one training curve in this many seconds, the last one is kept."""
@@ -83,6 +84,10 @@ class Mlflow:
         warnings.filterwarnings("ignore", module=r"mlflow\b")
         from mlflow import MlflowClient
 
+        if self.local and {*"%?"} & {*str(self.database)}:
+            # an address has no other way to name the file, and MLflow would try for minutes
+            fix = "set KDLAB_RUNS or MLFLOW_TRACKING_URI to a place without them"
+            raise Unfit(f"no database of MLflow can lie below a folder with % or ?: {self.database}", fix)
         with self._alone():
             if self.local and not self.database.exists():
                 # under another name until it is whole: who dies in a migration leaves no broken database
@@ -229,7 +234,13 @@ class Mlflow:
             if run is None:
                 home = (self.database.parent / "mlartifacts").as_uri() if self.local else None
                 name = f"kdlab/{plan.recipe['name']}"
-                experiment = self.experiment_id(plan) or client.create_experiment(name, home)
+                found = client.get_experiment_by_name(name)
+                if found and found.lifecycle_stage != "active":
+                    at, number = shlex.quote(masked(self.uri)), found.experiment_id
+                    restore = f"MLFLOW_TRACKING_URI={at} mlflow experiments restore -x {number}"
+                    fix = f"{restore}, then kdlab ui sends it"
+                    raise Unfit(f"its experiment {name} was deleted", fix)
+                experiment = found.experiment_id if found else client.create_experiment(name, home)
                 run = client.create_run(experiment, **new)
         params = {key(name): text[:_PARAM_CHARACTERS] for name, text in settings.items()}
         self._send(run, params=[pair for pair in params.items() if pair[0] not in run.data.params])

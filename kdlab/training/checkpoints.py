@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdlab.errors import JobError
-from kdlab.jobs.files import read_json, replacing
+from kdlab.jobs.files import replacing
 from kdlab.jobs.paths import JobPaths
+from kdlab.jobs.result import JobResult
 
 
 def _statistic(owner: Any, name: str) -> Any:
@@ -107,9 +108,9 @@ def finished_state(paths: JobPaths) -> dict[str, Tensor]:
     Raises:
         JobError: they are missing or not the ones that its result names.
     """
-    result = read_json(paths.result) or {"model": {}}
+    result = JobResult.read(paths)
     digest = sha256(paths.weights) if paths.weights.exists() else ""
-    if digest != result["model"].get("weights_sha256"):
+    if result is None or digest != result.model.get("weights_sha256"):
         raise JobError(
             "the weights are missing or not the ones that the job's result names",
             where=str(paths.weights),

@@ -79,7 +79,7 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
 
         model = MODELS.build(_model_config(job))
         model.load_state_dict(state)
-        data, checks = onnx.export(model.eval(), words, **wish)
+        data, checks = onnx.export(model.eval(), words | card(job, result, model.test_cfg), **wish)
         content.append(data)
     files = dict(zip(names, content, strict=False))
     write(to, files)
@@ -107,6 +107,33 @@ def as_words(origin: dict[str, Any]) -> dict[str, str]:
     """The origin for formats whose metadata are words."""
     classes = json.dumps(origin["dataset_meta"]["classes"], ensure_ascii=False)
     return {"classes": classes, **{f"kdlab.{key}": str(value) for key, value in origin["kdlab"].items()}}
+
+
+def card(job: Job, result: JobResult, test_cfg: Any) -> dict[str, str]:
+    """How to make an input of an image, and what the detector is, for a file without a config next to it.
+
+    Args:
+        job: that trained it.
+        result: its.
+        test_cfg: of the model, whose threshold its AP was measured with.
+    """
+    resize = resizing(job.spec.dataset.scale)
+    told = {
+        "image_scale": job.spec.dataset.scale,
+        "keep_ratio": resize["keep_ratio"],
+        # what mmdet's Resize does where nothing is said
+        "interpolation": resize.get("interpolation", "bilinear"),
+        "score_threshold": test_cfg.get("rcnn", test_cfg).score_thr,
+        "card": {
+            "metrics": result.metrics,
+            "data": job.inputs.dataset.name,
+            "data_fingerprint": job.spec.dataset.fingerprint,
+            "detector": f"{job.spec.model.detector} {job.spec.model.backbone or ''}".strip(),
+            "methods": sorted(getattr(job.spec, "methods", {})),
+            "teacher": next(iter(job.parents), None),
+        },
+    }
+    return {key: json.dumps(value) for key, value in told.items()}
 
 
 def config_text(job: Job) -> str:

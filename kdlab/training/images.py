@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from kdlab.jobs.files import read_json, write_json
+from kdlab.jobs.files import read_if_whole, write_json
 
 _JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _TAIL = 64
@@ -86,8 +86,8 @@ class BrokenImages:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        known = read_json(path) if path else None
-        self.images = {entry["path"]: BrokenImage(**entry) for entry in known or ()}
+        known = read_if_whole(path, tuple[BrokenImage, ...]) if path else None
+        self.images = {entry.path: entry for entry in known or ()}
 
     def note(self, image: BrokenImage) -> None:
         """Remember an image and, the first time, say so in the log."""

@@ -68,7 +68,7 @@ def run_job(paths: JobPaths) -> JobResult | None:
         attempt = Attempt(job, paths, lambda: bool(asked) or paths.stop_request.exists())
         if lease:
             paths.failure.unlink(missing_ok=True)
-            log = stack.enter_context(closing(EventLog(paths.events, job.id, lease.attempt)))
+            log = stack.enter_context(closing(EventLog(paths.events, job.id, lease.attempt, _say)))
             attempt = replace(attempt, number=lease.attempt, emit=log.write, may_write=lease.check)
         stack.enter_context(_recording(job, paths))
         # torch and mmdet take seconds to import; a lease that is held fails before that
@@ -114,6 +114,12 @@ def work_on(attempt: Attempt) -> JobResult | None:
         TrainingCheckpoints(paths.checkpoints).clear()
         attempt.emit(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
     return result
+
+
+def _say(line: str) -> None:
+    """Print a line into the job's log, which a full disk may not take."""
+    with suppress(OSError):
+        print(f"{time.strftime('%F %T')}  {line}", flush=True)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def export(
 
     Args:
         model: an mmdet detector on the CPU.
-        origin: written into the file's metadata besides the preprocessing.
+        origin: written into the file's metadata besides the normalisation.
         size: height and width of its input; None takes any multiple of the size divisor.
         nms: whether it also gives detections after the head's own threshold and NMS.
 

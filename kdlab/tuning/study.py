@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from kdlab.errors import MachineError
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.study import Dimension, State, Trial
+from kdlab.redaction import masked, masked_of
 
 JOB, PARAMS, REFERENCE, WHY, WALL = (
     f"kdlab.{name}" for name in ("job", "params", "reference", "why", "wall_s")
@@ -65,7 +66,7 @@ class OptunaStudy:
 
     def __post_init__(self) -> None:
         several = len(self.objectives) > 1
-        with warnings.catch_warnings():
+        with _opening(self.storage), warnings.catch_warnings():
             # of experimental parts: their names and versions are pinned and tested
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study = optuna.create_study(
@@ -196,11 +197,12 @@ def stored_trials(name: str, storage: str) -> list[Trial]:
     is_file = "://" not in storage or storage.startswith("sqlite:///")
     if is_file and not Path(storage.removeprefix("sqlite:///")).exists():
         return []
-    try:
-        study = optuna.load_study(study_name=name, storage=_storage(storage))
-    except KeyError:
-        return []
-    return _begun([_plain(trial) for trial in study.get_trials(deepcopy=False)])
+    with _opening(storage):
+        try:
+            study = optuna.load_study(study_name=name, storage=_storage(storage))
+        except KeyError:
+            return []
+        return _begun([_plain(trial) for trial in study.get_trials(deepcopy=False)])
 
 
 def storage_of(told: str | None, runs: Runs) -> str:
@@ -228,27 +230,35 @@ def _plain(trial: FrozenTrial) -> Trial:
 
 
 def _storage(url: str) -> BaseStorage:
-    """The storage at an address.
+    """The storage at an address, to be opened inside `_opening`."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if url.endswith(".log") and "://" not in url:
+        from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+        Path(url).parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(url))
+    if url.startswith("sqlite:///"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return optuna.storages.RDBStorage(url)
+
+
+@contextmanager
+def _opening(url: str) -> Iterator[None]:
+    """Read a storage as far as a search needs it.
 
     Raises:
-        MachineError: it cannot be opened.
+        MachineError: it cannot be opened, or is damaged.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        if url.endswith(".log") and "://" not in url:
-            from optuna.storages.journal import JournalFileBackend, JournalStorage
-
-            Path(url).parent.mkdir(parents=True, exist_ok=True)
-            return JournalStorage(JournalFileBackend(url))
-        if url.startswith("sqlite:///"):
-            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        return optuna.storages.RDBStorage(url)
-    except Exception as error:  # whatever a database or its driver runs into
+        yield
+    except Exception as error:  # whatever a database, its driver or a torn journal leads to
         fix = "see tune.storage: an Optuna URL, as sqlite:///tune.db, or a path ending in .log"
-        got = (str(error).splitlines() or [type(error).__name__])[0]
-        where = re.sub(r"//[^/@\s]+@", "//", url)
-        what = "the study's storage cannot be opened"
-        raise MachineError(what, where=where, got=got.replace(url, where), fix=fix) from error
+        path = Path(url.removeprefix("sqlite:///"))
+        if path.is_file():
+            fix = f"move it away, and what was searched begins anew: mv {path} {path}.damaged   or {fix}"
+        got = masked_of((str(error).splitlines() or [type(error).__name__])[0], url)
+        what = "the study's storage cannot be opened, or is damaged"
+        raise MachineError(what, where=masked(url), got=got, fix=fix) from error
 
 
 _SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {

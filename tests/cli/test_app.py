@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,34 @@ def failing(verb: Any) -> Raise:
 def test_a_verb_that_is_named_is_the_only_one_imported() -> None:
     assert list(app.verbs(["report"])) == ["report"]
     assert len(app.verbs(["reprot"])) == len(app.verbs()) > 1
+
+
+class Watched:
+    """Something to which a weak reference can be held."""
+
+
+@pytest.mark.parametrize("seconds", [0.0, 20.0])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_callback_of_python_is_not_lost(verb: Any, number: int, seconds: float) -> None:
+    def act(screen: Screen) -> None:
+        watched = Watched()
+        kept = weakref.ref(watched, lambda _: signal.raise_signal(number))
+        del watched
+        assert kept() is None
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(0.01)
+
+    verb(act)
+    before, began = sys.unraisablehook, time.monotonic()
+    if number == signal.SIGTERM:
+        with pytest.raises(SystemExit) as exit_:
+            app.main(["act"])
+        assert exit_.value.code == 143
+    else:
+        assert app.main(["act"]) == 130
+    assert time.monotonic() - began < 5
+    assert sys.unraisablehook == before
 
 
 @pytest.mark.parametrize(("kind", "code"), [(JobError, 1), (UsageError, 2), (MachineError, 3)])
@@ -195,3 +225,16 @@ def test_nobody_is_asked_off_a_terminal() -> None:
     with pytest.raises(UsageError, match="-y") as error:
         Screen(["run", "a/b"]).ask("this is dear")
     assert error.value.faults[0].fix == "kdlab run a/b -y"
+
+
+def test_no_summary_of_a_verb_is_cut(capfd: pytest.CaptureFixture[str]) -> None:
+    app.main(["--help"])
+    assert "..." not in capfd.readouterr().out.partition("Commands:")[2].replace("methods, ...,", "")
+
+
+@pytest.mark.parametrize(("verb_", "listing"), [("run", "kdlab ls recipes"), ("logs", "kdlab status")])
+def test_a_missing_argument_names_what_lists_it(
+    verb_: str, listing: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main([verb_]) == 2
+    assert f"  fix    see: {listing}   see: kdlab {verb_} --help" in capfd.readouterr().err

@@ -19,6 +19,7 @@ from kdlab.jobs.events import (
     JobEvaluated,
     JobFailed,
     JobFinished,
+    JobProgress,
     JobStarted,
     from_line,
     last_in,
@@ -212,3 +213,29 @@ def test_last_event_is_the_last_whole_line_that_parses(tmp_path: Path) -> None:
     assert isinstance(last, JobCheckpointed)
     assert last.iteration == 2
     assert last_in(path, within=30) is None
+
+
+def test_a_log_says_losses_epochs_and_metrics_and_progress_now_and_then(tmp_path: Path) -> None:
+    said: list[str] = []
+    log = EventLog(tmp_path / "events.jsonl", "student-1", 1, said.append)
+    log.write(JobStarted, device="cpu", epochs=2, iterations=20)
+    counts = {
+        "epoch": 1,
+        "epochs": 2,
+        "iterations": 20,
+        "lr": 0.01,
+        "step_s": 0.25,
+        "data_s": 0.0,
+        "eta_s": 9.0,
+    }
+    for second, loss in ((100.0, 1.23456), (101.0, 1.2), (111.0, 1.1)):
+        log.write(JobProgress, time=second, iteration=int(second), losses={"loss": loss}, **counts)
+    log.write(JobEvaluated, epoch=1, iteration=10, metrics={"AP": 12.34, "AP50": 30.0})
+    log.write(JobCheckpointed, iteration=10)
+    log.close()
+    assert said == [
+        "training, 20 iterations on cpu",
+        "epoch 1/2  iteration 100/20  loss 1.235  lr 0.01  0.25 s a step",
+        "epoch 1/2  iteration 111/20  loss 1.1  lr 0.01  0.25 s a step",
+        "epoch 1  iteration 10  AP 12.3  AP50 30.0",
+    ]

@@ -129,6 +129,9 @@ class Instant:
         self.most = max(self.most, len(self._alive))
         return Handle("instant", Process.of(os.getpid()))
 
+    def waits_for(self, job: Job) -> str:
+        return ""
+
     def poll(self, handles: Mapping[str, Handle]) -> dict[str, int | None]:
         for job in handles:
             paths = self.runs.job(job)

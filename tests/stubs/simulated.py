@@ -55,6 +55,9 @@ class Simulated:
     def slots(self, job: Job) -> int:
         return self.gpus
 
+    def waits_for(self, job: Job) -> str:
+        return ""
+
     def start(self, job: Job, paths: JobPaths) -> Handle | None:
         if len(self._alive) >= self.gpus:
             return None

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kdlab.jobs.events import JobCancelled, JobCheckpointed, JobEvaluated, JobFailed, JobProgress, JobStarted
 from kdlab.jobs.lease import Lease
+from kdlab.jobs.paths import Runs
 from kdlab.jobs.result import Evaluation
 from kdlab.jobs.spec import StudentSpec
 from kdlab.tracking.base import Follower
@@ -450,6 +451,32 @@ def test_long_settings_are_cut_to_what_mlflow_takes(bench, database):
     assert sync(plan, bench.runs) is None
     _, _, run = run_of(database, "kdlab.job", job.id)
     assert select(database, "select max(length(value)) from params where run_uuid = ?", run) == [(6000,)]
+
+
+def test_a_deleted_experiment_is_told_with_the_command_that_restores_it(bench, database):
+    plan = bench.plan([job := bench.job("rm")])
+    bench.train(job)
+    sync(plan, bench.runs)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{database}")
+    experiment = client.get_experiment_by_name(f"kdlab/{plan.recipe['name']}").experiment_id
+    client.delete_experiment(experiment)
+    lacking = sync(plan, bench.runs)
+    assert lacking.why == f"its experiment kdlab/{plan.recipe['name']} was deleted"
+    assert f"mlflow experiments restore -x {experiment}, then" in lacking.fix
+    assert "next kdlab run" not in lacking.fix
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a?b"])
+def test_a_folder_that_no_address_can_name_is_told_at_once(bench, tmp_path, name):
+    plan = bench.plan([job := bench.job("rm")])
+    bench.train(job)
+    runs = Runs(tmp_path / name)
+    shutil.copytree(bench.runs.folder, runs.folder)
+    lacking = sync(plan, runs)
+    assert lacking.why.startswith("no database of MLflow can lie below a folder with % or ?")
+    assert lacking.fix == "set KDLAB_RUNS or MLFLOW_TRACKING_URI to a place without them"
 
 
 def test_run_deleted_by_hand_does_not_stop_the_others(bench, database):

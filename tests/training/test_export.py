@@ -121,6 +121,22 @@ def test_safetensors_holds_the_same_weights_and_origin(tmp_path: Path, job: Job,
         assert all(torch_.equal(file.get_tensor(name), state[name]) for name in state)
 
 
+def test_a_card_says_how_to_feed_the_file_and_what_is_in_it(job: Job) -> None:
+    from mmengine.config import ConfigDict
+
+    from kdlab.training.export import card
+
+    result = make_result(job)
+    words = card(job, result, ConfigDict(score_thr=0.05))
+    told = {key: json.loads(value) for key, value in words.items()}
+    assert told["image_scale"] == (list(job.spec.dataset.scale) if job.spec.dataset.scale else None)
+    assert (told["interpolation"], told["keep_ratio"], told["score_threshold"]) == ("bilinear", True, 0.05)
+    assert told["card"]["metrics"] == result.metrics
+    assert told["card"]["data"] == job.inputs.dataset.name
+    two_stage = card(job, result, ConfigDict(rcnn={"score_thr": 0.1}))
+    assert json.loads(two_stage["score_threshold"]) == 0.1
+
+
 def test_config_names_no_other_file_and_fetches_nothing(tmp_path: Path, job: Job) -> None:
     text = (exported(tmp_path) / "student.py").read_text()
     assert "_base_ =" not in text

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -268,3 +269,44 @@ def test_several_studies_share_a_database(open_study: Open, tmp_path: Path) -> N
     with sqlite3.connect(tmp_path / "optuna.db") as database:
         assert database.execute("select count(*) from studies").fetchone() == (2,)
     assert len(open_study(name="a/b-1", storage=url).trials()) == 1
+
+
+DAMAGED = {
+    "empty object": b"{}\n",
+    "list": b"[]\n",
+    "text": b"text\n",
+    "binary": bytes(range(256)) * 40,
+    "another's": b'{"op_code": 99, "worker_id": "a"}\n',
+    "no worker": b'{"op_code": 0, "study_name": "digits"}\n',
+}
+
+
+@pytest.mark.parametrize("ending", ["log", "db"])
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_storage_is_named_and_what_to_do(ending: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"tune.{ending}"
+    path.write_bytes(content)
+    storage = str(path) if ending == "log" else f"sqlite:///{path}"
+    with pytest.raises(MachineError, match=re.escape(str(path))) as raised:
+        stored_trials("digits", storage)
+        OptunaStudy("digits", ["AP"], None, "none", 3, 0, storage)
+    assert f"mv {path}" in str(raised.value)
+
+
+@pytest.mark.parametrize("ending", ["log", "db"])
+def test_a_storage_that_was_cut_is_read_or_named(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"tune.{ending}"
+    storage = str(path) if ending == "log" else f"sqlite:///{path}"
+    study = OptunaStudy("digits", ["AP"], "random", "none", 3, 0, storage)
+    study.space = (Dimension("pfi.weight", 1.0, 10.0),)
+    for _ in range(2):
+        trial = study.ask()
+        study.assign(trial.number, "student-1", {"pfi.weight": 2.0})
+        study.finish(trial.number, [1.0], {1: 1.0}, 1.0)
+    whole = path.read_bytes()
+    for end in range(0, len(whole), max(1, len(whole) // 12)):
+        path.write_bytes(whole[:end])
+        try:
+            OptunaStudy("digits", ["AP"], "random", "none", 3, 0, storage)
+        except MachineError as error:
+            assert str(path) in str(error)

@@ -136,7 +136,12 @@ class Board:
         yield from rows(cells[:fitting], width, self._widths, dropped_first=dropped)
         if left := len(cells) - fitting:
             yield line([("skipped", f"and {left} more, see them with: kdlab status")], width)
-        if not shown and self._plan.counts["queued"] and not self._stopping:
+        if self._stopping:
+            return
+        waits = [one for one in self._plan.of_state(State.QUEUED) if one.waits_for]
+        if waits and fitting < room:
+            yield line([("skipped", f"{waits[0].job.label} waits for {waits[0].waits_for}")], width)
+        elif not shown and self._plan.counts["queued"]:
             yield line([("skipped", "waiting for a free device")], width)
 
     def _idle(self) -> list[tuple[int, dict[str, str]]]:

@@ -1,9 +1,13 @@
-"""Streams of the terminal: data on stdout, all else on stderr, colour only where a person looks."""
+"""Streams of the terminal: data on stdout, all else on stderr, colour only where a person looks.
+
+Whatever is printed passes here: secrets are masked, and characters that a terminal would obey are shown.
+"""
 
 from __future__ import annotations
 
 import json as json_module
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -12,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kdlab.errors import UsageError
+from kdlab.redaction import masked
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -61,12 +66,14 @@ class Screen:
 
     def text(self, text: str) -> None:
         """Write data to stdout as it is: a file in the making."""
-        sys.stdout.write(text)
+        from kdlab.cli.screen.terminal import visible
+
+        sys.stdout.write(visible(masked(text)))
         sys.stdout.flush()
 
     def emit(self, **value: Any) -> None:
         """One JSON object on a line of stdout, for a program to read."""
-        print(json_module.dumps({"schema": SCHEMA, **value}), flush=True)
+        print(json_module.dumps({"schema": SCHEMA, **masked(value)}), flush=True)
 
     def say(self, renderable: RenderableType) -> None:
         """Tell the person something on stderr."""
@@ -78,7 +85,7 @@ class Screen:
         self.say(f"next: {command}")
 
     def command(self, *without: str) -> str:
-        """The command line, ready to be typed again, without some flags.
+        """The command line without some flags, ready to be typed again but for the secrets in it.
 
         One that takes a value goes with that value's beginning: "--set seeds=", "--seeds ".
         """
@@ -91,7 +98,7 @@ class Screen:
                 kept += [] if (value or given[-1]).startswith(values[name]) else given
             elif word not in without:
                 kept.append(word)
-        return shlex.join(kept)
+        return shlex.join(map(masked, kept))
 
     def ask(self, why: str) -> bool:
         """Ask the person at the terminal whether to go on, and say why one might not.
@@ -119,9 +126,9 @@ class Screen:
 
 
 def _console(*, stderr: bool) -> Console:
-    from rich.console import Console
+    from kdlab.cli.screen.terminal import Terminal
 
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    console = Terminal(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = UNLIMITED
     return console
@@ -129,6 +136,9 @@ def _console(*, stderr: bool) -> Console:
 
 def _put(console: Console, renderable: RenderableType) -> None:
     """Print; text is never wrapped, and off a terminal no line ends in blanks."""
+    if isinstance(renderable, str):
+        # the word belongs to `show_error`: no name with a newline in it forges one
+        renderable = re.sub("^error:", " error:", masked(renderable), flags=re.MULTILINE)
     if console.is_terminal:
         console.print(renderable, soft_wrap=isinstance(renderable, str))
         return
@@ -166,7 +176,8 @@ def grid(
 def show_error(text: str) -> None:
     """Print an error in the form of `kdlab.errors` to stderr."""
     console = _console(stderr=True)
-    for line in text.splitlines():
+    # not splitlines(), which finds ends of lines where a terminal does not
+    for line in masked(text).split("\n"):
         console.print(styled(line), soft_wrap=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from kdlab.cli.screen.console import duration
+from kdlab.errors import indented
 from kdlab.jobs.events import JobFailed
 
 TAIL_LINES = 15
@@ -16,7 +17,7 @@ def boxes(failures: Iterable[JobFailed], labels: Mapping[str, str]) -> Iterator[
     for failure in failures:
         causes.setdefault(failure.what, []).append(failure)
     for first, *others in causes.values():
-        yield f"error: {labels[first.job]}  {first.what}"
+        yield indented(f"error: {labels[first.job]}  {first.what}")
         fields = {
             "got": first.got,
             "known": first.known,
@@ -24,7 +25,7 @@ def boxes(failures: Iterable[JobFailed], labels: Mapping[str, str]) -> Iterator[
             "fix": first.fix,
             "also": ", ".join(labels[other.job] for other in others),
         }
-        yield from (f"  {name:<5}  {value}" for name, value in fields.items() if value)
+        yield from (indented(f"  {name:<5}  {value}") for name, value in fields.items() if value)
         if first.log:
             yield f"  log    {first.log}{', its end:' if first.tail else ''}"
         yield from (f"  |  {line}" for line in first.tail[-TAIL_LINES:])

@@ -19,6 +19,7 @@ from kdlab.jobs.events import (
     JobRetried,
     JobReused,
     JobStarted,
+    JobWaiting,
 )
 from kdlab.jobs.status import JobStatus
 
@@ -83,6 +84,8 @@ class Lines:
                 return f"AP {event.metrics.get('AP', 0.0):.1f} {when}"
             case JobCheckpointed() if self._screen.verbose:
                 return f"checkpoint at iteration {event.iteration}"
+            case JobWaiting():
+                return f"waits for {event.why}"
             case JobRetried():
                 return f"{event.why}; another process goes on from the last checkpoint"
         return ""

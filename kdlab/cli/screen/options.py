@@ -52,6 +52,32 @@ def plan_names(incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
+def executor_names(incomplete: str) -> list[tuple[str, str]]:
+    """Executors, each with what it is."""
+    return [(key, info.summary) for key, info in catalog.executors().items() if key.startswith(incomplete)]
+
+
+def override_keys(incomplete: str) -> list[str]:
+    """Keys of a recipe that `--set` changes, up to their equals sign."""
+    from kdlab.jobs.spec import ModelSettings, Schedule
+    from kdlab.recipe.settings import DatasetSettings, Resources, TeacherSettings, TuneSettings
+
+    sections = {
+        "dataset": DatasetSettings,
+        "teacher": TeacherSettings,
+        "student": ModelSettings,
+        "schedule": Schedule,
+        "resources": Resources,
+        "tune": TuneSettings,
+    }
+    keys = [f"{section}.{name}" for section, model in sections.items() for name in model.model_fields]
+    for key, info in catalog.methods().items():
+        keys += [f"methods.{key}.{name}" for name in ("weight", *info.options)]
+    # these two stand for others in what a recipe becomes
+    written = [key for key in keys if not key.endswith((".options", ".executors"))]
+    return [f"{key}=" for key in (*written, "seeds") if f"{key}=".startswith(incomplete)]
+
+
 def _plans() -> Iterator[Plan]:
     """The plans that can be read, the newest first; a shell that completes must see no error."""
     from kdlab.jobs import store
@@ -90,7 +116,10 @@ JobNames = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change the recipe: --set schedule.epochs=3. Repeatable."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change the recipe: --set schedule.epochs=3. Repeatable.",
+        autocompletion=override_keys,
     ),
 ]
 Gpus = Annotated[
@@ -109,6 +138,7 @@ ExecutorName = Annotated[
         "--executor",
         metavar="NAME",
         help="local: processes; slurm, ray: a cluster; inline: here, for a debugger.",
+        autocompletion=executor_names,
     ),
 ]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="End all jobs at the first failure.")]

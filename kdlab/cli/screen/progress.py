@@ -74,6 +74,7 @@ class PlanStatus:
     def look(self, runs: Runs) -> None:
         """Bring everything up to date from the files."""
         self.driver = Driver.of(self.plan.id, runs)
+        self.jobs_at_once = self.driver.jobs_at_once if self.driver else None
         look_at(self.plan, runs, self.jobs)
 
     @property

@@ -67,9 +67,7 @@ def tell_lacking(screen: Screen, lacking: Sequence[Lacking]) -> None:
     """Say what trackers did not get."""
     for each in lacking:
         jobs = f"{each.jobs} job{'s' * (each.jobs != 1)}" if each.jobs else "the plan"
-        screen.say(
-            f"{each.tracker} lacks news of {jobs} ({each.why}); the next kdlab run or kdlab ui sends it"
-        )
+        screen.say(f"{each.tracker} lacks news of {jobs} ({each.why}); {each.fix}")
 
 
 def results_stem(plan: Plan) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdlab.cli.screen.console import Screen, grid
+from kdlab.cli.screen.options import job_names
 from kdlab.errors import Fault, JobError, KdlabError, MachineError, UsageError
 
 if TYPE_CHECKING:
@@ -29,14 +30,21 @@ _ABOUT = {
 }
 
 
+def exported_names(incomplete: str) -> list[tuple[str, str]]:
+    """Arms and jobs of the newest plan."""
+    arms = {about.partition(" seed ")[0]: "" for name, about in job_names("") if " seed " in about}
+    return [*((arm, "an arm") for arm in arms if arm.startswith(incomplete)), *job_names(incomplete)]
+
+
 def export(
     screen: Screen,
     job: Annotated[
         str,
         typer.Argument(
             metavar="JOB",
-            help="An arm of the newest plan (rm+pfi), or a job's id or its beginning.",
+            help="An arm of the newest plan (rm+pfi), a label ('rm+pfi seed 1'), or the beginning of an id.",
             show_default=False,
+            autocompletion=exported_names,
         ),
     ],
     seed: Annotated[

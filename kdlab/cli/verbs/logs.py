@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator
@@ -65,8 +64,8 @@ def logs(
             if screen.json:
                 screen.emit(job=name, log=str(path), lines=text.splitlines())
             else:
-                sys.stdout.write(text)
-                sys.stdout.flush()
+                # a bar that redrew itself is a line for each time
+                screen.text(text.replace("\r\n", "\n").replace("\r", "\n"))
     except KeyboardInterrupt:
         return
     screen.next("kdlab status")

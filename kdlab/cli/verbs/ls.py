@@ -12,12 +12,23 @@ import typer
 from kdlab import catalog
 from kdlab.cli.screen.console import Screen, grid
 from kdlab.cli.screen.method_card import card, serves
+from kdlab.cli.screen.options import method_names
 from kdlab.errors import UsageError, suggestion
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from kdlab.catalog.plugin_files import PluginInfo
+
+
+def list_names(incomplete: str) -> list[str]:
+    """The lists that there are."""
+    return [name for name in _LISTS if name.startswith(incomplete)]
+
+
+def explained_names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """What one can be told all about: methods alone."""
+    return method_names(incomplete) if ctx.params.get("what") == "methods" else []
 
 
 def ls(
@@ -28,12 +39,16 @@ def ls(
             metavar="[recipes|methods|detectors|backbones|datasets|executors|trackers|runs]",
             help="Which list; without it the recipes and how much there is of the rest.",
             show_default=False,
+            autocompletion=list_names,
         ),
     ] = "",
     name: Annotated[
         str,
         typer.Argument(
-            metavar="[METHOD]", help="One method: its options, pairs, source.", show_default=False
+            metavar="[METHOD]",
+            help="One method: its options, pairs, source.",
+            show_default=False,
+            autocompletion=explained_names,
         ),
     ] = "",
 ) -> None:

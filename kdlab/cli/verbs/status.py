@@ -100,6 +100,8 @@ def lines(
     elif not seen.counts.keys() - {"done"}:
         drive = "all done"
     yield line([("note", f"  {drive}")], width)
+    if seen.driven and seen.driver and seen.driver.waits:
+        yield line([("note", f"  waits for {seen.driver.waits}")], width)
     jobs, now, numbers = _by_state(seen), time.time(), seen.gpus
     shown = jobs if room is None or len(jobs) <= room - 2 else jobs[: max(1, room - 3)]
     cells = []
@@ -144,6 +146,7 @@ def _as_data(seen: PlanStatus) -> dict[str, Any]:
         "recipe": seen.plan.recipe["name"],
         "driven": seen.driven,
         "command": seen.command,
+        "waits": seen.driver.waits if seen.driver and seen.driven else "",
         "counts": {state: seen.counts[state] for state in State},
         "eta_s": eta_s(seen),
         "jobs": [_job_as_data(status, now, place(status, gpus)) for status in _by_state(seen)],

@@ -17,14 +17,19 @@ import typer
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.results import send_all
 from kdlab.errors import MachineError, UsageError
+from kdlab.redaction import MASK, masked
 
 if TYPE_CHECKING:
     from kdlab.jobs.paths import Runs
 
+SENDING_S = 300.0
+"""Seconds that MLflow has to take what it lacks, before a person looks at what it has."""
 _SQLITE = "sqlite:///"
-# the console script need not lie on the path
+_STORAGE = "KDLAB_UI_STORAGE"
+# the console script need not lie on the path, and anybody here can read a process's command line
 _DASHBOARD = (
-    "import sys; from importlib.metadata import entry_points; "
+    "import os, sys; from importlib.metadata import entry_points; "
+    f"sys.argv.insert(1, os.environ.pop('{_STORAGE}')); "
     "sys.exit(entry_points(group='console_scripts')['optuna-dashboard'].load()())"
 )
 # a page that is asked for before there is a server stays empty
@@ -80,7 +85,6 @@ def ui(
       http://127.0.0.1:9000/dashboard/
     """
     from kdlab.jobs.paths import Runs
-    from kdlab.tracking.base import without_password
 
     runs = Runs.here()
     if page is Page.optuna:
@@ -90,12 +94,15 @@ def ui(
         raise UsageError("--storage is an option of optuna alone", got=storage, fix=fix)
     at, view = _mlflow(screen, runs)
     if at.startswith(("http://", "https://")):
-        _show(screen, f"{without_password(at).rstrip('/')}/{view}", None)
+        # to be opened, so without the trace of what was masked
+        address = masked(at).replace(f"{MASK}@", "")
+        _show(screen, f"{address.rstrip('/')}/{view}", None)
         screen.next("kdlab report --table")
         return
     # one person looks: one process serves, and none judges language models
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", at]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = at
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     _become(screen, command, view, host, port or PORTS[page], no_open)
 
 
@@ -150,20 +157,20 @@ def _mlflow(screen: Screen, runs: Runs) -> tuple[str, str]:
         MachineError: there is no database, or MLflow cannot be asked.
     """
     from kdlab.jobs import store
-    from kdlab.tracking.base import one_line, without_password
+    from kdlab.tracking.base import answer, one_line
     from kdlab.tracking.mlflow import Mlflow
 
     newest = store.newest_plan(runs)
     with screen.working("sending to MLflow what it lacks"):
-        send_all(screen, runs)
+        send_all(screen, runs, SENDING_S)
     mlflow = Mlflow(runs)
     if mlflow.local and not mlflow.database.exists():
         fix = "name mlflow in resources.trackers of a recipe; else: kdlab doctor"
         raise MachineError("MLflow has no database", where=str(mlflow.database), fix=fix)
     try:
-        number = mlflow.experiment_id(newest)
+        number = answer(lambda: mlflow.experiment_id(newest))
     except Exception as error:
-        where, fix = without_password(mlflow.uri), "kdlab doctor, or another MLFLOW_TRACKING_URI"
+        where, fix = masked(mlflow.uri), "kdlab doctor, or another MLFLOW_TRACKING_URI"
         raise MachineError("MLflow cannot be asked", where=where, got=one_line(error), fix=fix) from error
     # without the type MLflow opens its pages for language models
     page = f"#/experiments/{number}/runs?workflowType=machine_learning" if number else "#/experiments"
@@ -171,7 +178,7 @@ def _mlflow(screen: Screen, runs: Runs) -> tuple[str, str]:
 
 
 def _dashboard(runs: Runs, storage: str | None) -> list[str]:
-    """What starts optuna-dashboard on all searches of a database.
+    """What starts optuna-dashboard on all searches of a database, whose address it finds in the environment.
 
     Raises:
         UsageError: there is no database.
@@ -185,4 +192,5 @@ def _dashboard(runs: Runs, storage: str | None) -> list[str]:
     if (url.startswith(_SQLITE) or "://" not in url) and not path.exists():
         fix = "kdlab tune digits/quickstart"
         raise UsageError("nothing was searched here yet: there is no database", where=str(path), fix=fix)
-    return [sys.executable, "-c", _DASHBOARD, url, "--server", "wsgiref"]
+    os.environ[_STORAGE] = url
+    return [sys.executable, "-c", _DASHBOARD, "--server", "wsgiref"]

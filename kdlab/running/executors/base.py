@@ -1,4 +1,4 @@
-"""Executors: four methods over plain data, so that any later process can go on where one died."""
+"""Executors: five methods over plain data, so that any later process can go on where one died."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ class Executor(Protocol):
 
         A job that ends within this call writes no handle, for nobody can adopt it.
         """
+
+    def waits_for(self, job: Job) -> str:
+        """What a job that could not start waits for, and who has it; "" where that is not for us to know."""
 
     def poll(self, handles: Mapping[str, Handle]) -> dict[str, int | None]:
         """Those of `handles`, by job id, that have ended, also when an earlier process had started them.

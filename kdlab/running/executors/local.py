@@ -58,6 +58,7 @@ class Local:
             lease = self._machine.lease("gpu", wants.gpus)
         if lease is None:
             return None
+        lease.sign(f"{job.label} ({job.id}) in {paths.folder.parent.parent.absolute()}")
         kind = "GPU" if wants.gpus else "core"
         with lease, paths.log.open("ab", buffering=0) as log:
             log.write(f"{time.strftime('%F %T')} starting on {kind} {', '.join(lease.ids)}\n".encode())
@@ -80,6 +81,18 @@ class Local:
             raise
         self._children[process] = child
         return handle
+
+    def waits_for(self, job: Job) -> str:
+        """See `Executor.waits_for`."""
+        gpus = job.resources.gpus
+        wanted = gpus or self._cores_for(job)
+        by: dict[str, list[str]] = {}
+        numbers = {gpu.uuid: str(gpu.index) for gpu in self._machine.gpus}
+        for name, holder in self._machine.holders("gpu" if gpus else "core").items():
+            by.setdefault(holder, []).append(numbers.get(name, name))
+        word = "GPU" if gpus else "core"
+        held = "; ".join(f"{word} {', '.join(names)} held by {holder}" for holder, names in by.items())
+        return f"{wanted} {word}{'s' * (wanted > 1)}: {held}" if held else ""
 
     def poll(self, handles: Mapping[str, Handle]) -> dict[str, int | None]:
         """See `Executor.poll`."""

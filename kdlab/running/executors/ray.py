@@ -92,6 +92,10 @@ class Ray:
         self._ask(handle.ref)
         return handle
 
+    def waits_for(self, job: Job) -> str:
+        """See `Executor.waits_for`; the cluster's queue tells."""
+        return ""
+
     def poll(self, handles: Mapping[str, Handle]) -> dict[str, int | None]:
         """See `Executor.poll`; without the cluster's head the files alone tell."""
         if _ray.HEADLESS.is_set():

@@ -122,6 +122,10 @@ class Slurm:
             raise
         return handle
 
+    def waits_for(self, job: Job) -> str:
+        """See `Executor.waits_for`; the cluster's queue tells."""
+        return ""
+
     def poll(self, handles: Mapping[str, Handle]) -> dict[str, int | None]:
         """See `Executor.poll`.
 

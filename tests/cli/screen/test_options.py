@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from kdlab.cli import app
 from kdlab.cli.screen.options import job_names, plan_names
 from tests.cli.conftest import TEACHER, Lab
 
@@ -29,3 +32,34 @@ def test_nothing_where_nothing_was_run(lab: Lab, monkeypatch: pytest.MonkeyPatch
 def test_nothing_where_the_plans_cannot_be_read(lab: Lab) -> None:
     lab.save().path(lab.runs).write_text("{")
     assert job_names("") == plan_names("") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("ls ", {"recipes", "methods", "runs"}),
+        ("ls methods p", {"pfi", "pgd", "pkd"}),
+        ("ls recipes p", set()),
+        ("run digits/q", {"digits/quickstart"}),
+        ("run digits/quickstart --executor ", {"local", "inline", "slurm", "ray"}),
+        ("run digits/quickstart --set schedule.e", {"schedule.epochs=", "schedule.eval_every="}),
+        ("tune digits/quickstart --set methods.pfi.w", {"methods.pfi.weight="}),
+        ("plan digits/quickstart --set see", {"seeds="}),
+        ("export r", {"rm"}),
+        ("export student-aa", {"student-aa000000"}),
+        ("logs student-aa", {"student-aa000000"}),
+    ],
+)
+def test_a_shell_is_offered_what_fits(
+    line: str, wanted: set[str], lab: Lab, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lab.save()
+    told = {"_KDLAB_COMPLETE": "complete_bash", "COMP_WORDS": f"kdlab {line}"}
+    words = len(line.split()) + line.endswith(" ")
+    for name, value in (told | {"COMP_CWORD": str(words)}).items():
+        monkeypatch.setitem(os.environ, name, value)
+    with pytest.raises(SystemExit):
+        app.main([])
+    offered = set(capfd.readouterr().out.split())
+    assert wanted <= offered
+    assert bool(offered) == bool(wanted)

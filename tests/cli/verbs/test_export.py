@@ -62,6 +62,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     [
         ("rm", None, "student-ab22"),
         ("rm", 1, "student-ab99"),
+        ("rm seed 1", None, "student-ab99"),
         ("teacher", None, "teacher-ac33"),
         ("student-aa11", None, "student-aa11"),
         ("student-aa", None, "student-aa11"),

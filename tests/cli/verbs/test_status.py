@@ -165,3 +165,13 @@ class TestWatch:
         lab.at_work("b0")
         lines = [line.plain for line in status.lines(PlanStatus.read(lab.save(), lab.runs), 60, 24)]
         assert lines[2].split() == ["running", "node3", "baseline", "seed", "0", "ep", "5/12", "ETA", "1h05m"]
+
+
+def test_what_a_driven_plan_waits_for_is_shown(lab: Lab) -> None:
+    lab.save()
+    with driving("7f3a0001", lab.runs, "kdlab run digits/quickstart -j 1", 1) as say:
+        say("1 core: core 0 held by pfi seed 0 (student-1) in /other/runs")
+        out, data = lab("status")[1], json.loads(lab("status --json")[1])
+    assert "  waits for 1 core: core 0 held by pfi seed 0 (student-1) in /other/runs\n" in out
+    assert data["waits"].startswith("1 core: core 0")
+    assert "waits for" not in lab("status")[1]

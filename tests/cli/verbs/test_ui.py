@@ -127,7 +127,7 @@ def test_a_server_that_cannot_be_asked_is_told_without_its_password(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     code, out, err = lab("ui")
     assert (code, out) == (3, "")
-    assert "error: http://127.0.0.1:9  MLflow cannot be asked" in err
+    assert "error: http://***@127.0.0.1:9  MLflow cannot be asked" in err
     assert "secret" not in err
 
 
