@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -98,14 +98,6 @@ class ModelSettings(Settings):
     strides: Annotated[tuple[int, ...], Listed] | None = None
     init: Annotated[str, Field(min_length=1)] = "none"
     overrides: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        """An override elsewhere would change nothing."""
-        strays = [key for key in self.overrides if not key.startswith("model.")]
-        if strays:
-            raise ValueError(f"overrides must begin with model.: {', '.join(strays)}")
-        return self
 
     @field_validator("strides")
     @classmethod

@@ -141,6 +141,7 @@ class Recipe(Settings):
         seeds: every arm runs once with each.
         resources: what does not change results.
         tune: what `kdlab tune` searches.
+        places: where what `dataset`, `teacher` and `student` say was written, by dotted path: "my.yaml:7".
     """
 
     name: str
@@ -156,6 +157,7 @@ class Recipe(Settings):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Listed] = (0,)
     resources: Resources = Resources()
     tune: TuneSettings = TuneSettings()
+    places: Annotated[dict[str, str], Field(exclude=True, repr=False)] = {}
 
     @field_validator("seeds")
     @classmethod
@@ -163,6 +165,16 @@ class Recipe(Settings):
         if len(set(seeds)) < len(seeds):
             raise ValueError("must not repeat a seed")
         return seeds
+
+    def __eq__(self, other: object) -> bool:
+        """Where a value was written makes no other recipe."""
+        return isinstance(other, Recipe) and self.to_dict() == other.to_dict()
+
+    def place(self, path: str) -> str:
+        """Where a dotted path was written, or else what holds it; the file where nobody noted a line."""
+        while path and path not in self.places:
+            path = path.rpartition(".")[0]
+        return self.places.get(path, self.path)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain JSON values; equal recipes give equal dicts."""

@@ -160,7 +160,7 @@ def _mapping(node: yaml.MappingNode, path: KeyPath, document: Document) -> dict[
     for key_node, value_node in node.value:
         place, key = _place(key_node.start_mark), key_node.value
         if not isinstance(key, str):
-            document.fault(path, "has a key that is no word", fix="write keys as plain words")
+            document.fault(path, "has a key that is no word", where=place, fix="write keys as plain words")
             continue
         at = (*path, key)
         if key in data:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.registry import MODELS
 from mmengine.config import Config
 from safetensors.torch import save as safetensors
 
@@ -77,7 +76,7 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
     if wish is not None:
         from kdlab.training import onnx
 
-        model = MODELS.build(_model_config(job))
+        model = detectors.assembled(job.spec.model, _model_config(job))
         model.load_state_dict(state)
         data, checks = onnx.export(model.eval(), words, **wish)
         content.append(data)

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.registry import MODELS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdlab import detectors
+from kdlab.detectors import registered
 from kdlab.detectors.mmdet_config import read_config
-from kdlab.errors import JobError, KdlabError, UsageError
+from kdlab.errors import Fault, JobError, KdlabError, UsageError
 from kdlab.jobs.spec import ModelSpec
 from kdlab.training import weights
 from kdlab.training.distiller import averages_batches
@@ -63,7 +63,7 @@ def probe(
     spec = spec.model_copy(update=found)
     cfg = detectors.config(spec, num_classes).model
     cfg.backbone.init_cfg = None
-    model = MODELS.build(cfg).train()
+    model = detectors.assembled(spec, cfg).train()
     if spec.init == "imagenet":
         check_torchvision(str(spec.backbone), model.backbone)
     facts = {
@@ -111,13 +111,30 @@ def _file_facts(part: str, path: Path, model: nn.Module, classes: Sequence[str])
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The facts, or "unreadable": the faults of a file that cannot be read."""
+    """The facts, or "unreadable": the faults of a file that cannot be read, or of what cannot be built.
+
+    A fault of the settings has its dotted path below the model in place of a file: "overrides.model.neck".
+    """
     spec = ModelSpec.model_validate(request["model"])
     known = {key: request[key] for key in ("files", "classes", "file") if key in request}
     try:
         return probe(spec, request["num_classes"], tuple(request["input"]), **known)
     except (JobError, UsageError) as error:
         return {"unreadable": [asdict(fault) for fault in error.faults]}
+    except (KdlabError, ImportError, MemoryError, OSError):
+        # the machine, and not what the recipe says
+        raise
+    except Exception as error:
+        return {"unreadable": [asdict(unbuildable(spec, error))]}
+
+
+def unbuildable(spec: ModelSpec, error: Exception) -> Fault:
+    """Fault of settings that mmdet or torch refused, with the override that their words name, if one."""
+    told = f"{type(error).__name__}: {error}".strip().partition("\n")[0][:300]
+    paths = [path for path, _ in registered.leaves(spec.overrides, "overrides")]
+    named = [path for path in paths if path.rpartition(".")[2] in told]
+    where = [*named, "overrides"][0] if paths else ""
+    return Fault(f"{where} makes a model that cannot be built".strip(), where, told, fix="correct it")
 
 
 def main() -> int:

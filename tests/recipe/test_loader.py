@@ -551,7 +551,10 @@ def test_shipped_recipes_load_and_are_short() -> None:
 @pytest.mark.parametrize(
     ("overrides", "what"),
     [
-        (("student.overrides.bbox_head.reg_max=8",), "overrides must begin with model.: bbox_head.reg_max"),
+        (
+            ("student.overrides.bbox_head.reg_max=8",),
+            "student.overrides.bbox_head.reg_max must begin with model.",
+        ),
         (
             ("student.init=imagenet", "student.width=8"),
             "student.width must be 64: resnet50 with init: imagenet comes in no other width",
@@ -572,6 +575,11 @@ def test_a_familys_sizes_fill_in_what_the_recipe_leaves_out(load: Load) -> None:
     assert (made.student.backbone, made.student.width, made.student.head_convs) == ("resnet50", 64, 0)
     assert made.teacher is not None
     assert (made.teacher.width, made.teacher.strides) == (96, (8, 16, 32, 64, 128))
+
+
+def test_no_config_is_fetched(told: Told) -> None:
+    text = told(FULL, "student.detector=https://host/retinanet.py")
+    assert "student.detector names no detector" in text
 
 
 def test_an_mmdet_config_by_name_says_all_sizes(load: Load) -> None:
@@ -704,3 +712,21 @@ def test_a_method_has_the_defaults_of_the_students_family(load: Load) -> None:
 def test_an_option_without_effect_in_an_arm_is_refused_where_it_stands(told: Told) -> None:
     text = told(FULL, "methods.rm={quality: true}", "arms.rm.rm={rank: loc}")
     assert "methods.rm.quality has no effect with rank: loc" in text
+
+
+# --- places of faults that only another process finds ---
+
+
+def test_a_recipe_knows_the_lines_of_its_overrides(load: Load) -> None:
+    lines = ["dataset: {name: digits}", "student:", "  detector: gfl", "  overrides:"]
+    made = load(
+        "\n".join([*lines, "    model.neck: {type: FPN,", "      num_outs: 3}", "arms: {baseline: {}}"])
+    )
+    assert made.place("student.overrides.model.neck.num_outs") == "my.yaml:6"
+    assert made.place("student.overrides.model.neck.absent") == "my.yaml:5"
+    assert made.place("teacher.overrides") == "my.yaml"
+    assert "places" not in made.to_dict()
+
+
+def test_a_key_that_is_no_word_has_its_own_line(told: Told) -> None:
+    assert "my.yaml:9  methods has a key that is no word" in told(with_line(9, "  ? [a, b]\n  : 1"))
