@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kdlab import catalog
+from kdlab import catalog, children
 from kdlab.datasets.base import DatasetFiles, cache_dir
 from kdlab.devices import Machine
 from kdlab.errors import Fault, MachineError, UsageError
@@ -125,7 +123,7 @@ def versions() -> dict[str, str]:
     found = {}
     for name in ("torch", "torchvision", "mmdet"):
         try:
-            found[name] = metadata.version(name)
+            found[name] = children.version(name)
         except metadata.PackageNotFoundError as error:
             raise MachineError(f"{name} is not installed", fix="kdlab doctor") from error
     return found
@@ -148,8 +146,7 @@ def _probe(requests: list[dict[str, Any]], progress: Callable[[str], None]) -> l
 
 
 def _ask(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    command = [sys.executable, "-W", "ignore", "-m", PROBE]
-    done = subprocess.run(command, input=json.dumps(requests), capture_output=True, text=True, check=False)
+    done = children.ask(PROBE, requests)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-15:]
         raise MachineError("the models cannot be built", got="\n         ".join(last), fix="kdlab doctor")

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdlab import detectors
+from kdlab import children, detectors
 from kdlab.detectors import registered
-from kdlab.detectors.mmdet_config import read_config
+from kdlab.detectors.mmdet_config import folders_of, read_config, see
 from kdlab.errors import Fault, JobError, KdlabError, UsageError
 from kdlab.jobs.spec import ModelSpec
 from kdlab.training import weights
@@ -53,12 +53,15 @@ def probe(
         `Facts` as plain data and: "params"; "flops" of one image (2 a multiply-add), of a head that kdlab
         does not know without the head; "batch_norm_trains", whether its statistics move in training;
         "preprocessing"; "neck_and_head", the shape of each tensor there; "pad_divisor", to which images are
-        padded; for each file its key report and faults; and of an mmdet config what `read_config` gives.
+        padded; for each file its key report and faults; and of an mmdet config what `read_config` gives, and
+        "modules", the folders of its own modules.
 
     Raises:
         JobError: a file cannot be read, or torchvision's weights do not fit.
         UsageError: the settings name a file that is no config of a detector.
     """
+    folders = folders_of(Path(file)) if file else []
+    see(folders)
     found = read_config(Path(file), spec.init) if file else {}
     spec = spec.model_copy(update=found)
     cfg = detectors.config(spec, num_classes).model
@@ -68,6 +71,7 @@ def probe(
         check_torchvision(str(spec.backbone), model.backbone)
     facts = {
         **found,
+        "modules": folders if spec.imports else [],
         **asdict(detectors.adapt(model).facts),
         "params": sum(p.numel() for p in model.parameters()),
         "batch_norm_trains": averages_batches(model),
@@ -139,6 +143,8 @@ def unbuildable(spec: ModelSpec, error: Exception) -> Fault:
 
 def main() -> int:
     """Answer the requests on standard input."""
+    for parent in sys.argv[1:]:
+        children.end_with_parent(int(parent))
     requests = json.load(sys.stdin)
     # mmengine talks on standard output
     with contextlib.redirect_stdout(sys.stderr):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from kdlab import children
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.results import send_all
 from kdlab.errors import MachineError, UsageError
@@ -95,7 +96,7 @@ def ui(
         return
     # one person looks: one process serves, and none judges language models
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", at]
+    command = children.python("-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", at)
     _become(screen, command, view, host, port or PORTS[page], no_open)
 
 
@@ -111,7 +112,9 @@ def _become(screen: Screen, command: list[str], page: str, host: str, wanted: in
     # elsewhere the browser would be one of text, in this terminal
     desktop = sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
     if desktop and sys.stdout.isatty() and not (no_open or screen.json):
-        subprocess.Popen([sys.executable, "-c", _OPENER, url, name, str(port)])
+        subprocess.Popen(children.python("-c", _OPENER, url, name, str(port)))
+    # uvicorn would put the working folder first again
+    os.environ |= children.environment() | {"UVICORN_APP_DIR": sys.prefix}
     os.dup2(2, 1)
     os.execv(command[0], [*command, "--host", host, "--port", str(port)])
 
@@ -185,4 +188,4 @@ def _dashboard(runs: Runs, storage: str | None) -> list[str]:
     if (url.startswith(_SQLITE) or "://" not in url) and not path.exists():
         fix = "kdlab tune digits/quickstart"
         raise UsageError("nothing was searched here yet: there is no database", where=str(path), fix=fix)
-    return [sys.executable, "-c", _DASHBOARD, url, "--server", "wsgiref"]
+    return children.python("-c", _DASHBOARD, url, "--server", "wsgiref")
