@@ -267,6 +267,7 @@ class EvaluateSpec(JobSpec):
 
     Args:
         checkpoint: SHA-256 of the file.
+        ema: whether its averaged weights are measured.
         pad_divisor: the student's; images of a batch are padded to one size, which convolutions see.
         batch_size: of the evaluation, for the same reason.
     """
@@ -282,6 +283,7 @@ class EvaluateSpec(JobSpec):
 
     kind: Literal["evaluate"] = "evaluate"
     checkpoint: str
+    ema: bool = False
     pad_divisor: PositiveInt
     batch_size: PositiveInt
 

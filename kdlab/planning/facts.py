@@ -86,7 +86,7 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
             "model": model.model_dump(mode="json"),
             "num_classes": len(files.classes),
             "input": [scale[1], scale[0]],
-            **weight_files.request(weights, role, files.classes),
+            **weight_files.request(recipe, weights, role, files.classes),
         }
         if model.detector not in catalog.detectors():
             requests[role]["file"] = str(catalog.config_file(model.detector))

@@ -76,6 +76,7 @@ def _teacher(recipe: Recipe, teacher: TeacherSettings, facts: Facts) -> Job:
     spec = EvaluateSpec(
         model=model_spec(teacher, facts.teacher or {}),
         checkpoint=checkpoint.sha256,
+        ema=teacher.ema,
         pad_divisor=facts.student["pad_divisor"],
         batch_size=recipe.schedule.batch_size,
         **{**common, "dataset": reading},

@@ -70,12 +70,16 @@ def models_of(recipe: Recipe) -> dict[str, ModelSettings]:
     return models
 
 
-def request(files: Mapping[str, WeightFile], role: str, classes: Sequence[str]) -> dict[str, Any]:
+def request(
+    recipe: Recipe, files: Mapping[str, WeightFile], role: str, classes: Sequence[str]
+) -> dict[str, Any]:
     """The part of a probe's request on the files of "student" or "teacher"; empty where it has none."""
     own = {key.partition(".")[2]: file for key, file in files.items() if key.startswith(f"{role}.")}
     if not own:
         return {}
+    ema = recipe.teacher is not None and recipe.teacher.ema and role == "teacher"
     return {
+        **({"ema": True} if ema else {}),
         "files": {part: file.path for part, file in own.items()},
         "sha256": {part: file.sha256 for part, file in own.items()},
         "classes": list(classes),
@@ -116,6 +120,11 @@ def notes(files: Mapping[str, WeightFile], answers: Mapping[str, Mapping[str, An
     found = (answers["teacher"] or {})["checkpoint"]
     if found["key_fault"]:
         yield f"teacher.partial: {'; '.join(found['lines'])}"
+    if found.get("also"):
+        yield (
+            f"teacher.checkpoint holds averaged weights (EMA) too, under {found['also']}: "
+            "teacher.ema: true takes them"
+        )
     if found["classes"] is None:
         yield "teacher.checkpoint names no classes: their order could not be compared with the dataset's"
 

@@ -44,6 +44,7 @@ class TeacherSettings(ModelSettings):
         schedule: of its training; keys that are left out are the recipe's.
         checkpoint: path or URL of its weights; None trains it.
         partial: accept a checkpoint that is not whole.
+        ema: take the averaged weights of a checkpoint that holds them beside those of the last step.
         expect_ap: the AP that it should reach, 0 to 100; the run ends where it is more than 0.5 below.
     """
 
@@ -51,12 +52,14 @@ class TeacherSettings(ModelSettings):
     schedule: Schedule
     checkpoint: Annotated[str, Field(min_length=1)] | None = None
     partial: bool = False
+    ema: bool = False
     expect_ap: Annotated[float, Field(ge=0, le=100)] | None = None
 
     @model_validator(mode="after")
     def _partial_of_something(self) -> Self:
-        if self.partial and self.checkpoint is None:
-            raise ValueError("partial: true needs a checkpoint")
+        for key in ("partial", "ema"):
+            if getattr(self, key) and self.checkpoint is None:
+                raise ValueError(f"{key}: true needs a checkpoint")
         return self
 
 

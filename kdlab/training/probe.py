@@ -38,6 +38,7 @@ def probe(
     files: Mapping[str, str] | None = None,
     classes: Sequence[str] = (),
     file: str | None = None,
+    ema: bool = False,
 ) -> dict[str, Any]:
     """Facts of a model for the plan.
 
@@ -48,6 +49,7 @@ def probe(
         files: paths of weights, "checkpoint" for the whole model, "init" for its backbone.
         classes: of the dataset, to compare with those of the files.
         file: path of the mmdet config that the model is, if it is one.
+        ema: whether the averaged weights of the checkpoint are meant.
 
     Returns:
         `Facts` as plain data and: "params"; "flops" of one image (2 a multiply-add), of a head that kdlab
@@ -80,7 +82,7 @@ def probe(
             name: list(value.shape) for name, value in weights.neck_and_head(model.state_dict()).items()
         },
         "pad_divisor": model.data_preprocessor.pad_size_divisor,
-        **{part: _file_facts(part, Path(path), model, classes) for part, path in (files or {}).items()},
+        **{part: _file_facts(part, Path(path), model, classes, ema) for part, path in (files or {}).items()},
     }
     return facts | {"flops": flops(model.to("meta"), input_shape)}
 
@@ -93,9 +95,9 @@ def flops(model: nn.Module, input_shape: tuple[int, int]) -> int:
     return int(counter.get_total_flops())
 
 
-def _file_facts(part: str, path: Path, model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
+def _file_facts(part: str, path: Path, model: nn.Module, classes: Sequence[str], ema: bool) -> dict[str, Any]:
     """Key report and faults of a file of weights for a model, without where the file lies."""
-    found, wrong_classes = weights.read(path), None
+    found, wrong_classes = weights.read(path, ema=ema and part == "checkpoint"), None
     if part == "init":
         _, report = fit_backbone(model.backbone.state_dict(), found.tensors, str(path))
         role, fix = "backbone", "name a file of this very backbone"
@@ -108,6 +110,7 @@ def _file_facts(part: str, path: Path, model: nn.Module, classes: Sequence[str])
         "report": report.to_dict(),
         "lines": report.lines(),
         "classes": found.classes,
+        "also": found.also,
         "expected": len(classes),
         "key_fault": None if report.whole else asdict(report.fault("", role, fix)),
         "class_fault": wrong_classes and asdict(wrong_classes),
@@ -120,7 +123,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     A fault of the settings has its dotted path below the model in place of a file: "overrides.model.neck".
     """
     spec = ModelSpec.model_validate(request["model"])
-    known = {key: request[key] for key in ("files", "classes", "file") if key in request}
+    known = {key: request[key] for key in ("files", "classes", "file", "ema") if key in request}
     try:
         return probe(spec, request["num_classes"], tuple(request["input"]), **known)
     except (JobError, UsageError) as error:
