@@ -11,7 +11,7 @@ from kdlab import catalog
 from kdlab.catalog.plugin_files import PluginInfo
 from kdlab.errors import fixes, suggestion
 from kdlab.jobs.spec import MethodSettings, ModelSettings, Schedule, Settings
-from kdlab.recipe.document import Document, KeyPath, dotted, shown
+from kdlab.recipe.document import MOST_FAULTS, Document, KeyPath, dotted, shown
 from kdlab.recipe.files import command_of, find, told
 from kdlab.recipe.settings import DatasetSettings, Recipe, Resources, TeacherSettings, TuneSettings
 from kdlab.recipe.yaml_reader import read
@@ -339,8 +339,10 @@ def _known_only(raw: Any, known: Iterable[str], path: KeyPath, what: str, docume
     """`raw` without its unknown keys, each of which is a fault."""
     if not isinstance(raw, dict):
         return raw
-    for key in raw:
-        if key not in known:
-            fix = fixes(suggestion(key, list(known)), "see: kdlab plan digits/quickstart --json")
-            document.fault((*path, key), f"is not {what}", got=key, known=known, fix=fix)
+    strays = [key for key in raw if key not in known]
+    for key in strays[:MOST_FAULTS]:
+        fix = fixes(suggestion(key, list(known)), "see: kdlab plan digits/quickstart --json")
+        document.fault((*path, key), f"is not {what}", got=key, known=known, fix=fix)
+    if more := strays[MOST_FAULTS:]:
+        document.fault((*path, more[0]), f"and {len(more) - 1} more keys are not {what} either")
     return {key: value for key, value in raw.items() if key in known}

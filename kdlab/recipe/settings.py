@@ -76,8 +76,8 @@ class Resources(Settings):
         executors: what an executor is told, by its key; in YAML each stands beside `workers`.
     """
 
-    workers: NonNegativeInt = 0
-    checkpoint_minutes: PositiveFloat = 10.0
+    workers: Annotated[NonNegativeInt, Field(le=256)] = 0
+    checkpoint_minutes: Annotated[PositiveFloat, Field(le=100_000)] = 10.0
     share: Annotated[int, Field(ge=1, le=8)] = 1
     on_oom: Literal["micro_batch", "fail"] = "micro_batch"
     trackers: Annotated[tuple[str, ...], Listed] = ("mlflow",)
@@ -108,8 +108,8 @@ class TuneSettings(Settings):
     space: dict[str, Annotated[tuple[Any, ...], Field(min_length=2), Listed]] = {}
     student: dict[Literal["backbone", "width", "neck_channels", "head_convs"], _Choices] = {}
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1), Listed] = ("AP",)
-    trials: PositiveInt = 30
-    epochs: PositiveInt | None = None
+    trials: Annotated[PositiveInt, Field(le=100_000)] = 30
+    epochs: Annotated[PositiveInt, Field(le=100_000)] | None = None
     split: Annotated[float, Field(gt=0, le=0.5)] = 0.2
     seed: Seed = 1000
     sampler: Sampler | None = None
@@ -157,7 +157,7 @@ class Recipe(Settings):
     schedule: Schedule
     arms: dict[str, dict[str, MethodSettings]] = Field(min_length=1)
     inherits: Annotated[tuple[str, ...], Listed] = ()
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Listed] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000), Listed] = (0,)
     resources: Resources = Resources()
     tune: TuneSettings = TuneSettings()
     places: Annotated[dict[str, str], Field(exclude=True, repr=False)] = {}

@@ -714,6 +714,23 @@ def test_an_option_without_effect_in_an_arm_is_refused_where_it_stands(told: Tol
     assert "methods.rm.quality has no effect with rank: loc" in text
 
 
+@pytest.mark.parametrize(
+    ("override", "clause"),
+    [
+        ("student.width=100000", "student.width must be less than or equal to 8192"),
+        ("student.neck_channels=1000000000", "student.neck_channels must be less than or equal to 8192"),
+        ("student.head_convs=100000", "student.head_convs must be less than or equal to 32"),
+        ("student.strides=[4,8,16,32,64,128,256,512,1024]", "student.strides must have at most 8 items"),
+        ("schedule.threads=100000", "schedule.threads must be less than or equal to 1024"),
+        ("schedule.batch_size=1000000", "schedule.batch_size must be less than or equal to 65536"),
+        ("dataset.scale=[100000, 5]", "dataset.scale.0 must be less than or equal to 16384"),
+        ("resources.workers=100000", "resources.workers must be less than or equal to 256"),
+    ],
+)
+def test_sizes_that_cannot_be_meant_are_told(told: Told, override: str, clause: str) -> None:
+    assert clause in told(FULL, override)
+
+
 # --- places of faults that only another process finds ---
 
 
@@ -726,6 +743,19 @@ def test_a_recipe_knows_the_lines_of_its_overrides(load: Load) -> None:
     assert made.place("student.overrides.model.neck.absent") == "my.yaml:5"
     assert made.place("teacher.overrides") == "my.yaml"
     assert "places" not in made.to_dict()
+
+
+def test_of_very_many_unknown_keys_the_first_are_told_and_the_rest_counted(told: Told) -> None:
+    text = told(f"{dedent(FULL)}" + "\n".join(f"k{number}: 1" for number in range(1000)))
+    assert text.count("is not a section of a recipe") == 50
+    assert "k50 and 949 more keys are not a section of a recipe either" in text
+
+
+def test_of_very_many_faults_the_first_are_told_and_the_rest_counted(told: Told) -> None:
+    arms = "\n".join(f"  a{number}: {{rm: {{weight: -{number + 1}}}}}" for number in range(300))
+    text = told(FULL.replace("baseline: {}", f"baseline: {{}}\n{arms}".replace("\n", "\n    ")))
+    assert text.count("error:") == 201
+    assert "100 more faults" in text
 
 
 def test_a_key_that_is_no_word_has_its_own_line(told: Told) -> None:
