@@ -140,7 +140,8 @@ def unbuildable(spec: ModelSpec, error: Exception) -> Fault:
     told = f"{type(error).__name__}: {error}".strip().partition("\n")[0][:300]
     paths = [path for path, _ in registered.leaves(spec.overrides, "overrides")]
     named = [path for path in paths if path.rpartition(".")[2] in told]
-    where = [*named, "overrides"][0] if paths else ""
+    (only,) = spec.overrides if len(spec.overrides) == 1 else ("",)
+    where = [*named, f"overrides.{only}".rstrip(".")][0] if spec.overrides else ""
     return Fault(f"{where} makes a model that cannot be built".strip(), where, told, fix="correct it")
 
 

@@ -131,6 +131,23 @@ def test_an_override_that_mmdet_refuses_is_named() -> None:
     assert "unexpected keyword argument 'start_levle'" in fault["got"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        ({"model.neck.num_outs": -3}, "overrides.model.neck.num_outs"),
+        (
+            {"model.bbox_head.anchor_generator.strides": []},
+            "overrides.model.bbox_head.anchor_generator.strides",
+        ),
+        ({"model.neck.num_outs": -3, "model.neck.relu_before_extra_convs": True}, "overrides"),
+    ],
+)
+def test_an_override_that_fails_without_its_name_is_found_all_the_same(
+    overrides: dict[str, Any], where: str
+) -> None:
+    assert unbuildable(model(overrides=overrides), AssertionError()).where == where
+
+
 def test_sizes_that_mmdet_refuses_are_told_as_such() -> None:
     fault = unbuildable(model(), ValueError("num_channels must be divisible by num_groups"))
     assert (fault.where, fault.what) == ("", "makes a model that cannot be built")
