@@ -132,16 +132,23 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         # the machine, and not what the recipe says
         raise
     except Exception as error:
-        return {"unreadable": [asdict(unbuildable(spec, error))]}
+        return {"unreadable": [asdict(unbuildable(spec, error, own="file" in request))]}
 
 
-def unbuildable(spec: ModelSpec, error: Exception) -> Fault:
-    """Fault of settings that mmdet or torch refused, with the override that their words name, if one."""
+def unbuildable(spec: ModelSpec, error: Exception, *, own: bool = False) -> Fault:
+    """Fault of settings that mmdet or torch refused, with the override that their words name, if one.
+
+    Args:
+        spec: the model's settings.
+        error: what was raised.
+        own: whether they change a config of the user's own, which may be what is wrong.
+    """
     told = f"{type(error).__name__}: {error}".strip().partition("\n")[0][:300]
     paths = [path for path, _ in registered.leaves(spec.overrides, "overrides")]
     named = [path for path in paths if path.rpartition(".")[2] in told]
     (only,) = spec.overrides if len(spec.overrides) == 1 else ("",)
-    where = [*named, f"overrides.{only}".rstrip(".")][0] if spec.overrides else ""
+    usual = f"overrides.{only}".rstrip(".") if spec.overrides and not own else ""
+    where = [*named, usual][0]
     return Fault(f"{where} makes a model that cannot be built".strip(), where, told, fix="correct it")
 
 
