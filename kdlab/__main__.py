@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from kdlab.cli.app import main
-
 if __name__ == "__main__":
+    # -m puts the working folder before all others, where somebody's queue.py would be Python's
+    if not sys.flags.safe_path:
+        del sys.path[0]
+    from kdlab.cli.app import main
+
     sys.exit(main())

@@ -193,14 +193,19 @@ def config_file(name: str) -> Path | None:
     "retinanet/retinanet_r50_fpn_1x_coco", with or without its ending or a leading "mmdet::". None where there
     is no such file, or mmdet is not installed.
     """
-    if (own := Path(name).expanduser()).suffix == ".py" and own.is_file():
-        return own.absolute()
     found = find_spec("mmdet")
-    if found is None or not found.submodule_search_locations:
+    places = found.submodule_search_locations if found else None
+    try:
+        if (own := Path(name).expanduser()).suffix == ".py" and own.is_file():
+            return own.absolute()
+        for place in places or ():
+            short = name.removeprefix("mmdet::").removesuffix(".py")
+            if (path := Path(place) / ".mim" / "configs" / f"{short}.py").is_file():
+                return path
+    except (OSError, RuntimeError):
+        # too long for a name, or the home of an unknown user
         return None
-    folder = Path(found.submodule_search_locations[0]) / ".mim" / "configs"
-    path = folder / f"{name.removeprefix('mmdet::').removesuffix('.py')}.py"
-    return path if path.is_file() else None
+    return None
 
 
 @listing("datasets")

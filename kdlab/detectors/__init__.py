@@ -8,15 +8,17 @@ from functools import cache
 
 import mmdet.models  # noqa: F401 - fills the registry
 from mmdet.registry import MODELS
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import nn
 
 import kdlab.mmcv_ops  # noqa: F401 - before anything imports mmdet
+from kdlab.detectors import registered
 from kdlab.detectors.base import Adapter
 from kdlab.detectors.mmdet_config import from_json
 from kdlab.detectors.sizing import set_classes
+from kdlab.errors import UsageError
 from kdlab.jobs.spec import ModelSpec
 
 init_default_scope("mmdet")
@@ -49,9 +51,16 @@ def build(spec: ModelSpec, num_classes: int) -> nn.Module:
         spec: the detector and its sizes.
         num_classes: K of the dataset.
     """
-    model = MODELS.build(config(spec, num_classes).model)
+    model = assembled(spec, config(spec, num_classes).model)
     model.init_weights()
     return model
+
+
+def assembled(spec: ModelSpec, model: ConfigDict) -> nn.Module:
+    """The mmdet model of a detector's config: of names without a registry mmengine imports its own alone."""
+    own = {str(value) for _, value in registered.leaves(spec.config or {}, "")}
+    with registered.importing_only(own):
+        return MODELS.build(model)
 
 
 def config(spec: ModelSpec, num_classes: int) -> Config:
@@ -59,6 +68,9 @@ def config(spec: ModelSpec, num_classes: int) -> Config:
 
     It is the family's, resized as the settings say, or the one that a plan read from an mmdet config file and
     put into the settings, with the dataset's number of classes.
+
+    Raises:
+        UsageError: an override would import, run or load something.
     """
     if spec.config is not None:
         for module in spec.imports:
@@ -67,5 +79,7 @@ def config(spec: ModelSpec, num_classes: int) -> Config:
         set_classes(cfg.model, num_classes)
     else:
         cfg = Config({"model": family(spec.detector).config(spec, num_classes)})
+    if spec.overrides and (faults := registered.faults(spec.overrides)):
+        raise UsageError(faults=faults)
     cfg.merge_from_dict(spec.overrides)
     return cfg

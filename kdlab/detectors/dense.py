@@ -134,7 +134,13 @@ class DenseAdapter(Adapter):
         gt_index = torch.stack(rows)
         positive = gt_index >= 0
         label_weights = torch.where(positive, self.positive_weight, 1.0) * (gt_index != IGNORED)
-        return Assignment(gt_index, label_weights, reduce_mean(positive.sum().float()).clamp(min=1))
+        of_images = positive.sum(1).float()
+        return Assignment(
+            gt_index,
+            label_weights,
+            reduce_mean(of_images.sum()).clamp(min=1),
+            reduce_mean(of_images.clamp(min=1).sum()),
+        )
 
     @property
     def positive_weight(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,6 +70,16 @@ def read_config(path: Path, init: str) -> dict[str, Any]:
         "code": code_of(imports),
         "backbone": backbones.name_of(backbone),
     }
+
+
+def folders_of(path: Path) -> list[str]:
+    """Where the modules of a config may lie that are not installed: beside it, or in the working folder."""
+    return [] if ".mim" in path.parts else [str(path.parent), str(Path.cwd())]
+
+
+def see(folders: Iterable[str]) -> None:
+    """Let a config's own modules be found: after all that is installed, so that none of that is shadowed."""
+    sys.path.extend(folder for folder in folders if folder not in sys.path)
 
 
 def as_json(value: Any) -> Any:

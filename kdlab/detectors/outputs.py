@@ -58,11 +58,19 @@ class Assignment:
         gt_index: (B, N) int64 into the image's objects; -1 background, -2 ignored by the loss.
         label_weights: (B, N) the weight of each prior in the classification loss.
         num_positives: () positives of the batch, averaged over ranks, at least 1.
+        avg_factor: () positives of each image, at least 1, summed over the batch and averaged over ranks: the
+            normaliser of sums over all priors, of which an image without objects has as many as another.
+            Left out it is `num_positives`.
     """
 
     gt_index: Tensor
     label_weights: Tensor
     num_positives: Tensor
+    avg_factor: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.avg_factor is None:
+            object.__setattr__(self, "avg_factor", self.num_positives)
 
     def positives(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """All positives of the batch: image (P,), prior (P,), object (P,) counted over the batch."""

@@ -61,6 +61,7 @@ class Inputs:
         expect_ap: what a teacher must reach, 0 to 100.
         flops: of the detector on one image (2 per multiply-add).
         flops_teacher: of the teacher that runs beside it; 0 without.
+        modules: folders of modules that an mmdet config brings, looked in after all that is installed.
     """
 
     dataset: DatasetFiles
@@ -70,6 +71,7 @@ class Inputs:
     expect_ap: float | None = None
     flops: int = 0
     flops_teacher: int = 0
+    modules: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The inputs as plain data."""
@@ -78,7 +80,8 @@ class Inputs:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The inverse of `to_dict`."""
-        return cls(**{**data, "dataset": DatasetFiles.from_dict(data["dataset"])})
+        modules = tuple(data.get("modules", ()))
+        return cls(**{**data, "dataset": DatasetFiles.from_dict(data["dataset"]), "modules": modules})
 
 
 @lru_cache(maxsize=256)

@@ -9,7 +9,7 @@ import json
 import marshal
 from functools import lru_cache
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -28,6 +28,10 @@ from pydantic import (
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Channels = Annotated[PositiveInt, Field(le=8192)]
+Side = Annotated[PositiveInt, Field(le=16_384)]
+"""Of an image in pixels. This bound and those of sizes below are beyond what can be meant: a slip of
+the keyboard is told, before it fills the memory of whatever builds it."""
 Listed = Strict(False)  # a YAML list is read as a tuple; its entries stay strict
 
 VERSIONS = {"loop": 1, "evaluation": 1}
@@ -57,7 +61,7 @@ class ImageSettings(Settings):
         broken_images: what a job does at an image that cannot be read: "stop", or "skip" it and say so.
     """
 
-    scale: Annotated[tuple[PositiveInt, PositiveInt], Listed] | None = None
+    scale: Annotated[tuple[Side, Side], Listed] | None = None
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     broken_images: Literal["stop", "skip"] = "stop"
 
@@ -93,20 +97,12 @@ class ModelSettings(Settings):
 
     detector: str
     backbone: str | None = None
-    width: PositiveInt | None = None
-    neck_channels: PositiveInt | None = None
-    head_convs: NonNegativeInt | None = None
-    strides: Annotated[tuple[int, ...], Listed] | None = None
+    width: Channels | None = None
+    neck_channels: Channels | None = None
+    head_convs: Annotated[NonNegativeInt, Field(le=32)] | None = None
+    strides: Annotated[tuple[int, ...], Field(max_length=8), Listed] | None = None
     init: Annotated[str, Field(min_length=1)] = "none"
     overrides: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        """An override elsewhere would change nothing."""
-        strays = [key for key in self.overrides if not key.startswith("model.")]
-        if strays:
-            raise ValueError(f"overrides must begin with model.: {', '.join(strays)}")
-        return self
 
     @field_validator("strides")
     @classmethod
@@ -145,22 +141,22 @@ class Schedule(Settings):
     """
 
     preset: Literal["1x", "2x", "custom"] = "1x"
-    epochs: PositiveInt
-    batch_size: PositiveInt
+    epochs: Annotated[PositiveInt, Field(le=100_000)]
+    batch_size: Annotated[PositiveInt, Field(le=65_536)]
     lr: PositiveFloat
     optimizer: Literal["sgd", "adamw"]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegativeFloat
     decay: Literal["step", "cosine"] = "step"
     milestones: Annotated[tuple[Fraction, ...], Listed] = ()
-    warmup_iters: NonNegativeInt = 500
+    warmup_iters: Annotated[NonNegativeInt, Field(le=10**8)] = 500
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
     clip_grad: PositiveFloat | None = None
     gpus: Annotated[int, Field(ge=1, le=64)] = 1
     precision: Literal["fp32", "amp"] = "fp32"
     channels_last: bool = False
-    threads: PositiveInt = 1
-    eval_every: NonNegativeInt = 1
+    threads: Annotated[PositiveInt, Field(le=1024)] = 1
+    eval_every: Annotated[NonNegativeInt, Field(le=100_000)] = 1
     keep_best: bool = False
 
     @model_validator(mode="before")
@@ -276,6 +272,7 @@ class EvaluateSpec(JobSpec):
 
     Args:
         checkpoint: SHA-256 of the file.
+        ema: whether its averaged weights are measured.
         pad_divisor: the student's; images of a batch are padded to one size, which convolutions see.
         batch_size: of the evaluation, for the same reason.
     """
@@ -291,6 +288,7 @@ class EvaluateSpec(JobSpec):
 
     kind: Literal["evaluate"] = "evaluate"
     checkpoint: str
+    ema: bool = False
     pad_divisor: PositiveInt
     batch_size: PositiveInt
 

@@ -10,6 +10,8 @@ from kdlab.detectors.outputs import Assignment, Batch, DetectorOutputs
 from kdlab.methods._logits import disagreement_loss
 from kdlab.methods.base import Method, Pair
 
+VERSION = 2
+
 
 def localisation_loss(boxes_student: Tensor, boxes_teacher: Tensor, weight: Tensor) -> Tensor:
     """GIoU loss between the boxes of two models at the same priors.
@@ -43,7 +45,9 @@ class BridgingCrossTask(Method):
 
     Source: Yang et al., ICCV 2023, arXiv:2308.14286; factors of its GFL config.
     Differs: the code leaves out the levels on which nothing is positive; here every prior counts whose label
-    the student's loss counts. For other detectors than GFL the factors are unverified.
+    the student's loss counts. For other detectors than GFL the factors are unverified. Both parts are divided
+    by each image's positives, at least 1, as there and as in mmdet's losses of RetinaNet, ATSS and GFL; of
+    FCOS too, whose own loss floors the batch's count alone.
     """
 
     default_weight = 1.0
@@ -57,13 +61,13 @@ class BridgingCrossTask(Method):
     def forward(
         self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment
     ) -> dict[str, Tensor]:
-        """Both parts over all priors of the batch, over the number of positives."""
+        """Both parts over all priors of the batch, over the count of positives."""
         logits = student.cls_logits, teacher.cls_logits
         with torch.no_grad():
             difference = (logits[1].sigmoid() - logits[0].sigmoid()).abs().amax(-1)
         classes = disagreement_loss(*logits) * assignment.label_weights
         boxes = localisation_loss(student.boxes, teacher.boxes, difference * assignment.label_weights)
         return {
-            "cls": self.cls * classes.sum() / assignment.num_positives,
-            "loc": self.loc * boxes.sum() / assignment.num_positives,
+            "cls": self.cls * classes.sum() / assignment.avg_factor,
+            "loc": self.loc * boxes.sum() / assignment.avg_factor,
         }

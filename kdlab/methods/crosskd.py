@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch.nn.functional as F
 from mmdet.structures.bbox import bbox_overlaps
@@ -11,6 +12,8 @@ from torch import Tensor
 from kdlab.detectors.outputs import Assignment, Batch, Branch, DetectorOutputs, Tail
 from kdlab.methods._logits import disagreement_loss
 from kdlab.methods.base import Method, Pair, averaged
+
+VERSION = 2
 
 _EPSILON = 1e-6
 
@@ -65,13 +68,19 @@ class CrossHead(Method):
         pair: the two models; they need equal classes, priors and heads.
         cls: factor of the classes' part, over all priors whose label the student's loss counts.
         reg: factor of the boxes' part, weighted by the teacher's best class probability: KL of the edge
-            distributions over the sum of weights for GFL (factor 4), else GIoU loss over the positives.
+            distributions over the sum of weights for GFL (factor 4), else GIoU loss over the count of
+            positives.
         quality: factor of the centerness' part (FCOS, ATSS): cross-entropy with the teacher's at the
             student's positives, the teacher's entropy at equality. Nothing for heads without.
+        form: which maps cross: "paper" those before the activation, as written; "published" those after it,
+            as in the code, whose `ConvModule` activates in place the map that was kept. Reported numbers are
+            of that form.
 
     Source: Wang et al., CVPR 2024, arXiv:2306.11369.
-    Differs: the code's FCOS has no centerness part and divides by the sum of centerness targets; here FCOS is
-    as ATSS. Other published configs have other factors: GFL with 3 and a GIoU loss, FCOS with 0.4 and 0.75.
+    Differs: the code's FCOS has no centerness part, the IoU loss in place of GIoU, and divides by the sum of
+    centerness targets; here FCOS is as ATSS. Other published configs have other factors: GFL with 3 and a
+    GIoU loss, FCOS with 0.4 and 0.75. A sum of weights is at least 1 here. Sums over priors are divided by
+    each image's positives, at least 1, as in the code; of FCOS too, whose own loss floors the batch's alone.
     """
 
     default_weight = 1.0
@@ -79,8 +88,17 @@ class CrossHead(Method):
     needs = ("cls_maps", "box_maps", "boxes", "assignment", "towers")
     requires_equal = ("classes", "priors", "head")
 
-    def __init__(self, pair: Pair, *, cls: float = 1.0, reg: float = 1.0, quality: float = 1.0) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        cls: float = 1.0,
+        reg: float = 1.0,
+        quality: float = 1.0,
+        form: Literal["paper", "published"] = "paper",
+    ) -> None:
         super().__init__(pair)
+        self.published = form == "published"
         self.cls, self.reg, self.quality = cls, reg, quality
         self.conv = max(0, pair.student.tower_depth - 2)
         self.towers = (("cls", self.conv), ("reg", self.conv))
@@ -95,7 +113,7 @@ class CrossHead(Method):
         crossed = replace(teacher, cls_maps=cls.maps, box_maps=reg.maps, quality_maps=quality_maps)
         classes = disagreement_loss(crossed.cls_logits, teacher.cls_logits) * assignment.label_weights
         parts = {
-            "cls": self.cls * classes.sum() / assignment.num_positives,
+            "cls": self.cls * classes.sum() / assignment.avg_factor,
             "reg": self.reg * self.box_loss(crossed, teacher, assignment),
         }
         if quality_maps:
@@ -104,7 +122,9 @@ class CrossHead(Method):
 
     def tail(self, branch: Branch, student: DetectorOutputs, teacher: DetectorOutputs) -> Tail:
         """What the teacher's head makes of the student's maps."""
-        pairs = zip(student.tower(branch, self.conv), teacher.tower(branch, self.conv), strict=True)
+        pairs = list(zip(student.tower(branch, self.conv), teacher.tower(branch, self.conv), strict=True))
+        if self.published:
+            pairs = [(mine.relu(), theirs.relu()) for mine, theirs in pairs]
         return teacher.run_tail(branch, self.conv, [restandardised(*pair) for pair in pairs])
 
     def box_loss(self, crossed: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment) -> Tensor:
@@ -113,7 +133,7 @@ class CrossHead(Method):
         certain = teacher.cls_logits.amax(-1).sigmoid() * used
         if not self.distributions:
             overlap = bbox_overlaps(crossed.boxes, teacher.boxes, mode="giou", is_aligned=True)
-            return (certain * (1 - overlap)).sum() / assignment.num_positives
+            return (certain * (1 - overlap)).sum() / assignment.avg_factor
         places = used.nonzero(as_tuple=True)
         losses = distribution_loss(
             crossed.gather_distributions(*places), teacher.gather_distributions(*places)
@@ -128,4 +148,4 @@ def quality_loss(
     image, prior, _ = assignment.positives(batch)
     target = teacher.gather_quality(image, prior).sigmoid()
     loss = F.binary_cross_entropy_with_logits(crossed.gather_quality(image, prior), target, reduction="sum")
-    return loss / assignment.num_positives
+    return loss / assignment.avg_factor

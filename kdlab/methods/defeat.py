@@ -70,6 +70,7 @@ class DecoupledFeatures(Method):
 
     Source: Guo et al., CVPR 2021, arXiv:2103.14475, and the authors' code.
     Differs: a box narrower or lower than a cell covers one cell across its other side, there one in all.
+    Their head compares at proposals that the teacher's loss sampled, here at the student's.
     """
 
     default_weight = 1.0

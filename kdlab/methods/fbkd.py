@@ -123,7 +123,8 @@ class FeatureBasedDistillation(Method):
         parity: norms over the GPU's whole batch, as the authors have them; they grow with its square root.
 
     Source: Zhang and Ma, ICLR 2021, "Improve Object Detection with Feature-based Knowledge Distillation".
-    Differs: a norm for each image unless `parity`; no batch norm in the non-local blocks.
+    Differs: a norm for each image unless `parity`; no batch norm in the non-local blocks, whose theta,
+    kappa and g are drawn as torch draws them, in mmcv's block from N(0, 0.01).
     """
 
     default_weight = 1.0

@@ -116,10 +116,14 @@ class LocalizationDistillation(Method):
             the detector's own distribution loss, and the weight of 70 stands for the sum that it replaces:
             two images of COCO, the published batch of one GPU, have 170 positives (measured on 63 images),
             whose weights add up to 70 at a mean score of 0.4 (estimated). The sum of the valuable part's is
-            558 there, of which the code takes a quarter: `valuable: 0.5` would match it.
+            558 there, in the region of the true DIoU, of which the code takes a quarter: `valuable: 0.5`
+            would match it on that region.
 
     Source: Zheng et al., CVPR 2022, arXiv:2102.12252.
-    Differs: means instead of sums unless `parity`. Its main KD is `soft_label` with `form: softmax`.
+    Differs: the code's DIoU has the anchor's area for the union of both (anchor [80, 60, 100, 80] and box
+    [50, 40, 150, 120]: 0.9878, where it is 0.0378), so its valuable region is another one, also under
+    `parity`; here DIoU is as written. Means instead of sums unless `parity`, of weights that add up to at
+    least 1. Its main KD is `soft_label` with `form: softmax`.
     """
 
     default_weight = 70.0

@@ -147,7 +147,10 @@ def _untrainable(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
 
 
 def _model_notes(recipe: Recipe, facts: Facts) -> Iterator[str]:
-    """Methods' other defaults for the family that a config's student is of, and levels without a partner."""
+    """Configs that are code, methods' other defaults for a config's family, levels without a partner."""
+    for role, model in weight_files.models_of(recipe).items():
+        if model.detector not in catalog.detectors() and model.detector.endswith(".py"):
+            yield f"{role}.detector: {model.detector} is Python, which this plan and every job of it run"
     family, known, used = facts.student["detector"], catalog.methods(), set()
     if recipe.student.detector not in catalog.detectors():
         used = {method.method for arm in recipe.arms.values() for method in arm.values()}

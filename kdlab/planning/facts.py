@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kdlab import catalog
+from kdlab import catalog, children
 from kdlab.datasets.base import DatasetFiles, cache_dir
 from kdlab.devices import Machine
 from kdlab.errors import Fault, MachineError, UsageError
@@ -64,7 +62,16 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
     weights = weight_files.gather(recipe, progress)
     progress(f"dataset {recipe.dataset.name}")
     module = importlib.import_module(f"kdlab.datasets.{recipe.dataset.name}")
-    files: DatasetFiles = module.prepare(**recipe.dataset.options)
+    try:
+        files: DatasetFiles = module.prepare(**recipe.dataset.options)
+    except UsageError as error:
+        words = [fault.what.partition(" ")[0].removeprefix("dataset.") for fault in error.faults]
+        raise UsageError(
+            faults=[
+                replace(fault, where=fault.where or recipe.place(f"dataset.{word}"))
+                for fault, word in zip(error.faults, words, strict=True)
+            ]
+        ) from error
     # FLOPs are counted on the recipe's scale, else on the first image's
     scale = recipe.dataset.scale
     if scale is None:
@@ -80,11 +87,18 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
             "model": model.model_dump(mode="json"),
             "num_classes": len(files.classes),
             "input": [scale[1], scale[0]],
-            **weight_files.request(weights, role, files.classes),
+            **weight_files.request(recipe, weights, role, files.classes),
         }
         if model.detector not in catalog.detectors():
             requests[role]["file"] = str(catalog.config_file(model.detector))
-    found = dict(zip(requests, _probe([*requests.values()], progress), strict=True))
+    answers = _probe([*requests.values()], progress)
+    if faults := [
+        _placed(Fault(**fault), recipe, role)
+        for role, answer in zip(requests, answers, strict=True)
+        for fault in answer.get("unreadable", ())
+    ]:
+        raise UsageError(faults=faults)
+    found = dict(zip(requests, answers, strict=True))
     gpu_gb = min((gpu.memory_gb for gpu in machine.gpus), default=None)
     return Facts(files, found["student"], found.get("teacher"), machine.device, versions(), weights, gpu_gb)
 
@@ -118,7 +132,7 @@ def versions() -> dict[str, str]:
     found = {}
     for name in ("torch", "torchvision", "mmdet"):
         try:
-            found[name] = metadata.version(name)
+            found[name] = children.version(name)
         except metadata.PackageNotFoundError as error:
             raise MachineError(f"{name} is not installed", fix="kdlab doctor") from error
     return found
@@ -135,22 +149,27 @@ def _probe(requests: list[dict[str, Any]], progress: Callable[[str], None]) -> l
         for place, facts in zip(missing, _ask([requests[place] for place in missing]), strict=True):
             known[place] = facts
             # a config of the user's own may change unseen, and others that it builds on
-            if ".mim" in Path(requests[place].get("file", ".mim")).parts:
+            if "unreadable" not in facts and ".mim" in Path(requests[place].get("file", ".mim")).parts:
                 cached[place].parent.mkdir(parents=True, exist_ok=True)
                 write_json(cached[place], facts)
     return known
 
 
 def _ask(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    command = [sys.executable, "-W", "ignore", "-m", PROBE]
-    done = subprocess.run(command, input=json.dumps(requests), capture_output=True, text=True, check=False)
+    done = children.ask(PROBE, requests)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-15:]
         raise MachineError("the models cannot be built", got="\n         ".join(last), fix="kdlab doctor")
     answers: list[dict[str, Any]] = json.loads(done.stdout)
-    if faults := [Fault(**fault) for answer in answers for fault in answer.get("unreadable", [])]:
-        raise UsageError(faults=faults)
     return answers
+
+
+def _placed(fault: Fault, recipe: Recipe, role: str) -> Fault:
+    """A probe's fault with its line: one of the settings names their path below the model, and no file."""
+    if fault.where and not fault.where.startswith("overrides"):
+        return fault
+    dot = "." if fault.where else " "
+    return replace(fault, what=f"{role}{dot}{fault.what}", where=recipe.place(f"{role}.{fault.where}"))
 
 
 def _cache(request: dict[str, Any]) -> Path:

@@ -80,6 +80,7 @@ def _teacher(recipe: Recipe, teacher: TeacherSettings, facts: Facts) -> Job:
     spec = EvaluateSpec(
         model=model_spec(teacher, facts.teacher or {}),
         checkpoint=checkpoint.sha256,
+        ema=teacher.ema,
         pad_divisor=facts.student["pad_divisor"],
         batch_size=recipe.schedule.batch_size,
         **{**common, "dataset": reading},
@@ -157,6 +158,8 @@ def _job(arm: str, spec: Any, parents: tuple[str, ...], recipe: Recipe, facts: F
         inputs = replace(inputs, flops_teacher=models["teacher"]["flops"])
     if inputs.checkpoint is None and f"{role}.init" in facts.weights:
         inputs = replace(inputs, init=facts.weights[f"{role}.init"].path)
+    own = [folder for model in models.values() for folder in model.get("modules", ())]
+    inputs = replace(inputs, modules=tuple(dict.fromkeys(own)))
     gpus = 0 if facts.device == "cpu" else spec.ranks
     resources = Resources(
         threads=spec.threads or 1,

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
 from kdlab.datasets.base import cache_dir, user_path
 from kdlab.errors import Fault, MachineError, UsageError
 from kdlab.jobs.files import replacing
 from kdlab.jobs.spec import ModelSettings
+from kdlab.recipe.document import SHOWN_CHARACTERS, printable, shown
 from kdlab.recipe.settings import Recipe
-from kdlab.redaction import masked, masked_of
+from kdlab.redaction import masked_of
 
 SAID_EVERY_S = 5.0
-TIMEOUT_S = 30.0
+TIMEOUT_S, HEADERS_S, WHOLE_S = 30.0, 60.0, 7200.0
+"""Of a download: silence of the server, time until its answer begins, and all of it."""
+MOST_BYTES = 1 << 34
+"""A larger download is no detector."""
+NAME_CHARACTERS = 120
 WORDS = ("none", "imagenet")
 """Values of `init:` that name no file."""
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _DIGEST = re.compile(r"-([0-9a-f]{8})\.\w+$")
-_CHUNK = 1 << 20
+_CHUNK, _HEAD = 1 << 20, 64
+_UNSAFE = re.compile(r"[^\w.@+=-]")
+_QUOTED = "%/:?#[]@!$&'()*+,;=~"
 
 Progress = Callable[[str], None]
 
@@ -58,7 +67,8 @@ def gather(recipe: Recipe, progress: Progress = lambda text: None) -> dict[str, 
     for key, text in named.items():
         if text in WORDS and key.endswith(".init"):
             continue
-        path = _fetched(text, progress) if _URL.match(text) else _local(text, f"{recipe.path}  {key}")
+        where = f"{recipe.place(key)}  {key}"
+        path = _fetched(text, where, progress) if _URL.match(text) else _local(text, where)
         found[key] = WeightFile(str(path), _sha256(path))
     return found
 
@@ -71,12 +81,16 @@ def models_of(recipe: Recipe) -> dict[str, ModelSettings]:
     return models
 
 
-def request(files: Mapping[str, WeightFile], role: str, classes: Sequence[str]) -> dict[str, Any]:
+def request(
+    recipe: Recipe, files: Mapping[str, WeightFile], role: str, classes: Sequence[str]
+) -> dict[str, Any]:
     """The part of a probe's request on the files of "student" or "teacher"; empty where it has none."""
     own = {key.partition(".")[2]: file for key, file in files.items() if key.startswith(f"{role}.")}
     if not own:
         return {}
+    ema = recipe.teacher is not None and recipe.teacher.ema and role == "teacher"
     return {
+        **({"ema": True} if ema else {}),
         "files": {part: file.path for part, file in own.items()},
         "sha256": {part: file.sha256 for part, file in own.items()},
         "classes": list(classes),
@@ -97,7 +111,7 @@ def faults(
         role, _, part = key.partition(".")
         found = (answers[role] or {})[part]
         partial = part == "checkpoint" and recipe.teacher is not None and recipe.teacher.partial
-        where = f"{recipe.path}  {key}: {file.path}"
+        where = f"{recipe.place(key)}  {key}: {file.path}"
         if found["key_fault"] and not partial:
             yield replace(Fault(**found["key_fault"]), where=where)
         # labels of another number have no layer that could load; those of another order would, silently
@@ -117,41 +131,61 @@ def notes(files: Mapping[str, WeightFile], answers: Mapping[str, Mapping[str, An
     found = (answers["teacher"] or {})["checkpoint"]
     if found["key_fault"]:
         yield f"teacher.partial: {'; '.join(found['lines'])}"
+    if found.get("also"):
+        yield (
+            f"teacher.checkpoint holds averaged weights (EMA) too, under {found['also']}: "
+            "teacher.ema: true takes them"
+        )
     if found["classes"] is None:
         yield "teacher.checkpoint names no classes: their order could not be compared with the dataset's"
 
 
 def _local(text: str, where: str) -> Path:
     """A path or `file:` URL of this machine."""
-    local = url2pathname(urlsplit(text).path) if text.lower().startswith("file:") else text
-    path = user_path(local).absolute()
-    if path.is_file():
-        return path
-    what = "this is a folder, not a file of weights" if path.is_dir() else "there is no such file of weights"
     fix = "correct the path or URL"
     if where.endswith("init"):
         fix += f" (or: {', '.join(WORDS)})"
-    raise UsageError(what, where=where, got=str(path), fix=fix)
+    try:
+        local = url2pathname(urlsplit(text).path) if text.lower().startswith("file:") else text
+        path = user_path(local).absolute()
+        if path.is_file():
+            return path
+        what = (
+            "this is a folder, not a file of weights" if path.is_dir() else "there is no such file of weights"
+        )
+        got = str(path)
+    except (OSError, ValueError) as error:
+        what, got = f"this is no path of a file: {getattr(error, 'strerror', None) or error}", text
+    raise UsageError(what, where=where, got=printable(got[:SHOWN_CHARACTERS]), fix=fix)
 
 
-def _fetched(url: str, progress: Progress) -> Path:
+def _fetched(url: str, where: str, progress: Progress) -> Path:
     """The file of a URL in the cache folder, downloaded unless it is there.
 
     Raises:
+        UsageError: it is no URL.
         MachineError: no network, no such file, no room, or not the content that the file's name promises.
     """
-    name = Path(unquote(urlsplit(masked(url)).path)).name or "weights.pth"
+    try:
+        parts = urlsplit(url)
+        if not parts.hostname or parts.port == 0 or not url.isprintable():
+            raise ValueError("it names no host, or holds control characters")
+    except ValueError as error:
+        raise UsageError(
+            f"this is no URL: {error}", where=where, got=shown(url), fix="correct the URL"
+        ) from error
+    name = _UNSAFE.sub("_", Path(unquote(parts.path)).name)[-NAME_CHARACTERS:].lstrip(".") or "weights.pth"
     path = cache_dir() / "weights" / hashlib.sha256(url.encode()).hexdigest()[:8] / name
-    if not path.exists():
+    if not (path.exists() and _may_be_weights(path)):
         by_hand = f"fetch it by other means and put it at {path}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _download(url, path, progress)
-        except (OSError, ValueError) as error:
+            _download(quote(url, safe=_QUOTED), path, progress)
+        except (HTTPException, OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-            raise MachineError(
-                "the weights cannot be downloaded", where=url, got=masked_of(str(reason), url), fix=by_hand
-            ) from error
+            told = masked_of(str(reason), url)
+            got = printable(told[:SHOWN_CHARACTERS]) or type(error).__name__
+            raise MachineError("the weights cannot be downloaded", where=url, got=got, fix=by_hand) from error
     promised = _DIGEST.search(name)
     if promised and not (found := _sha256(path)).startswith(promised[1]):
         raise MachineError(
@@ -166,18 +200,67 @@ def _fetched(url: str, progress: Progress) -> Path:
 
 def _download(url: str, path: Path, progress: Progress) -> None:
     """Fetch a URL; `path` gets the whole file or nothing."""
-    said, done = time.monotonic() - SAID_EVERY_S, 0
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, replacing(path) as file:
+    began, done = time.monotonic(), 0
+    said = began - SAID_EVERY_S
+    with _answer(url) as answer, replacing(path) as file:
         total = int(answer.headers.get("Content-Length") or 0)
-        while chunk := answer.read(_CHUNK):
+        while chunk := answer.read1(_CHUNK):
+            if not done and (what := _not_weights(chunk)):
+                raise ValueError(f"what came is {what}, and no weights")
             file.write(chunk)
             done += len(chunk)
-            if time.monotonic() - said >= SAID_EVERY_S:
-                said = time.monotonic()
+            now = time.monotonic()
+            if max(total, done) > MOST_BYTES:
+                raise ValueError(f"it is larger than {MOST_BYTES >> 30} GiB")
+            if now - began > WHOLE_S:
+                raise ValueError(f"only {done} bytes came in {WHOLE_S / 60:.0f} minutes")
+            if now - said >= SAID_EVERY_S:
+                said = now
                 of = f" of {total / 1e6:.0f}" if total else ""
                 progress(f"downloading {path.name}: {done / 1e6:.0f}{of} MB")
-        if done < total:
+        if done < total or not done:
             raise OSError(f"the connection ended after {done} of {total} bytes")
+
+
+def _answer(url: str) -> Any:
+    """A server's answer as far as its headers, which it may not send for ever.
+
+    Raises:
+        OSError, ValueError, HTTPException: there is none.
+    """
+    found: list[Any] = []
+
+    def ask() -> None:
+        try:
+            found.append(urllib.request.urlopen(url, timeout=TIMEOUT_S))
+        except Exception as error:
+            found.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HEADERS_S)
+    if not found:
+        raise TimeoutError(f"no answer in {HEADERS_S:.0f} s")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+def _not_weights(head: bytes) -> str:
+    """What a file is that begins like this; "" where it may hold weights."""
+    start = head.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    kinds = {
+        b"<": "a web page",
+        b"{": "a message in JSON",
+        b"version https://git-lfs": "a pointer of Git LFS",
+    }
+    return next((kind for sign, kind in kinds.items() if start.startswith(sign)), "")
+
+
+def _may_be_weights(path: Path) -> bool:
+    """False for a page that an earlier version kept."""
+    with path.open("rb") as file:
+        return not _not_weights(file.read(_HEAD))
 
 
 def _sha256(path: Path) -> str:

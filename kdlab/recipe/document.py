@@ -16,6 +16,8 @@ from kdlab.errors import Fault, UsageError, suggestion
 from kdlab.redaction import masked
 
 SHOWN_CHARACTERS = 80
+MOST_FAULTS, MOST_TOLD = 50, 200
+"""Unknown keys of a mapping, and faults of a recipe, that are told one by one."""
 
 KeyPath = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -106,7 +108,10 @@ class Document:
         def line(fault: Fault) -> float:
             return math.inf if is_option(fault.where) else int(fault.where.rpartition(":")[2])
 
-        return UsageError(faults=sorted(dict.fromkeys(self.faults), key=line))
+        faults = sorted(dict.fromkeys(self.faults), key=line)
+        if more := faults[MOST_TOLD:]:
+            faults = [*faults[:MOST_TOLD], Fault(f"{len(more)} more faults", where=self.file)]
+        return UsageError(faults=faults)
 
 
 def is_option(place: str) -> bool:

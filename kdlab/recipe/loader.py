@@ -11,7 +11,7 @@ from kdlab import catalog
 from kdlab.catalog.plugin_files import PluginInfo
 from kdlab.errors import fixes, suggestion
 from kdlab.jobs.spec import MethodSettings, ModelSettings, Schedule, Settings
-from kdlab.recipe.document import Document, KeyPath, shown
+from kdlab.recipe.document import MOST_FAULTS, Document, KeyPath, dotted, shown
 from kdlab.recipe.files import command_of, find, told
 from kdlab.recipe.settings import DatasetSettings, Recipe, Resources, TeacherSettings, TuneSettings
 from kdlab.recipe.yaml_reader import read
@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 SECTIONS = ("dataset", "teacher", "student", "schedule", "methods", "arms", "seeds", "resources", "tune")
+MADE_ELSEWHERE = (("dataset",), ("teacher",), ("student",))
+"""Sections in which only another process may find a fault, so that their places go with the recipe."""
 INHERIT = "inherit"
 RESERVED = ("teacher", "class")
 NAME = re.compile(r"[\w+@\[\]=,.-]+")
@@ -77,6 +79,9 @@ def resolve(document: Document, name: str) -> Recipe:
         "path": document.file,
         "title": catalog.first_comment(document.text),
         "command": command_of(name, document),
+        "places": {
+            dotted(path): place for path, place in document.places.items() if path[:1] in MADE_ELSEWHERE
+        },
     }
     recipe = document.checked(Recipe, head | _resolved(document))
     if recipe is None or document.faults:
@@ -97,6 +102,7 @@ def _resolved(document: Document) -> dict[str, Any]:
     detectors = catalog.detectors()
     for section in ("teacher", "student"):
         if isinstance(data.get(section), dict):
+            _check_overrides(data[section].get("overrides"), section, document)
             data[section] = _model(data[section], detectors, section, document)
     if isinstance(teacher := data.get("teacher"), dict):
         _complete_teacher(teacher, schedule, document)
@@ -155,6 +161,14 @@ def _model(
     if fault := backbone.width_fault(settings["width"], raw.get("init", "none")):
         document.fault((section, "width"), fault, got=shown(settings["width"]))
     return settings
+
+
+def _check_overrides(overrides: Any, section: str, document: Document) -> None:
+    """Every override is below `model`: elsewhere it would change nothing."""
+    for key in overrides if isinstance(overrides, dict) else ():
+        if not key.startswith("model."):
+            fix = f"write model.{key}" if key != "model" else "name its keys: {model.neck.out_channels: 128}"
+            document.fault((section, "overrides", key), "must begin with model.", got=key, fix=fix)
 
 
 def _complete_teacher(teacher: dict[str, Any], schedule: Any, document: Document) -> None:
@@ -325,8 +339,10 @@ def _known_only(raw: Any, known: Iterable[str], path: KeyPath, what: str, docume
     """`raw` without its unknown keys, each of which is a fault."""
     if not isinstance(raw, dict):
         return raw
-    for key in raw:
-        if key not in known:
-            fix = fixes(suggestion(key, list(known)), "see: kdlab plan digits/quickstart --json")
-            document.fault((*path, key), f"is not {what}", got=key, known=known, fix=fix)
+    strays = [key for key in raw if key not in known]
+    for key in strays[:MOST_FAULTS]:
+        fix = fixes(suggestion(key, list(known)), "see: kdlab plan digits/quickstart --json")
+        document.fault((*path, key), f"is not {what}", got=key, known=known, fix=fix)
+    if more := strays[MOST_FAULTS:]:
+        document.fault((*path, more[0]), f"and {len(more) - 1} more keys are not {what} either")
     return {key: value for key, value in raw.items() if key in known}

@@ -45,6 +45,7 @@ class TeacherSettings(ModelSettings):
         schedule: of its training; keys that are left out are the recipe's.
         checkpoint: path or URL of its weights; None trains it.
         partial: accept a checkpoint that is not whole.
+        ema: take the averaged weights of a checkpoint that holds them beside those of the last step.
         expect_ap: the AP that it should reach, 0 to 100; the run ends where it is more than 0.5 below.
     """
 
@@ -52,12 +53,14 @@ class TeacherSettings(ModelSettings):
     schedule: Schedule
     checkpoint: Annotated[str, Field(min_length=1)] | None = None
     partial: bool = False
+    ema: bool = False
     expect_ap: Annotated[float, Field(ge=0, le=100)] | None = None
 
     @model_validator(mode="after")
     def _partial_of_something(self) -> Self:
-        if self.partial and self.checkpoint is None:
-            raise ValueError("partial: true needs a checkpoint")
+        for key in ("partial", "ema"):
+            if getattr(self, key) and self.checkpoint is None:
+                raise ValueError(f"{key}: true needs a checkpoint")
         return self
 
 
@@ -74,8 +77,8 @@ class Resources(Settings):
         executors: what an executor is told, by its key; in YAML each stands beside `workers`.
     """
 
-    workers: NonNegativeInt = 0
-    checkpoint_minutes: PositiveFloat = 10.0
+    workers: Annotated[NonNegativeInt, Field(le=256)] = 0
+    checkpoint_minutes: Annotated[PositiveFloat, Field(le=100_000)] = 10.0
     share: Annotated[int, Field(ge=1, le=8)] = 1
     on_oom: Literal["micro_batch", "fail"] = "micro_batch"
     trackers: Annotated[tuple[str, ...], Listed] = ("mlflow",)
@@ -106,8 +109,8 @@ class TuneSettings(Settings):
     space: dict[str, Annotated[tuple[Any, ...], Field(min_length=2), Listed]] = {}
     student: dict[Literal["backbone", "width", "neck_channels", "head_convs"], _Choices] = {}
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1), Listed] = ("AP",)
-    trials: PositiveInt = 30
-    epochs: PositiveInt | None = None
+    trials: Annotated[PositiveInt, Field(le=100_000)] = 30
+    epochs: Annotated[PositiveInt, Field(le=100_000)] | None = None
     split: Annotated[float, Field(gt=0, le=0.5)] = 0.2
     seed: Seed = 1000
     sampler: Sampler | None = None
@@ -142,6 +145,7 @@ class Recipe(Settings):
         seeds: every arm runs once with each.
         resources: what does not change results.
         tune: what `kdlab tune` searches.
+        places: where what `dataset`, `teacher` and `student` say was written, by dotted path: "my.yaml:7".
     """
 
     name: str
@@ -154,9 +158,10 @@ class Recipe(Settings):
     schedule: Schedule
     arms: dict[str, dict[str, MethodSettings]] = Field(min_length=1)
     inherits: Annotated[tuple[str, ...], Listed] = ()
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Listed] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000), Listed] = (0,)
     resources: Resources = Resources()
     tune: TuneSettings = TuneSettings()
+    places: Annotated[dict[str, str], Field(exclude=True, repr=False)] = {}
 
     @field_validator("seeds")
     @classmethod
@@ -164,6 +169,16 @@ class Recipe(Settings):
         if len(set(seeds)) < len(seeds):
             raise ValueError("must not repeat a seed")
         return seeds
+
+    def __eq__(self, other: object) -> bool:
+        """Where a value was written makes no other recipe."""
+        return isinstance(other, Recipe) and self.to_dict() == other.to_dict()
+
+    def place(self, path: str) -> str:
+        """Where a dotted path was written, or else what holds it; the file where nobody noted a line."""
+        while path and path not in self.places:
+            path = path.rpartition(".")[0]
+        return self.places.get(path, self.path)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain JSON values, as others may read it; equal recipes give equal dicts."""

@@ -19,6 +19,8 @@ from kdlab.recipe.document import Document, KeyPath, dotted, is_option, printabl
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
+MAX_NODES = 40_000
+"""Keys and values of a recipe; one of thousands of arms has fewer."""
 
 
 def read(path: Path, file: str, overrides: Sequence[str] = ()) -> Document:
@@ -95,7 +97,7 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str, name: str) -> None:
         super().__init__(text)
         self.name = name
-        self.depth = 0
+        self.depth = self.nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
@@ -104,9 +106,12 @@ class _Loader(yaml.SafeLoader):
             problem = "a recipe has no anchors, aliases and tags: write the value itself"
         elif self.depth == MAX_DEPTH:
             problem = "nested too deeply"
+        elif self.nodes == MAX_NODES:
+            problem = f"a recipe has at most {MAX_NODES} keys and values"
         if problem:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         self.depth += 1
+        self.nodes += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -160,7 +165,7 @@ def _mapping(node: yaml.MappingNode, path: KeyPath, document: Document) -> dict[
     for key_node, value_node in node.value:
         place, key = _place(key_node.start_mark), key_node.value
         if not isinstance(key, str):
-            document.fault(path, "has a key that is no word", fix="write keys as plain words")
+            document.fault(path, "has a key that is no word", where=place, fix="write keys as plain words")
             continue
         at = (*path, key)
         if key in data:

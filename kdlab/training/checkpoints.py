@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import pickle
 import random
+import re
+from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +32,38 @@ def _statistic(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
-# what mmengine and numpy put into checkpoints beside tensors: constructors of plain data, numpy's by
-# the names of numpy 1 and 2
+def _path(*parts: str) -> str:
+    """A path of any machine as text."""
+    return "/".join(parts)
+
+
+SETTINGS = (
+    "addict.addict.Dict",
+    "argparse.Namespace",
+    "easydict.EasyDict",
+    "mmcv.utils.config.ConfigDict",
+    "mmengine.config.config.ConfigDict",
+    "types.SimpleNamespace",
+    "yacs.config.CfgNode",
+)
+# what mmengine, numpy and others put into checkpoints beside tensors: constructors of plain data, numpy's by
+# the names of numpy 1 and 2; classes that hold settings come as a dict, and none of their code runs
 _ARRAY, _NUMBER = np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]
 SAFE_GLOBALS = [
     HistoryBuffer,
     (_statistic, "builtins.getattr"),
     np.ndarray,
     np.dtype,
-    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + "?efd"},
+    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + "?efdUS"},
     *((_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     *((_NUMBER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone),
+    *(
+        (_path, f"{module}.{kind}{name}")
+        for module in ("pathlib", "pathlib._local")
+        for kind, name in product(("", "Pure"), ("PosixPath", "WindowsPath"))
+    ),
+    *((OrderedDict, name) for name in SETTINGS),
 ]
 
 
@@ -94,12 +119,13 @@ def load(path: Path) -> Any:
     except Exception as error:  # a broken file can raise anything
         # torch wraps what it met into advice to load without the safeguard
         met = error.__context__ if isinstance(error, pickle.UnpicklingError) and error.__context__ else error
-        raise JobError(
-            "the checkpoint cannot be read",
-            where=str(path),
-            got=f"{type(met).__name__}: {str(met).strip().partition('. ')[0][:200]}",
-            fix="fetch or train it again; kdlab never runs code from a checkpoint",
-        ) from error
+        told = f"{type(met).__name__}: {str(met).strip().partition('. ')[0][:200]}"
+        fix = "fetch it again: the file is damaged, or no checkpoint"
+        if code := re.search(r"GLOBAL (\S+)|'([\w.]+)' is not allowed|function (<.*>)", told):
+            told = f"an object of {next(filter(None, code.groups()))}, whose class could run code"
+            fix = "kdlab never runs code from a checkpoint: where it was made, save the weights alone, "
+            fix += "torch.save(model.state_dict(), 'weights.pth')"
+        raise JobError("the checkpoint cannot be read", where=str(path), got=told, fix=fix) from error
 
 
 def finished_state(paths: JobPaths) -> dict[str, Tensor]:

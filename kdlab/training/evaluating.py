@@ -41,7 +41,7 @@ class Measurement(Work):
         # what a partial checkpoint leaves out is drawn
         self.model = detectors.build(self.spec.model, len(self.reading.classes))
         self.model.data_preprocessor.pad_size_divisor = self.spec.pad_divisor
-        found, partial = weights.read(self.checkpoint), self.job.inputs.partial
+        found, partial = weights.read(self.checkpoint, ema=self.spec.ema), self.job.inputs.partial
         self.report = weights.load(self.model, found, partial=partial)
         self.model.to(self.device)
         self.loader = self.reading.validation()

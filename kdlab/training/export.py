@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.registry import MODELS
 from mmengine.config import Config
 from safetensors.torch import save as safetensors
 
-from kdlab import detectors
+from kdlab import children, detectors
+from kdlab.detectors.mmdet_config import see
 from kdlab.errors import KdlabError, MachineError, UsageError
 from kdlab.jobs.files import replacing
 from kdlab.jobs.job import Job, read_job
@@ -52,6 +52,7 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
     """
     paths = JobPaths(job_folder)
     job, name = read_job(paths), "student"
+    see(job.inputs.modules)
     if job.spec.is_teacher:
         name = "teacher"
     names = [f"{name}.{ending}" for ending in ENDINGS]
@@ -77,7 +78,7 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
     if wish is not None:
         from kdlab.training import onnx
 
-        model = MODELS.build(_model_config(job))
+        model = detectors.assembled(job.spec.model, _model_config(job))
         model.load_state_dict(state)
         data, checks = onnx.export(model.eval(), words | card(job, result, model.test_cfg), **wish)
         content.append(data)
@@ -203,6 +204,8 @@ def _model_config(job: Job) -> Any:
 
 def main() -> int:
     """Do what the request on standard input says."""
+    for parent in sys.argv[1:]:
+        children.end_with_parent(int(parent))
     request = json.load(sys.stdin)
     # mmengine talks on standard output
     with contextlib.redirect_stdout(sys.stderr):

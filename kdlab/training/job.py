@@ -16,6 +16,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+from kdlab import children
 from kdlab.errors import JobError, KdlabError, OutOfMemory
 from kdlab.jobs.events import EventLog, JobCancelled, JobFailed, JobFinished
 from kdlab.jobs.files import DISK_FULL, disk_full, is_disk_full, write_json_once, write_text
@@ -197,7 +198,7 @@ def environment(job: Job, device: str) -> dict[str, Any]:
     versions = {}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
-            versions[name.removesuffix("-lite")] = metadata.version(name)
+            versions[name.removesuffix("-lite")] = children.version(name)
     return {
         **versions,
         "python": platform.python_version(),

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kdlab import children
 from kdlab.jobs.job import read_job
 from kdlab.jobs.paths import JobPaths
 
@@ -40,21 +41,21 @@ def main(folder: str, module: str = MODULE) -> int:
         signal's number if it was killed.
     """
     ranks = read_job(JobPaths(Path(folder))).resources.ranks
-    children: list[subprocess.Popen[bytes]] = []
+    started: list[subprocess.Popen[bytes]] = []
     asked: list[int] = []
 
     def forward(number: int, _frame: Any) -> None:
         asked.append(number)
-        for child in children:
+        for child in started:
             child.send_signal(signal.SIGTERM if len(asked) == 1 else signal.SIGKILL)
 
     signal.signal(signal.SIGTERM, forward)
     signal.signal(signal.SIGINT, forward)
     with tempfile.TemporaryDirectory(prefix="kdlab-") as meeting:
         for rank in range(ranks):
-            children.append(
+            started.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", module, folder],
+                    children.python("-m", module, folder),
                     env=environment(rank, ranks, meeting),
                     # what it would say of the job, rank 0 says; its errors go to the log
                     stdout=subprocess.DEVNULL if rank else None,
@@ -64,9 +65,9 @@ def main(folder: str, module: str = MODULE) -> int:
             )
         try:
             # some were not there yet to hear of it, and nothing is lost
-            return STOPPED if asked else exit_code(children)
+            return STOPPED if asked else exit_code(started)
         finally:
-            for child in children:
+            for child in started:
                 child.kill()
                 child.wait()
 
@@ -87,7 +88,7 @@ def environment(rank: int, ranks: int, meeting: str) -> dict[str, str]:
     if "lo" in dict(socket.if_nameindex()).values():
         # the name of a host can lead to an address that it does not have
         own["GLOO_SOCKET_IFNAME"] = "lo"
-    return quiet | os.environ | own
+    return quiet | os.environ | children.environment() | own
 
 
 def exit_code(children: Sequence[subprocess.Popen[bytes]]) -> int:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.registry import MODELS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdlab import detectors
-from kdlab.detectors.mmdet_config import read_config
-from kdlab.errors import JobError, KdlabError, UsageError
+from kdlab import children, detectors
+from kdlab.detectors import registered
+from kdlab.detectors.mmdet_config import folders_of, read_config, see
+from kdlab.errors import Fault, JobError, KdlabError, UsageError
 from kdlab.jobs.spec import ModelSpec
 from kdlab.training import weights
 from kdlab.training.distiller import averages_batches
@@ -38,6 +38,7 @@ def probe(
     files: Mapping[str, str] | None = None,
     classes: Sequence[str] = (),
     file: str | None = None,
+    ema: bool = False,
 ) -> dict[str, Any]:
     """Facts of a model for the plan.
 
@@ -48,26 +49,31 @@ def probe(
         files: paths of weights, "checkpoint" for the whole model, "init" for its backbone.
         classes: of the dataset, to compare with those of the files.
         file: path of the mmdet config that the model is, if it is one.
+        ema: whether the averaged weights of the checkpoint are meant.
 
     Returns:
         `Facts` as plain data and: "params"; "flops" of one image (2 a multiply-add), of a head that kdlab
         does not know without the head; "batch_norm_trains", whether its statistics move in training;
         "preprocessing"; "neck_and_head", the shape of each tensor there; "pad_divisor", to which images are
-        padded; for each file its key report and faults; and of an mmdet config what `read_config` gives.
+        padded; for each file its key report and faults; and of an mmdet config what `read_config` gives, and
+        "modules", the folders of its own modules.
 
     Raises:
         JobError: a file cannot be read, or torchvision's weights do not fit.
         UsageError: the settings name a file that is no config of a detector.
     """
+    folders = folders_of(Path(file)) if file else []
+    see(folders)
     found = read_config(Path(file), spec.init) if file else {}
     spec = spec.model_copy(update=found)
     cfg = detectors.config(spec, num_classes).model
     cfg.backbone.init_cfg = None
-    model = MODELS.build(cfg).train()
+    model = detectors.assembled(spec, cfg).train()
     if spec.init == "imagenet":
         check_torchvision(str(spec.backbone), model.backbone)
     facts = {
         **found,
+        "modules": folders if spec.imports else [],
         **asdict(detectors.adapt(model).facts),
         "params": sum(p.numel() for p in model.parameters()),
         "batch_norm_trains": averages_batches(model),
@@ -76,7 +82,7 @@ def probe(
             name: list(value.shape) for name, value in weights.neck_and_head(model.state_dict()).items()
         },
         "pad_divisor": model.data_preprocessor.pad_size_divisor,
-        **{part: _file_facts(part, Path(path), model, classes) for part, path in (files or {}).items()},
+        **{part: _file_facts(part, Path(path), model, classes, ema) for part, path in (files or {}).items()},
     }
     return facts | {"flops": flops(model.to("meta"), input_shape)}
 
@@ -89,9 +95,9 @@ def flops(model: nn.Module, input_shape: tuple[int, int]) -> int:
     return int(counter.get_total_flops())
 
 
-def _file_facts(part: str, path: Path, model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
+def _file_facts(part: str, path: Path, model: nn.Module, classes: Sequence[str], ema: bool) -> dict[str, Any]:
     """Key report and faults of a file of weights for a model, without where the file lies."""
-    found, wrong_classes = weights.read(path), None
+    found, wrong_classes = weights.read(path, ema=ema and part == "checkpoint"), None
     if part == "init":
         _, report = fit_backbone(model.backbone.state_dict(), found.tensors, str(path))
         role, fix = "backbone", "name a file of this very backbone"
@@ -104,6 +110,7 @@ def _file_facts(part: str, path: Path, model: nn.Module, classes: Sequence[str])
         "report": report.to_dict(),
         "lines": report.lines(),
         "classes": found.classes,
+        "also": found.also,
         "expected": len(classes),
         "key_fault": None if report.whole else asdict(report.fault("", role, fix)),
         "class_fault": wrong_classes and asdict(wrong_classes),
@@ -111,17 +118,44 @@ def _file_facts(part: str, path: Path, model: nn.Module, classes: Sequence[str])
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The facts, or "unreadable": the faults of a file that cannot be read."""
+    """The facts, or "unreadable": the faults of a file that cannot be read, or of what cannot be built.
+
+    A fault of the settings has its dotted path below the model in place of a file: "overrides.model.neck".
+    """
     spec = ModelSpec.model_validate(request["model"])
-    known = {key: request[key] for key in ("files", "classes", "file") if key in request}
+    known = {key: request[key] for key in ("files", "classes", "file", "ema") if key in request}
     try:
         return probe(spec, request["num_classes"], tuple(request["input"]), **known)
     except (JobError, UsageError) as error:
         return {"unreadable": [asdict(fault) for fault in error.faults]}
+    except (KdlabError, ImportError, MemoryError, OSError):
+        # the machine, and not what the recipe says
+        raise
+    except Exception as error:
+        return {"unreadable": [asdict(unbuildable(spec, error, own="file" in request))]}
+
+
+def unbuildable(spec: ModelSpec, error: Exception, *, own: bool = False) -> Fault:
+    """Fault of settings that mmdet or torch refused, with the override that their words name, if one.
+
+    Args:
+        spec: the model's settings.
+        error: what was raised.
+        own: whether they change a config of the user's own, which may be what is wrong.
+    """
+    told = f"{type(error).__name__}: {error}".strip().partition("\n")[0][:300]
+    paths = [path for path, _ in registered.leaves(spec.overrides, "overrides")]
+    named = [path for path in paths if path.rpartition(".")[2] in told]
+    (only,) = spec.overrides if len(spec.overrides) == 1 else ("",)
+    usual = f"overrides.{only}".rstrip(".") if spec.overrides and not own else ""
+    where = [*named, usual][0]
+    return Fault(f"{where} makes a model that cannot be built".strip(), where, told, fix="correct it")
 
 
 def main() -> int:
     """Answer the requests on standard input."""
+    for parent in sys.argv[1:]:
+        children.end_with_parent(int(parent))
     requests = json.load(sys.stdin)
     # mmengine talks on standard output
     with contextlib.redirect_stdout(sys.stderr):

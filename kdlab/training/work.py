@@ -13,6 +13,7 @@ from mmengine.runner import set_random_seed
 from torch import nn
 
 from kdlab import detectors
+from kdlab.detectors.mmdet_config import see
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import Evaluation
 from kdlab.jobs.spec import ModelSpec
@@ -36,6 +37,7 @@ class Work:
     def __init__(self, attempt: Attempt) -> None:
         self.attempt, self.job, self.paths = attempt, attempt.job, attempt.paths
         self.spec = self.job.spec
+        see(self.job.inputs.modules)
         self.device = device_of(self.job)
         self.reading = Reading(self.job, self.paths)
         set_random_seed(self.job.seed)

@@ -51,6 +51,11 @@ def write(folder: Path, **files: str) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "b/" * 3000, "~nobody-of-this-name/x.py", "x\0.py"])
+def test_what_can_be_no_file_names_no_config(name: str) -> None:
+    assert catalog.config_file(name) is None
+
+
 def test_method_file_is_read_without_being_imported(tmp_path: Path) -> None:
     (info,) = catalog.methods(write(tmp_path, rm=METHOD)).values()
 

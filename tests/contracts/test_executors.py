@@ -269,7 +269,7 @@ def test_local_job_of_two_processes_leases_the_cores_of_both(tmp_path: Path) -> 
 @pytest.mark.parametrize(("ranks", "module"), [(1, "kdlab.training.job"), (2, "kdlab.training.launch")])
 def test_command_starts_one_process_or_what_starts_several(ranks: int, module: str, tmp_path: Path) -> None:
     job = make_job(resources=Resources(ranks=ranks))
-    assert command(job, JobPaths(tmp_path))[1:] == ["-m", module, str(tmp_path)]
+    assert command(job, JobPaths(tmp_path))[1:] == ["-P", "-m", module, str(tmp_path)]
 
 
 def test_small_jobs_share_a_gpu_and_leave_it_to_nobody_else(

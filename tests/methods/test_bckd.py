@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from kdlab.detectors.outputs import Assignment
 from kdlab.methods.bckd import BridgingCrossTask, localisation_loss
+from kdlab.training.distiller import Distiller
 
 LN3 = math.log(3)
 WHOLE, HALF, BESIDE = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0], [10.0, 0.0, 20.0, 10.0]
@@ -82,6 +84,14 @@ def test_parts_are_divided_by_the_positives() -> None:
     )
 
 
+def test_an_image_without_objects_counts_as_one_positive() -> None:
+    counted = Assignment(torch.tensor([[0, -1, -2]]), WEIGHTS, torch.tensor(9.0), torch.tensor(10.0))
+    assert (counted.num_positives.item(), counted.avg_factor.item()) == (9, 10)
+    assert Assignment(counted.gt_index, WEIGHTS, torch.tensor(9.0)).avg_factor.item() == 9
+    # 9 positives in one image and none in the other: a ninth less than over the batch's
+    assert parts(positives=10.0)["cls"].item() == pytest.approx(parts(positives=9.0)["cls"].item() * 0.9)
+
+
 def test_factors_are_options() -> None:
     once, other = parts(), parts(cls=2.0, loc=1.0)
     assert other["cls"].item() == pytest.approx(2 * once["cls"].item())
@@ -95,3 +105,32 @@ def test_boxes_pull_on_no_score() -> None:
     assert student.cls_logits.grad is None
     assert student.boxes.grad[0, 0].abs().sum() > 0
     assert student.boxes.grad[0, 1:].abs().sum() == 0
+
+
+# --- the count of positives ---
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "atss", "gfl"])
+@pytest.mark.parametrize("images", [[0, 1], [1], [1, 1], [0, 2]], ids=str)
+def test_sums_over_all_priors_are_divided_as_the_detectors_own_loss(
+    distil: Callable[..., Distiller],
+    term: Callable[..., Any],
+    raw_batch: Callable[..., Any],
+    detector: str,
+    images: list[int],
+) -> None:
+    distiller = distil(detector, {"bckd": term("bckd")}).train()
+    head, seen = distiller.student.bbox_head, []
+    targets = head.get_targets
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        found = targets(*args, **kwargs)
+        seen.append(float(found[-1]))
+        return found
+
+    head.get_targets = told
+    method = distiller.terms["bckd"].method
+    method.register_forward_pre_hook(lambda _, args: seen.append(args[3].avg_factor.item()))
+    distiller(**distiller.data_preprocessor(raw_batch(images), True), mode="loss")
+    own, ours = seen
+    assert ours == own

@@ -62,6 +62,20 @@ def test_maps_are_taken_after_the_last_but_one_convolution(depth: int, conv: int
     assert CrossHead(Pair(facts, facts, ())).towers == (("cls", conv), ("reg", conv))
 
 
+@pytest.mark.parametrize(("form", "crossed"), [("paper", [10.0, 30.0]), ("published", [0.0, 20.0])])
+def test_the_published_form_crosses_what_the_activation_left(form: Any, crossed: list[float]) -> None:
+    # before it student -1, 1 and teacher 10, 30; after a ReLU the student's 0, 1 meet the teacher's 0, 20
+    facts = Facts("fcos", (), 3, (8,), 16, "", tower_depth=4)
+    low, high = (10.0, 30.0) if form == "paper" else (-5.0, 20.0)
+    student = SimpleNamespace(tower=lambda *_: [torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2)])
+    teacher = SimpleNamespace(
+        tower=lambda *_: [torch.tensor([low, high]).view(1, 1, 1, 2)], run_tail=lambda *args: args[2]
+    )
+    models: list[Any] = [student, teacher]
+    (found,) = CrossHead(Pair(facts, facts, ()), form=form).tail("cls", *models)
+    assert found.flatten().tolist() == pytest.approx(crossed, rel=1e-4, abs=1e-3)
+
+
 # --- boxes and quality ---
 
 
@@ -148,7 +162,8 @@ def test_an_equal_teacher_costs_its_entropy_of_centerness_alone(
         batch, _, outputs, assignment = args
         if outputs.quality_maps:
             p = outputs.gather_quality(*assignment.positives(batch)[:2]).double().sigmoid()
-            entropies.append(-(p * p.log() + (1 - p) * (1 - p).log()).mean().item())
+            total = -(p * p.log() + (1 - p) * (1 - p).log()).sum()
+            entropies.append((total / assignment.avg_factor).item())
 
     distiller.terms["crosskd"].method.register_forward_pre_hook(entropy)
     losses = equal_losses(distiller, raw_batch())

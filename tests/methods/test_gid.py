@@ -263,7 +263,7 @@ def test_parts_carry_their_factors() -> None:
     student = outputs([[0.0, 0.0]], [[LEFT, RIGHT]], torch.full((1, 2, 16, 16), 3.0))
     teacher = outputs([[2.0, 0.0]], [[[4.0, 0.0, 40.0, 40.0], RIGHT]], torch.full((1, 2, 16, 16), 1.0))
     # two instances and so two priors: 4 px of one edge over two; two channels of 2^2
-    expected = {"feature": 8 * 0.005, "relation": 0.0, "cls": 0.1 * math.log(2), "box": 0.1 * 4 / 2}
+    expected = {"feature": 8 * 0.0005, "relation": 0.0, "cls": 0.1 * math.log(2), "box": 4 / 2}
     assert losses_of(student, teacher) == pytest.approx(expected)
     assert losses_of(student, teacher, feature=1.0, cls=1.0, box=1.0) == pytest.approx(
         {"feature": 8, "relation": 0, "cls": math.log(2), "box": 2}
@@ -318,7 +318,7 @@ def test_equal_models_cost_only_the_entropy_of_their_classes(
     costs = {name: value.item() for name, value in distiller.raw_terms.items()}
     assert costs.pop("gid.cls") > 0
     # decoding clamps boxes of 62.5 times their anchor's side
-    assert costs == pytest.approx({"gid.feature": 0, "gid.relation": 0, "gid.box": 0}, abs=1e-3)
+    assert costs == pytest.approx({"gid.feature": 0, "gid.relation": 0, "gid.box": 0}, abs=1e-2)
 
 
 @pytest.mark.parametrize("detector", DETECTORS)

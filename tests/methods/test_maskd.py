@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from kdlab import catalog
 from kdlab.methods.maskd import ReceptiveTokens, TokenLearning, dice_similarity, masked_loss
 from kdlab.training.distiller import Distiller
 
@@ -80,6 +81,24 @@ def test_the_students_own_masks_narrow_the_teachers_later(
     early, before, after = (loss_at(distiller, at, raw_batch()) for at in (0, 9, 10))
     assert early == pytest.approx(before, rel=1e-5)
     assert after != pytest.approx(before, rel=1e-2)
+
+
+def test_a_fraction_is_in_step_with_the_schedule(distiller: Distiller, raw_batch: Callable[..., Any]) -> None:
+    distiller.terms["maskd"].method.narrow_after = 0.25
+    before, after = (loss_at(distiller, at, raw_batch()) for at in (4, 5))
+    assert after != pytest.approx(before, rel=1e-2)
+
+
+def test_each_family_has_its_published_weight_and_start() -> None:
+    info = catalog.methods()["maskd"]
+    found = {key: info.serving(key) for key in ("retinanet", "fcos", "faster_rcnn")}
+    assert {key: one.default_weight for key, one in found.items()} == {
+        "retinanet": 7, "fcos": 10, "faster_rcnn": 1
+    }  # fmt: skip
+    # 7,000, 5,000 and 7,330 of the iterations of COCO's 2x, 117,266 images in batches of 16
+    whole = 24 * 117_266 // 16
+    begins = {key: one.options["narrow_after"].default * whole for key, one in found.items()}
+    assert begins == pytest.approx({"retinanet": 7000, "fcos": 5000, "faster_rcnn": 7330}, rel=0.02)
 
 
 def test_tokens_learn_nothing_beside_the_student(distiller: Distiller, raw_batch: Callable[..., Any]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -440,6 +441,13 @@ def test_a_config_that_turns_out_to_be_of_a_family_is_told_its_published_default
     (note,) = [note for note in build(config, pkd).notes if "published" in note]
     assert note.startswith("pkd is published for gfl with weight 6")
     assert not [note for note in build(pkd).notes if "published" in note]
+
+
+def test_a_plan_says_that_a_config_of_ones_own_runs(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    notes = build(f"student={{detector: {tmp_path}/mine.py}}").notes
+    assert f"student.detector: {tmp_path}/mine.py is Python, which this plan and every job of it run" in notes
+    assert not [note for note in build().notes if "Python" in note]
 
 
 def test_distributions_over_other_bins_are_no_pair_for_ld() -> None:

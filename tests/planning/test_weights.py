@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
+from http.client import BadStatusLine, HTTPException, IncompleteRead, LineTooLong
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kdlab.errors import Fault, MachineError, UsageError
 from kdlab.planning import weights as weight_files
@@ -117,11 +122,10 @@ def test_a_download_that_breaks_leaves_nothing(
 ) -> None:
     class Broken:
         headers = {"Content-Length": "100"}
-        read = staticmethod(iter([b"half", b""]).__next__)
 
         def __enter__(self) -> Any:
             answer = iter([b"half", b""])
-            self.read = lambda _: next(answer)  # type: ignore[method-assign]
+            self.read1 = lambda _: next(answer)
             return self
 
         def __exit__(self, *_: object) -> None: ...
@@ -130,6 +134,105 @@ def test_a_download_that_breaks_leaves_nothing(
     with pytest.raises(MachineError, match="after 4 of 100 bytes"):
         gathered(f"{server}/a.pth")
     assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BadStatusLine("x"), LineTooLong("header line"), IncompleteRead(b"x"), HTTPException("got 101 headers")],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_answer_that_is_no_http_is_told(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(MachineError, match="cannot be downloaded"):
+        gathered("http://host/a.pth")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://host:abc/x.pth",
+        "http://[::1/x.pth",
+        "http://",
+        "http:///x.pth",
+        "http://h/a\\x01b",
+        "https://h:99999/x",
+    ],
+)
+def test_what_is_no_url_is_told_with_its_line(url: str) -> None:
+    with pytest.raises(UsageError, match="this is no URL") as caught:
+        gathered(url)
+    assert caught.value.faults[0].where.endswith("teacher.checkpoint")
+
+
+def test_a_url_with_a_space_is_fetched_as_a_browser_would(server: str, tmp_path: Path) -> None:
+    (tmp_path / "served" / "a b.pth").write_bytes(CONTENT)
+    assert gathered(f"{server}/a b.pth").sha256 == DIGEST
+
+
+@pytest.mark.parametrize(
+    "page", [b"\n<!DOCTYPE html>login", b'{"error": "token"}', b"version https://git-lfs.x"]
+)
+def test_a_page_in_place_of_weights_does_not_stay(
+    page: bytes, server: str, tmp_path: Path, cache: Path
+) -> None:
+    served = tmp_path / "served" / "a.pth"
+    served.write_bytes(page)
+    with pytest.raises(MachineError, match="and no weights"):
+        gathered(f"{server}/a.pth")
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_a_page_that_an_earlier_version_kept_is_fetched_again(server: str) -> None:
+    path = Path(gathered(f"{server}/a.pth").path)
+    path.write_bytes(b"<html>")
+    assert gathered(f"{server}/a.pth").sha256 == DIGEST
+
+
+def test_a_download_has_a_largest_size_and_a_longest_time(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_files, "WHOLE_S", -1.0)
+    with pytest.raises(MachineError, match="bytes came in"):
+        gathered(f"{server}/a.pth")
+    monkeypatch.setattr(weight_files, "MOST_BYTES", 5)
+    with pytest.raises(MachineError, match="it is larger than"):
+        gathered(f"{server}/a.pth")
+
+
+def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_files, "HEADERS_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(MachineError, match="no answer in"):
+        gathered(f"http://127.0.0.1:{silent.getsockname()[1]}/a.pth")
+
+
+@pytest.mark.parametrize("text", ["a" * 5000, "b/" * 3000, "file://[::1", "x\\0y"])
+def test_what_can_be_no_path_is_told(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        gathered(text)
+    assert len(caught.value.faults[0].got) < 200
+
+
+@settings(deadline=None, derandomize=True, database=None, max_examples=150)
+@given(
+    st.sampled_from(["", "http://", "https://h/", "http://h:1/", "file:", "~", "FILE://"]),
+    st.text(st.characters(codec="utf-8"), max_size=60),
+)
+def test_any_path_or_url_is_found_or_told(prefix: str, text: str) -> None:
+    model = naming("x.pth")
+    assert model.teacher is not None
+    named = model.model_copy(
+        update={"teacher": model.teacher.model_copy(update={"checkpoint": f"{prefix}{text}"})}
+    )
+
+    def absent(*_: Any, **__: Any) -> None:
+        raise URLError("no network")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises((UsageError, MachineError)):
+        patch.setattr("urllib.request.urlopen", absent)
+        weight_files.gather(named)
 
 
 def answer(**changes: Any) -> dict[str, Any]:
@@ -151,7 +254,7 @@ def test_faults_name_the_recipe_and_the_file() -> None:
     answers = answer(key_fault=KEYS, class_fault=CLASSES)
     keys, classes = weight_files.faults(naming("/w/a.pth"), FILES, answers)
     assert keys.what == "keys differ"
-    assert keys.where.endswith("quickstart.yaml  teacher.checkpoint: /w/a.pth")
+    assert keys.where == '--set teacher.checkpoint="/w/a.pth"  teacher.checkpoint: /w/a.pth'
     assert classes.what == "classes differ"
 
 

@@ -551,7 +551,10 @@ def test_shipped_recipes_load_and_are_short() -> None:
 @pytest.mark.parametrize(
     ("overrides", "what"),
     [
-        (("student.overrides.bbox_head.reg_max=8",), "overrides must begin with model.: bbox_head.reg_max"),
+        (
+            ("student.overrides.bbox_head.reg_max=8",),
+            "student.overrides.bbox_head.reg_max must begin with model.",
+        ),
         (
             ("student.init=imagenet", "student.width=8"),
             "student.width must be 64: resnet50 with init: imagenet comes in no other width",
@@ -572,6 +575,11 @@ def test_a_familys_sizes_fill_in_what_the_recipe_leaves_out(load: Load) -> None:
     assert (made.student.backbone, made.student.width, made.student.head_convs) == ("resnet50", 64, 0)
     assert made.teacher is not None
     assert (made.teacher.width, made.teacher.strides) == (96, (8, 16, 32, 64, 128))
+
+
+def test_no_config_is_fetched(told: Told) -> None:
+    text = told(FULL, "student.detector=https://host/retinanet.py")
+    assert "student.detector names no detector" in text
 
 
 def test_an_mmdet_config_by_name_says_all_sizes(load: Load) -> None:
@@ -704,3 +712,51 @@ def test_a_method_has_the_defaults_of_the_students_family(load: Load) -> None:
 def test_an_option_without_effect_in_an_arm_is_refused_where_it_stands(told: Told) -> None:
     text = told(FULL, "methods.rm={quality: true}", "arms.rm.rm={rank: loc}")
     assert "methods.rm.quality has no effect with rank: loc" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "clause"),
+    [
+        ("student.width=100000", "student.width must be less than or equal to 8192"),
+        ("student.neck_channels=1000000000", "student.neck_channels must be less than or equal to 8192"),
+        ("student.head_convs=100000", "student.head_convs must be less than or equal to 32"),
+        ("student.strides=[4,8,16,32,64,128,256,512,1024]", "student.strides must have at most 8 items"),
+        ("schedule.threads=100000", "schedule.threads must be less than or equal to 1024"),
+        ("schedule.batch_size=1000000", "schedule.batch_size must be less than or equal to 65536"),
+        ("dataset.scale=[100000, 5]", "dataset.scale.0 must be less than or equal to 16384"),
+        ("resources.workers=100000", "resources.workers must be less than or equal to 256"),
+    ],
+)
+def test_sizes_that_cannot_be_meant_are_told(told: Told, override: str, clause: str) -> None:
+    assert clause in told(FULL, override)
+
+
+# --- places of faults that only another process finds ---
+
+
+def test_a_recipe_knows_the_lines_of_its_overrides(load: Load) -> None:
+    lines = ["dataset: {name: digits}", "student:", "  detector: gfl", "  overrides:"]
+    made = load(
+        "\n".join([*lines, "    model.neck: {type: FPN,", "      num_outs: 3}", "arms: {baseline: {}}"])
+    )
+    assert made.place("student.overrides.model.neck.num_outs") == "my.yaml:6"
+    assert made.place("student.overrides.model.neck.absent") == "my.yaml:5"
+    assert made.place("teacher.overrides") == "my.yaml"
+    assert "places" not in made.to_dict()
+
+
+def test_of_very_many_unknown_keys_the_first_are_told_and_the_rest_counted(told: Told) -> None:
+    text = told(f"{dedent(FULL)}" + "\n".join(f"k{number}: 1" for number in range(1000)))
+    assert text.count("is not a section of a recipe") == 50
+    assert "k50 and 949 more keys are not a section of a recipe either" in text
+
+
+def test_of_very_many_faults_the_first_are_told_and_the_rest_counted(told: Told) -> None:
+    arms = "\n".join(f"  a{number}: {{rm: {{weight: -{number + 1}}}}}" for number in range(300))
+    text = told(FULL.replace("baseline: {}", f"baseline: {{}}\n{arms}".replace("\n", "\n    ")))
+    assert text.count("error:") == 201
+    assert "100 more faults" in text
+
+
+def test_a_key_that_is_no_word_has_its_own_line(told: Told) -> None:
+    assert "my.yaml:9  methods has a key that is no word" in told(with_line(9, "  ? [a, b]\n  : 1"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kdlab.errors import UsageError
 from kdlab.recipe.document import Document
-from kdlab.recipe.yaml_reader import MAX_BYTES, read
+from kdlab.recipe.yaml_reader import MAX_BYTES, MAX_NODES, read
 
 
 def read_text(folder: Path, text: str | bytes, *overrides: str) -> Document:
@@ -77,6 +77,7 @@ def test_first_of_duplicate_keys_is_kept_and_the_fault_noted(tmp_path: Path) -> 
         ("a: 1\nb: \x07\n", "r.yaml:2", "character 0x7 is not allowed"),
         (b"a: 1\nb: \xff\n", "r.yaml:2", "is not UTF-8 text"),
         (b"#" * (MAX_BYTES + 1), "r.yaml", "is too large"),
+        (b"a: [" + b"1," * MAX_NODES + b"]", "r.yaml:1", "at most 40000 keys and values"),
         ("", "r.yaml:1", "must hold keys and values"),
         ("- a\n", "r.yaml:1", "must hold keys and values"),
     ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,18 @@ def test_a_softmax_head_has_no_class_maps_and_one_without_convolutions_no_towers
     assert "cls_maps" not in provides
     assert {"feats", "boxes", "towers"} <= set(provides)
     assert "towers" not in adapt(build("gfl", head_convs=0)).facts.provides
+
+
+def test_modules_of_a_config_are_found_beside_it_after_all_that_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "parts_of_a_probe_test.py").write_text("import queue\nassert queue.Queue\n")
+    (tmp_path / "queue.py").write_text("")
+    base = catalog.config_file("gfl/gfl_r50_fpn_1x_coco")
+    path = tmp_path / "mine.py"
+    path.write_text(f"_base_ = {str(base)!r}\ncustom_imports = dict(imports=['parts_of_a_probe_test'])\n")
+    found = probe_config(path)
+    assert found["modules"] == [str(tmp_path), str(Path.cwd())]
+    assert found["imports"] == ["parts_of_a_probe_test"]
+    assert probe_config(named("gfl/gfl_r50_fpn_1x_coco"))["modules"] == []

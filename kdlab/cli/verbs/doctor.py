@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdlab import children
 from kdlab.cli.screen.console import Screen, grid
 from kdlab.cli.screen.options import Overrides, recipe_names
 from kdlab.errors import KdlabError, MachineError, UsageError
@@ -172,15 +173,19 @@ def kdlab():
     return {"version": __version__, "commit": commit()}
 
 def other(name):
-    import importlib, importlib.metadata
+    import importlib
+    from kdlab import children
     importlib.import_module({"setuptools": "pkg_resources", "mmdet": "mmdet.models"}.get(name, name))
-    return {"version": importlib.metadata.version(name)}
+    file = sys.modules["mmdet"].__file__ if name == "mmdet" else ""
+    return {"version": children.version(name), "file": file}
 
 for name in sys.argv[1:]:
     try:
         answer = globals()[name]() if name in globals() else other(name)
     except BaseException as error:
         answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        if file := getattr(sys.modules.get(name), "__file__", None):
+            answer["error"] += f" in {file}"
     print("\\n" + json.dumps([name, answer]), flush=True)
     if "error" in answer:
         break
@@ -200,9 +205,12 @@ _FIXES = {
 
 def _probe() -> dict[str, dict[str, Any]]:
     """Answer of each package; one behind a package that failed is not asked."""
-    command = [sys.executable, "-c", _PROBE]
+    command = children.python("-c", _PROBE)
+    environment = os.environ | children.environment()
     processes = [
-        subprocess.Popen([*command, *chain], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        subprocess.Popen(
+            [*command, *chain], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         for chain in _CHAINS
     ]
     found: dict[str, dict[str, Any]] = {}
@@ -233,6 +241,11 @@ def _package(name: str, found: dict[str, dict[str, Any]]) -> Check:
         told.append(f"built for CUDA {answer['cuda']}" if answer["cuda"] else "built for the CPU")
     if answer.get("commit"):
         told.append(f"commit {answer['commit']}")
+    if answer.get("file"):
+        told.append(answer["file"])
+    if "PYTHONPATH" in answer["version"]:
+        fix = f"take it out of PYTHONPATH, or install it in place of the other: {_FIXES[name]}"
+        return Check(name, "warn", ", ".join(told), fix)
     return Check(name, "ok", ", ".join(told))
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdlab import children
 from kdlab.cli.screen.console import Screen, grid
 from kdlab.cli.screen.options import job_names
 from kdlab.errors import Fault, JobError, KdlabError, MachineError, UsageError
@@ -161,8 +160,7 @@ def _wish(onnx: bool, size: str | None, nms: bool) -> dict[str, Any] | None:
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:
     """Have a process with torch write the files; what it wrote."""
-    command = [sys.executable, "-W", "ignore", "-m", PROCESS]
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+    done = children.ask(PROCESS, request)
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:

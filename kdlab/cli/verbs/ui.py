@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from kdlab import children
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.results import send_all
 from kdlab.errors import MachineError, UsageError
@@ -102,7 +103,7 @@ def ui(
     # one person looks: one process serves, and none judges language models
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.environ["MLFLOW_BACKEND_STORE_URI"] = at
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command = children.python("-m", "mlflow", "server", "--workers", "1")
     _become(screen, command, view, host, port or PORTS[page], no_open)
 
 
@@ -118,7 +119,9 @@ def _become(screen: Screen, command: list[str], page: str, host: str, wanted: in
     # elsewhere the browser would be one of text, in this terminal
     desktop = sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
     if desktop and sys.stdout.isatty() and not (no_open or screen.json):
-        subprocess.Popen([sys.executable, "-c", _OPENER, url, name, str(port)])
+        subprocess.Popen(children.python("-c", _OPENER, url, name, str(port)))
+    # uvicorn would put the working folder first again
+    os.environ |= children.environment() | {"UVICORN_APP_DIR": sys.prefix}
     os.dup2(2, 1)
     os.execv(command[0], [*command, "--host", host, "--port", str(port)])
 
@@ -193,4 +196,4 @@ def _dashboard(runs: Runs, storage: str | None) -> list[str]:
         fix = "kdlab tune digits/quickstart"
         raise UsageError("nothing was searched here yet: there is no database", where=str(path), fix=fix)
     os.environ[_STORAGE] = url
-    return [sys.executable, "-c", _DASHBOARD, "--server", "wsgiref"]
+    return children.python("-c", _DASHBOARD, "--server", "wsgiref")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kdlab import catalog
+from kdlab import catalog, children
 from kdlab.devices import Gpu, Machine
 from kdlab.errors import KdlabError, UsageError, suggestion
 from kdlab.jobs.handle import Handle
@@ -97,7 +96,7 @@ def command(job: Job, paths: JobPaths, own: Sequence[str] | None = None) -> list
         own: another command to run in place of kdlab's.
     """
     module = "job" if job.resources.ranks == 1 else "launch"
-    words = own or [sys.executable, "-m", f"kdlab.training.{module}"]
+    words = own or children.python("-m", f"kdlab.training.{module}")
     return [*words, str(paths.folder.absolute())]
 
 
@@ -109,7 +108,8 @@ def environment(job: Job, gpus: Sequence[str] | None = None) -> dict[str, str]:
         gpus: UUIDs of those that it may see; None leaves that to a cluster. A job on the CPU sees none.
     """
     threads = str(job.resources.threads)
-    told = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+    told = children.environment()
+    told |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
     if not job.resources.gpus:
         told["CUDA_VISIBLE_DEVICES"] = ""
     elif gpus is not None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 
 from kdlab.devices import Machine
-from kdlab.errors import MachineError
+from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
@@ -60,6 +60,12 @@ class Slurm:
             "Slurm",
             "leave --gpus out; to choose a kind of GPU: --set 'resources.slurm.sbatch=[--constraint=a100]'",
         )
+        if strays := [word for word in sbatch if not word.startswith("-") or word.startswith("--wr")]:
+            raise UsageError(
+                "resources.slurm.sbatch holds options alone: a script or --wrap would run in the job's place",
+                got=strays[0],
+                fix="write each option as one word: --mem=32G",
+            )
         if shutil.which("sbatch") is None:
             raise MachineError(
                 "there is no Slurm here: sbatch is not found",

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from kdlab.errors import Fault, JobError
 from kdlab.training import checkpoints
 from kdlab.training.weights.key_report import KeyReport, fit, some
+from kdlab.training.weights.tensors import AVERAGES, HOLDERS, averaged_in, tensors_in, unusable
 
-HOLDERS = ("state_dict", "distiller", "model", "model_state_dict")
-"""Under which keys files keep weights: mmdet, mmrazor and kdlab; kdlab's training states; others."""
 _OPTIMISERS = {"optimizer", "optimiser", "optimizers", "param_groups"}
 
 
@@ -26,46 +26,37 @@ class Checkpoint:
         path: the file.
         tensors: all its weights under their names there.
         classes: what its labels stand for in their order, where it says so.
+        also: the key of averaged weights that were left aside.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     classes: tuple[str, ...] | None = None
+    also: str = ""
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, *, ema: bool = False) -> Checkpoint:
     """The weights in a file: mmdet's, mmrazor's, kdlab's, a plain state dict, or `.safetensors`.
 
+    Args:
+        path: the file.
+        ema: take the averaged weights that it holds beside those of the last step.
+
     Raises:
-        JobError: there is no such file, it is broken, holds code or no weights, or NaN.
+        JobError: there is no such file, it is broken, holds code or no weights, or such as are no numbers.
     """
     if path.is_dir():
         raise JobError("the checkpoint is a folder", where=str(path), fix="name the file in it")
     if path.is_file() and not path.stat().st_size:
         raise JobError("the checkpoint is an empty file", where=str(path), fix="fetch it again")
     content = checkpoints.load(path)
-    tensors = _tensors(content)
+    plain, (also, averages) = tensors_in(content), averaged_in(content)
+    tensors = averages if ema else plain or averages
     if not tensors:
-        found = f"a {type(content).__name__}"
-        if isinstance(content, dict):
-            found = ", ".join(map(str, list(content)[:6]))
-            if _OPTIMISERS & content.keys():
-                found = f"the state of an optimiser: {found}"
-        raise JobError(
-            "the checkpoint holds no weights",
-            where=str(path),
-            got=found,
-            known=f"tensors by name, or such a dict under {', '.join(HOLDERS)}",
-            fix="name the file that holds the model",
-        )
-    if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
-        raise JobError(
-            "the checkpoint holds weights that are not numbers",
-            where=str(path),
-            got=f"NaN or infinity in {len(broken)} of {len(tensors)} tensors: {some(broken)}",
-            fix="its training diverged: use an earlier checkpoint of it",
-        )
-    return Checkpoint(path, tensors, _classes(content.get("meta")))
+        raise JobError(faults=[_without_weights(content, str(path), AVERAGES if ema else HOLDERS)])
+    if faults := list(unusable(tensors, str(path))):
+        raise JobError(faults=faults)
+    return Checkpoint(path, tensors, _classes(content.get("meta")), also if tensors is plain else "")
 
 
 def load(model: nn.Module, checkpoint: Checkpoint, *, partial: bool = False) -> KeyReport:
@@ -123,17 +114,20 @@ def class_fault(checkpoint: Checkpoint, classes: Sequence[str]) -> Fault | None:
     return Fault(what, str(checkpoint.path), got, fix=fix)
 
 
-def _tensors(content: Any) -> dict[str, Tensor]:
-    """The weights in a file's content, from under the key that holds them."""
-    if not isinstance(content, dict):
-        return {}
-    for candidate in (*(content.get(key) for key in HOLDERS), content):
-        if not isinstance(candidate, dict):
-            continue
-        found = {name: value for name, value in candidate.items() if isinstance(value, Tensor)}
-        if found and all(isinstance(name, str) for name in found):
-            return found
-    return {}
+def _without_weights(content: Any, where: str, holders: Sequence[str]) -> Fault:
+    """Fault of a file that has no tensors under any of the keys, and what it has instead."""
+    found, ema = f"a {type(content).__name__}", holders is AVERAGES
+    if isinstance(content, dict):
+        found = ", ".join(map(str, list(content)[:6]))
+        if _OPTIMISERS & content.keys():
+            found = f"the state of an optimiser: {found}"
+    return Fault(
+        f"the checkpoint holds no {'averaged weights (EMA)' if ema else 'weights'}",
+        where,
+        found,
+        f"tensors by name, or such a dict under {', '.join(holders)}",
+        "--set teacher.ema=false" if ema else "name the file that holds the model",
+    )
 
 
 def _classes(meta: Any) -> tuple[str, ...] | None:
@@ -142,4 +136,6 @@ def _classes(meta: Any) -> tuple[str, ...] | None:
         return None
     holder = meta | (meta.get("dataset_meta") or {})
     classes = holder.get("classes", holder.get("CLASSES"))
+    if isinstance(classes, np.ndarray):
+        classes = classes.tolist()
     return tuple(map(str, classes)) if isinstance(classes, list | tuple) else None

@@ -61,6 +61,14 @@ def test_versions_and_what_they_were_built_for_are_shown(machine: Any) -> None:
     assert checks["mmcv"].what == "2.1.0, lite, kdlab serves 2 of its operators"
 
 
+def test_the_file_that_mmdet_came_from_is_named(machine: Any) -> None:
+    check = machine({"mmdet": {"version": "3.3.0", "file": "/site/mmdet/__init__.py"}})["mmdet"]
+    assert (check.state, check.what) == ("ok", "3.3.0, /site/mmdet/__init__.py")
+    check = machine({"mmdet": {"version": "3.3.0 from PYTHONPATH", "file": "/x/mmdet/__init__.py"}})["mmdet"]
+    assert (check.state, check.what) == ("warn", "3.3.0 from PYTHONPATH, /x/mmdet/__init__.py")
+    assert "out of PYTHONPATH" in check.fix
+
+
 def test_a_compiled_mmcv_serves_itself(machine: Any) -> None:
     assert machine({"mmcv": {"version": "2.1.0", "served": None}})["mmcv"].what.endswith("compiled operators")
 

@@ -233,6 +233,13 @@ def test_refused_job_is_told_in_slurms_words(cluster: Cluster, tmp_path: Path) -
         start(executor, tmp_path, make_job())
 
 
+@pytest.mark.parametrize("word", ["--wrap=true", "--wra=true", "evil.sh"])
+def test_a_recipe_gives_sbatch_options_and_no_command(cluster: Cluster, word: str) -> None:
+    with pytest.raises(UsageError, match="holds options alone") as caught:
+        slurm(sbatch=("--mem=8G", word))
+    assert caught.value.faults[0].got == word
+
+
 def test_limit_of_jobs_lets_wait_while_others_are_in_the_queue(cluster: Cluster, tmp_path: Path) -> None:
     words = "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size)"
     executor, paths = slurm(), prepared(Runs(tmp_path), make_job("b"))

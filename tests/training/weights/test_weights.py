@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import pickle
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -221,3 +226,100 @@ def test_a_student_inherits_what_agrees_and_keeps_its_backbone(build: Build) -> 
     assert inherit(student, teacher) == {"tensors": total - lateral_weights - third_convs, "of": total}
     assert torch.equal(student.bbox_head.gfl_cls.weight, teacher.bbox_head.gfl_cls.weight)
     assert torch.equal(student.backbone.conv1.weight, backbone)
+
+
+# --- averaged weights ---
+
+
+@pytest.mark.parametrize(
+    ("key", "wrap"),
+    [
+        ("ema", lambda state: {"module": state, "updates": 9}),
+        ("model_ema", lambda state: state),
+        ("state_dict_ema", lambda state: {f"module.{name}": value for name, value in state.items()}),
+        ("ema", lambda state: {"state_dict": state}),
+    ],
+)
+def test_averaged_weights_are_named_and_taken_on_request(
+    key: str, wrap: Any, model: Any, build: Build, tmp_path: Path
+) -> None:
+    average, other = build("gfl", seed=2), build("gfl", seed=3)
+    path = saved(tmp_path, {"model": model.state_dict(), key: wrap(average.state_dict())})
+    assert read(path).also == key
+    load(other, read(path))
+    assert equal(other, model)
+    load(other, read(path, ema=True))
+    assert equal(other, average)
+
+
+def test_a_file_of_averaged_weights_alone_is_read(model: Any, build: Build, tmp_path: Path) -> None:
+    other = build("gfl", seed=3)
+    load(other, read(saved(tmp_path, {"ema": model.state_dict()})))
+    assert equal(other, model)
+
+
+def test_averaged_weights_that_are_not_there_are_told(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"no averaged weights \(EMA\)"):
+        read(saved(tmp_path, {"state_dict": model.state_dict()}), ema=True)
+
+
+def test_what_mmengine_keeps_beside_its_average_is_none(model: Any, tmp_path: Path) -> None:
+    path = saved(tmp_path, {"state_dict": model.state_dict(), "ema_state_dict": model.state_dict()})
+    assert read(path).also == ""
+
+
+# --- tensors that are no weights ---
+
+
+@pytest.mark.parametrize(
+    ("tensor", "clause"),
+    [
+        (torch.ones(2).to(torch.float8_e4m3fn), "tensors of float8_e4m3fn"),
+        (torch.eye(3).to_sparse(), r"sparse tensors \(sparse_coo\)"),
+        (torch.ones(2, dtype=torch.complex64), "tensors of complex64"),
+        (torch.ones(1).expand(2**20, 2**20), "expanded tensors"),
+        (torch.empty(2, device="meta"), "tensors without values"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+def test_tensors_that_are_no_plain_numbers_are_named(tensor: Tensor, clause: str, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=rf"holds {clause}[\s\S]*1 of 2 tensors: odd"):
+        read(saved(tmp_path, {"odd": tensor, "w": torch.ones(1)}))
+
+
+# --- settings in a checkpoint's meta ---
+
+
+def dated() -> dict[str, Any]:
+    moment = datetime.datetime(2024, 1, 2, 3, 4, tzinfo=datetime.UTC)
+    return {"time": moment, "date": moment.date(), "took": datetime.timedelta(hours=2)}
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"classes": [np.str_("a"), np.str_("b")]},
+        {"classes": np.array(["a", "b"])},
+        {"classes": ["a", "b"], "work_dir": Path("/x/y"), "data": PurePosixPath("z")},
+        {"dataset_meta": ConfigDict(classes=("a", "b"), palette=ConfigDict(a=[1]))},
+        {"classes": ["a", "b"], "args": argparse.Namespace(lr=0.1, out=Path("x"))},
+        {"classes": ["a", "b"], "args": SimpleNamespace(lr=0.1)},
+        {"classes": ["a", "b"], **dated()},
+    ],
+    ids=["numpy-text", "numpy-array", "path", "ConfigDict", "Namespace", "SimpleNamespace", "datetime"],
+)
+def test_settings_beside_the_weights_are_no_hindrance(meta: dict[str, Any], tmp_path: Path) -> None:
+    path = saved(tmp_path, {"state_dict": {"w": torch.ones(1)}, "meta": meta})
+    assert read(path).classes == ("a", "b")
+
+
+class Own:
+    pass
+
+
+def test_an_object_of_another_class_is_named_with_the_way_to_save_weights_alone(tmp_path: Path) -> None:
+    with pytest.raises(JobError) as caught:
+        read(saved(tmp_path, {"state_dict": {"w": torch.ones(1)}, "meta": {"hook": Own()}}))
+    (fault,) = caught.value.faults
+    assert fault.got == f"an object of {Own.__module__}.Own, whose class could run code"
+    assert "torch.save(model.state_dict()" in fault.fix
