@@ -116,8 +116,7 @@ def _name(image: dict[str, Any]) -> str:
 
 
 def _place(name: str) -> bytes:
-    # JSON can spell names that UTF-8 cannot
-    return hashlib.sha256(name.encode(errors="surrogatepass")).digest()
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _part(data: dict[str, Any], images: set[int]) -> dict[str, Any]:

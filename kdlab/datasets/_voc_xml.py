@@ -8,13 +8,29 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from kdlab.datasets._coco_labels import UNPRINTABLE, grouped, is_number, is_printable
+from kdlab.datasets._coco_objects import unmeant
 from kdlab.errors import Fault, UsageError, suggestion
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_SHOWN = 20
-TURNED = (5, 6, 7, 8)
-"""Orientations of EXIF that swap width and height."""
-
+_UNPARSED = "XML files that do not parse"
+_NAMESPACE = "XML files with a namespace, whose tags no reader of VOC knows"
+_NO_SIZE = "XML files whose <size> is not of whole numbers"
+_UNREADABLE = "XML files without a <size>, whose image cannot be read"
+_NO_NAME, _NO_BOX = "objects without a <name>", "objects without a <bndbox>"
+_ODD_NAME = f"objects whose <name> {UNPRINTABLE}"
+_NO_NUMBERS = "objects whose box is not of numbers"
+_SWAPPED = "objects whose xmin is above xmax, or ymin above ymax: swapped corners?"
+_DIFFICULT = "objects whose <difficult> is neither 0 nor 1"
+_MEND = "mend the objects, or remove them"
+_FIXES = {
+    _UNPARSED: "write them again as UTF-8, or take their stems out of the split",
+    _NAMESPACE: "take xmlns out of <annotation>",
+    _NO_SIZE: "give <size> a whole width and height",
+    _UNREADABLE: "give <size> a width and height, or mend the image",
+    _SWAPPED: "swap them",
+    _DIFFICULT: "write 0 or 1, or remove it: it is then 0",
+}
 Labels = dict[str, Any]
 
 
@@ -45,13 +61,17 @@ class Annotation:
         words: the texts of <path>, <folder>, <filename>.
         size: recorded width and height, 0 where there is none.
         objects: those that can be used.
-        faults: all that cannot.
+        faults: kind and place of all that cannot.
     """
 
     words: dict[str, str]
     size: tuple[int, int] = (0, 0)
     objects: tuple[Object, ...] = ()
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[tuple[str, str], ...] = ()
+
+
+class _WrongError(ValueError):
+    """Raised with the kind of a fault, and what was got."""
 
 
 def parse(path: Path, image: Path | None = None) -> Annotation:
@@ -66,22 +86,21 @@ def parse(path: Path, image: Path | None = None) -> Annotation:
     """
     try:
         tree = ElementTree.fromstring(path.read_bytes())
-    except (ElementTree.ParseError, ValueError) as error:
-        fix = "write the file again, or take its stem out of the split"
-        fault = Fault("this XML file does not parse", where=str(path), got=str(error), fix=fix)
-        return Annotation({}, faults=(fault,))
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        return Annotation({}, faults=((_UNPARSED, f"{path.name}: {error}"),))
+    if tree.tag.startswith("{"):
+        return Annotation({}, faults=((_NAMESPACE, f"{path.name}: {tree.tag}"),))
     words = {name: tree.findtext(name, "").strip() for name in ("path", "folder", "filename")}
     size, objects, faults = (0, 0), [], []
     try:
         size = _size(tree, image)
-    except ValueError as error:
-        faults.append(Fault(str(error), where=str(path), fix="give <size> a whole width and height"))
+    except _WrongError as error:
+        faults.append((error.args[0], f"{path.name}: {error.args[1]}"))
     for number, node in enumerate(tree.findall("object")):
         try:
             objects.append(_object(node))
-        except ValueError as error:
-            fix = "mend the object, or remove it"
-            faults.append(Fault(f"object {number} (from 0) {error}", where=str(path), fix=fix))
+        except _WrongError as error:
+            faults.append((error.args[0], f"{path.name} object {number} (from 0): {error.args[1]}"))
     return Annotation(words, size, tuple(objects), tuple(faults))
 
 
@@ -91,39 +110,45 @@ def _size(tree: ElementTree.Element, image: Path | None) -> tuple[int, int]:
     try:
         width, height = (int(word or 0) for word in words)
     except ValueError as error:
-        raise ValueError(f"<size> is not of whole numbers: {' x '.join(words)}") from error
+        raise _WrongError(_NO_SIZE, " x ".join(words)) from error
+    if not is_number(max(width, height)):
+        raise _WrongError(_NO_SIZE, " x ".join(words))
     if image is None or min(width, height) > 0:
         return width, height
-    from PIL import Image, UnidentifiedImageError  # few files need it
+    from kdlab.datasets import _images  # few files need it
 
     try:
-        with Image.open(image) as opened:
-            width, height = opened.size
-            return (height, width) if opened.getexif().get(0x0112) in TURNED else (width, height)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"there is no <size>, and {image.name} cannot be read") from error
+        return _images.header(image).shown
+    except _images.UnreadableError as error:
+        raise _WrongError(_UNREADABLE, f"{image.name}: {error}") from error
 
 
 def _object(node: ElementTree.Element) -> Object:
     """An object of an XML file.
 
     Raises:
-        ValueError: what it lacks.
+        _WrongError: what it lacks.
     """
     name = node.findtext("name", "").strip()
     if not name:
-        raise ValueError("has no <name>")
+        raise _WrongError(_NO_NAME, "no <name>")
+    if not is_printable(name):
+        raise _WrongError(_ODD_NAME, ascii(name))
     if node.find("bndbox") is None:
-        raise ValueError(f"({name}) has no <bndbox>")
+        raise _WrongError(_NO_BOX, name)
     words = [node.findtext(f"bndbox/{corner}", "").strip() for corner in _CORNERS]
+    shown = f"{name}, " + ", ".join(f"{key} {word!r}" for key, word in zip(_CORNERS, words, strict=True))
     try:
         corners = tuple(int(float(word)) for word in words)
     except (ValueError, OverflowError) as error:
-        shown = ", ".join(f"{corner} {word!r}" for corner, word in zip(_CORNERS, words, strict=True))
-        raise ValueError(f"({name}) has a box that is not of numbers: {shown}") from error
+        raise _WrongError(_NO_NUMBERS, shown) from error
+    if not all(map(is_number, corners)):
+        raise _WrongError(_NO_NUMBERS, shown)
+    if corners[0] > corners[2] or corners[1] > corners[3]:
+        raise _WrongError(_SWAPPED, shown)
     difficult = node.findtext("difficult", "").strip() or "0"
     if difficult not in ("0", "1"):
-        raise ValueError(f"({name}) has a <difficult> that is neither 0 nor 1: {difficult!r}")
+        raise _WrongError(_DIFFICULT, f"{name}, {difficult!r}")
     return Object(name, corners, difficult == "1", node.findtext("truncated", "").strip() == "1")
 
 
@@ -133,17 +158,19 @@ def converted(
     """The classes, and the COCO labels of train and val.
 
     Raises:
-        UsageError: all that is wrong with the XML files, the first twenty in words.
+        UsageError: each kind of what is wrong with the XML files, with its number and the first few; or no
+            object is left.
     """
-    faults: list[Fault] = []
+    cases: list[tuple[str, str]] = []
     files: dict[str, str] = {}
     read: dict[str, list[tuple[Entry, Annotation]]] = {part: [] for part in entries}
     for part, listed in entries.items():
         for entry in listed:
             found = parse(root / entry.xml, root / entry.image)
             read[part].append((entry, found))
-            faults += found.faults
+            cases += found.faults
             files |= {named.name: entry.xml for named in found.objects}
+    faults = [*grouped(((what, case, _FIXES.get(what, _MEND)) for what, case in cases), str(root))]
     order = tuple(classes or sorted(files))
     for name in sorted(files.keys() - set(order)):
         fix = suggestion(name, order) or "add it, or leave dataset.classes out"
@@ -151,14 +178,17 @@ def converted(
         faults.append(Fault(what, where=str(root / files[name]), known=", ".join(order), fix=fix))
     if not files and not faults:
         faults.append(Fault("no XML file has an object", where=str(root), fix="choose other splits"))
-    if len(faults) > _SHOWN:
-        faults[_SHOWN:] = [Fault(f"and {len(faults) - _SHOWN} more faults of the XML files")]
     if faults:
         raise UsageError(faults=faults)
-    return order, {
+    labels = {
         part: as_coco([(entry.image, entry.xml, found) for entry, found in pairs], order)
         for part, pairs in read.items()
     }
+    for part, content in labels.items():
+        faults += unmeant(content, f"{root}  dataset.{part}")
+    if faults:
+        raise UsageError(faults=faults)
+    return order, labels
 
 
 def as_coco(images: Sequence[tuple[str, str, Annotation]], classes: Sequence[str]) -> Labels:

@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,12 +113,32 @@ def first_of(words: Sequence[str], most: int) -> str:
     return ", ".join(words[:most]) + more
 
 
-def not_there(option: str, path: Path, kind: str) -> Fault:
-    """The fault of an option of `dataset:` whose file or folder is missing, with what is next to it."""
-    siblings = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-    near = suggestion(path.name, siblings)
-    fix = near or f"put the {kind} there, or set dataset.{option} relative to dataset.root"
-    return Fault(f"dataset.{option} is not a {kind}", where=str(path), known=first_of(siblings, 8), fix=fix)
+def not_there(option: str, path: Path, kind: str, taken: Collection[Path] = ()) -> Fault:
+    """The fault of an option of `dataset:` whose file or folder is missing, with what is next to it.
+
+    Args:
+        option: its name.
+        path: what it names.
+        kind: "file" or "folder".
+        taken: by other options, so that they are not meant here.
+    """
+    where = str(path)
+    if path.exists():
+        other = "folder" if kind == "file" else "file"
+        fix = f"set dataset.{option} to a {kind}, relative to dataset.root"
+        return Fault(f"dataset.{option} is not a {kind}", where=where, got=f"a {other}", fix=fix)
+    if path.is_symlink():
+        got = f"a link to {path.readlink()}, which is not there"
+        return Fault(f"dataset.{option} is not a {kind}", where=where, got=got, fix="mend the link")
+    # the part of the path at which it leads nowhere
+    gone = next((part for part in (path, *path.parents) if part.parent.is_dir()), path)
+    wants_file = kind == "file" and gone == path
+    siblings = sorted(there for there in gone.parent.iterdir()) if gone.parent.is_dir() else []
+    free = [there.name for there in siblings if there not in taken and there.is_file() == wants_file]
+    fix = f"put the {kind} there, or set dataset.{option} relative to dataset.root"
+    fix = suggestion(gone.name, free) or fix
+    known = first_of([there.name for there in siblings], 8)
+    return Fault(f"dataset.{option} is not a {kind}", where=where, known=known, fix=fix)
 
 
 def root_folder(root: str) -> Path:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdlab.datasets._coco_labels import category_names, label_faults
+from kdlab.datasets._coco_labels import category_cases, grouped, label_faults
+from kdlab.datasets._coco_objects import complete, unmeant
 from kdlab.datasets.base import DatasetFiles, Split, fingerprint, not_there, root_folder, unreadable
 from kdlab.errors import Fault, UsageError
 
 # A file of this size parses in well under a second; COCO's 450 MB take ten and several GB of memory.
 _PARSE_WHOLE_BYTES = 32 * 2**20
 _CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
+_IMAGES = re.compile(rb'"images"\s*:\s*\[\s*(?=\{)')
+_LONGEST_ENTRY = 2**16
+_WRITE = "write it again as COCO JSON"
 
 
 def prepare(
@@ -43,8 +50,10 @@ def prepare(
     folders = {"train_images": train.images, "val_images": val.images}
     files = {"train_labels": train.labels, "val_labels": val.labels}
     try:
-        faults = [not_there(name, path, "folder") for name, path in folders.items() if not path.is_dir()]
-        faults += [not_there(name, path, "file") for name, path in files.items() if not path.is_file()]
+        taken = {path for path in (*folders.values(), *files.values()) if path.exists()}
+        absent = [(name, path, "folder") for name, path in folders.items() if not path.is_dir()]
+        absent += [(name, path, "file") for name, path in files.items() if not path.is_file()]
+        faults = [not_there(*which, taken) for which in absent]
         if faults:
             raise UsageError(faults=faults)
         classes = _shared_classes(train.labels, val.labels)
@@ -88,54 +97,106 @@ def _categories(labels: Path) -> dict[int, str]:
     """
     content = labels.read_bytes()
     places = [] if len(content) <= _PARSE_WHOLE_BYTES else [m.end() for m in _CATEGORIES.finditer(content)]
-    try:
-        if len(places) == 1 and content[-64:].rstrip().endswith(b"}"):
-            return category_names(json.JSONDecoder().raw_decode(content[places[0] :].decode())[0])
-        return category_names(_checked(content, labels)["categories"])
-    except ValueError as error:
-        raise _not_coco(labels, error) from error
+    if len(places) == 1 and content[-64:].rstrip().endswith(b"}"):
+        with _told_as_json(labels):
+            categories = json.JSONDecoder().raw_decode(content[places[0] :].decode())[0]
+        if faults := category_faults(categories, labels):
+            raise UsageError(faults=faults)
+    else:
+        categories = _checked(content, labels)["categories"]
+    return {entry["id"]: entry["name"] for entry in categories}
 
 
 def load_labels(labels: Path) -> dict[str, Any]:
     """The content of a COCO JSON file; an annotation that lacks `area` gets w * h, one without `iscrowd` 0.
 
     Raises:
-        UsageError: all kinds of fault at once, each with how often it occurs and the first few places.
+        UsageError: all kinds of fault at once, each with how often it occurs and the first few places; or
+            labels of which no object is left.
         OSError: the file cannot be read.
     """
-    try:
-        data = _checked(labels.read_bytes(), labels)
-        category_names(data["categories"])
-    except ValueError as error:
-        raise _not_coco(labels, error) from error
-    for box in data["annotations"]:
-        if box.get("area") is None:
-            box["area"] = max(box["bbox"][2], 0) * max(box["bbox"][3], 0)
-        box["iscrowd"] = int(bool(box.get("iscrowd")))
+    return _checked(labels.read_bytes(), labels)
+
+
+def parsed(labels: Path) -> dict[str, Any]:
+    """The same of labels in which anything may be wrong but their form.
+
+    Raises:
+        UsageError: not JSON, or not of COCO's form.
+        OSError: the file cannot be read.
+    """
+    return _parsed(labels.read_bytes(), labels)
+
+
+def _parsed(content: bytes, labels: Path) -> dict[str, Any]:
+    with _told_as_json(labels):
+        data: dict[str, Any] = json.loads(content)
+    for key in ("categories", "images", "annotations"):
+        if not isinstance(data, dict) or data.get(key) is None:
+            raise UsageError(f'this file has no "{key}"', where=str(labels), fix=_WRITE)
+        if not isinstance(data[key], list):
+            raise UsageError(f'"{key}" is not a list', where=str(labels), fix=_WRITE)
     return data
 
 
-def _not_coco(labels: Path, error: ValueError) -> UsageError:
-    fix = "write it again as COCO JSON, or fetch it again if it was cut short"
-    return UsageError(str(error), where=str(labels), fix=fix)
+def category_faults(categories: Any, labels: Path) -> list[Fault]:
+    """What is wrong with single categories.
+
+    Raises:
+        UsageError: they are not of COCO's form.
+    """
+    if not categories:
+        raise UsageError('this file has no "categories"', where=str(labels), fix=_WRITE)
+    if not all(isinstance(entry, dict) and {"id", "name"} <= entry.keys() for entry in categories):
+        what = '"categories" is not a list of {"id": ..., "name": ...}'
+        raise UsageError(what, where=str(labels), fix=_WRITE)
+    return [*grouped(category_cases(categories), str(labels))]
 
 
 def _checked(content: bytes, labels: Path) -> dict[str, Any]:
-    """The parsed content of a file whose images and annotations are right.
+    """The content of a file that a job can use, its annotations complete.
 
     Raises:
-        ValueError: not JSON, or not of COCO's form.
         UsageError: see `load_labels`.
     """
-    try:
-        data: dict[str, Any] = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"this file is not JSON: {error}") from error
-    for key in ("categories", "images", "annotations"):
-        if not isinstance(data, dict) or data.get(key) is None:
-            raise ValueError(f'this file has no "{key}"')
-    if not isinstance(data["images"], list) or not isinstance(data["annotations"], list):
-        raise ValueError('"images" or "annotations" is not a list')
-    if faults := list(label_faults(data, str(labels))):
+    data, where = _parsed(content, labels), str(labels)
+    faults = [*category_faults(data["categories"], labels), *label_faults(data, where)]
+    if not faults:
+        for box in data["annotations"]:
+            complete(box)
+        faults += unmeant(data, where)
+    if faults:
         raise UsageError(faults=faults)
     return data
+
+
+@contextmanager
+def _told_as_json(labels: Path) -> Iterator[None]:
+    """Tell of text that is no JSON.
+
+    Raises:
+        UsageError: it does not parse.
+    """
+    try:
+        yield
+    except RecursionError as error:
+        what, fix = "this file is not JSON: it is nested too deeply", "write it again as COCO JSON"
+        raise UsageError(what, where=str(labels), fix=fix) from error
+    except ValueError as error:
+        fix = "write it again as COCO JSON, or fetch it again if it was cut short"
+        raise UsageError(f"this file is not JSON: {error}", where=str(labels), fix=fix) from error
+
+
+def first_image(labels: Path) -> dict[str, Any]:
+    """The first entry of "images" of a COCO JSON file, without parsing the rest; empty if there is none."""
+    if not labels.stat().st_size:
+        return {}
+    with labels.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if (place := _IMAGES.search(content)) is None:
+            return {}
+        text = content[place.end() : place.end() + _LONGEST_ENTRY].decode(errors="replace")
+    try:
+        found: dict[str, Any] = json.JSONDecoder().raw_decode(text)[0]
+    except (ValueError, RecursionError):
+        return {}
+    return found

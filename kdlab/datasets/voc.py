@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -10,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from kdlab.datasets._coco_labels import is_printable, name_key
 from kdlab.datasets._voc_xml import Entry, converted
 from kdlab.datasets.base import (
     PARTS,
@@ -31,6 +33,8 @@ from kdlab.errors import Fault, UsageError
 
 # Raise it in the commit that changes what is converted: labels converted before are then left alone.
 VERSION = 1
+# Raise it where the conversion refuses more: what was converted before is then looked at again.
+_CHECKS = 2
 
 _YEARS = ("VOC2007", "VOC2012")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -88,12 +92,15 @@ def prepare(
     layout = _Layout(root_folder(root), images, annotations, splits)
     if len(set(classes)) < len(classes):
         raise UsageError("dataset.classes names a class twice", got=", ".join(classes), fix="name it once")
+    if odd := [name for name in classes if not is_printable(name)]:
+        what, fix = "dataset.classes has control characters in a name", "take them out"
+        raise UsageError(what, got=first_of([*map(ascii, odd)], 3), fix=fix)
     try:
         chosen = _chosen(layout, train, val)
         if faults := list(_missing(layout, chosen)):
             raise UsageError(faults=faults)
         entries = _entries(layout, chosen)
-        digest = hashlib.sha256(json.dumps([VERSION, list(classes)]).encode())
+        digest = hashlib.sha256(json.dumps([VERSION, _CHECKS, list(classes)]).encode())
         for part in entries.values():
             digest.update(b"%d\n" % len(part))
             for entry in part:
@@ -130,6 +137,7 @@ def _chosen(layout: _Layout, train: Sequence[str], val: Sequence[str]) -> dict[s
 def _missing(layout: _Layout, chosen: dict[str, tuple[str, ...]]) -> Iterator[Fault]:
     """A fault for each folder or split file that is missing."""
     told = set()
+    lists = {layout.list_of(split) for splits in chosen.values() for split in splits}
     for option, splits in chosen.items():
         for split in splits:
             for part in ("images", "annotations", "splits"):
@@ -139,7 +147,7 @@ def _missing(layout: _Layout, chosen: dict[str, tuple[str, ...]]) -> Iterator[Fa
                     yield not_there(part, path, "folder")
             path = layout.list_of(split)
             if path.parent not in told and not path.is_file():
-                yield not_there(option, path, "file")
+                yield not_there(option, path, "file", lists)
 
 
 def _entries(layout: _Layout, chosen: dict[str, tuple[str, ...]]) -> dict[str, list[Entry]]:
@@ -170,7 +178,12 @@ def _entries_of(layout: _Layout, split: str, faults: list[Fault]) -> list[Entry]
     lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     found: list[Entry] = []
     lacking: dict[str, list[str]] = {"an XML file": [], "an image": []}
-    for line in filter(None, map(str.strip, lines)):
+    stems = [*filter(None, map(str.strip, lines))]
+    if odd := [stem for stem in stems if not is_printable(stem)]:
+        what, fix = f"stems with control characters: {len(odd)}", "rename the files and the stems"
+        faults.append(Fault(what, where=str(path), got=first_of([*map(ascii, odd)], 3), fix=fix))
+        return []
+    for line in stems:
         # "cell 1" may be a stem, or the stem "cell" with VOC's flag
         stem = line if (annotations / f"{line}.xml").is_file() else _FLAG.sub("", line)
         xml = annotations / f"{stem}.xml"
@@ -185,9 +198,18 @@ def _entries_of(layout: _Layout, split: str, faults: list[Fault]) -> list[Entry]
         found.append(Entry(relative[0], relative[1], image.stat().st_size))
     if not found and not any(lacking.values()):
         faults.append(Fault("this split lists no images", where=str(path), fix="write one stem a line"))
-    fix = f"put the files there, or take the stems out of {path}"
-    for (what, stems), folder in zip(lacking.items(), (annotations, images), strict=True):
-        if stems:
-            told = f"stems without {what}: {len(stems)}"
-            faults.append(Fault(told, where=str(folder), got=first_of(stems, 3), fix=fix))
+    for (what, gone), folder in zip(lacking.items(), (annotations, images), strict=True):
+        if gone:
+            told = f"stems without {what}: {len(gone)}"
+            fix = _nearer(folder, gone[0]) or f"put the files there, or take the stems out of {path}"
+            faults.append(Fault(told, where=str(folder), got=first_of(gone, 3), fix=fix))
     return found
+
+
+def _nearer(folder: Path, stem: str) -> str:
+    """What to write where a list names files, not stems, or a name differs in form; "" where it is gone."""
+    bare = PurePath(stem.split()[0]).stem
+    if bare != stem and any(folder.glob(f"{glob.escape(bare)}.*")):
+        return f"list stems alone: {bare} in the place of {stem}"
+    near = [file.name for file in folder.iterdir() if name_key(file.stem) == name_key(stem)]
+    return f"there is {near[0]!a}: rename it, or change the list" if near else ""

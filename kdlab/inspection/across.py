@@ -15,9 +15,14 @@ from kdlab.inspection.images import files_below
 from kdlab.inspection.labels import SMALL_PX2, Labels
 
 _RARE = 0.05
+FEW_IMAGES = 50
+"""Validation images below which one of them moves AP by points."""
+FEW_OBJECTS = 10
+"""Objects of a class below which its AP says little, and its training less."""
 _SMALL_SHARE = 0.5
 _NUMBERED = re.compile(r"(.*?)(\d+)([^\d]*)")
 _GAPS_SHOWN = 12
+_SIGNS = re.compile(r"[\W_]+")
 
 
 def ids(splits: Sequence[Labels]) -> Found:
@@ -51,10 +56,13 @@ def classes(splits: Sequence[Labels]) -> Found:
     """Classes that are never learned or never measured, rare classes, and mostly small objects."""
     seen: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
     for labels in splits:
-        seen[labels.split] = Counter(labels.classes[number] for number in labels.category.tolist())
+        seen[labels.split] = Counter(labels.classes[label] for label in labels.label.tolist())
     train, val = seen["train"].keys(), seen["val"].keys()
     yield from (("never-trained", Place("val", detail=name)) for name in sorted(val - train))
     yield from (("never-measured", Place("train", detail=name)) for name in sorted(train - val))
+    for split in ("train", "val"):
+        few = [(count, name) for name, count in seen[split].items() if count < FEW_OBJECTS]
+        yield from (("few-objects", Place(split, detail=f"{name} {count}")) for count, name in sorted(few))
     counts = sum(seen.values(), Counter())
     total = counts.total()
     for name, count in sorted(counts.items(), key=lambda item: item[1]):
@@ -66,6 +74,23 @@ def classes(splits: Sequence[Labels]) -> Found:
         width, height = sides.min(axis=0)
         detail = f"{small / total:.0%}, narrowest {width:g} px, lowest {height:g} px".replace("%", " %")
         yield "small-objects", Place("", detail=detail, count=small)
+
+
+def names(splits: Sequence[Labels]) -> Found:
+    """Classes that look like one, written in two ways."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for labels in splits for name in labels.classes):
+        groups.setdefault(_SIGNS.sub("", name).casefold() or name, []).append(name)
+    for same in groups.values():
+        if len(same) > 1:
+            yield "class-spelling", Place("", detail=" = ".join(same))
+
+
+def few_images(splits: Sequence[Labels]) -> Found:
+    """A validation split in which every image counts for much."""
+    for labels in splits:
+        if labels.split == "val" and 0 < len(labels.images) < FEW_IMAGES:
+            yield "few-images", Place("val", count=len(labels.images))
 
 
 def files(splits: Sequence[Labels]) -> Found:
@@ -92,4 +117,4 @@ def _gaps(files: set[Path]) -> Found:
             yield "number-gaps", Place("", folder.name, detail=detail, count=missing)
 
 
-CHECKS = (ids, sources, classes, files)
+CHECKS = (ids, sources, classes, names, few_images, files)

@@ -18,18 +18,27 @@ _ENOUGH = 50
 
 
 def outside(labels: Labels) -> Found:
-    """Boxes that are empty, or wholly or in part outside their image."""
+    """Boxes that training drops for their size or area, and those wholly or in part outside their image."""
     low, side = labels.boxes[:, :2], labels.boxes[:, 2:]
     high, size = low + side, labels.sizes[labels.image]
     known = (size > 0).all(axis=1)
-    empty = (side <= 0).any(axis=1)
+    dropped = np.array([fate == "without_area" for fate in labels.fates], bool)
+    empty = (side < 1).any(axis=1)
     wholly = known & ((low >= size) | (high <= 0)).any(axis=1)
     cut = known & ~wholly & ((low < -_ROUNDING_PX) | (high > size + _ROUNDING_PX)).any(axis=1)
-    for kind, which in (("zero-area", empty), ("box-outside", wholly), ("box-cut", cut)):
+    kinds = {"zero-area": empty, "area-0": dropped & ~empty, "box-outside": wholly, "box-cut": cut}
+    for kind, which in kinds.items():
         for index in np.flatnonzero(which).tolist():
-            name = labels.classes[int(labels.category[index])]
+            name = labels.classes[int(labels.label[index])]
             corners = " ".join(f"{value:g}" for value in labels.boxes[index])
             yield kind, labels.place(index, detail=f"{name} {corners}")
+
+
+def marked(labels: Labels) -> Found:
+    """Objects marked `ignore`, which training drops and measuring seeks."""
+    for index, entry in enumerate(labels.objects):
+        if entry.get("ignore"):
+            yield "ignore-marked", labels.place(index)
 
 
 def repeated(labels: Labels) -> Found:
@@ -38,8 +47,8 @@ def repeated(labels: Labels) -> Found:
     for start, stop in pairwise([0, *np.cumsum(labels.counts).tolist()]):
         if stop - start < 2:
             continue
-        boxes, category = labels.boxes[start:stop], labels.category[start:stop]
-        alike = (category[:, None] == category) & ~(crowd[start:stop, None] | crowd[start:stop])
+        boxes, label = labels.boxes[start:stop], labels.label[start:stop]
+        alike = (label[:, None] == label) & ~(crowd[start:stop, None] | crowd[start:stop])
         equal = alike & (boxes[:, None] == boxes).all(axis=2)
         near = alike & (_ious(boxes) > NEAR_IOU) & ~equal
         for kind, pairs in (("box-twice", equal), ("near-duplicate", near)):
@@ -76,4 +85,4 @@ def one_based(labels: Labels) -> Found:
         yield "one-based", Place(labels.split, count=count)
 
 
-CHECKS = (outside, repeated, few, one_based)
+CHECKS = (outside, marked, repeated, few, one_based)

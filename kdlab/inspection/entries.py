@@ -13,6 +13,7 @@ from kdlab.inspection.labels import Labels, bins
 EXPORT = re.compile(r"\.rf\.[0-9a-f]{32}(?=\.)")
 # An area from width x height differs by rounding, a mask's by far more.
 _AREA_TOLERANCE = 0.01
+_LOOKED_AT = 1000
 
 
 def files(labels: Labels) -> Found:
@@ -22,8 +23,6 @@ def files(labels: Labels) -> Found:
             yield "export-hash", Place(labels.split, name)
         if not count:
             yield "no-objects", Place(labels.split, name)
-    if not labels.objects:
-        yield "nothing-labelled", Place(labels.split)
 
 
 def ids(labels: Labels) -> Found:
@@ -41,20 +40,20 @@ def ids(labels: Labels) -> Found:
 
 def categories(labels: Labels) -> Found:
     """Category ids with gaps or from 0 on, and classes that no object has."""
-    ids = sorted(labels.classes)
+    ids = labels.category_ids
     if not ids:
-        yield "labels-unusable", Place(labels.split, detail="has no categories")
         return
-    gaps = sorted(set(range(ids[0], ids[-1])) - set(ids))
-    if gaps:
-        shown = ", ".join(map(str, gaps))
-        detail = f"ids {ids[0]}..{ids[-1]} without {shown}"
-        yield "category-gaps", Place(labels.split, detail=detail, count=len(gaps))
+    if gaps := ids[-1] - ids[0] + 1 - len(ids):
+        # of ids that are hashes more lack than there is room for
+        lacking = [number for number in range(ids[0], min(ids[-1], ids[0] + _LOOKED_AT)) if number not in ids]
+        detail = f"ids {ids[0]}..{ids[-1]} without "
+        detail += ", ".join(map(str, lacking)) if len(lacking) == gaps else f"{gaps} others"
+        yield "category-gaps", Place(labels.split, detail=detail, count=gaps)
     if ids[0] == 0:
         yield "category-0", Place(labels.split, detail=f"ids 0..{ids[-1]}")
-    seen = set(labels.category.tolist())
-    for number, name in sorted(labels.classes.items()):
-        if number not in seen:
+    seen = set(labels.label.tolist())
+    for label, name in enumerate(labels.classes):
+        if label not in seen:
             yield "class-absent", Place(labels.split, detail=name)
 
 
@@ -87,6 +86,13 @@ def segmentations(labels: Labels) -> Found:
         yield "area-mask", labels.place(index, detail="" if place else f"(by area: {sizes})")
 
 
+def difficult(labels: Labels) -> Found:
+    """Text where a number belongs, under a key that training does not read."""
+    for index, entry in enumerate(labels.objects):
+        if isinstance(entry.get("difficult"), str):
+            yield "difficult-text", labels.place(index, detail=repr(entry["difficult"]))
+
+
 def numbers(labels: Labels) -> Found:
     """Whole numbers alone, or among fractions; what is given as 3.0 counts as a fraction."""
     if labels.is_converted:
@@ -99,4 +105,4 @@ def numbers(labels: Labels) -> Found:
             yield "mixed-numbers", labels.place(index)
 
 
-CHECKS = (files, ids, categories, licences, segmentations, numbers)
+CHECKS = (files, ids, categories, licences, segmentations, difficult, numbers)

@@ -62,6 +62,7 @@ def examine(
     progress: Progress = lambda what, done, total: None,
     *,
     broken_images: str = "stop",
+    scale: Sequence[int] | None = None,
 ) -> Inspection:
     """Look at every label and every image.
 
@@ -69,6 +70,7 @@ def examine(
         files: the dataset; labelled splits next to train and val are looked at too.
         progress: told what is counted, how much is done and how much there is.
         broken_images: what a job does at one, "stop" or "skip".
+        scale: width and height that a job resizes images to fit.
     """
     splits, found = _labels(files, progress)
     xml_files = [
@@ -81,9 +83,9 @@ def examine(
     others, more_wrong = voc.read(list(_other_xml(splits, xml_files)))
     found += [*wrong, *more_wrong]
     if others:
-        splits.append(arranged(OTHER, splits[0].folder, voc.as_coco(others, files.classes))[0])
+        splits.append(arranged(OTHER, splits[0].folder, voc.as_coco(others, files.classes)))
     tasks = [
-        ImageTask(labels.split, name, labels.folder / name, *size)
+        ImageTask(labels.split, labels.folder, name, *size)
         for labels in splits
         for name, size in zip(labels.files, labels.sizes.tolist(), strict=True)
     ]
@@ -96,7 +98,7 @@ def examine(
     found += [one for check in voc.CHECKS for one in check([*listed, *others])]
     left_out = images.skipped(facts) if broken_images == "skip" else 0
     told = tuple(defects(found, skips_broken=left_out > 0))
-    return Inspection(files.name, files.fingerprint, summaries(splits, facts), told, left_out)
+    return Inspection(files.name, files.fingerprint, summaries(splits, facts, scale), told, left_out)
 
 
 def _labels(files: DatasetFiles, progress: Progress) -> tuple[list[Labels], list[tuple[str, Place]]]:

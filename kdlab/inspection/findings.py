@@ -7,7 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SEVERITIES = ("error", "warn", "note")
+from kdlab.datasets._coco_labels import is_printable
+
+SEVERITIES = ("error", "warn", "note", "info")
+"""The last needs no action."""
 TRAINED_ON = ("train", "val", "")
 """Splits that a job reads, and the set as a whole; a defect elsewhere stops nothing."""
 
@@ -15,7 +18,7 @@ BROKEN = ("image-missing", "image-empty", "image-unreadable", "image-truncated")
 
 KINDS: dict[str, tuple[str, str]] = {
     "labels-unusable": ("error", "labels that cannot be used"),
-    "nothing-labelled": ("error", "splits without any object"),
+    "nothing-left": ("error", "splits of which no object is left"),
     "image-missing": ("error", "labelled images without a file"),
     "image-empty": ("error", "image files of 0 bytes"),
     "image-unreadable": ("error", "files that are no readable image"),
@@ -26,49 +29,56 @@ KINDS: dict[str, tuple[str, str]] = {
     "source-leak": ("warn", "copies of one source image in two splits"),
     "content-twice": ("warn", "images with the content of another in the split"),
     "size-differs": ("warn", "images of another size than the labels say"),
+    "few-levels": ("warn", "images of 16 bits that arrive dark: scale them to all bits, or save 8"),
     "exif-turned": ("warn", "images that EXIF turns when shown"),
     "box-outside": ("warn", "boxes wholly outside their image"),
     "box-cut": ("warn", "boxes that reach out of their image"),
-    "zero-area": ("warn", "boxes without area"),
+    "zero-area": ("warn", "boxes smaller than a pixel: training drops them"),
+    "area-0": ("warn", "boxes whose area is not above 0: training drops them"),
+    "ignore-marked": ("warn", "objects marked ignore: training drops them"),
+    "difficult-text": ("warn", "objects whose difficult is text; it is not read"),
     "box-twice": ("warn", "pairs of equal boxes of one class"),
     "near-duplicate": ("warn", "pairs of near-equal boxes of one class (IoU > 0.8)"),
     "few-boxes": ("warn", "images with far fewer boxes: labels missing?"),
     "one-based": ("warn", "boxes at the far edge, none at 0: 1-based?"),
     "never-trained": ("warn", "classes in val that train never shows"),
+    "few-images": ("warn", "validation images, few: each moves AP by points"),
+    "few-objects": ("warn", "classes with fewer than 10 objects in a split"),
+    "class-spelling": ("warn", "classes that differ in case, spaces or signs alone"),
     "imbalance": ("note", "classes with under 5 % of the boxes"),
     "xml-unreadable": ("warn", "XML files that cannot be read"),
     "xml-filename": ("warn", "XML files whose <filename> is another"),
     "xml-size": ("warn", "XML files without a <size>"),
-    "cmyk": ("note", "CMYK images: their colours are converted"),
-    "grey": ("note", "greyscale images: three equal channels"),
-    "alpha": ("note", "images with an alpha channel, which is dropped"),
-    "palette": ("note", "palette images"),
+    "cmyk": ("info", "CMYK images: their colours are converted"),
+    "grey": ("info", "greyscale images: three equal channels"),
+    "alpha": ("info", "images with an alpha channel, which is dropped"),
+    "palette": ("info", "palette images"),
     "other-mode": ("note", "images of an unusual pixel format"),
-    "misnamed": ("note", "image files of another format than their name"),
-    "same-name": ("note", "file names used in two splits, contents differ"),
+    "misnamed": ("info", "image files of another format than their name"),
+    "same-name": ("info", "file names used in two splits, contents differ"),
     "no-objects": ("note", "images without objects"),
     "class-absent": ("note", "classes absent from a split"),
     "never-measured": ("note", "classes in train that val never shows"),
     "small-objects": ("note", "boxes are small (< 32 x 32 px), most of all"),
-    "annotation-id-0": ("note", "annotations with id 0, which kdlab shifts"),
-    "id-over-splits": ("note", "ids used in two splits: merge with new ones"),
-    "category-gaps": ("note", "gaps in the category ids"),
-    "category-0": ("note", "category ids start at 0"),
-    "licence-missing": ("note", "images with a licence that is not defined"),
-    "year-text": ("note", "info.year is text"),
-    "segmentation-empty": ("note", "boxes with an empty segmentation, all of a file"),
-    "crowd-rle": ("note", "crowds with an RLE segmentation"),
-    "area-mask": ("note", "areas that are not width x height: a mask's"),
-    "mixed-numbers": ("note", "box values mix whole numbers and fractions"),
-    "whole-numbers": ("note", "box values are all whole numbers"),
-    "export-hash": ("note", "file names that hold an export's hash"),
-    "number-gaps": ("note", "numbers missing in the file names"),
+    "annotation-id-0": ("info", "annotations with id 0, which kdlab shifts"),
+    "id-over-splits": ("info", "ids used in two splits: merge with new ones"),
+    "category-gaps": ("info", "gaps in the category ids"),
+    "category-0": ("info", "category ids start at 0"),
+    "licence-missing": ("info", "images with a licence that is not defined"),
+    "year-text": ("info", "info.year is text"),
+    "segmentation-empty": ("info", "boxes with an empty segmentation, all of a file"),
+    "crowd-rle": ("info", "crowds with an RLE segmentation"),
+    "area-mask": ("info", "areas that are not width x height: a mask's"),
+    "mixed-numbers": ("info", "box values mix whole numbers and fractions"),
+    "whole-numbers": ("info", "box values are all whole numbers"),
+    "export-hash": ("info", "file names that hold an export's hash"),
+    "number-gaps": ("info", "numbers missing in the file names"),
     "unlisted": ("note", "image files that no labels list"),
-    "xml-path": ("note", "XML files with a <path> on another machine"),
-    "xml-folder": ("note", "XML files whose <folder> is not the usual"),
-    "xml-one-based": ("note", "XML boxes at the far edge, none at 0: 1-based"),
-    "xml-difficult": ("note", "objects of which none is marked difficult"),
-    "xml-truncated": ("note", "objects marked truncated"),
+    "xml-path": ("info", "XML files with a <path> on another machine"),
+    "xml-folder": ("info", "XML files whose <folder> is not the usual"),
+    "xml-one-based": ("info", "XML boxes at the far edge, none at 0: 1-based"),
+    "xml-difficult": ("info", "objects of which none is marked difficult"),
+    "xml-truncated": ("info", "objects marked truncated"),
 }
 
 
@@ -92,7 +102,8 @@ class Place:
 
     def __str__(self) -> str:
         numbers = "#" + ",".join(map(str, self.objects)) if self.objects else ""
-        return " ".join(part for part in (self.file.rpartition("/")[2], numbers, self.detail) if part)
+        text = " ".join(part for part in (self.file.rpartition("/")[2], numbers, self.detail) if part)
+        return text if is_printable(text) else ascii(text)
 
 
 Found = Iterator[tuple[str, Place]]

@@ -8,17 +8,13 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
-from kdlab.datasets._voc_xml import TURNED
+from kdlab.datasets import _images
 from kdlab.datasets.base import PARTS
 from kdlab.inspection.findings import Found, Place
 
-_ORIENTATION = 0x0112
 _MODES = {"L": "grey", "1": "grey", "LA": "alpha", "RGBA": "alpha", "P": "palette", "CMYK": "cmyk"}
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -33,13 +29,18 @@ _SUFFIXES = {
 
 @dataclass(frozen=True)
 class ImageTask:
-    """An image to look at: its split, its name in the labels, its file, its recorded width and height."""
+    """An image to look at: its split, its folder, its name in the labels, its recorded width and height."""
 
     split: str
+    folder: Path
     name: str
-    path: Path
     width: float
     height: float
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.folder / self.name
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class ImageFacts:
     Args:
         task: which image.
         fault: the kind of defect that keeps it from being read; "" where it is whole.
-        why: what Pillow says of it.
+        why: what keeps it from being read, or what is there instead.
         format: by content, "JPEG".
         mode: Pillow's, "RGB".
         size: width and height in pixels, as stored.
         orientation: of EXIF; 1 is upright.
         digest: SHA-256 of the file.
+        levels: darkest and brightest value that arrives, of 0 to 255; None where it cannot be read.
+        arrival: the range in which its pixels arrive, where that is far less than the file has.
     """
 
     task: ImageTask
@@ -65,10 +68,12 @@ class ImageFacts:
     size: tuple[int, int] = (0, 0)
     orientation: int = 1
     digest: str = ""
+    levels: tuple[int, int] | None = None
+    arrival: str = ""
 
 
 def look(tasks: Sequence[ImageTask], progress: Callable[[int], None] = lambda done: None) -> list[ImageFacts]:
-    """The facts of all images in their order, from one thread a core; Pillow decodes without the lock."""
+    """The facts of all images in their order, from one thread a core; OpenCV decodes without the lock."""
     facts = []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with warnings.catch_warnings(), ThreadPoolExecutor(cores or 1) as pool:
@@ -85,32 +90,31 @@ def look(tasks: Sequence[ImageTask], progress: Callable[[int], None] = lambda do
 
 
 def facts_of(task: ImageTask) -> ImageFacts:
-    """The facts of one image."""
+    """The facts of one image; whether it can be read is what a job's own decoder says."""
     try:
         content = task.path.read_bytes()
     except FileNotFoundError:
-        return ImageFacts(task, "image-missing")
+        return ImageFacts(task, "image-missing", _images.elsewhere(task.folder, task.name))
     except (OSError, ValueError) as error:  # the second for a name that no file can have
         return ImageFacts(task, "image-unreadable", getattr(error, "strerror", None) or str(error))
     if not content:
         return ImageFacts(task, "image-empty")
-    digest = hashlib.sha256(content).hexdigest()
+    fault = why = arrival = ""
+    levels = None
     try:
-        image = Image.open(io.BytesIO(content))
-    except UnidentifiedImageError:
-        return ImageFacts(task, "image-unreadable", "not an image", digest=digest)
-    except Exception as error:  # Pillow's formats raise what they like on broken files
-        return ImageFacts(task, "image-unreadable", str(error), digest=digest)
-    fault = why = ""
-    orientation = 1
-    with suppress(Exception):  # EXIF that cannot be read turns nothing
-        orientation = int(image.getexif().get(_ORIENTATION, 1))
-    try:
-        image.load()
-    except Exception as error:  # as above
+        pixels = _images.decoded(content, int(task.height), int(task.width))
+        levels, arrival = (int(pixels.min()), int(pixels.max())), _images.arrival(content, pixels)
+    except _images.UnreadableError as error:
         why = str(error)
         fault = "image-truncated" if "truncated" in why.lower() else "image-unreadable"
-    return ImageFacts(task, fault, why, str(image.format), image.mode, image.size, orientation, digest)
+    found = ImageFacts(
+        task, fault, why, digest=hashlib.sha256(content).hexdigest(), levels=levels, arrival=arrival
+    )
+    try:
+        head = _images.header(io.BytesIO(content))
+    except (_images.UnreadableError, OSError):
+        return found
+    return replace(found, **vars(head))
 
 
 def check(facts: Sequence[ImageFacts]) -> Found:
@@ -124,13 +128,15 @@ def check(facts: Sequence[ImageFacts]) -> Found:
         elif found.mode != "RGB":
             detail = "" if found.mode == "CMYK" else found.mode
             yield _MODES.get(found.mode, "other-mode"), Place(split, name, detail=detail)
+        if found.arrival:
+            yield "few-levels", Place(split, name, detail=found.arrival)
         ending = Path(name).suffix.lower()
         if ending not in _SUFFIXES.get(found.format, (ending,)):
             yield "misnamed", Place(split, name, detail=f"is {found.format}")
         if found.orientation not in (0, 1):
             yield "exif-turned", Place(split, name, detail=f"orientation {found.orientation}")
         recorded = (found.task.width, found.task.height)
-        turned = found.orientation in TURNED and recorded == found.size[::-1]
+        turned = found.orientation in _images.TURNED and recorded == found.size[::-1]
         if recorded != found.size and not turned:
             detail = "{}x{}, recorded {:g}x{:g}".format(*found.size, *recorded)
             yield "size-differs", Place(split, name, detail=detail)

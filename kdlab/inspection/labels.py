@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdlab.datasets._coco_labels import (
-    NO_AREA,
-    NO_BOX,
-    NO_CATEGORY,
-    NO_IMAGE,
-    NO_SIZE,
-    annotation_faults,
-    has_id,
-    is_number,
-    label_faults,
-)
+from kdlab.datasets import _coco_labels as checks
+from kdlab.datasets import _coco_objects as objects_of
+from kdlab.datasets import coco
+from kdlab.errors import Fault, UsageError
 from kdlab.inspection.findings import Place
 
 Floats = NDArray[np.float64]
@@ -45,9 +37,10 @@ class Labels:
         areas: (O,) as recorded, in px; width x height where none is.
         image: (O,) index of each object's image.
         number: (O,) number of each object in its image, from 0.
-        category: (O,) category ids.
+        label: (O,) label of each object's class: the place of its id among those of all categories.
         sizes: (I, 2) recorded width and height, 0 where there is none.
-        classes: names by category id.
+        classes: names by label.
+        category_ids: ids of the categories, rising.
     """
 
     split: str
@@ -59,9 +52,10 @@ class Labels:
     areas: Floats
     image: Ints
     number: Ints
-    category: Ints
+    label: Ints
     sizes: Floats
-    classes: dict[int, str]
+    classes: list[str]
+    category_ids: list[int]
 
     @property
     def files(self) -> list[str]:
@@ -83,6 +77,21 @@ class Labels:
         """(O,) width x height in px."""
         return np.asarray(np.maximum(self.boxes[:, 2:], 0).prod(axis=1))
 
+    def scaled_areas(self, scale: Sequence[int]) -> Floats:
+        """(O,) width x height in px of the image after it was resized to fit (width, height)."""
+        sizes = np.maximum(self.sizes, 1)
+        ratio = np.minimum(max(scale) / sizes.max(axis=1), min(scale) / sizes.min(axis=1))
+        return np.asarray(self.box_areas * ratio[self.image] ** 2)
+
+    @property
+    def fates(self) -> list[str]:
+        """What training makes of each of O objects, see `fate`."""
+        sizes, crowds = self.sizes[self.image].tolist(), map(checks.is_crowd, self.objects)
+        return [
+            objects_of.fate({**entry, "area": area, "iscrowd": crowd}, *size)
+            for entry, area, crowd, size in zip(self.objects, self.areas.tolist(), crowds, sizes, strict=True)
+        ]
+
     def place(self, *objects: int, detail: str = "") -> Place:
         """Place of some objects of one image, given their indices."""
         file = self.images[int(self.image[objects[0]])]["file_name"]
@@ -90,80 +99,62 @@ class Labels:
 
 
 def read(split: str, folder: Path, file: Path) -> tuple[Labels | None, list[tuple[str, Place]]]:
-    """The labels of a file, None where nothing of it can be used, and what is left out."""
+    """The labels of a file, None where nothing of it can be used, and all for which a job refuses it."""
     try:
-        data = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+        data = coco.parsed(file)
+        faults = [*coco.category_faults(data["categories"], file), *checks.label_faults(data, str(file))]
+    except OSError as error:
         return None, [("labels-unusable", Place(split, str(file), detail=str(error)))]
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            return None, [("labels-unusable", Place(split, file.name, detail=f'has no list "{key}"'))]
-    labels, found = arranged(split, folder, data, file.name)
-    # a job refuses these and the arrays below take them; `prepare` finds them in small files only
-    for fault in label_faults(data, str(file)):
-        if NO_SIZE in fault.what or NO_AREA in fault.what:
-            detail = f"{fault.what}: {fault.got}"
-            found.append(("labels-unusable", Place(split, file.name, detail=detail)))
-    return labels, found
+    except UsageError as error:
+        return None, [("labels-unusable", _place(split, fault)) for fault in error.faults]
+    if not faults:
+        for entry in data["annotations"]:
+            objects_of.complete(entry)
+        faults += objects_of.unmeant(data, str(file))
+    kinds = {objects_of.NOTHING_LEFT: "nothing-left"}
+    found = [(kinds.get(fault.what, "labels-unusable"), _place(split, fault)) for fault in faults]
+    return arranged(split, folder, data), found
 
 
-def arranged(
-    split: str, folder: Path, data: dict[str, Any], file: str = ""
-) -> tuple[Labels, list[tuple[str, Place]]]:
-    """The same of a parsed file with lists of images, annotations and categories."""
-    found: list[tuple[str, Place]] = []
-    images: list[dict[str, Any]] = []
-    for place, image in enumerate(data["images"]):
-        if has_id(image) and isinstance(image.get("file_name"), str):
-            images.append(image)
-        else:
-            detail = f"image {place} has no id or no file_name"
-            found.append(("labels-unusable", Place(split, detail=detail)))
+def _place(split: str, fault: Fault) -> Place:
+    got = f" ({fault.got})" if fault.got else ""
+    return Place(split, Path(fault.where).name, detail=f"{fault.what}{got}")
+
+
+def arranged(split: str, folder: Path, data: dict[str, Any]) -> Labels:
+    """The usable entries of a parsed file with lists of images, annotations and categories."""
+    images = [image for image in data["images"] if checks.has_id(image) and checks.has_name(image)]
     where = {image["id"]: index for index, image in enumerate(images)}
-    classes = {entry["id"]: str(entry.get("name")) for entry in data["categories"] if has_id(entry)}
-    objects: list[dict[str, Any]] = []
-    for place, entry in enumerate(data["annotations"]):
-        if why := _useless(entry, where, classes):
-            found.append(("labels-unusable", Place(split, file, detail=f"annotation {place}: {why}")))
-        else:
-            objects.append(entry)
+    named = {entry["id"]: str(entry.get("name")) for entry in data["categories"] if checks.has_id(entry)}
+    category_ids = sorted(named)
+    label = {number: place for place, number in enumerate(category_ids)}
+    objects = [entry for entry in data["annotations"] if checks.is_usable(entry, where, label)]
     objects.sort(key=lambda entry: where[entry["image_id"]])
     image_of = np.array([where[entry["image_id"]] for entry in objects], np.int64)
     boxes = np.array([entry["bbox"] for entry in objects], float).reshape(-1, 4)
-    first = np.searchsorted(image_of, image_of)
-    labels = Labels(
+    sizes = np.stack([_numbers(images, side, np.zeros(len(images))) for side in ("width", "height")], 1)
+    areas = _numbers(objects, "area", np.maximum(boxes[:, 2:], 0).prod(axis=1))
+    return Labels(
         split,
         folder,
         data,
         images,
         objects,
         boxes,
-        areas=_numbers(objects, "area", np.maximum(boxes[:, 2:], 0).prod(axis=1)),
+        areas,
         image=image_of,
-        number=np.arange(len(objects)) - first,
-        category=np.array([entry["category_id"] for entry in objects], np.int64),
-        sizes=np.stack([_numbers(images, side, np.zeros(len(images))) for side in ("width", "height")], 1),
-        classes=classes,
+        number=np.arange(len(objects)) - np.searchsorted(image_of, image_of),
+        label=np.array([label[entry["category_id"]] for entry in objects], np.int64),
+        sizes=sizes,
+        classes=[named[number] for number in category_ids],
+        category_ids=category_ids,
     )
-    return labels, found
-
-
-def _useless(entry: Any, images: Collection[int], categories: Collection[int]) -> str:
-    """Why an annotation cannot be used; "" where it can."""
-    if not has_id(entry):
-        return "has no id"
-    for what, got in annotation_faults(entry, images, categories):
-        if what in (NO_IMAGE, NO_CATEGORY):
-            return f"of {got}, which is not listed"
-        if what == NO_BOX:
-            return what.removeprefix("whose ")
-    return ""
 
 
 def _numbers(entries: Sequence[dict[str, Any]], key: str, default: Floats) -> Floats:
     """The numbers under a key of all entries, and the default of each that has none."""
     pairs = zip([entry.get(key) for entry in entries], default.tolist(), strict=True)
-    return np.array([value if is_number(value) else other for value, other in pairs], float)
+    return np.array([value if checks.is_number(value) else other for value, other in pairs], float)
 
 
 def bins(areas: Floats) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kdlab.datasets._coco_labels import is_crowd
 from kdlab.inspection.images import ImageFacts
 from kdlab.inspection.labels import Labels, bins
 
@@ -30,6 +31,8 @@ class Summary:
         lowest_px: smallest height.
         formats: images by format and mode, "JPEG RGB".
         image_sizes: images by width and height, "640x480".
+        levels: darkest and brightest pixel value that arrives, of 0 to 255.
+        scaled_sizes: as `sizes`, in images as models see them; None where a recipe does not scale them.
     """
 
     name: str
@@ -44,42 +47,55 @@ class Summary:
     lowest_px: float
     formats: dict[str, int]
     image_sizes: dict[str, int]
+    levels: tuple[int, int] = (0, 255)
+    scaled_sizes: dict[str, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain JSON values."""
         return asdict(self)
 
 
-def summaries(splits: Sequence[Labels], facts: Sequence[ImageFacts]) -> tuple[Summary, ...]:
-    """The numbers of each split, and of all together where there are several."""
+def summaries(
+    splits: Sequence[Labels], facts: Sequence[ImageFacts], scale: Sequence[int] | None = None
+) -> tuple[Summary, ...]:
+    """The numbers of each split, and of all together where there are several.
+
+    Args:
+        splits: the labels.
+        facts: of their images.
+        scale: width and height that images are resized to fit.
+    """
     found = []
     for labels in splits:
         own = [image for image in facts if image.task.split == labels.split]
-        found.append(_summary(labels.split, [labels], own))
+        found.append(_summary(labels.split, [labels], own, scale))
     if len(splits) > 1:
-        found.append(_summary("all", splits, facts))
+        found.append(_summary("all", splits, facts, scale))
     return tuple(found)
 
 
-def _summary(name: str, splits: Sequence[Labels], facts: Sequence[ImageFacts]) -> Summary:
+def _summary(
+    name: str, splits: Sequence[Labels], facts: Sequence[ImageFacts], scale: Sequence[int] | None
+) -> Summary:
     counts = np.concatenate([labels.counts for labels in splits])
     boxes = np.concatenate([labels.boxes for labels in splits])
     objects = [entry for labels in splits for entry in labels.objects]
     narrowest, lowest = boxes[:, 2:].min(axis=0).tolist() if len(boxes) else (0.0, 0.0)
     whole = [found for found in facts if found.format]
+    levels = [found.levels for found in facts if found.levels]
     per_image = (0, 0.0, 0)
     if len(counts):
         per_image = (int(counts.min()), float(np.median(counts)), int(counts.max()))
-    classes = {name: 0 for labels in splits for _, name in sorted(labels.classes.items())}
+    classes = {name: 0 for labels in splits for name in labels.classes}
     for labels in splits:
-        for number in labels.category.tolist():
-            classes[labels.classes[number]] += 1
+        for label in labels.label.tolist():
+            classes[labels.classes[label]] += 1
     return Summary(
         name,
         len(counts),
         int((counts == 0).sum()),
         len(objects),
-        sum(bool(entry.get("iscrowd") or entry.get("difficult")) for entry in objects),
+        sum(map(is_crowd, objects)),
         per_image,
         classes,
         bins(np.concatenate([labels.box_areas for labels in splits])),
@@ -87,4 +103,6 @@ def _summary(name: str, splits: Sequence[Labels], facts: Sequence[ImageFacts]) -
         lowest,
         dict(Counter(f"{found.format} {found.mode}" for found in whole).most_common()),
         dict(Counter(f"{found.size[0]}x{found.size[1]}" for found in whole).most_common()),
+        (min((low for low, _ in levels), default=0), max((high for _, high in levels), default=0)),
+        bins(np.concatenate([labels.scaled_areas(scale) for labels in splits])) if scale else None,
     )

@@ -30,7 +30,7 @@ def read(files: Sequence[XmlFile]) -> tuple[list[tuple[XmlFile, Annotation]], li
     for file in files:
         try:
             found = _voc_xml.parse(file.path)
-            details = [fault.got or fault.what for fault in found.faults]
+            details = [f"{what}: {case}" for what, case in found.faults]
         except OSError as error:
             details = [str(error)]
         if details:

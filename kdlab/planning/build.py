@@ -81,6 +81,7 @@ def build(
         device=facts.device,
         dataset={"name": facts.files.name, "fingerprint": facts.files.fingerprint},
         notes=(
+            *facts.notes,
             *_model_notes(recipe, facts),
             *weight_files.notes(facts.weights, answers),
             *_job_notes([planned.job for planned in jobs], past),

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kdlab import catalog, children
+from kdlab.datasets._coco_labels import is_size
 from kdlab.datasets.base import DatasetFiles, cache_dir
+from kdlab.datasets.coco import first_image
 from kdlab.devices import Machine
 from kdlab.errors import Fault, MachineError, UsageError
 from kdlab.jobs.files import read_if_whole, write_json
@@ -39,6 +41,7 @@ class Facts:
         gpu_gb: memory of the smallest GPU; None without one.
         versions: of the packages that decide numbers.
         weights: files that the recipe names, by their key in it; `student` and `teacher` say what they hold.
+        notes: what to know of the data.
         learned: what students learn from and are measured on, where that is not `files`.
     """
 
@@ -50,6 +53,7 @@ class Facts:
     weights: Mapping[str, WeightFile] = field(default_factory=dict)
     gpu_gb: float | None = None
     learned: DatasetFiles | None = None
+    notes: tuple[str, ...] = ()
 
 
 def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = lambda text: None) -> Facts:
@@ -72,14 +76,15 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
                 for fault, word in zip(error.faults, words, strict=True)
             ]
         ) from error
+    notes = _looked_at(files, stops=recipe.dataset.broken_images == "stop")
     # FLOPs are counted on the recipe's scale, else on the first image's
     scale = recipe.dataset.scale
     if scale is None:
-        images = json.loads(files.val.labels.read_text())["images"]
-        if not images or not {"height", "width"} <= images[0].keys():
+        image = first_image(files.val.labels)
+        if not (is_size(image.get("width")) and is_size(image.get("height"))):
             what = "the labels name no image size"
             raise UsageError(what, where=str(files.val.labels), fix="set dataset.scale")
-        scale = images[0]["width"], images[0]["height"]
+        scale = image["width"], image["height"]
     requests = {}
     for role, settings in weight_files.models_of(recipe).items():
         model = model_spec(settings, {}, weights.get(f"{role}.init"))
@@ -100,7 +105,22 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
         raise UsageError(faults=faults)
     found = dict(zip(requests, answers, strict=True))
     gpu_gb = min((gpu.memory_gb for gpu in machine.gpus), default=None)
-    return Facts(files, found["student"], found.get("teacher"), machine.device, versions(), weights, gpu_gb)
+    student, teacher = found["student"], found.get("teacher")
+    return Facts(files, student, teacher, machine.device, versions(), weights, gpu_gb, notes=notes)
+
+
+def _looked_at(files: DatasetFiles, *, stops: bool) -> tuple[str, ...]:
+    """Notes on the first image of each split, for what is wrong with all of them shows in one.
+
+    Raises:
+        UsageError: a job would stop at it.
+    """
+    from kdlab.datasets import _images  # OpenCV takes its time
+
+    looks = [_images.first_look(split) for split in (files.train, files.val)]
+    if stops and (faults := [fault for fault, _ in looks if fault]):
+        raise UsageError(faults=faults)
+    return tuple(note for _, note in looks if note)
 
 
 def model_spec(model: ModelSettings, facts: Mapping[str, Any], init: WeightFile | None = None) -> ModelSpec:

@@ -5,7 +5,11 @@ The batch of (seed, epoch, place) holds the same pixels whatever the workers, th
 
 from __future__ import annotations
 
+import errno
+import io
+import pickle
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +20,19 @@ import numpy as np
 import torch
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, get_worker_info
 
+from kdlab.datasets._coco_objects import fate
+from kdlab.datasets._images import UnreadableError, elsewhere
+from kdlab.datasets._images import broken as fault_of
 from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.datasets.coco import load_labels
 from kdlab.errors import JobError
 from kdlab.training import ranks
-from kdlab.training.images import BrokenImage, BrokenImages, LoadImage, UnreadableError
+from kdlab.training.images import BrokenImage, BrokenImages, LoadImage
 
+SHARED = Path("/dev/shm")
+"""Where loader workers leave their batches."""
 META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 
 
@@ -70,39 +79,40 @@ class CocoImages(CocoDataset):
         self.fates.update(fate(box, image["width"], image["height"]) for box in raw_data_info["raw_ann_info"])
         return super().parse_data_info(raw_data_info)
 
-    def filter_data(self) -> list[dict[str, Any]]:
-        """The images that are read; a `JobError` where none is left."""
-        kept: list[dict[str, Any]] = super().filter_data()
-        if not kept:
-            what, fix = "no image of the labels has an object", "use other labels"
-            raise JobError(what, where=self.ann_file, fix=fix)
-        return kept
-
     def prepare_data(self, idx: int) -> Any:
         """One sample, or a `BrokenImage` where it cannot be read."""
         try:
             return super().prepare_data(idx)
         except UnreadableError as error:
-            return BrokenImage(self.get_data_info(idx)["img_path"], str(error))
+            path, folder = self.get_data_info(idx)["img_path"], self.data_prefix["img"]
+            why = elsewhere(Path(folder), path.removeprefix(f"{folder}/")) or str(error)
+            return BrokenImage(path, why)
 
 
-def fate(box: dict[str, Any], width: int, height: int) -> str:
-    """What mmdet makes of a complete COCO annotation when it trains, in an image of that size in pixels.
+class _Sharing(pickle.Pickler):
+    """Moves all tensors of what it pickles into shared memory."""
 
-    Returns:
-        "object"; "crowd", ignored by the loss; or why it is dropped: "without_area", "outside", "marked".
-    """
-    x, y, w, h = box["bbox"]
-    if box.get("ignore"):
-        return "marked"
-    if w < 1 or h < 1 or box["area"] <= 0:
-        return "without_area"
-    if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
-        return "outside"
-    return "crowd" if box["iscrowd"] else "object"
+    def persistent_id(self, value: Any) -> str | None:
+        """Pickle no tensor."""
+        if not isinstance(value, torch.Tensor):
+            return None
+        value.share_memory_()
+        return ""
 
 
-def collate(samples: list[Any]) -> dict[str, list[Any]]:
+def collate(samples: list[Any]) -> dict[str, Any]:
+    """`joined`; in a loader worker in shared memory, or "too_small" where that does not hold it."""
+    batch = joined(samples)
+    if get_worker_info() is not None:
+        # torch would do it in a thread, whose failure leaves the main process waiting for ever
+        try:
+            _Sharing(io.BytesIO()).dump(batch)
+        except (RuntimeError, OSError) as error:
+            return {"too_small": str(error)}
+    return batch
+
+
+def joined(samples: list[Any]) -> dict[str, list[Any]]:
     """mmengine's batch of the samples that could be read, and the broken images of all under "broken"."""
     batch: dict[str, list[Any]] = {"inputs": [], "data_samples": [], "broken": []}
     for sample in samples:
@@ -119,18 +129,16 @@ def batches_of(loader: DataLoader) -> Iterator[Any]:
     """The batches of a loader; broken images among them are noted here, in the main process.
 
     Raises:
-        JobError: an image cannot be read; raised here, because a worker's errors come as tracebacks.
+        JobError: an image cannot be read, or shared memory does not hold a batch; raised here, because a
+            worker's errors come as tracebacks.
     """
-    for data in loader:
+    for data in _from_workers(loader):
+        if "too_small" in data:
+            raise too_small(data["too_small"])
         broken = data.pop("broken")
         for image in broken:
             if loader.dataset.broken is None:
-                raise JobError(
-                    "an image cannot be read",
-                    where=image.path,
-                    got=image.why,
-                    fix="mend the file, take it out of the labels, or --set dataset.broken_images=skip",
-                )
+                raise JobError(faults=[fault_of(image.path, image.why)])
             loader.dataset.broken.note(image)
         if data["data_samples"]:
             yield data
@@ -141,6 +149,27 @@ def batches_of(loader: DataLoader) -> Iterator[Any]:
                 got=broken[0].why,
                 fix="set dataset.root to where the images are",
             )
+
+
+def _from_workers(loader: DataLoader) -> Iterator[Any]:
+    try:
+        yield from loader
+    except (RuntimeError, OSError) as error:
+        # the kernel kills a process that writes where the rest of shared memory was promised to others
+        starved = "Bus error" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+        if not (loader.num_workers and starved):
+            raise
+        raise too_small(str(error)) from error
+
+
+def too_small(why: str) -> JobError:
+    """The fault of a machine whose shared memory does not hold the batches of loader workers."""
+    free = f"{shutil.disk_usage(SHARED).free / 1e6:.1f} MB free; " if SHARED.is_dir() else ""
+    return JobError(
+        f"{SHARED} is too small for the batches of loader workers",
+        got=f"{free}{why.splitlines()[0][:200] if why else ''}",
+        fix="enlarge it (docker run --shm-size=2g), or --set resources.workers=0",
+    )
 
 
 def resizing(scale: Sequence[int] | None) -> dict[str, Any]:
@@ -293,7 +322,7 @@ def reading_words(report: dict[str, int]) -> str:
     """A report as one line of the log."""
     names = {
         "images_dropped": "images without objects",
-        "boxes_without_area": "boxes smaller than a pixel",
+        "boxes_without_area": "boxes smaller than a pixel or of area 0",
         "boxes_outside": "boxes outside their image",
         "boxes_marked": "boxes marked `ignore`",
         "crowds_ignored": "crowds and difficult objects",

@@ -36,18 +36,17 @@ class CocoMetric:
         metrics: with "voc", `VOC07` and `VOC12` besides.
 
     Raises:
-        UsageError: something is wrong with the labels.
-        JobError: they hold no objects, so there is nothing to measure.
+        UsageError: something is wrong with the labels, or they hold no object.
     """
 
     def __init__(self, labels: Path, classes: Sequence[str], metrics: Sequence[str] = ("coco",)) -> None:
         self.results: list[tuple[int, np.ndarray]] = []
         dataset = load_labels(labels)
         self._where, self._classes, self._metrics = str(labels), tuple(classes), tuple(metrics)
+        # numbers of our own, from 1, for images and categories: a float holds no id beyond 2**53, and COCO's
+        # evaluation takes none that is negative
         categories = {category["name"]: category["id"] for category in dataset["categories"]}
-        self._category_ids = np.array([categories[name] for name in classes])
-        self._categories = [{"id": number, "name": name} for name, number in categories.items()]
-        # numbers of our own: a float holds no id beyond 2**53
+        self._category = {categories[name]: number for number, name in enumerate(classes, start=1)}
         ids = sorted(image["id"] for image in dataset["images"])
         self._numbers = {id_: number for number, id_ in enumerate(ids, start=1)}
         self._images: dict[int, dict[str, Any]] = {}
@@ -58,7 +57,6 @@ class CocoMetric:
             self._images[number], self._objects[number] = {"id": number, "file_name": "", **size}, []
         for box in dataset["annotations"]:
             self._objects[self._numbers[box["image_id"]]].append(box)
-        self._require_objects(self._images)
         self._compared: tuple[COCO, COCO, list[int]] | None = None
 
     def process(self, samples: Iterable[dict[str, Any]]) -> None:
@@ -95,7 +93,7 @@ class CocoMetric:
         """
         if self._compared is None:
             raise RuntimeError("matches() before of_all()")
-        return matches_of(*self._compared, self._category_ids)
+        return matches_of(*self._compared, [*self._category.values()])
 
     def _require_objects(self, numbers: Iterable[int]) -> None:
         if not any(not box["iscrowd"] for number in numbers for box in self._objects[number]):
@@ -110,14 +108,16 @@ class CocoMetric:
         numbers, rows, boxes = sorted(number for number, _ in results), [], []
         for number in numbers:
             for box in self._objects[number]:
-                kept = {key: box[key] for key in ("category_id", "bbox", "area", "iscrowd")}
+                kept = {key: box[key] for key in ("bbox", "area", "iscrowd")}
+                category = self._category[box["category_id"]]
                 # from 1: COCO's evaluation marks a detection by the id of what it matched, and 0 is nothing
-                boxes.append({"id": len(boxes) + 1, "image_id": number, **kept})
+                ids = {"id": len(boxes) + 1, "image_id": number, "category_id": category}
+                boxes.append(ids | kept)
         images = [self._images[number] for number in numbers]
-        truth = COCO({"images": images, "categories": self._categories, "annotations": boxes})
+        categories = [{"id": number, "name": name} for number, name in enumerate(self._classes, start=1)]
+        truth = COCO({"images": images, "categories": categories, "annotations": boxes})
         for number, found in results:
-            categories = self._category_ids[found[:, 5].astype(int)]
-            rows.append(np.column_stack([np.full(len(found), number), found[:, :5], categories]))
+            rows.append(np.column_stack([np.full(len(found), number), found[:, :5], found[:, 5] + 1]))
         self._compared = truth, truth.load_res(np.concatenate(rows)), numbers
         evaluation = Comparison(*self._compared[:2], "bbox")
         evaluation.evaluate()
@@ -128,14 +128,14 @@ class CocoMetric:
         areas = (every, every[0], every[5], small, medium, large)
         column = {category: place for place, category in enumerate(evaluation.params.cat_ids)}
         metrics = _points(dict(zip(NAMES, areas, strict=True)))
-        classes = zip(self._classes, self._category_ids, strict=True)
-        return metrics, _points({name: every[:, :, column[category]] for name, category in classes})
+        classes = enumerate(self._classes, start=1)
+        return metrics, _points({name: every[:, :, column[number]] for number, name in classes})
 
     def _boxes(self, number: int, found: np.ndarray) -> ImageBoxes:
         """One image for VOC's metrics: its corners, in the order of the labels."""
         objects = self._objects[number]
         boxes = np.array([box["bbox"] for box in objects], float).reshape(-1, 4)
-        labels = [np.flatnonzero(self._category_ids == box["category_id"])[0] for box in objects]
+        labels = [self._category[box["category_id"]] - 1 for box in objects]
         corners = np.hstack([found[:, :2], found[:, :2] + found[:, 2:4], found[:, 4:5]])
         return ImageBoxes(
             found=corners,

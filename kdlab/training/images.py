@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-from PIL import Image
-
+from kdlab.datasets._images import UnreadableError, decoded
 from kdlab.jobs.files import read_if_whole, write_json
-
-_JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_TAIL = 64
-"""Where the end of a JPEG is looked for: some cameras and tools write a little behind it."""
 
 _NAMED = 12
 
@@ -26,10 +18,6 @@ class BrokenImage:
 
     path: str
     why: str
-
-
-class UnreadableError(Exception):
-    """Raised by `LoadImage`, and by nothing else, so that no other error passes for a broken image."""
 
 
 class LoadImage:
@@ -43,38 +31,10 @@ class LoadImage:
         """
         try:
             content = Path(results["img_path"]).read_bytes()
-            image = decoded(content, results["height"], results["width"])
-        except (OSError, cv2.error) as error:
-            text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise UnreadableError(text.splitlines()[0]) from error
+        except OSError as error:
+            raise UnreadableError(error.strerror or str(error)) from error
+        image = decoded(content, results["height"], results["width"])
         return results | {"img": image, "img_shape": image.shape[:2], "ori_shape": image.shape[:2]}
-
-
-def decoded(content: bytes, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) BGR of an image file.
-
-    Args:
-        content: of the file.
-        height: as the labels record it.
-        width: the same. OpenCV turns an image as its EXIF says; where only the size of the unturned one is
-            what the labels record, their boxes lie on that one.
-
-    Raises:
-        OSError: it is cut short or no image.
-        cv2.error: it is empty.
-    """
-    # Some versions of OpenCV fill the missing rest of a JPEG with grey and say nothing. To decode it with
-    # Pillow as well would double the cost, so only what has no end is asked about.
-    if content.startswith(_JPEG) and _JPEG_END not in content[-_TAIL:]:
-        Image.open(io.BytesIO(content)).load()
-    buffer = np.frombuffer(content, np.uint8)
-    image = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
-    if image is None:
-        raise OSError("it is cut short, or not an image")
-    if image.shape[:2] == (height, width):
-        return image
-    unturned = cv2.imdecode(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return unturned if unturned.shape[:2] == (height, width) else image
 
 
 class BrokenImages:

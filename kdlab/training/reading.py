@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from kdlab.datasets._images import first_look
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
 from kdlab.training import data, ranks
@@ -36,6 +37,8 @@ class Reading:
         images = data.mmdet_dataset(self.files, self.files.train, scale, flip, self._skips)
         self._trained = data.reading_report(images)
         print(data.reading_words(self._trained), flush=True)
+        if note := first_look(self.files.train)[1]:
+            print(note, flush=True)
         batch_size, workers = self._job.spec.batch_size, self._job.resources.workers
         return data.training_loader(images, batch_size, self._job.seed, workers)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from kdlab import catalog
 from kdlab.devices import Machine
@@ -36,19 +37,26 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (50, 40)).save(path)
+
+
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The smallest folders that pass for COCO 2017 and for the PASCAL VOC devkit."""
     coco, voc = (tmp_path_factory.mktemp(name) for name in ("coco", "voc"))
     categories = [{"id": number, "name": f"class {number}"} for number in range(1, 81)]
+    image = {"id": 1, "file_name": "1.jpg", "width": 50, "height": 40}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 8, 8]}
     for split in ("train", "val"):
-        write(coco / f"{split}2017" / "1.jpg", "x")
-        labels = {"images": [], "annotations": [], "categories": categories}
+        picture(coco / f"{split}2017" / "1.jpg")
+        labels = {"images": [image], "annotations": [box], "categories": categories}
         write(coco / "annotations" / f"instances_{split}2017.json", json.dumps(labels))
     for year, split in (("VOC2007", "trainval"), ("VOC2007", "test"), ("VOC2012", "trainval")):
         stem = f"{year}_{split}"
         write(voc / year / "ImageSets" / "Main" / f"{split}.txt", stem)
-        write(voc / year / "JPEGImages" / f"{stem}.jpg", "x")
+        picture(voc / year / "JPEGImages" / f"{stem}.jpg")
         write(voc / year / "Annotations" / f"{stem}.xml", XML)
     return {"coco": coco, "voc": voc}
 

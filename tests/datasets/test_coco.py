@@ -12,11 +12,14 @@ from kdlab.datasets.coco import load_labels
 from kdlab.errors import MachineError, UsageError
 
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}]
+IMAGE = {"id": 0, "file_name": "sub/1.jpg", "width": 40, "height": 30}
+BOX = {"id": 0, "image_id": 0, "category_id": 3, "bbox": [1, 2, 10, 5.5]}
 
 
 def write_labels(path: Path, categories: Any = CATEGORIES, **more: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**more, "images": [], "annotations": [], "categories": categories}))
+    content = {"images": [IMAGE], "annotations": [BOX], "categories": categories, **more}
+    path.write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -83,6 +86,33 @@ def test_missing_folder_names_what_is_there_and_the_nearest(root: Path) -> None:
     assert (fault.known, fault.fix) == ("annotations, train2017, val2017", "did you mean val2017?")
 
 
+def test_the_folder_of_another_option_is_not_proposed(root: Path) -> None:
+    (root / "val2017" / "1.jpg").unlink()
+    (root / "val2017").rmdir()
+    with pytest.raises(UsageError) as caught:
+        coco.prepare(root=str(root))
+    assert caught.value.faults[0].fix == (
+        "put the folder there, or set dataset.val_images relative to dataset.root"
+    )
+
+
+def test_what_is_there_and_of_another_kind_is_said_to_be(root: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        coco.prepare(root=str(root), train_images="val2017/1.jpg", val_labels="annotations")
+    assert [(fault.what, fault.got) for fault in caught.value.faults] == [
+        ("dataset.train_images is not a folder", "a file"),
+        ("dataset.val_labels is not a file", "a folder"),
+    ]
+    assert not any("did you mean" in fault.fix for fault in caught.value.faults)
+
+
+def test_a_folder_that_is_missing_on_the_way_is_the_one_that_is_named(root: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        coco.prepare(root=str(root), val_labels="annotation/instances_val2017.json")
+    fault = caught.value.faults[0]
+    assert (fault.known, fault.fix) == ("annotations, train2017, val2017", "did you mean annotations?")
+
+
 def test_both_files_that_are_not_json_are_told_with_the_line(root: Path) -> None:
     for split in ("train", "val"):
         labels_of(root, split).write_text('{"images": [],\n "categories": [}')
@@ -100,16 +130,21 @@ def test_both_files_that_are_not_json_are_told_with_the_line(root: Path) -> None
         (None, 'has no "categories"'),
         (["person"], "is not a list of"),
         ([{"id": 1}], "is not a list of"),
-        ([{"id": "1", "name": "person"}], "not a whole number"),
-        ([{"id": 1, "name": "person"}, {"id": 1, "name": "car"}], "occurs twice"),
-        ([{"id": 1, "name": "person"}, {"id": 2, "name": "person"}], "occurs twice"),
+        ([{"id": "3", "name": "person"}], "categories without a whole number as id: 1"),
+        ([{"id": True, "name": "person"}, *CATEGORIES], "categories without a whole number as id: 1"),
+        ([{"id": 3, "name": 7}], "categories whose name is not text: 1"),
+        ([{"id": 3, "name": "person"}, {"id": 3, "name": "car"}], "categories with the id of another: 1"),
+        ([{"id": 3, "name": "person"}, {"id": 2, "name": "person"}], "with the name of another: 1"),
+        ([{"id": 3, "name": "a\x1b[31m"}], "categories whose name holds control characters"),
+        ([{"id": 3, "name": "\ud800"}], "categories whose name holds control characters"),
     ],
 )
 def test_improper_categories_are_refused(root: Path, categories: Any, message: str) -> None:
     write_labels(labels_of(root, "val"), categories)
     with pytest.raises(UsageError, match=message) as caught:
         coco.prepare(root=str(root))
-    assert [fault.where for fault in caught.value.faults] == [str(labels_of(root, "val"))]
+    assert {fault.where for fault in caught.value.faults} == {str(labels_of(root, "val"))}
+    assert not any("fetch it again" in fault.fix for fault in caught.value.faults)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "\xff"])
@@ -164,6 +199,11 @@ class TestBigFile:
         with pytest.raises(UsageError, match="not JSON"):
             coco.prepare(root=str(root))
 
+    def test_categories_nested_beyond_all_measure_are_no_json(self, root: Path) -> None:
+        labels_of(root, "val").write_text('{"categories": ' + "[" * 200_000 + "}")
+        with pytest.raises(UsageError, match="nested too deeply"):
+            coco.prepare(root=str(root))
+
     def test_other_lists_of_that_name_are_not_taken_for_the_categories(self, root: Path) -> None:
         for split in ("train", "val"):
             write_labels(labels_of(root, split), info={"categories": [{"id": 9, "name": "no"}]})
@@ -171,9 +211,6 @@ class TestBigFile:
 
 
 class TestLabels:
-    IMAGE = {"id": 0, "file_name": "sub/1.jpg", "width": 40, "height": 30}
-    BOX = {"id": 0, "image_id": 0, "category_id": 3, "bbox": [1, 2, 10, 5.5]}
-
     def written(self, folder: Path, images: Any = (IMAGE,), annotations: Any = (BOX,)) -> Path:
         content = {"images": list(images), "annotations": list(annotations), "categories": CATEGORIES}
         (folder / "labels.json").write_text(json.dumps(content))
@@ -184,7 +221,7 @@ class TestLabels:
         assert (box["area"], box["iscrowd"]) == (55, 0)
 
     def test_what_is_given_stays(self, tmp_path: Path) -> None:
-        given = self.BOX | {"area": 30.5, "iscrowd": 1, "segmentation": {"counts": [3, 4], "size": [30, 40]}}
+        given = BOX | {"area": 30.5, "iscrowd": 0, "segmentation": {"counts": [3, 4], "size": [30, 40]}}
         assert load_labels(self.written(tmp_path, annotations=[given]))["annotations"] == [given]
 
     @pytest.mark.parametrize(
@@ -205,6 +242,19 @@ class TestLabels:
                 "annotations whose bbox is not [x, y, width, height]: 2",
             ),
             ([IMAGE], [BOX | {"area": "55"}], "annotations whose area is not a number: 1"),
+            ([IMAGE | {"id": True}], [], "images without a whole number as id: 1"),
+            ([IMAGE | {"width": 10**400}], [BOX], "images without a whole width and height: 1"),
+            ([IMAGE], [BOX | {"bbox": [0, 0, 10**200, 10**200]}], "annotations whose bbox is not [x, y"),
+            ([IMAGE], [BOX | {"area": 1e300}], "annotations whose area is not a number: 1"),
+            ([IMAGE | {"width": True}], [BOX], "images without a whole width and height: 1"),
+            ([IMAGE | {"file_name": ""}], [BOX], "images without a file_name: 1"),
+            ([IMAGE | {"file_name": "a\n"}], [BOX], "images whose file_name holds control characters"),
+            ([IMAGE], [BOX | {"image_id": [0]}], "annotations whose image_id is no whole number: 1"),
+            ([IMAGE], [BOX | {"category_id": "3"}], "annotations whose category_id is no whole number: 1"),
+            ([IMAGE], [BOX | {"bbox": [9, 9, -4, 5]}], "annotations whose bbox has a negative width"),
+            ([IMAGE], [BOX | {"iscrowd": "0"}], "annotations whose iscrowd is neither 0 nor 1: 1"),
+            ([IMAGE], [BOX | {"iscrowd": 2}], "annotations whose iscrowd is neither 0 nor 1: 1"),
+            ([IMAGE], [BOX | {"ignore": "false"}], "annotations whose ignore is neither 0 nor 1: 1"),
         ],
     )
     def test_each_kind_of_fault_is_told(
@@ -214,11 +264,56 @@ class TestLabels:
         with pytest.raises(UsageError) as caught:
             load_labels(path)
         (fault,) = caught.value.faults
-        assert (fault.what, fault.where) == (told, str(path))
+        assert fault.what.startswith(told)
+        assert fault.where == str(path)
         assert fault.fix
 
+    @pytest.mark.parametrize(
+        ("images", "annotations", "got", "fix"),
+        [
+            ([IMAGE], [BOX | {"image_id": "0"}], "annotation 0: image_id is text: '0'", "quotation"),
+            ([IMAGE], [BOX | {"category_id": 3.0}], "annotation 0: category_id is 3.0", "decimal point"),
+            ([IMAGE], [BOX | {"area": "55"}], "annotation 0: area is text: '55'", "quotation"),
+            ([IMAGE], [BOX | {"bbox": ["1", 2, 3, 4]}], "bbox is ['1', 2, 3, 4]", "quotation"),
+            ([IMAGE], [BOX | {"ignore": "0"}], "annotation 0: ignore is text: '0'", "quotation"),
+            ([IMAGE], [BOX | {"iscrowd": 0.5}], "annotation 0: iscrowd is 0.5", "write 0 or 1"),
+            ([IMAGE | {"id": "0"}], [], "number 0 (from 0): id is text: '0'", "quotation"),
+            ([IMAGE | {"id": 1.0}], [], "number 0 (from 0): id is 1.0", "decimal point"),
+            ([IMAGE | {"width": "40"}], [BOX], "image 0: width is text: '40'", "quotation"),
+            ([IMAGE | {"height": 30.0}], [BOX], "image 0: height is 30.0", "decimal point"),
+            ([IMAGE | {"file_name": "a\x1b"}], [BOX], r"image 0: 'a\x1b'", "take them out"),
+        ],
+    )
+    def test_a_wrong_value_is_told_with_its_place_and_a_fix_that_fits(
+        self, tmp_path: Path, images: Any, annotations: Any, got: str, fix: str
+    ) -> None:
+        with pytest.raises(UsageError) as caught:
+            load_labels(self.written(tmp_path, images, annotations))
+        (fault,) = caught.value.faults
+        assert got in fault.got
+        assert fix in fault.fix
+
+    @pytest.mark.parametrize("flag", [0, 1, 0.0, True, False, None])
+    def test_a_flag_may_be_a_number_or_a_truth_value(self, tmp_path: Path, flag: Any) -> None:
+        content = [BOX, BOX | {"id": 1, "iscrowd": flag, "ignore": flag}]
+        assert load_labels(self.written(tmp_path, annotations=content))["annotations"][1]["iscrowd"] == int(
+            bool(flag)
+        )
+
+    @pytest.mark.parametrize("number", [2**53, 2**63, 2**64, -7])
+    def test_a_category_id_may_be_any_whole_number(self, tmp_path: Path, number: int) -> None:
+        categories = [{"id": number, "name": "person"}, {"id": number + 1, "name": "car"}]
+        write_labels(tmp_path / "a.json", categories, annotations=[BOX | {"category_id": number + 1}])
+        assert load_labels(tmp_path / "a.json")["annotations"][0]["category_id"] == number + 1
+
+    @pytest.mark.parametrize("key", ["images", "categories"])
+    def test_labels_nested_beyond_all_measure_are_no_json(self, tmp_path: Path, key: str) -> None:
+        (tmp_path / "a.json").write_text(f'{{"{key}": {"[" * 200_000}')
+        with pytest.raises(UsageError, match="nested too deeply"):
+            load_labels(tmp_path / "a.json")
+
     def test_many_of_a_kind_are_one_fault_that_names_the_first(self, tmp_path: Path) -> None:
-        strays = [self.BOX | {"id": number, "image_id": 9} for number in range(5)]
+        strays = [BOX | {"id": number, "image_id": 9} for number in range(5)]
         with pytest.raises(UsageError) as caught:
             load_labels(self.written(tmp_path, annotations=strays))
         assert caught.value.faults[0].got == (
@@ -231,8 +326,19 @@ class TestLabels:
             load_labels(tmp_path / "labels.json")
 
     def test_bad_labels_of_a_small_file_are_told_before_anything_runs(self, root: Path) -> None:
-        content = {"images": [], "annotations": [self.BOX], "categories": CATEGORIES}
-        labels_of(root, "val").write_text(json.dumps(content))
+        write_labels(labels_of(root, "val"), annotations=[BOX | {"image_id": 9}])
         with pytest.raises(UsageError, match="an image that is not listed") as caught:
             coco.prepare(root=str(root))
         assert caught.value.faults[0].where == str(labels_of(root, "val"))
+
+
+class TestFirstImage:
+    def test_it_is_found_wherever_the_list_stands(self, tmp_path: Path) -> None:
+        content = {"categories": CATEGORIES, "annotations": [BOX] * 9, "images": [IMAGE, IMAGE | {"id": 1}]}
+        (tmp_path / "a.json").write_text(json.dumps(content, indent=2))
+        assert coco.first_image(tmp_path / "a.json") == IMAGE
+
+    @pytest.mark.parametrize("text", ["", "{}", '{"images": []}', '{"images": [{"file_name": "a', "[" * 99])
+    def test_of_labels_of_another_content_there_is_none(self, text: str, tmp_path: Path) -> None:
+        (tmp_path / "a.json").write_text(text)
+        assert coco.first_image(tmp_path / "a.json") == {}

@@ -191,15 +191,6 @@ def test_odd_names_are_each_in_one_part(tmp_path: Path, odd: list[str]) -> None:
     assert not names(cut.train) & names(cut.val)
 
 
-def test_name_that_no_disk_can_hold_is_cut_like_others(tmp_path: Path) -> None:
-    files = data_set(tmp_path)
-    labels = content(files.train)
-    labels["images"][0]["file_name"] = "\ud800.jpg"
-    change(files, **labels)
-    cut = tuning_split(files, 0.5)
-    assert "\ud800.jpg" in names(cut.train) | names(cut.val)
-
-
 def test_images_of_one_file_stay_together(tmp_path: Path) -> None:
     files = data_set(tmp_path)
     labels = content(files.train)

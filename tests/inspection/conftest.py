@@ -12,9 +12,19 @@ import pytest
 from PIL import Image
 
 from kdlab.datasets.base import DatasetFiles, Split
+from kdlab.inspection import across
 from kdlab.inspection.examine import Inspection, examine
 
 SIZE = (200, 150)
+
+
+@pytest.fixture(autouse=True)
+def _few_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No set is too small, so that one of four images has no defect."""
+    monkeypatch.setattr(across, "FEW_IMAGES", 0)
+    monkeypatch.setattr(across, "FEW_OBJECTS", 0)
+
+
 BOXES = ([10.5, 10.5, 60.5, 50.5], [100.5, 60.5, 50.5, 60.5])
 
 

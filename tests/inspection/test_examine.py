@@ -17,7 +17,7 @@ def test_a_labelled_split_beside_train_and_val_is_looked_at_too(data: Any) -> No
 def test_broken_labels_of_a_split_that_no_job_reads_are_a_warning(data: Any, told: Told) -> None:
     data.add_split("test", labels=[])
     found = data.examine()
-    assert told(found, "labels-unusable") == ['test: test.json has no list "images"']
+    assert told(found, "labels-unusable") == ['test: test.json this file has no "categories"']
     assert [defect.severity for defect in found.defects] == ["warn"]
     assert found.usable
 
@@ -25,14 +25,14 @@ def test_broken_labels_of_a_split_that_no_job_reads_are_a_warning(data: Any, tol
 def test_broken_labels_of_a_split_that_jobs_read_are_an_error(data: Any, told: Told) -> None:
     data.labels["val"] = {}
     found = data.examine()
-    assert told(found, "labels-unusable") == ['val: val.json has no list "images"']
+    assert told(found, "labels-unusable") == ['val: val.json this file has no "categories"']
     assert not found.usable
     assert [split.name for split in found.summaries] == ["train"]
 
 
 def test_labels_without_categories_are_unusable(data: Any, told: Told) -> None:
     data.labels["val"]["categories"] = []
-    assert "val: has no categories" in told(data.examine(), "labels-unusable")
+    assert 'val: val.json this file has no "categories"' in told(data.examine(), "labels-unusable")
 
 
 def test_where_no_labels_can_be_used_there_is_nothing_to_count(data: Any) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from kdlab.inspection import across
 from kdlab.inspection.findings import KINDS, SEVERITIES, Place, defects
 
 HASH = "0123456789abcdef" * 2
@@ -40,6 +44,13 @@ def change_image(kind: str, place: str, **values: Any) -> None:
     case(kind, place)(lambda data, *_: data.labels["train"]["images"][0].update(values))
 
 
+def twelve_bits() -> bytes:
+    """A PNG of 16 bits that holds 12."""
+    file = io.BytesIO()
+    Image.fromarray(np.linspace(0, 4095, 200 * 150).astype(np.uint16).reshape(150, 200)).save(file, "PNG")
+    return file.getvalue()
+
+
 def put(kind: str, place: str, name: str, content: Callable[..., bytes]) -> None:
     """A case that gives the first image of train another name and content."""
     case(kind, place)(lambda data, picture, _: data.rename("train", 0, name, content(picture)))
@@ -54,7 +65,15 @@ def change_xml(kind: str, *places: str, **values: Any) -> None:
     case(kind, *places)(spoil)
 
 
-change("labels-unusable", "train: train.json annotation 0: bbox is not [x, y, width, height]", bbox=[1, 2])
+change(
+    "labels-unusable",
+    "train: train.json annotations whose bbox is not [x, y, width, height]: 1 "
+    "(annotation 1001: bbox is [1, 2])",
+    bbox=[1, 2],
+)
+change("area-0", "train: a.jpg #0 cat 10.5 10.5 60.5 50.5", area=0)
+change("ignore-marked", "train: a.jpg #0", ignore=1)
+change("difficult-text", "train: a.jpg #0 '1'", difficult="1")
 change_image("image-id-twice", "train: id 2", id=2)
 change("annotation-id-twice", "train: id 1003", id=1003)
 change("annotation-id-0", "train: a.jpg #0", id=0)
@@ -95,6 +114,28 @@ def _(data: Any, *_: Any) -> None:
 @case("image-truncated", "train: a.jpg image file is truncated...")
 def _(data: Any, *_: Any) -> None:
     data.files["images/train/a.jpg"] = data.files["images/train/a.jpg"][:-200]
+
+
+@case("few-levels", "train: a.png pixels arrive as 0..15 of 0..255, the file has 0..4095 of 16 bits")
+def _(data: Any, *_: Any) -> None:
+    data.rename("train", 0, "a.png", twelve_bits())
+
+
+@case("few-images", "val: ")
+def _(data: Any, *_: Any) -> None:
+    across.FEW_IMAGES = 3
+
+
+@case("few-objects", "val: dog 1")
+def _(data: Any, *_: Any) -> None:
+    across.FEW_OBJECTS = 2
+    data.labels["val"]["annotations"].pop()
+
+
+@case("class-spelling", ": cat = Cat.")
+def _(data: Any, *_: Any) -> None:
+    for labels in data.labels.values():
+        labels["categories"][1]["name"] = "Cat."
 
 
 @case("leak", "val: c.jpg = train a.jpg")
@@ -161,7 +202,7 @@ def _(data: Any, *_: Any) -> None:
     data.labels["train"]["annotations"] = [e for e in objects(data) if e["image_id"] != 1]
 
 
-@case("nothing-labelled", "train: ")
+@case("nothing-left", "train: train.json no object is left to learn from or to measure on (no annotations)")
 def _(data: Any, *_: Any) -> None:
     data.labels["train"]["annotations"] = []
 
@@ -220,7 +261,7 @@ def _(data: Any, *_: Any) -> None:
         entry["bbox"] = [int(value) for value in entry["bbox"]]
 
 
-@case("xml-unreadable", "train: a.xml no element found...")
+@case("xml-unreadable", "train: a.xml XML files that do not parse: a.xml: no element found...")
 def _(data: Any, *_: Any) -> None:
     data.files["xml/a.xml"] = b"<annotation>"
 
@@ -261,6 +302,10 @@ def test_a_defect_is_found_and_placed(
 def test_no_case_is_of_an_unknown_kind() -> None:
     assert CASES.keys() == KINDS.keys()
     assert {severity for severity, _ in KINDS.values()} == {*SEVERITIES}
+
+
+def test_the_name_of_a_file_on_disk_cannot_steer_a_terminal() -> None:
+    assert str(Place("train", "sub/a\x1b[31m.jpg")) == r"'a\x1b[31m.jpg'"
 
 
 def test_the_worst_come_first_and_counts_add_up() -> None:

@@ -116,7 +116,8 @@ class TestFoosball:
 
     def test_nothing_but_its_listed_traps_is_told(self, foosball: Inspection) -> None:
         assert {defect.kind: defect.count for defect in foosball.defects} == {
-            "imbalance": 1, "small-objects": 2922, "annotation-id-0": 3, "id-over-splits": 837,
+            "few-images": 21, "imbalance": 1, "small-objects": 2922,
+            "annotation-id-0": 3, "id-over-splits": 837,
             "category-0": 3, "licence-missing": 141, "year-text": 3, "segmentation-empty": 3356,
             "whole-numbers": 3356, "export-hash": 141,
         }  # fmt: skip
@@ -155,7 +156,8 @@ class TestCocoMini:
 
     def test_nothing_but_its_listed_traps_is_told(self, coco_mini: Inspection) -> None:
         assert {defect.kind: defect.count for defect in coco_mini.defects} == {
-            "never-trained": 12, "imbalance": 70, "no-objects": 2, "class-absent": 37, "never-measured": 11,
+            "never-trained": 12, "few-objects": 95, "imbalance": 70,
+            "no-objects": 2, "class-absent": 37, "never-measured": 11,
             "category-gaps": 20, "crowd-rle": 14, "area-mask": 1141, "mixed-numbers": 14,
         }  # fmt: skip
         assert coco_mini.usable

@@ -90,7 +90,7 @@ def start_rank(
 
 
 def run_probe(_command: Sequence[str], *, input: str, **_: Any) -> subprocess.CompletedProcess[str]:
-    """What `facts` asks of `subprocess.run`: answers about models."""
+    """What `children` asks of `subprocess.run`: answers about models."""
     with TemporaryFile("w+") as asked, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
         asked.write(input), asked.seek(0)
         place = {"given": asked.fileno(), "out": out.fileno(), "err": err.fileno()}
@@ -170,18 +170,20 @@ def _launch(folder: str) -> int:
 def _probe() -> int:
     from kdlab.training.probe import main
 
+    # it has no parent to end with
+    del sys.argv[1:]
     return main()
 
 
 def _command(argv: Sequence[str], cwd: str) -> int:
+    from kdlab import children
     from kdlab.cli.app import main
-    from kdlab.planning import facts
     from kdlab.running.executors import local
 
     os.chdir(cwd)
     jobs = SimpleNamespace(Popen=start_job, DEVNULL=Fork.DEVNULL, STDOUT=Fork.STDOUT)
     local.subprocess = jobs  # type: ignore[attr-defined]
-    facts.subprocess = SimpleNamespace(run=run_probe)  # type: ignore[attr-defined]
+    children.subprocess = SimpleNamespace(run=run_probe)  # type: ignore[attr-defined]
     return main(argv)
 
 

@@ -333,7 +333,6 @@ WHOLE = {"bbox": [5, 5, 20, 20]}
     [
         ({"bbox": [5, 5, 0, 0]}, "boxes_without_area"),
         ({"bbox": [5, 5, 0.5, 9]}, "boxes_without_area"),
-        ({"bbox": [5, 5, -3, -3]}, "boxes_without_area"),
         ({"bbox": [5, 5, 9, 9], "area": 0}, "boxes_without_area"),
         ({"bbox": [100, 5, 9, 9]}, "boxes_outside"),
         ({"bbox": [5, -20, 9, 9]}, "boxes_outside"),
@@ -358,7 +357,7 @@ def test_what_is_left_out_is_told_in_words(tmp_path: Path) -> None:
     report, _ = drop_report(tmp_path, [WHOLE, {"bbox": [5, 5, 0, 0]}, {"bbox": [1, 1, 9, 9], "iscrowd": 1}])
     assert reading_words(report) == (
         "training on 1 images with 1 objects; left out: images without objects 1, "
-        "boxes smaller than a pixel 1, crowds and difficult objects 1"
+        "boxes smaller than a pixel or of area 0 1, crowds and difficult objects 1"
     )
 
 
@@ -460,12 +459,65 @@ def test_hand_written_voc_and_coco_labels_drop_the_same(
                                      "images_dropped")] == [1, 1, 1, 1, 1]  # fmt: skip
 
 
-def test_labels_without_any_object_are_refused(tmp_path: Path) -> None:
-    labels = tmp_path / "train.json"
-    image = {"id": 1, "file_name": "a.png", "height": 64, "width": 64}
-    labels.write_text(
-        json.dumps({"images": [image], "annotations": [], "categories": [{"id": 1, "name": "a"}]})
+@pytest.mark.parametrize("box", [None, {"area": 0}, {"iscrowd": 1}, {"ignore": 1}, {"bbox": [100, 5, 9, 9]}])
+def test_labels_of_which_no_object_is_left_are_refused(box: dict[str, Any] | None, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no object is left"):
+        drop_report(tmp_path, [] if box is None else [{"bbox": [5, 5, 9, 9], **box}])
+
+
+class TestSharedMemory:
+    @pytest.fixture
+    def loader(self, tmp_path: Path) -> Any:
+        """One batch from a loader worker."""
+        Image.new("RGB", (64, 64)).save(tmp_path / "0.png")
+        drop_report(tmp_path, [WHOLE])
+        split = Split(tmp_path, tmp_path / "labels.json")
+        images = mmdet_dataset(DatasetFiles("x", ("a",), split, split, ""), split, None, 0.0)
+        return training_loader(images, 1, 0, workers=1)
+
+    def test_all_tensors_of_a_batch_are_shared_by_the_worker(self, loader: Any) -> None:
+        (data,) = batches_of(loader)
+        assert data["inputs"][0].is_shared()
+        assert data["data_samples"][0].gt_instances.labels.is_shared()
+
+    def test_too_little_of_it_ends_the_job_with_cause_and_fix(
+        self, loader: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(tensor: Any) -> None:
+            raise RuntimeError("unable to allocate shared memory: No space left on device (28)")
+
+        # workers are forked and have it too
+        monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+        with pytest.raises(JobError, match="/dev/shm is too small") as caught:
+            next(batches_of(loader))
+        (fault,) = caught.value.faults
+        assert "No space left on device" in fault.got
+        assert "--shm-size" in fault.fix
+        assert "resources.workers=0" in fault.fix
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that"),
+            OSError(28, "No space left on device"),
+        ],
     )
-    split = Split(tmp_path, labels)
-    with pytest.raises(JobError, match="no image of the labels has an object"):
-        mmdet_dataset(DatasetFiles("x", ("a",), split, split, ""), split, None, 0.0)
+    def test_a_worker_that_the_kernel_kills_for_it_is_told_the_same(
+        self, error: Exception, loader: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def killed(_: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(type(loader), "__iter__", killed)
+        with pytest.raises(JobError, match="/dev/shm is too small"):
+            next(batches_of(loader))
+
+    def test_another_error_of_a_worker_stays_what_it_is(
+        self, loader: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(_: Any) -> Any:
+            raise RuntimeError("shapes differ")
+
+        monkeypatch.setattr(type(loader), "__iter__", broken)
+        with pytest.raises(RuntimeError, match="shapes differ"):
+            next(batches_of(loader))

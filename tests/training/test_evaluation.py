@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval as Comparison
 
 from kdlab.datasets.base import DatasetFiles
-from kdlab.errors import JobError
+from kdlab.errors import JobError, UsageError
 from kdlab.jobs.result import Evaluation
 from kdlab.training.data import evaluation_loader, mmdet_dataset
 from kdlab.training.evaluation import NAMES, CocoMetric, evaluate
@@ -99,6 +99,19 @@ def test_metrics_equal_those_of_pycocotools(tmp_path: Path, seed: int) -> None:
     found, reference = measured(tmp_path, labels, samples), expected(labels, samples)
     assert found == pytest.approx(reference, abs=1e-6)
     assert 5 < found["AP"] < 95
+
+
+@pytest.mark.parametrize("first", [2**53, 2**63, 2**70, -(2**63), -2])
+def test_category_ids_of_any_size_give_the_numbers_of_small_ones(tmp_path: Path, first: int) -> None:
+    labels, samples = scene(0)
+    small = measured(tmp_path, labels, samples)
+    numbers = {number: first + place for place, number in enumerate(IDS)}
+    labels = copy.deepcopy(labels)
+    for entry in labels["categories"]:
+        entry["id"] = numbers[entry["id"]]
+    for entry in labels["annotations"]:
+        entry["category_id"] = numbers[entry["category_id"]]
+    assert measured(tmp_path, labels, samples) == small
 
 
 def test_equal_scores_are_ordered_as_pycocotools_orders_them(tmp_path: Path) -> None:
@@ -315,5 +328,5 @@ def test_labels_without_objects_are_refused(tmp_path: Path) -> None:
     image = {"id": 1, "file_name": "a.png", "width": 9, "height": 9}
     empty = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
     labels.write_text(json.dumps(empty))
-    with pytest.raises(JobError, match="hold no objects"):
+    with pytest.raises(UsageError, match="no object is left"):
         CocoMetric(labels, ["a"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from kdlab import detectors
 from kdlab.jobs.events import JobEvaluated, JobFinished, JobStarted, read_from
 from kdlab.jobs.files import write_json
-from kdlab.jobs.job import Inputs, Job
+from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import Curves, Evaluation, JobResult
 from kdlab.training import checkpoints
@@ -149,14 +148,3 @@ def test_a_stopped_one_goes_on_to_the_same_losses(
     assert run_job(parts) is not None
     assert Curves.read(parts) == Curves.read(finished[0])
     assert not list(parts.checkpoints.iterdir())
-
-
-def test_images_without_objects_suffice_for_the_latency(tmp_path: Path, folder: Path, job: Job) -> None:
-    files = job.inputs.dataset
-    labels = json.loads(files.val.labels.read_text()) | {"annotations": []}
-    (tmp_path / "val.json").write_text(json.dumps(labels))
-    files = replace(files, val=replace(files.val, labels=tmp_path / "val.json"))
-    bare = replace(job, id="scale-3", spec=changed(job, iterations=1), inputs=Inputs(files))
-    result = run_job(lay(folder, bare))
-    assert result is not None
-    assert result.timing["latency_s"] > 0

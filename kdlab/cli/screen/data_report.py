@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kdlab.inspection.findings import Defect
     from kdlab.inspection.summary import Summary
 
-_LOOKS = {"error": "bold red", "warn": "yellow", "note": "dim"}
+_LOOKS = {"error": "bold red", "warn": "yellow", "note": "", "info": "dim"}
 _CLASSES, _TRAITS = 12, 4
 _EXAMPLES = 3
 _WIDE = 150
@@ -53,8 +53,17 @@ def counting(screen: Screen) -> Iterator[Callable[[str, int, int], None]]:
         yield told
 
 
-def report(screen: Screen, files: DatasetFiles, found: Inspection) -> None:
-    """Print all of it to stdout."""
+def report(
+    screen: Screen, files: DatasetFiles, found: Inspection, scale: Sequence[int] | None = None
+) -> None:
+    """Print all of it to stdout; what needs no action is only counted, but with -v.
+
+    Args:
+        screen: where to.
+        files: the dataset.
+        found: in it.
+        scale: width and height that images are resized to fit.
+    """
     from rich.text import Text
 
     screen.data(Text(f"{found.name}  fingerprint {found.fingerprint}", style="bold"))
@@ -66,11 +75,15 @@ def report(screen: Screen, files: DatasetFiles, found: Inspection) -> None:
         screen.data(f"  {name:<5}  {path}")
     if found.summaries:
         screen.data("")
-        _show_numbers(screen, found.summaries)
+        _show_numbers(screen, found.summaries, scale)
     screen.data("")
+    shown = [defect for defect in found.defects if screen.verbose or defect.severity != "info"]
+    for line in _lines(shown, screen.out.width) if shown else ():
+        screen.data(line)
+    if hidden := len(found.defects) - len(shown):
+        kinds = "kind of finding that needs" if hidden == 1 else "kinds of finding that need"
+        screen.data(Text(f"{hidden} more {kinds} no action: -v", style="dim"))
     if found.defects:
-        for line in _lines(found.defects, screen.out.width):
-            screen.data(line)
         screen.data("")
     counts = Counter(defect.severity for defect in found.defects)
     words = {"error": "error", "warn": "warning", "note": "note"}
@@ -86,34 +99,36 @@ def _number(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def _show_numbers(screen: Screen, summaries: Sequence[Summary]) -> None:
+def _show_numbers(screen: Screen, summaries: Sequence[Summary], scale: Sequence[int] | None) -> None:
     """Of many splits those that a job reads, where a terminal has no room for all; numbers are never cut."""
     from rich.text import Text
 
-    table = _numbers(summaries, all_classes=screen.verbose)
+    table = _numbers(summaries, scale, all_classes=screen.verbose)
     needed = screen.out.measure(table, options=screen.out.options.update_width(UNLIMITED)).maximum
     if needed > screen.out.width and (others := summaries[2:-1]):
-        screen.data(_numbers([*summaries[:2], summaries[-1]], all_classes=screen.verbose))
+        screen.data(_numbers([*summaries[:2], summaries[-1]], scale, all_classes=screen.verbose))
         names = ", ".join(split.name for split in others)
         screen.data(Text(f"no room here for {names}: see --json, or a terminal of {needed} columns", "dim"))
         return
     screen.data(table)
 
 
-def _numbers(summaries: Sequence[Summary], *, all_classes: bool) -> Table:
+def _numbers(summaries: Sequence[Summary], scale: Sequence[int] | None, *, all_classes: bool) -> Table:
     """A column a split."""
     from rich.text import Text
 
     heads = [Text(split.name, style="bold") for split in summaries]
     rows: list[list[Text | str]] = [["", *heads, Text("share", style="dim")]]
-    for name, values in _rows(summaries, all_classes=all_classes):
+    for name, values in _rows(summaries, scale, all_classes=all_classes):
         title = Text(name, style="dim" if name.startswith(" ") else "")
         title.truncate(_NAME_WIDTH, overflow="ellipsis")
         rows.append([title, *values])
     return grid(rows, right=range(1, len(rows[0])))
 
 
-def _rows(summaries: Sequence[Summary], *, all_classes: bool) -> Iterator[tuple[str, list[str]]]:
+def _rows(
+    summaries: Sequence[Summary], scale: Sequence[int] | None, *, all_classes: bool
+) -> Iterator[tuple[str, list[str]]]:
     last = summaries[-1]
 
     def row(name: str, form: str) -> tuple[str, list[str]]:
@@ -123,6 +138,7 @@ def _rows(summaries: Sequence[Summary], *, all_classes: bool) -> Iterator[tuple[
     yield row("  without objects", "{0.without_objects:,}")
     yield from _counted([split.formats for split in summaries], last.images, _TRAITS, "formats")
     yield from _counted([split.image_sizes for split in summaries], last.images, _TRAITS, "sizes")
+    yield row("  pixel values, of 0..255", "{0.levels[0]}..{0.levels[1]}")
     yield row("objects", "{0.objects:,}")
     yield row("  crowd or difficult", "{0.crowds:,}")
     yield row("  an image: least/median/most", "{0.per_image[0]}/{0.per_image[1]:g}/{0.per_image[2]}")
@@ -130,6 +146,9 @@ def _rows(summaries: Sequence[Summary], *, all_classes: bool) -> Iterator[tuple[
     names = {"small": "small, < 32x32 px", "medium": "medium", "large": "large, >= 96x96 px"}
     for key, name in names.items():
         yield _shares(name, [split.sizes[key] for split in summaries], last.objects)
+    for key in names if scale else ():
+        counts = [(split.scaled_sizes or {}).get(key, 0) for split in summaries]
+        yield _shares(f"{key} at scale {scale[0]}x{scale[1]}" if scale else key, counts, last.objects)
     yield f"classes: {len(last.classes)}", []
     shown = len(last.classes) if all_classes else _CLASSES
     yield from _counted([split.classes for split in summaries], last.objects, shown, "classes (-v)")

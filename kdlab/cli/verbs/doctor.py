@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 60
 LOW_GB, FULL_GB = 10.0, 0.5
+SHARED, SHARED_GB = Path("/dev/shm"), 0.5
 _LOOKS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -67,7 +68,7 @@ def doctor(
 
     Of a dataset it tells what each split holds and what is wrong: as an error what makes a job stop, as a
     warning what harms training or measuring, as a note what is good to know. #3 is the fourth object of its
-    image. --json names every place, -v every class.
+    image. --json names every place, -v every class and what needs no action.
 
     \b
     Examples:
@@ -116,11 +117,12 @@ def _doctor_data(screen: Screen, recipe: str, overrides: Sequence[str]) -> int:
         except KdlabError as error:
             raise MachineError(faults=error.faults) from error
     with data_report.counting(screen) as progress:
-        found = inspection.examine(files, progress, broken_images=dataset.broken_images)
+        stops = {"broken_images": dataset.broken_images, "scale": dataset.scale}
+        found = inspection.examine(files, progress, **stops)
     if screen.json:
         screen.emit(recipe=recipe, **found.to_dict())
     else:
-        data_report.report(screen, files, found)
+        data_report.report(screen, files, found, dataset.scale)
     if not found.usable:
         screen.next(screen.command())
         return MachineError.exit_code
@@ -140,6 +142,7 @@ def examine() -> Iterator[Check]:
     yield _mmcv(found)
     yield from (_package(name, found) for name in ("mmdet", "hotcoco", "mlflow"))
     yield from _devices(found)
+    yield from _shared_memory()
     yield _folder("runs folder", Runs.here().folder, "KDLAB_RUNS")
     try:
         yield _folder("cache folder", cache_dir(), "KDLAB_CACHE")
@@ -286,6 +289,17 @@ def _devices(found: dict[str, dict[str, Any]]) -> Iterator[Check]:
         yield Check("GPUs", "warn", told, "wait for the other programs, or name the GPUs: --gpus 0")
     else:
         yield Check("GPUs", "ok", told)
+
+
+def _shared_memory() -> Iterator[Check]:
+    """The check that batches of loader workers find room; containers have 64 MB of it unless told."""
+    if not SHARED.is_dir():
+        return
+    free_gb = shutil.disk_usage(SHARED).free / 1e9
+    fix = "docker run --shm-size=2g, or for jobs --set resources.workers=0"
+    state, fix = ("ok", "") if free_gb >= SHARED_GB else ("warn", fix)
+    what = f"{SHARED}, {free_gb:.2f} GB free" + " for loader workers" * (state == "warn")
+    yield Check("shared memory", state, what, fix)
 
 
 def _folder(name: str, folder: Path, variable: str) -> Check:

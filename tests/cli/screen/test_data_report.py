@@ -17,6 +17,7 @@ from kdlab.cli import app
 from kdlab.cli.screen import data_report
 from kdlab.cli.screen.console import Screen
 from kdlab.datasets.base import DatasetFiles, Split
+from kdlab.inspection import across
 from kdlab.inspection.examine import Inspection
 from kdlab.inspection.findings import Defect, Place
 from kdlab.inspection.summary import Summary
@@ -40,6 +41,8 @@ def labels(images: dict[str, int], first: int) -> dict[str, Any]:
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A set of two images a split that holds no defect above a note."""
     monkeypatch.setenv("KDLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(across, "FEW_IMAGES", 2)
+    monkeypatch.setattr(across, "FEW_OBJECTS", 2)
     # pytest's workers have it, and then a line is cut there
     monkeypatch.delenv("COLUMNS", raising=False)
     base = tmp_path / "set"
@@ -70,12 +73,46 @@ def doctor(root: Path, capfd: pytest.CaptureFixture[str]) -> Doctor:
     return run
 
 
-def test_notes_alone_give_0_and_name_the_next_step(doctor: Doctor, root: Path) -> None:
+def rows(out: str) -> list[str]:
+    """The lines without their columns."""
+    return [" ".join(line.split()) for line in out.splitlines()]
+
+
+def test_what_needs_no_action_gives_0_and_is_counted(doctor: Doctor, root: Path) -> None:
     code, out, err = doctor()
     assert code == 0
-    assert out.endswith("0 errors, 0 warnings, 1 note: training can use this data\n")
-    assert "note  4  box values mix whole numbers and fractions  train: a.png #0; train: b.png #0;" in out
+    assert out.endswith(
+        "\n1 more kind of finding that needs no action: -v\n"
+        "\n0 errors, 0 warnings, 0 notes: training can use this data\n"
+    )
+    assert "box values mix" not in out
     assert err.endswith(f"next: kdlab plan {RECIPE} --set dataset.root={root}\n")
+
+
+def test_what_needs_no_action_stands_there_when_asked(doctor: Doctor) -> None:
+    _, out, _ = doctor("-v")
+    assert any(row.startswith("info 4 box values mix whole numbers and fractions") for row in rows(out))
+    assert "needs no action" not in out
+
+
+def test_few_images_to_measure_on_are_worth_a_warning(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(across, "FEW_IMAGES", 3)
+    monkeypatch.setattr(across, "FEW_OBJECTS", 3)
+    _, out, _ = doctor()
+    assert "warn 2 validation images, few: each moves AP by points val 2" in rows(out)
+    assert "warn 2 classes with fewer than 10 objects in a split train: cat 2; val: cat 2" in rows(out)
+
+
+def test_sizes_are_told_at_the_scale_of_the_recipe_too(doctor: Doctor) -> None:
+    _, out, _ = doctor(scale="[256, 256]")
+    assert "medium 2 2 4 100.0 %" in rows(out)
+    assert "large at scale 256x256 2 2 4 100.0 %" in rows(out)
+
+
+def test_the_range_in_which_pixels_arrive_is_told(doctor: Doctor) -> None:
+    assert "pixel values, of 0..255 0..2 0..4 0..4" in rows(doctor()[1])
 
 
 def test_off_a_terminal_it_says_what_is_counted_without_colour(doctor: Doctor) -> None:
@@ -90,7 +127,7 @@ def test_a_warning_gives_0(doctor: Doctor, root: Path) -> None:
     code, out, _ = doctor()
     assert code == 0
     assert "warn  1  images with the same content in two splits" in out
-    assert "0 errors, 1 warning, 1 note: training can use this data" in out
+    assert "0 errors, 1 warning, 0 notes: training can use this data" in out
 
 
 def test_a_broken_image_gives_3_where_jobs_stop_at_one(doctor: Doctor, root: Path) -> None:
@@ -98,8 +135,7 @@ def test_a_broken_image_gives_3_where_jobs_stop_at_one(doctor: Doctor, root: Pat
     code, out, err = doctor()
     assert code == 3
     assert "\nerror  1  image files of 0 bytes " in out
-    assert "\nnote   4  box values mix " in out
-    assert "1 error, 0 warnings, 1 note; training cannot use this data: mend the errors" in out
+    assert "1 error, 0 warnings, 0 notes; training cannot use this data: mend the errors" in out
     assert f"next: kdlab doctor --data {RECIPE} --set" in err
 
 
@@ -109,7 +145,7 @@ def test_broken_images_give_0_where_jobs_skip_them(doctor: Doctor, root: Path) -
     code, out, _ = doctor(broken_images="skip")
     assert code == 0
     assert "warn  1  labelled images without a file" in out
-    assert "0 errors, 2 warnings, 1 note: training can use this data, leaving out 2 broken images\n" in out
+    assert "0 errors, 2 warnings, 0 notes: training can use this data, leaving out 2 broken images\n" in out
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])

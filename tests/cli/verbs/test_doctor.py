@@ -111,6 +111,16 @@ def test_room_on_the_disk_is_judged(
     assert bool(check.fix) == (state != "ok")
 
 
+@pytest.mark.parametrize(("free", "state"), [(8e9, "ok"), (64e6, "warn"), (256e3, "warn")])
+def test_little_shared_memory_is_worth_a_warning(
+    free: float, state: str, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    check = machine()["shared memory"]
+    assert check.state == state
+    assert ("resources.workers=0" in check.fix) == (state == "warn")
+
+
 def test_a_folder_that_cannot_be_is_a_fault(
     machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,8 +135,8 @@ def test_a_fault_gives_3_and_shows_its_mend(machine: Any, capfd: pytest.CaptureF
     machine({"hotcoco": {"error": "ModuleNotFoundError: No module named 'hotcoco'"}})
     assert app.main(["doctor"]) == 3
     out, err = capfd.readouterr()
-    assert "fail  hotcoco       ModuleNotFoundError: No module named 'hotcoco'\n" in out
-    assert "      fix           pip install 'hotcoco>=1.3'\n" in out
+    assert "fail  hotcoco        ModuleNotFoundError: No module named 'hotcoco'\n" in out
+    assert "      fix            pip install 'hotcoco>=1.3'\n" in out
     assert "next" not in err
 
 

@@ -1,0 +1,116 @@
+"""Objects of COCO labels that are right one by one: what becomes of each, and whether they can be meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from kdlab.datasets._coco_labels import grouped
+from kdlab.datasets.base import first_of
+from kdlab.errors import Fault
+
+NOTHING_LEFT = "no object is left to learn from or to measure on"
+_PIXELS = "write boxes in pixels of their image"
+_LEFT_OUT = {
+    "crowd": ("iscrowd is 1", "set iscrowd to 0 where it is an object"),
+    "marked": ("ignore is 1", "set ignore to 0 where it is an object"),
+    "outside": ("the box is outside of its image", _PIXELS),
+    "without_area": ("the box is smaller than a pixel", _PIXELS),
+    "area": ("area is not above 0", "leave area out: it is then width * height"),
+}
+"""Words and fix of each reason that leaves no object."""
+_SHOWN = 3
+_FEW = 3
+"""Boxes that are too few to tell corners from sizes."""
+_HAIR_PX = 1.0
+_HAIR = 0.01
+
+Pair = tuple[dict[str, Any], dict[str, Any]]
+"""A complete annotation and its image."""
+
+
+def fate(box: dict[str, Any], width: int, height: int) -> str:
+    """What mmdet makes of a complete COCO annotation when it trains, in an image of that size in pixels.
+
+    Returns:
+        "object"; "crowd", ignored by the loss; or why it is dropped: "without_area", "outside", "marked".
+    """
+    x, y, w, h = box["bbox"]
+    if box.get("ignore"):
+        return "marked"
+    if w < 1 or h < 1 or box["area"] <= 0:
+        return "without_area"
+    if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
+        return "outside"
+    return "crowd" if box["iscrowd"] else "object"
+
+
+def complete(box: dict[str, Any]) -> None:
+    """Give an annotation w * h as `area` where it has none, and 0 or 1 as `iscrowd`."""
+    if box.get("area") is None:
+        box["area"] = max(box["bbox"][2], 0) * max(box["bbox"][3], 0)
+    box["iscrowd"] = int(bool(box.get("iscrowd")))
+
+
+def unmeant(data: dict[str, Any], where: str) -> list[Fault]:
+    """Faults of labels that cannot be meant as a whole: boxes of another form, or no object is left.
+
+    The one check of plan, doctor and job.
+
+    Args:
+        data: labels without a fault in their entries, all annotations complete.
+        where: the file.
+    """
+    images = {image["id"]: image for image in data["images"]}
+    pairs = [(box, images[box["image_id"]]) for box in data["annotations"]]
+    fractions = [pair for pair in pairs if _is_fraction(*pair)]
+    if fractions and 2 * len(fractions) >= len(pairs):
+        what = "annotations whose bbox is a fraction of the image, not in pixels"
+        fix = "multiply x and width by the width of the image, y and height by its height"
+        return [*_alike(what, fractions, fix, where)]
+    if _are_corners(pairs):
+        what = "annotations whose bbox is likely [x, y, x2, y2], two corners"
+        return [*_alike(what, pairs, "write [x, y, x2 - x, y2 - y]: corner, width and height", where)]
+    fates = [fate(box, image["width"], image["height"]) for box, image in pairs]
+    return [] if "object" in fates else [_nothing_left(pairs, fates, where)]
+
+
+def _name(box: dict[str, Any], image: dict[str, Any]) -> str:
+    """Name of an annotation; the ids of those that were converted are nobody's."""
+    return f"an object of {image['xml']}" if "xml" in image else f"annotation {box['id']}"
+
+
+def _alike(what: str, pairs: Sequence[Pair], fix: str, where: str) -> Iterator[Fault]:
+    return grouped(((what, f"{_name(*pair)}: {pair[0]['bbox']}", fix) for pair in pairs), where)
+
+
+def _is_fraction(box: dict[str, Any], image: dict[str, Any]) -> bool:
+    inside = all(-_HAIR <= value <= 1 + _HAIR for value in box["bbox"])
+    return inside and min(box["bbox"][2:]) > 0 and min(image["width"], image["height"]) > 1
+
+
+def _are_corners(pairs: Sequence[Pair]) -> bool:
+    """True where all boxes lie in their image as two corners, and half of them do not as corner and size."""
+    beyond = exact = 0
+    for box, image in pairs:
+        x, y, right, bottom = box["bbox"]
+        width, height = image["width"] + _HAIR_PX, image["height"] + _HAIR_PX
+        if not (x < right <= width and y < bottom <= height):
+            return False
+        beyond += x + right > width or y + bottom > height
+        # an area that was not made of these numbers
+        meant = (right - x) * (bottom - y)
+        exact += meant != right * bottom and abs(box["area"] - meant) <= _HAIR * meant
+    return len(pairs) > _FEW and max(2 * beyond, exact) >= len(pairs)
+
+
+def _nothing_left(pairs: Sequence[Pair], fates: Sequence[str], where: str) -> Fault:
+    if not pairs:
+        return Fault(NOTHING_LEFT, where=where, got="no annotations", fix="choose other labels")
+    reasons: dict[str, list[str]] = {}
+    for (box, image), why in zip(pairs, fates, strict=True):
+        has_size = why == "without_area" and min(box["bbox"][2:]) >= 1
+        reasons.setdefault("area" if has_size else why, []).append(_name(box, image))
+    cases = [f"{_LEFT_OUT[why][0]}: {len(who)} ({first_of(who, _SHOWN)})" for why, who in reasons.items()]
+    most = max(reasons, key=lambda why: len(reasons[why]))
+    return Fault(NOTHING_LEFT, where=where, got="; ".join(cases), fix=_LEFT_OUT[most][1])

@@ -1,0 +1,236 @@
+"""Image files: the one decoder of plan, doctor and job, and its verdict."""
+
+from __future__ import annotations
+
+import io
+import math
+import unicodedata
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from kdlab.datasets._coco_labels import name_key
+from kdlab.datasets.base import Split
+from kdlab.datasets.coco import first_image
+from kdlab.errors import Fault
+
+# OpenCV decodes, up to 2**30 pixels; Pillow reads headers, and would refuse what OpenCV reads.
+Image.MAX_IMAGE_PIXELS = None
+# What it says of a broken file on standard error is in the verdict.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+_ORIENTATION = 0x0112
+TURNED = (5, 6, 7, 8)
+"""Orientations of EXIF that swap width and height."""
+_JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_TAIL = 64
+"""Where the end of a JPEG is looked for: some cameras and tools write a little behind it."""
+_MOST_PIXELS = 2**30
+_DARK = 64
+"""Of 256 levels: an image of 16 bits of which no pixel arrives at this one holds 14 bits or fewer."""
+_QUICK_PIXELS = 2**25
+"""Most of an image that is decoded while somebody waits for a plan."""
+_ELSEWHERE = "no such file; there is"
+
+Pixels = NDArray[np.uint8]
+
+
+class UnreadableError(Exception):
+    """Why an image file cannot be read; raised by nothing else, so that no bug passes for a broken image."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself.
+
+    Args:
+        format: by content, "JPEG".
+        mode: Pillow's, "RGB".
+        size: width and height in pixels, as stored.
+        orientation: of EXIF; 1 is upright.
+    """
+
+    format: str
+    mode: str
+    size: tuple[int, int]
+    orientation: int
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Width and height as EXIF has it shown."""
+        return self.size[::-1] if self.orientation in TURNED else self.size
+
+
+def header(file: Path | io.BytesIO) -> Header:
+    """The header of an image file.
+
+    Raises:
+        UnreadableError: it is no image.
+        OSError: it cannot be opened.
+    """
+    try:
+        with Image.open(file) as image:
+            return Header(str(image.format), image.mode, image.size, _orientation(image))
+    except UnidentifiedImageError as error:
+        raise UnreadableError("not an image") from error
+    except OSError:
+        raise
+    except Exception as error:  # Pillow's formats raise what they like on broken files
+        raise UnreadableError(str(error) or type(error).__name__) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # EXIF that cannot be read turns nothing
+        return 1
+
+
+def decoded(content: bytes, height: int, width: int) -> Pixels:
+    """(H, W, 3) BGR of an image file, 8 bits a channel; of 16 bits the upper 8.
+
+    Args:
+        content: of the file.
+        height: as the labels record it.
+        width: the same. OpenCV turns an image as its EXIF says; where only the size of the unturned one is
+            what the labels record, their boxes lie on that one.
+
+    Raises:
+        UnreadableError: it is empty, cut short, no image, or one of another kind than OpenCV reads.
+    """
+    if not content:
+        raise UnreadableError("the file is empty")
+    # Some versions of OpenCV fill the missing rest of a JPEG with grey and say nothing. To decode it with
+    # Pillow as well would double the cost, so only what has no end is asked about.
+    if content.startswith(_JPEG) and _JPEG_END not in content[-_TAIL:] and (why := _pillow_says(content)):
+        raise UnreadableError(why)
+    image: Pixels | None = _opencv(content, cv2.IMREAD_COLOR)
+    if image is None:
+        raise UnreadableError(_why(content))
+    if image.shape[:2] == (height, width):
+        return image
+    unturned = _opencv(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if unturned is not None and unturned.shape[:2] == (height, width):
+        image = unturned
+    return image
+
+
+def _opencv(content: bytes, flags: int) -> Any:
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error:
+        return None
+
+
+def _pillow_says(content: bytes) -> str:
+    """Why Pillow cannot decode it; "" where it can."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except UnidentifiedImageError:
+        return "not an image"
+    except Exception as error:  # as above
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _why(content: bytes) -> str:
+    """Why OpenCV cannot decode an image."""
+    try:
+        found = header(io.BytesIO(content))
+    except (UnreadableError, OSError) as error:
+        return str(error)
+    if found.size[0] * found.size[1] > _MOST_PIXELS:
+        return f"{found.size[0]}x{found.size[1]} is above the limit of 2**30 pixels: cut it into tiles"
+    if why := _pillow_says(content):
+        return why
+    if found.mode in ("F", "I"):
+        kind = "floats" if found.mode == "F" else "whole numbers"
+        return f"its pixels are 32-bit {kind}: scale them to 0..255 and save them with 8 bits"
+    return f"OpenCV reads no {found.format} of mode {found.mode}: save it as PNG or JPEG"
+
+
+def arrival(content: bytes, image: Pixels) -> str:
+    """ "pixels arrive as 0..15 of 0..255" of an image of 16 bits that holds far fewer; "" of any other."""
+    if not image.size or image.max() >= _DARK:
+        return ""
+    deep = _opencv(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if deep is None or deep.dtype != np.uint16:
+        return ""
+    whole = f"the file has {deep.min()}..{deep.max()} of 16 bits"
+    return f"pixels arrive as {image.min()}..{image.max()} of 0..255, {whole}"
+
+
+def elsewhere(folder: Path, name: str) -> str:
+    """What is there in the place of a listed file, where its path differs in form alone; else ""."""
+    if (folder / name).exists():
+        return ""
+    plain = name.replace("\\", "/")
+    for candidate in dict.fromkeys((name, plain, plain.rpartition("/")[2])):
+        found = _spelt(folder, candidate)
+        if found is None:
+            continue
+        differs = []
+        if "\\" in name:
+            differs.append("a backslash is no separator here")
+        if candidate not in (name, plain):
+            differs.append("the folder is no part of file_name")
+        if found != candidate:
+            same_form = unicodedata.normalize("NFC", found) == unicodedata.normalize("NFC", candidate)
+            differs.append("another Unicode form (NFC, NFD)" if same_form else "upper or lower case")
+        return f"{_ELSEWHERE} {found!a} ({', '.join(differs)})"
+    return ""
+
+
+def _spelt(folder: Path, name: str) -> str | None:
+    """Path below a folder that a name means in any case and Unicode form; None where there is none."""
+    found: list[str] = []
+    for part in Path(name.lstrip("/")).parts:
+        here = folder.joinpath(*found)
+        if not here.is_dir():
+            return None
+        known = _listing(here, here.stat().st_mtime_ns)
+        if (there := part if part in known.values() else known.get(name_key(part))) is None:
+            return None
+        found.append(there)
+    return "/".join(found) or None
+
+
+@lru_cache(maxsize=64)
+def _listing(folder: Path, mtime_ns: int) -> dict[str, str]:
+    return {name_key(path.name): path.name for path in sorted(folder.iterdir(), reverse=True)}
+
+
+def broken(path: str, why: str) -> Fault:
+    """The fault of an image at which a job stops."""
+    fix = "mend the file, take it out of the labels, or --set dataset.broken_images=skip"
+    if why.startswith(_ELSEWHERE):
+        fix = "write file_name in the labels as the file is called, or rename the file"
+    return Fault("an image cannot be read", where=path, got=why, fix=fix)
+
+
+def first_look(split: Split) -> tuple[Fault | None, str]:
+    """The fault of the first image that a split lists, and what to know of its pixels; quick for any file."""
+    entry = first_image(split.labels)
+    name = entry.get("file_name")
+    if not isinstance(name, str):
+        return None, ""
+    path = split.images / name
+    try:
+        content = path.read_bytes()
+        with suppress(UnreadableError):
+            if math.prod(header(path).size) > _QUICK_PIXELS:
+                return None, ""
+        image = decoded(content, entry.get("height", 0), entry.get("width", 0))
+    except (OSError, ValueError, UnreadableError) as error:
+        why = elsewhere(split.images, name) or getattr(error, "strerror", None) or str(error)
+        return broken(str(path), why), ""
+    told = arrival(content, image)
+    return None, f"{name}: {told}" if told else ""

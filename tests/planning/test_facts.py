@@ -1,0 +1,82 @@
+"""Facts of data: what a job would stop at, told before anything is built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdlab.devices import Machine
+from kdlab.errors import UsageError
+from kdlab.planning import facts
+from kdlab.planning.facts import Facts
+from kdlab.recipe import loader as recipes
+
+RECIPE = """
+dataset: {name: coco, root: ROOT, train_images: train, val_images: val, train_labels: train.json,
+          val_labels: val.json}
+student: {detector: gfl, backbone: resnet18, width: 8, neck_channels: 16, head_convs: 1, strides: [8, 16, 32]}
+schedule: {preset: custom, epochs: 1, batch_size: 1, lr: 1e-3, optimizer: adamw}
+arms: {baseline: {}}
+"""
+GREY = np.linspace(0, 255, 64 * 64).reshape(64, 64)
+
+
+@pytest.fixture
+def gather(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Facts]:
+    """`gather("a.png", pixels)`: the facts of a set whose training images begin with this one."""
+    monkeypatch.setenv("KDLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(facts, "_probe", lambda requests, _: [{"input": one["input"]} for one in requests])
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("ROOT", str(tmp_path)))
+
+    def gathered(name: str, pixels: Any, *overrides: str, **box: Any) -> Facts:
+        for split, file, content in (("train", name, pixels), ("val", "v.png", GREY.astype(np.uint8))):
+            (tmp_path / split).mkdir(exist_ok=True)
+            Image.fromarray(content).save(tmp_path / split / Path(file.replace("\\", "/")).name)
+            entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20], **box}
+            labels = {
+                "images": [{"id": 1, "file_name": file, "width": 64, "height": 64}],
+                "categories": [{"id": 1, "name": "a"}],
+                "annotations": [entry],
+            }
+            (tmp_path / f"{split}.json").write_text(json.dumps(labels))
+        return facts.gather(recipes.load(str(tmp_path / "r.yaml"), overrides), Machine((0,)))
+
+    return gathered
+
+
+def test_sound_data_has_no_notes_and_its_first_image_gives_the_size(gather: Any) -> None:
+    found = gather("a.png", GREY.astype(np.uint8))
+    assert (found.notes, found.student["input"]) == ((), [64, 64])
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "why"),
+    [
+        ("a.tif", GREY.astype(np.float32), "its pixels are 32-bit floats"),
+        ("train\\a.png", GREY.astype(np.uint8), "a backslash is no separator here"),
+    ],
+)
+def test_an_image_at_which_a_job_would_stop_is_refused(name: str, pixels: Any, why: str, gather: Any) -> None:
+    with pytest.raises(UsageError, match="an image cannot be read") as caught:
+        gather(name, pixels)
+    assert why in caught.value.faults[0].got
+
+
+def test_an_image_that_a_job_would_skip_is_not(gather: Any) -> None:
+    gather("a.tif", GREY.astype(np.float32), "dataset.broken_images=skip")
+
+
+def test_pixels_that_arrive_dark_are_noted(gather: Any) -> None:
+    (note,) = gather("a.png", (GREY * 16).astype(np.uint16)).notes
+    assert note.startswith("a.png: pixels arrive as 0..15 of 0..255")
+
+
+def test_labels_of_which_no_object_is_left_are_refused(gather: Any) -> None:
+    with pytest.raises(UsageError, match="no object is left"):
+        gather("a.png", GREY.astype(np.uint8), area=0)
