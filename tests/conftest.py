@@ -43,20 +43,27 @@ LONGEST_FIRST = ("e2e", "contracts", "training")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the longest files first, and skip what takes minutes unless `-m slow` asks for it.
-
-    A worker takes a file as a whole, for its fixtures, and all of `e2e`, for its one warm process.
-    """
+    """Put the longest files first, and skip what takes minutes unless `-m slow` asks for it."""
     rooms = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rooms.get(item.path.relative_to(HERE).parts[0], len(rooms)))
-    for item in items:
-        file = item.path.relative_to(HERE)
-        item.add_marker(pytest.mark.xdist_group("e2e" if file.parts[0] == "e2e" else file.as_posix()))
     if "slow" in config.getoption("markexpr"):
         return
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="minutes: run with -m slow"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker takes a file as a whole, for its fixtures, and all of `e2e`, for its one warm process."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class FilesScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "e2e" if "/e2e/" in file else file
+
+    return FilesScheduling(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -420,36 +418,3 @@ def test_examples_print_what_the_help_says(verb: str, kdlab: Bench) -> None:
         code, out, _ = kdlab(line)
         assert code == 0
         assert checker.check_output(*map(without_values, (said, out)), flags), f"kdlab {line} printed\n{out}"
-
-
-@pytest.mark.e2e
-def test_a_finished_plan_needs_neither_torch_nor_mlflow(tmp_path: Path) -> None:
-    script = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-import pytest
-from kdlab import session
-from kdlab.cli import app
-from kdlab.planning import build as plan
-from kdlab.running.executors import local
-from tests.cli.test_verbs import Bench
-from tests.stubs.stub_job import COMMAND
-from pathlib import Path
-session.TRACKING_S = 120
-plan.prepare = Bench(Path.cwd(), None).prepare
-local.Local.__init__.__defaults__ = (None, COMMAND)
-code = app.main(["run", "{NAME}", "-q"])
-print(code, sorted({{"torch", "mlflow"}} & sys.modules.keys()))
-"""
-    environment = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)}
-    environment.pop("KDLAB_RUNS", None)
-    command = [sys.executable, "-W", "ignore", "-c", script]
-    first, second = (
-        subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        for _ in range(2)
-    )
-    assert first[-1] == "0 ['mlflow']"
-    assert second[-1] == "0 []"
-    assert second[:-1] == first[:-1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +15,10 @@ from kdlab.datasets import digits
 from kdlab.jobs.events import JobCancelled, JobFailed, JobStarted
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Resources
-from kdlab.jobs.paths import JobPaths
-from kdlab.running.executors.base import ExecutorRegistry
-from kdlab.running.executors.local import Local
-from kdlab.running.task import Task
-from tests.e2e.world import PATIENCE_S, Warm, World, events_of, is_student
+from kdlab.jobs.paths import Runs
+from tests.e2e.world import Warm, World, events_of, is_student, own_environment, wait_for
 from tests.stubs.jobs import make
+from tests.stubs.stub_job import prepared
 
 pytestmark = pytest.mark.e2e
 
@@ -68,12 +65,7 @@ def test_a_stop_and_a_kill_of_two_processes_change_no_number(tmp_path: Path, war
     assert world.results() == undisturbed.results()
 
 
-def test_an_error_of_the_second_process_is_the_jobs_and_told_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Started as `kdlab run` starts it, no fork."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+def test_an_error_of_the_second_process_is_the_jobs_and_told_once(tmp_path: Path, warm: Warm) -> None:
     files = digits.prepare(image_px=64, train_images=24, val_images=10, cache=str(tmp_path / "cache"))
     labels = json.loads(files.train.labels.read_text())
     # the second image of the first batch, which the second process reads
@@ -81,26 +73,15 @@ def test_an_error_of_the_second_process_is_the_jobs_and_told_once(
     labels["images"][number]["file_name"] = "gone.png"
     write_json(tmp_path / "labels.json", labels)
     broken = replace(files, train=replace(files.train, labels=tmp_path / "labels.json"))
-    job = make(
-        "teacher-1", "teacher", resources=Resources(ranks=2), inputs={"dataset": broken}, schedule={"gpus": 2}
-    )
-    task, executor = Task(job, JobPaths(tmp_path / job.id)), Local(gpus=None)
-    task.prepare()
-    assert task.begin(executor, ExecutorRegistry(executor)) == []
-    assert end_of(task, executor) == 1
-    failure = read_json(task.paths.failure)
+    two = Resources(ranks=2)
+    job = make("teacher-1", "teacher", resources=two, inputs={"dataset": broken}, schedule={"gpus": 2})
+    paths = prepared(Runs(tmp_path / "runs"), job)
+    environment = own_environment(tmp_path, tmp_path / "cache")
+    pid = warm.ask("launch", folder=str(paths.folder), env=environment, out=str(paths.log))
+    wait_for(lambda: warm.ask("poll", pid=pid) is not None, paths.log)
+    assert warm.ask("poll", pid=pid) == 1
+    failure = read_json(paths.failure)
     assert failure is not None
     assert failure["where"].endswith("gone.png")
-    told = [event for event in events_of(task.paths) if isinstance(event, JobFailed)]
+    told = [event for event in events_of(paths) if isinstance(event, JobFailed)]
     assert [event.what for event in told] == ["an image cannot be read"]
-
-
-def end_of(task: Task, executor: Local) -> int | None:
-    assert task.handle is not None
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        if ended := executor.poll({task.job.id: task.handle}):
-            task.follow()
-            return ended[task.job.id]
-        time.sleep(0.02)
-    raise AssertionError(task.paths.log.read_text())

@@ -34,6 +34,13 @@ resources: {checkpoint_minutes: 0.005, workers: 1}
 """
 
 
+AGAIN = """
+import sys
+from kdlab.cli import app
+print(app.main(["run", "tiny.yaml", "-y", "-q"]), sorted({"torch", "mlflow"} & sys.modules.keys()))
+"""
+
+
 class Cold:
     """A folder with a recipe where all processes are started as a person starts them."""
 
@@ -42,11 +49,18 @@ class Cold:
         self.folder.mkdir()
         (self.folder / "tiny.yaml").write_text(RECIPE)
 
-    def run(self) -> None:
-        command = [sys.executable, "-m", "kdlab", "run", "tiny.yaml", "-y"]
+    def run(self, *words: str) -> str:
+        """What a Python says; by default of `kdlab run`."""
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            *(words or ["-m", "kdlab", "run", "tiny.yaml", "-y", "-q"]),
+        ]
         environment = own_environment(self.folder, self.cache)
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     @property
     def jobs(self) -> list[JobPaths]:
@@ -59,10 +73,15 @@ def _kill(job: JobPaths) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Cold:
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cold, str]:
+    """The first run, and what it printed."""
     world = Cold(tmp_path_factory.mktemp("worlds"))
-    world.run()
-    return world
+    return world, world.run()
+
+
+@pytest.fixture
+def undisturbed(first: tuple[Cold, str]) -> Cold:
+    return first[0]
 
 
 def test_kills_and_preemption_change_no_number(tmp_path: Path, undisturbed: Cold, warm: Warm) -> None:
@@ -85,11 +104,16 @@ def test_kills_and_preemption_change_no_number(tmp_path: Path, undisturbed: Cold
     assert world.results() == results(undisturbed.jobs)
 
 
-def test_second_run_trains_nothing(undisturbed: Cold) -> None:
+def test_second_run_trains_nothing_and_needs_neither_torch_nor_mlflow(first: tuple[Cold, str]) -> None:
+    world, table = first
+
     def left() -> dict[str, Any]:
-        jobs = undisturbed.jobs
-        return {job.folder.name: (job.result.stat().st_mtime_ns, job.events.read_text()) for job in jobs}
+        return {
+            job.folder.name: (job.result.stat().st_mtime_ns, job.events.read_text()) for job in world.jobs
+        }
 
     before = left()
-    undisturbed.run()
+    *again, told = world.run("-c", AGAIN).splitlines()
     assert left() == before
+    assert again == table.splitlines()
+    assert told == "0 []"

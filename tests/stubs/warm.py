@@ -7,6 +7,7 @@ time a step and an image once at their end, since as often as usual is longer th
 line of JSON a request and answers with one:
 
   {"do": "start", "argv": [...], "cwd": "...", "env": {...}, "out": "..."}   -> the number of the process
+  {"do": "launch", "folder": "...", "env": {...}, "out": "..."}   -> the same, of a job of several processes
   {"do": "poll", "pid": 7}   -> its exit code as `Popen.returncode`, null while it runs
   {"do": "left"}             -> the numbers of all processes below this one that run
 """
@@ -199,10 +200,17 @@ class Server:
 
     def start(self, argv: Sequence[str], cwd: str, env: Mapping[str, str], out: str) -> int:
         """See above."""
+        return self._fork(lambda: _command(argv, cwd), env, out)
+
+    def launch(self, folder: str, env: Mapping[str, str], out: str) -> int:
+        """See above."""
+        return self._fork(lambda: _launch(folder), env, out)
+
+    def _fork(self, work: Callable[[], int], env: Mapping[str, str], out: str) -> int:
         file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         pid = os.fork()
         if pid == 0:
-            _become(lambda: _command(argv, cwd), out=file, keep=(), env=env)
+            _become(work, out=file, keep=(), env=env)
         os.close(file)
         return pid
 

@@ -25,6 +25,7 @@ from kdlab.training.job import run_job
 from kdlab.training.loop import Stopped
 from kdlab.training.preparing import Preparer, TeacherWith
 from tests.stubs.jobs import changed, make, method
+from tests.stubs.stub_job import make_result
 
 ITERATIONS = 12
 
@@ -44,7 +45,7 @@ def teacher(folder: Path, model_settings: Any, digits: Any) -> str:
     model = detectors.build(model_settings("gfl"), len(digits.classes))
     paths.checkpoints.mkdir()
     digest = checkpoints.save_model(paths.weights, model, digits.classes)
-    write_json(paths.result, {"model": {"weights_sha256": digest}})
+    replace(make_result(make("teacher-1")), model={"weights_sha256": digest}).write(paths)
     return "teacher-1"
 
 

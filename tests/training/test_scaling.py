@@ -23,6 +23,7 @@ from kdlab.training.loop import Stopped
 from kdlab.training.scaling import Scale
 from kdlab.training.trainer import Trainer
 from tests.stubs.jobs import changed, make, method
+from tests.stubs.stub_job import make_result
 
 # 24 images in batches of 4 are 6 steps an epoch
 ITERATIONS = 8
@@ -45,7 +46,7 @@ def job(folder: Path, model_settings: Any, digits: Any) -> Job:
     model = detectors.build(model_settings("gfl"), len(digits.classes))
     teacher.checkpoints.mkdir()
     digest = checkpoints.save_model(teacher.weights, model, digits.classes)
-    write_json(teacher.result, {"model": {"weights_sha256": digest}})
+    replace(make_result(make("teacher-1")), model={"weights_sha256": digest}).write(teacher)
     return make(
         "scale-1",
         "scale mgd+fgd",
