@@ -246,6 +246,8 @@ class _Schedule:
                     return
             for event in events:
                 yield from self._settle(task, event)
+                # another scheduler has done it, and maybe what comes next too
+                self._look_at = 0.0
 
     def _waits(self, task: Task) -> Iterator[Event]:
         """Tell who has the devices of a job, once it has waited for the same from one look to the next."""
