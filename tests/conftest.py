@@ -80,11 +80,13 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.fixture
 def quick_stubs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stub jobs of `Local` are forks of one small process, a start of which costs milliseconds."""
+    """Stub jobs of `Local` are forks of one small process, started in milliseconds and looked at as often."""
+    from kdlab.running import scheduler
     from kdlab.running.executors import local
     from tests.stubs.stub_server import SUBPROCESS
 
     monkeypatch.setattr(local, "subprocess", SUBPROCESS)
+    monkeypatch.setitem(scheduler.run.__kwdefaults__, "poll_s", 0.02)
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ def server(tmp_path: Path, asked: list[str]) -> Iterator[str]:
     for name in ("a.pth", f"a-{DIGEST[:8]}.pth", "a-00000000.pth"):
         (folder / name).write_bytes(CONTENT)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as serving:
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         yield f"http://127.0.0.1:{serving.server_address[1]}"
         serving.shutdown()
 
