@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kdlab import session
 from kdlab.cli.verbs import export, stop
@@ -22,6 +25,7 @@ from kdlab.running import scheduler
 from kdlab.running.driver import driving
 from tests.cli.conftest import BEGAN, Lab, at
 
+EXAMPLES = int(os.environ.get("KDLAB_FUZZ_EXAMPLES", "30"))
 LOOKS = ("status -v", "stop")
 READERS: dict[str, tuple[str, ...]] = {
     "jobs/teacher-9c1e22ab/job.json": ("logs teacher", "export rm"),
@@ -96,18 +100,59 @@ def worked(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
 def test_damage_is_told_with_its_path_or_counts_as_absent(name: str, worked: Lab) -> None:
     path = worked.runs.folder / name
     whole = path.read_bytes()
-    for damage, make in DAMAGE.items():
+    for make in DAMAGE.values():
         path.write_bytes(make(whole))
         for verb in READERS[name]:
-            began = time.monotonic()
-            code, out, err = worked(verb)
-            told = f"{verb} with {name} ({damage}): {code}\n{out[-300:]}\n{err[-1500:]}"
-            assert code in (0, 1, 2, 3), told
-            assert "Traceback" not in err, told
-            assert code != 3 or path.name in err, told
-            assert time.monotonic() - began < 5, told
+            check(verb, path, worked)
     path.write_bytes(whole)
     assert worked("status")[0] == 0
+
+
+def check(verb: str, path: Path, worked: Lab) -> None:
+    """Let a verb read a damaged file."""
+    began = time.process_time()
+    code, out, err = worked(verb)
+    told = f"{verb} with {path.name}: {path.read_bytes()!r}\n{code}\n{out[-300:]}\n{err[-1500:]}"
+    assert code in (0, 1, 2, 3), told
+    assert "Traceback" not in err, told
+    assert code != 3 or path.name in err, told
+    assert "\x1b" not in out + err, told
+    assert time.process_time() - began < 5, told
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damage_is_told_with_its_path_or_counts_as_absent(data: st.DataObject, worked: Lab) -> None:
+    name = data.draw(st.sampled_from(list(READERS)))
+    path = worked.runs.folder / name
+    whole = path.read_bytes()
+    at, length = int(data.draw(st.floats(0, 1)) * len(whole)), data.draw(st.integers(0, 20))
+    put = data.draw(
+        st.one_of(st.binary(max_size=20), st.sampled_from([b"null", b"{}", b"-1", b"1e999", b"\n"]))
+    )
+    values = st.recursive(st.none() | st.floats() | st.text(), lambda inner: st.lists(inner), max_leaves=4)
+    path.write_bytes(
+        data.draw(
+            st.sampled_from([whole[:at], whole[:at] + put + whole[at + length :], whole[at:], whole + put])
+            | st.dictionaries(st.text(), values).map(lambda made: json.dumps(made).encode())
+            | st.just(_with_one_value_changed(whole, data.draw(values), at))
+        )
+    )
+    try:
+        for verb in READERS[name]:
+            check(verb, path, worked)
+    finally:
+        path.write_bytes(whole)
+
+
+def _with_one_value_changed(whole: bytes, value: object, at: int) -> bytes:
+    """A file of JSON with another value at one of its first keys; others as they are."""
+    try:
+        content = json.loads(whole)
+        content[sorted(content)[at % len(content)]] = value
+        return json.dumps(content).encode()
+    except (ValueError, TypeError):
+        return whole
 
 
 def test_a_process_without_a_start_time_is_not_followed(worked: Lab) -> None:
