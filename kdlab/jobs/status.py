@@ -93,6 +93,7 @@ class JobStatus:
         last: its last report on training.
         ap: of the last evaluation, 0 to 100.
         measured: the epoch of that; 0 before the first one.
+        best_ap: the highest so far, and `best_epoch` the epoch of that.
         saved: the last iteration that was checkpointed.
         end: the event that ended it.
         pruned: whether a search has ended it.
@@ -112,6 +113,8 @@ class JobStatus:
     last: JobProgress | None = None
     ap: float | None = None
     measured: int = 0
+    best_ap: float = 0.0
+    best_epoch: int = 0
     saved: int = 0
     end: Event | None = None
     pruned: bool = False
@@ -134,6 +137,9 @@ class JobStatus:
                 self.last = event
             case JobEvaluated(metrics=metrics, epoch=epoch):
                 self.ap, self.measured = metrics.get("AP"), epoch
+                self.best_ap, self.best_epoch = max(
+                    (self.best_ap, self.best_epoch), (metrics.get("AP", 0.0), epoch)
+                )
             case JobCheckpointed(iteration=iteration):
                 self.saved = iteration
             case JobReused(metrics=metrics) | JobFinished(metrics=metrics):

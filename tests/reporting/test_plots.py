@@ -73,7 +73,7 @@ def compared(
         if name != "baseline"
     }
     plan = Plan("7f3a", {"name": "digits/gfl", "title": "GFL $R18$ -> R9_x"}, (), "cpu", {})
-    results = [result for arm in arms for result in arm.results.values()]
+    results = [result for arm in (teacher, *arms) for result in arm.results.values()]
     shown = {result.id: curves(result) for result in results}
     return Comparison(plan, [], teacher, arms, arms[0], gains, curves=shown)
 
@@ -123,6 +123,13 @@ def test_title_says_what_was_run_how_often_and_for_how_long():
 def test_ap_by_epoch_is_the_mean_with_the_lowest_and_the_highest_seed():
     rows = numbers(compared(), "ap_by_epoch").query("arm == 'rm+pfi'").drop(columns="arm")
     assert rows.to_numpy().tolist() == [[1, 15.75, 14.5, 17.0, 2], [2, 31.5, 29.0, 34.0, 2]]
+
+
+def test_the_teacher_has_its_own_curve():
+    plot = plotted(compared(), "ap_by_epoch")
+    assert numbers(compared(), "ap_by_epoch").query("arm == 'teacher'")["AP"].tolist() == [20.0, 40.0]
+    assert [20.0, 40.0] in [list(line.get_ydata()) for line in plot.figure.axes[0].lines]
+    assert "Dotted: the teacher" in plot.caption
 
 
 def test_band_is_drawn_for_several_seeds_only():
@@ -184,6 +191,7 @@ def test_results_without_latency_or_classes_have_no_such_plot():
 def test_losses_are_the_weighted_terms_beside_the_detectors_own():
     rows = numbers(compared(), "losses").query("iteration == 5").drop(columns="iteration")
     assert rows.to_numpy().tolist() == [
+        ["teacher", "detection", 1.0, 1],
         ["baseline", "detection", 1.0, 2],
         ["rm", "detection", 1.0, 2],
         ["rm", "rm", 0.5, 2],

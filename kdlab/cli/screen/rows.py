@@ -187,6 +187,11 @@ class Frame:
         yield from self._draw(options.max_width, console.height)
 
 
+OVERFIT_AP = 2.0
+"""Points that a teacher may lose after its best epoch before that is remarked."""
+_OVERFITS = "; it had AP {0.best_ap:.1f} after epoch {0.best_epoch}: lower teacher.schedule.epochs"
+
+
 def line(parts: Sequence[tuple[str, str]], width: int) -> Text:
     """One line of marked parts, cut at `width`."""
     text = Text(GAP).join(Text(part, style=STYLES.get(name, "")) for name, part in parts)
@@ -202,6 +207,11 @@ def _loss(value: float) -> str:
     if 0 < size < 0.005:
         return f"{value:.0e}".replace("e-0", "e-")
     return f"{value:.2f}" if size < 10 else f"{value:.1f}" if size < 100 else f"{value:.0f}"
+
+
+def overfits(status: JobStatus) -> bool:
+    """Whether a teacher, from whose end students learn, had clearly more AP in an earlier epoch."""
+    return status.job.spec.is_teacher and status.best_ap > (status.ap or 0.0) + OVERFIT_AP
 
 
 def ending(status: JobStatus) -> str:
@@ -223,7 +233,7 @@ def note(status: JobStatus) -> str:
             return f"AP {status.ap or 0:.1f} after epoch {status.measured} promised too little"
     match status.end:
         case JobFinished(wall_s=wall_s):
-            return duration(wall_s)
+            return duration(wall_s) + (_OVERFITS.format(status) if overfits(status) else "")
         case JobReused():
             return "by another kdlab run"
         case JobFailed(what=what):

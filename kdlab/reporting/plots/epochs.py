@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.plots.plot import (
     COLOURS,
@@ -36,16 +37,9 @@ _Curve = dict[int, list[float]]
 
 def draw(comparison: Comparison) -> Plot | None:
     """A line an arm, all in one pair of axes or, where they are many, each beside the baseline."""
-    curves: dict[str, _Curve] = {}
-    for arm in comparison.arms:
-        for result in arm.results.values():
-            for one in comparison.curves[result.id].evaluations:
-                if "AP" in one.metrics:
-                    aps = curves.setdefault(arm.name, {}).setdefault(one.epoch, [])
-                    aps.append(one.metrics["AP"])
+    curves = {arm.name: curve for arm in comparison.arms if (curve := _curve(comparison, arm))}
     if not curves:
         return None
-    curves = {name: dict(sorted(curve.items())) for name, curve in curves.items()}
     several = any(len(aps) > 1 for curve in curves.values() for aps in curve.values())
     # bands of more would hide one another
     together = len(curves) <= (_BANDS if several else TOGETHER)
@@ -55,11 +49,24 @@ def draw(comparison: Comparison) -> Plot | None:
     else:
         grid = _apart(comparison, curves)
         caption += " Marks: the arm that the panel names. Thin: baseline. Dashed: the teacher at its end."
+    taught = _curve(comparison, comparison.teacher) if comparison.teacher else {}
+    if taught:
+        caption += " Dotted: the teacher over its own epochs."
     rows: list[list[str | float]] = []
-    for name, curve in curves.items():
+    for name, curve in {"teacher": taught, **curves}.items():
         for epoch, aps in curve.items():
             rows.append([name, epoch, fmean(aps), min(aps), max(aps), len(aps)])
     return framed("AP by epoch", of_what(comparison), caption, grid, _COLUMNS, rows)
+
+
+def _curve(comparison: Comparison, arm: Arm) -> _Curve:
+    """AP of an arm's seeds by epoch; {} where nothing was measured."""
+    found: _Curve = {}
+    for result in arm.results.values():
+        for one in comparison.curves[result.id].evaluations:
+            if "AP" in one.metrics:
+                found.setdefault(one.epoch, []).append(one.metrics["AP"])
+    return dict(sorted(found.items()))
 
 
 def _together(comparison: Comparison, curves: dict[str, _Curve]) -> Figure:
@@ -102,9 +109,11 @@ def _line(axes: Axes, curve: _Curve, **style: Any) -> None:
 
 
 def _teacher(axes: Axes, comparison: Comparison) -> None:
-    """The teacher's AP at its own end, across all epochs of the students."""
+    """The teacher's AP at its own end, across all epochs of the students, and on the way there."""
     found = comparison.teacher.over_seeds("AP") if comparison.teacher else []
     if found:
         end = fmean(found)
         told = label(f"teacher  {end:.1f}")
         axes.axhline(end, color=SOFT, linewidth=1.0, dashes=(2, 2), label=told)
+        curve = _curve(comparison, comparison.teacher) if comparison.teacher else {}
+        axes.plot([*curve], [fmean(aps) for aps in curve.values()], color=SOFT, linewidth=1.0, dashes=(1, 2))

@@ -27,9 +27,9 @@ _Curve = dict[int, list[float]]
 
 
 def draw(comparison: Comparison) -> Plot | None:
-    """A panel an arm: the detector's own loss and each method's term with its weight."""
+    """A panel for the teacher and each arm: the detector's own loss, each method's term with its weight."""
     curves: dict[str, dict[str, _Curve]] = {}
-    for arm in comparison.arms:
+    for arm in comparison.rows:
         for result in arm.results.values():
             for iteration, terms in _terms(comparison.curves[result.id]):
                 for term, value in terms.items():

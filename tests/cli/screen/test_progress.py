@@ -10,10 +10,11 @@ from kdlab.cli.screen.places import place
 from kdlab.cli.screen.progress import PlanStatus
 from kdlab.cli.screen.rows import note
 from kdlab.cli.verbs import status as verb
-from kdlab.jobs.events import JobCancelled, JobCheckpointed, JobEvaluated, JobFailed
+from kdlab.jobs.events import JobCancelled, JobCheckpointed, JobEvaluated, JobFailed, JobFinished
 from kdlab.jobs.files import write_json
 from kdlab.jobs.handle import Handle
 from kdlab.jobs.lease import LeaseInfo
+from kdlab.jobs.status import JobStatus
 from kdlab.running.driver import driving
 from tests.cli.conftest import BEGAN, FAR, TEACHER, Lab, at
 from tests.stubs.jobs import make
@@ -45,6 +46,20 @@ def test_a_job_at_work_is_running_where_its_lease_says(lab: Lab) -> None:
 def test_a_finished_job_says_how_long_it_took(lab: Lab) -> None:
     lab.done("b0")
     assert state(lab, "b0") == ("done", "1s")
+
+
+@pytest.mark.parametrize(("key", "end", "more"), [
+    ("teacher", 3.9, "; it had AP 12.4 after epoch 3: lower teacher.schedule.epochs"),
+    ("teacher", 10.5, ""),
+    ("b0", 3.9, ""),
+])  # fmt: skip
+def test_a_teacher_that_lost_what_it_had_learned_says_so(key: str, end: float, more: str) -> None:
+    status = JobStatus(make("x-1", key, kind="teacher" if key == "teacher" else "student"))
+    about = {"job": "x-1", "time": 0.0, "attempt": 1}
+    for epoch, ap in ((3, 12.4), (12, end)):
+        status.see(JobEvaluated(**about, epoch=epoch, iteration=epoch, metrics={"AP": ap}))
+    status.see(JobFinished(**about, metrics={"AP": end}, wall_s=60.0))
+    assert note(status) == f"1m00s{more}"
 
 
 @pytest.mark.parametrize(
