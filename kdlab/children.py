@@ -28,7 +28,8 @@ def python(*words: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Variables by which children and theirs find this kdlab, and nothing in the working folder."""
-    named = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    parts = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    named = [part for part in parts if Path(part).is_absolute()]
     if ROOT not in sys.path:
         named.append(ROOT)
     return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(named)}

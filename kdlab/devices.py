@@ -64,8 +64,10 @@ class DeviceLease:
         """Write down who has the devices, for others that wait for them."""
         # the last ones: a share's first file says what it takes of the memory
         for file in self.files[-len(self.ids) :]:
-            os.ftruncate(file, 0)
-            os.pwrite(file, holder.encode(errors="replace"), 0)
+            # who waits goes without a name where the disk is full
+            with suppress(OSError):
+                os.ftruncate(file, 0)
+                os.pwrite(file, holder.encode(errors="replace"), 0)
 
     def __enter__(self) -> Self:
         return self

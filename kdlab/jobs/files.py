@@ -90,7 +90,14 @@ def parsed(text: bytes) -> Any:
     # here, for pydantic is slow to import; of ten thousand results it reads three where `json` reads one
     from pydantic_core import from_json
 
-    return from_json(text)
+    try:
+        return from_json(text)
+    except ValueError:
+        # a path that is no UTF-8 is written with surrogates, which it does not know
+        try:
+            return json.loads(text)
+        except RecursionError as error:
+            raise ValueError("nested deeper than any file of kdlab") from error
 
 
 def read_json(path: Path) -> Any | None:
@@ -126,8 +133,10 @@ def read_as(path: Path, kind: type[Whole]) -> Whole | None:
     Raises:
         ValueError: the file is damaged: cut, empty, or holds something else.
     """
-    data = read_json(path)
-    return None if data is None and not path.exists() else as_kind(data, kind)
+    try:
+        return as_kind(parsed(read_bytes(path)), kind)
+    except FileNotFoundError:
+        return None
 
 
 def as_kind(data: Any, kind: type[Whole]) -> Whole:

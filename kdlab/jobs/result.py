@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from kdlab.errors import MachineError
-from kdlab.jobs.files import as_kind, read_as, read_json, write_json
+from kdlab.jobs.files import as_kind, parsed, read_as, read_bytes, write_json
 from kdlab.jobs.job import SCHEMA, check_owner, check_schema
 from kdlab.jobs.paths import JobPaths
 
@@ -90,8 +90,9 @@ class JobResult:
             UsageError: it is of another version of kdlab.
         """
         with _told_if_damaged(paths.result):
-            data = read_json(paths.result)
-            if data is None and not paths.result.exists():
+            try:
+                data = parsed(read_bytes(paths.result))
+            except FileNotFoundError:
                 return None
             check_schema(data, paths.result)
             found = as_kind(data, cls)

@@ -131,11 +131,11 @@ def of_folder(folder: Path) -> Path | None:
 def _own_name(path: Path) -> str:
     """Name of a recipe outside of the catalog: its path from here on, so that no two files share one.
 
-    A file elsewhere, or one that is called as one of the catalog or a derived one, is told apart by a hash of
-    its path.
+    A file elsewhere, one without an ending, or one that is called as one of the catalog or a derived one, is
+    told apart by a hash of its path.
     """
     here, path = Path.cwd(), path.resolve()
-    if path.is_relative_to(here):
+    if path.is_relative_to(here) and path.suffix:
         name = path.relative_to(here).as_posix().removesuffix(".yaml")
         if name not in catalog.recipes() and not derived(name).is_file():
             return name

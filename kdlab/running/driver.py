@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from os import getpid
 from pathlib import Path
 from typing import Self
 
@@ -57,8 +57,8 @@ def driving(
 
     What is given says what its next job waits for, "" for nothing.
     """
-    told = {"process": asdict(Process.of(getpid())), "command": command, "jobs_at_once": jobs_at_once}
-    with _file(plan_id, runs).open("ab", buffering=0) as file:
+    told = {"process": asdict(Process.of(os.getpid())), "command": command, "jobs_at_once": jobs_at_once}
+    with open(os.open(_file(plan_id, runs), os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:  # noqa: PTH123
         # waits where a reader has it for an instant, and goes on where a disk has no locks
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_SH)
@@ -66,8 +66,9 @@ def driving(
         def say(waits: str) -> None:
             # a full disk stops what cannot do without, and tells why
             with suppress(OSError):
-                file.truncate(0)
-                file.write(json.dumps({**told, "waits": waits}).encode())
+                # in one piece, for others read it any time
+                size = os.fstat(file.fileno()).st_size
+                os.pwrite(file.fileno(), json.dumps({**told, "waits": waits}).encode().ljust(size), 0)
 
         say("")
         yield say

@@ -126,7 +126,7 @@ class _Schedule:
     _running: dict[str, Task] = field(default_factory=dict)
     _done: set[str] = field(default_factory=set)
     _look_at: float = 0.0
-    _held: str = ""
+    _held: dict[str, str] = field(default_factory=dict)
     _failed: bool = False
     _teacher_missed: bool = False
 
@@ -252,11 +252,11 @@ class _Schedule:
     def _waits(self, task: Task) -> Iterator[Event]:
         """Tell who has the devices of a job, once it has waited for the same from one look to the next."""
         why = self.executor.waits_for(task.job)
-        if why and why == self._held and why != task.status.waits_for:
+        if why and why == self._held.get(task.job.id) and why != task.status.waits_for:
             event = task.says(JobWaiting, why=why)
             task.status.see(event)
             yield event
-        self._held = why
+        self._held[task.job.id] = why
 
     def _ready(self) -> list[Task]:
         """Those that wait for devices alone."""

@@ -65,7 +65,7 @@ def _add(path: Path, rows: Sequence[Mapping[str, Any]], *, afresh: bool) -> None
         write_text(path, _text([*old, *rows]))
     elif rows:
         with path.open("a", newline="") as file:
-            file.write(csv_text([row[name] for name in old[0]] for row in rows))
+            file.write(csv_text([row.get(name, "") for name in old[0]] for row in rows))
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

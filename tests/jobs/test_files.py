@@ -64,3 +64,8 @@ def test_full_disk_is_known_behind_what_it_led_to() -> None:
     assert is_disk_full(told.value)
     assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
     assert not is_disk_full(None)
+
+
+def test_a_path_that_is_no_utf8_survives_the_way_through_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"path": "w\udcff"})
+    assert read_json(tmp_path / "a.json") == {"path": "w\udcff"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from kdlab.tracking.base import Lacking
 
 RESULTS = Path("results")
-_MAKES_NO_JOB = ("path", "command", "title", "resources", "tune")
+_MAKES_NO_JOB = ("name", "path", "command", "title", "resources", "tune")
 """What a recipe may say otherwise and still make the same jobs."""
 
 
@@ -94,13 +95,17 @@ def makes_again(plan: Plan) -> bool:
 def _stands(told: Mapping[str, Any], overrides: Sequence[str]) -> bool:
     """Whether a recipe, with these overrides, is still as a plan has it."""
     from kdlab.recipe import loader as recipes
+    from kdlab.recipe.settings import Recipe
 
     try:
         path = told.get("path", "")
         now = recipes.load(path if Path(path).is_file() else told["name"], overrides).to_dict()
-    except KdlabError:
+        # keys that are newer than the plan have their defaults
+        known = {key: value for key, value in told.items() if key in Recipe.model_fields}
+        then = Recipe.model_validate_json(json.dumps(known)).to_dict()
+    except (KdlabError, ValueError):
         return False
-    return all(now.get(key) == value for key, value in told.items() if key not in _MAKES_NO_JOB)
+    return all(now[key] == value for key, value in then.items() if key not in _MAKES_NO_JOB)
 
 
 def send_all(screen: Screen, runs: Runs, limit_s: float = math.inf) -> None:

@@ -58,9 +58,9 @@ class Local:
             lease = self._machine.lease("gpu", wants.gpus)
         if lease is None:
             return None
-        lease.sign(f"{job.label} ({job.id}) in {paths.folder.parent.parent.absolute()}")
         kind = "GPU" if wants.gpus else "core"
         with lease, paths.log.open("ab", buffering=0) as log:
+            lease.sign(f"{job.label} ({job.id}) in {paths.folder.parent.parent.absolute()}")
             log.write(f"{time.strftime('%F %T')} starting on {kind} {', '.join(lease.ids)}\n".encode())
             child = subprocess.Popen(
                 base.command(job, paths, self._command),
