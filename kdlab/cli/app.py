@@ -32,6 +32,7 @@ LISTED = {"RECIPE": "kdlab ls recipes", "JOB": "kdlab status"}
 AGAIN_S = 0.05
 """After so long a signal is raised again that Python swallowed."""
 _ENVIRONMENT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_PLACES = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO, errno.EEXIST)
 _SHARED = {"json": options.Json, "quiet": options.Quiet, "verbose": options.Verbose, "debug": options.Debug}
 
 # Newer versions of typer carry a copy of click: this is the base of all usage errors with either.
@@ -180,8 +181,9 @@ def _told(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, _BadUsage):
         return str(_usage_fault(error)), UsageError.exit_code
-    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
-        fix = "make room or get permission there"
+    if isinstance(error, OSError) and error.errno in (*_ENVIRONMENT, *_PLACES):
+        room = error.errno in _ENVIRONMENT
+        fix = "make room or get permission there" if room else "move it away, or name another place"
         fault = Fault(str(error.strerror), where=str(error.filename or ""), fix=fix)
         return str(fault), MachineError.exit_code
     where, ours = "", Path(kdlab.__file__).parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -164,7 +165,14 @@ def unreadable(error: OSError, folder: Path) -> MachineError:
 
 
 def user_path(text: str) -> Path:
-    """A path as a person typed it, `~` included, made absolute because jobs run in other folders."""
+    """A path as a person typed it, `~` included, made absolute because jobs run in other folders.
+
+    Raises:
+        UsageError: it is an address.
+    """
+    if scheme := re.match(r"([A-Za-z][\w+.-]+):/", text):
+        what, got = "an address stands where a path belongs", f"{scheme[1]}://..."
+        raise UsageError(what, got=got, fix="name a file or folder of this machine")
     return Path(os.path.expanduser(text)).absolute()  # noqa: PTH111 - pathlib's raises on an unknown user
 
 

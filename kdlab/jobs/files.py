@@ -76,9 +76,24 @@ def write_json_once(path: Path, value: Any) -> bool:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a file, in half the time that `Path.read_bytes` takes: of ten thousand jobs that counts."""
-    with FileIO(path) as file:
-        return file.readall()
+    """Content of a file, in half the time that `Path.read_bytes` takes: of ten thousand jobs that counts.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is a folder, or a link to itself.
+    """
+    try:
+        with FileIO(path, opener=_at_once) as file:
+            return file.readall() or b""
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ELOOP):
+            raise ValueError(f"no file: {error.strerror}") from error
+        raise
+
+
+def _at_once(path: str, flags: int) -> int:
+    # a named pipe would wait for somebody who writes
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def parsed(text: bytes) -> Any:

@@ -70,8 +70,11 @@ class Plan:
         known["notes"] = tuple(data["notes"])
         # of an earlier version of kdlab it may hold a password
         known["recipe"] = masked(data["recipe"])
-        if not isinstance(known["recipe"]["name"], str):
-            raise ValueError("its recipe has no name")
+        recipe = known["recipe"]
+        if not (isinstance(data["jobs"], list) and isinstance(recipe["name"], str)):
+            raise ValueError("it has no list of jobs, or its recipe no name")
+        if not isinstance(recipe.get("arms", {}), dict):
+            raise ValueError("the arms of its recipe have no names")
         return cls(**known)
 
     @classmethod

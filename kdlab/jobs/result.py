@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import Field
 
 from kdlab.errors import MachineError
 from kdlab.jobs.files import as_kind, parsed, read_as, read_bytes, write_json
 from kdlab.jobs.job import SCHEMA, check_owner, check_schema
 from kdlab.jobs.paths import JobPaths
+
+Points = Annotated[float, Field(ge=0, le=100, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,8 @@ class Evaluation:
         iteration: the same in steps of the optimiser.
     """
 
-    metrics: dict[str, float] = field(default_factory=dict)
-    per_class: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Points] = field(default_factory=dict)
+    per_class: dict[str, Points] = field(default_factory=dict)
     epoch: int = 0
     iteration: int = 0
 
@@ -97,6 +101,8 @@ class JobResult:
             check_schema(data, paths.result)
             found = as_kind(data, cls)
             check_owner(found.id, paths)
+            if not isinstance(found.model.get("params", 0), int | float):
+                raise ValueError("model.params is no number")
             return found
 
 

@@ -207,7 +207,7 @@ def shortages(runs: Runs) -> dict[str, Shortage]:
 
 def _plan_files(runs: Runs) -> list[Path]:
     """The files of all plans, the newest first."""
-    return sorted(runs.plans.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return sorted(runs.plans.glob("*.json"), key=lambda path: path.lstat().st_mtime_ns, reverse=True)
 
 
 def _read_plan(path: Path) -> Plan:

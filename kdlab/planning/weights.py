@@ -31,6 +31,7 @@ MOST_BYTES = 1 << 34
 NAME_CHARACTERS = 120
 WORDS = ("none", "imagenet")
 """Values of `init:` that name no file."""
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):/", re.IGNORECASE)
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _DIGEST = re.compile(r"-([0-9a-f]{8})\.\w+$")
 _CHUNK, _HEAD = 1 << 20, 64
@@ -145,6 +146,11 @@ def _local(text: str, where: str) -> Path:
     fix = "correct the path or URL"
     if where.endswith("init"):
         fix += f" (or: {', '.join(WORDS)})"
+    if (scheme := _SCHEME.match(text)) and scheme[1].lower() != "file":
+        what = f"weights are fetched from http and https alone, not from {scheme[1]}"
+        raise UsageError(
+            what, where=where, got=f"{scheme[1]}://...", fix=f"fetch the file, and name it; {fix}"
+        )
     try:
         local = url2pathname(urlsplit(text).path) if text.lower().startswith("file:") else text
         path = user_path(local).absolute()
@@ -172,7 +178,7 @@ def _fetched(url: str, where: str, progress: Progress) -> Path:
             raise ValueError("it names no host, or holds control characters")
     except ValueError as error:
         raise UsageError(
-            f"this is no URL: {error}", where=where, got=shown(url), fix="correct the URL"
+            "this is no URL: no host or port can be read", where=where, got=shown(url), fix="correct the URL"
         ) from error
     name = _UNSAFE.sub("_", Path(unquote(parts.path)).name)[-NAME_CHARACTERS:].lstrip(".") or "weights.pth"
     path = cache_dir() / "weights" / hashlib.sha256(url.encode()).hexdigest()[:8] / name

@@ -110,6 +110,10 @@ def _resolved(document: Document) -> dict[str, Any]:
         path, known = ("dataset", "name"), catalog.datasets()
         plugin = _look_up(dataset.get("name"), known, path, "names no dataset", document)
         data["dataset"] = _with_options(dataset, DatasetSettings, plugin, ("dataset",), document)
+        for key, value in data["dataset"]["options"].items():
+            if isinstance(value, str) and (scheme := re.match(r"([A-Za-z][\w+.-]+):/", value)):
+                fix = "fetch the dataset, and name its files and folders"
+                document.fault(("dataset", key), "is an address", got=f"{scheme[1]}://...", fix=fix)
     methods = methods_for(data.get("student"))
     blocks = _method_blocks(data.pop("methods", {}), methods, document)
     if isinstance(data.get("arms"), dict):
