@@ -121,6 +121,10 @@ def grouped(found: Iterable[tuple[str, str, str]], where: str) -> Iterator[Fault
 def category_cases(categories: list[Any]) -> Iterator[tuple[str, str, str]]:
     """Kind, case and fix of all that is wrong with categories that are dicts with "id" and "name"."""
     ids, names = Counter[Any](), Counter[str]()
+    named: dict[str, list[str]] = {}
+    for entry in categories:
+        if isinstance(entry["name"], str):
+            named.setdefault(entry["name"], []).append(repr(entry["id"]))
     for entry in categories:
         number, name = entry["id"], entry["name"]
         if not is_whole(number):
@@ -132,11 +136,10 @@ def category_cases(categories: list[Any]) -> Iterator[tuple[str, str, str]]:
         elif not is_printable(name):
             yield f"categories whose name {UNPRINTABLE}", f"id {number!r}: {name!a}", _RENAME
         elif names[name]:
-            twins = [other["id"] for other in categories if other["name"] == name]
             fix = "remove the category that no annotation names (an export's root?), or rename it"
             yield (
                 "categories with the name of another",
-                f"{name}: ids {first_of([*map(repr, twins)], 4)}",
+                f"{name}: ids {first_of(named[name], 4)}",
                 fix,
             )
         if is_whole(number):

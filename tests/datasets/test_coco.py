@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,14 @@ class TestLabels:
         with pytest.raises(UsageError, match="an image that is not listed") as caught:
             coco.prepare(root=str(root))
         assert caught.value.faults[0].where == str(labels_of(root, "val"))
+
+
+def test_a_name_of_very_many_categories_is_told_at_once(tmp_path: Path) -> None:
+    categories = [{"id": number, "name": "cat"} for number in range(20_000)]
+    before = time.process_time()
+    (fault,) = coco.category_faults(categories, tmp_path)
+    assert time.process_time() - before < 1
+    assert fault.got.startswith("cat: ids 0, 1, 2, 3 and 19996 more")
 
 
 class TestFirstImage:
