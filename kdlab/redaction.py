@@ -14,8 +14,8 @@ MASK = "***"
 Plain = TypeVar("Plain")
 
 _SCHEME = r"[a-z][a-z0-9+.-]{0,30}:"
-# a password can hold blanks: from "name:" on, with no port and no blank behind it, the address goes to the last
-# @ of its line that is near; a scheme may be missing, and then only a password tells an address
+# a password can hold blanks: from "name:" on, without a port or a blank behind it, an address goes to the
+# last @ of its line that is near; a scheme may be missing, and then only a password tells an address
 _ADDRESS = re.compile(
     rf"{_SCHEME}//(?:[^\s/?#@:\[\]]*:(?![\d\s])[^\s@]*\s[^\n]{{0,256}}@\S*|\S*)"
     r"|(?<![\w:/])//[^\s/?#@:\[\]]*:[^\s@]{1,256}@\S*",
