@@ -154,6 +154,16 @@ def test_an_override_that_fails_without_its_name_is_found_all_the_same(
     assert unbuildable(model(overrides=overrides), AssertionError()).where == where
 
 
+@pytest.mark.parametrize("told", ["it has 0 channels", "strides_of"])
+def test_an_override_is_named_by_whole_words_and_not_by_its_place_in_a_list(told: str) -> None:
+    overrides = {"model.data_preprocessor.mean": [1.0, 2.0], "model.x.strides": 3, "model.neck.num_outs": 1}
+    fault = unbuildable(model(overrides=overrides), ValueError(told))
+    assert fault.where == "overrides"
+    assert fault.what.startswith(
+        "overrides (model.data_preprocessor.mean, model.x.strides, model.neck.num_outs)"
+    )
+
+
 def test_sizes_that_mmdet_refuses_are_told_as_such() -> None:
     fault = unbuildable(model(), ValueError("num_channels must be divisible by num_groups"))
     assert (fault.where, fault.what) == ("", "makes a model that cannot be built")
