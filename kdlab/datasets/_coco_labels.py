@@ -213,7 +213,7 @@ def annotation_faults(
         yield NO_AREA, told("area", area), _mend(NO_AREA, area)
     for flag in ("iscrowd", "ignore"):
         value = entry.get(flag)
-        if not (value is None or isinstance(value, bool) or (is_number(value) and value in (0, 1))):
+        if value not in (None, 0, 1):
             fix = "write 0 or 1" + " without quotation marks" * isinstance(value, str)
             yield f"whose {flag} is neither 0 nor 1", told(flag, value), fix
 

@@ -74,8 +74,8 @@ def unmeant(data: dict[str, Any], where: str) -> list[Fault]:
     if _are_corners(pairs):
         what = "annotations whose bbox is likely [x, y, x2, y2], two corners"
         return [*_alike(what, pairs, "write [x, y, x2 - x, y2 - y]: corner, width and height", where)]
-    fates = [fate(box, image["width"], image["height"]) for box, image in pairs]
-    return [] if "object" in fates else [_nothing_left(pairs, fates, where)]
+    fates = (fate(box, image["width"], image["height"]) for box, image in pairs)
+    return [] if "object" in fates else [_nothing_left(pairs, where)]
 
 
 def _name(box: dict[str, Any], image: dict[str, Any]) -> str:
@@ -93,7 +93,7 @@ def _is_fraction(box: dict[str, Any], image: dict[str, Any]) -> bool:
     if not (0 < w <= 1 + _HAIR and 0 < h <= 1 + _HAIR):
         return False
     inside = -_HAIR <= x <= 1 + _HAIR and -_HAIR <= y <= 1 + _HAIR
-    return inside and min(image["width"], image["height"]) > 1
+    return bool(inside and min(image["width"], image["height"]) > 1)
 
 
 def _are_corners(pairs: Sequence[Pair]) -> bool:
@@ -115,11 +115,12 @@ def _reach(side: int) -> float:
     return side + max(_OVERHANG_PX, _OVERHANG * side)
 
 
-def _nothing_left(pairs: Sequence[Pair], fates: Sequence[str], where: str) -> Fault:
+def _nothing_left(pairs: Sequence[Pair], where: str) -> Fault:
     if not pairs:
         return Fault(NOTHING_LEFT, where=where, got="no annotations", fix="choose other labels")
     reasons: dict[str, list[str]] = {}
-    for (box, image), why in zip(pairs, fates, strict=True):
+    for box, image in pairs:
+        why = fate(box, image["width"], image["height"])
         has_size = why == "without_area" and min(box["bbox"][2:]) >= 1
         reasons.setdefault("area" if has_size else why, []).append(_name(box, image))
     cases = [f"{_LEFT_OUT[why][0]}: {len(who)} ({first_of(who, _SHOWN)})" for why, who in reasons.items()]
