@@ -202,8 +202,12 @@ def annotation_faults(
         images: ids of the images.
         categories: ids of the categories; None where they are wrong themselves.
     """
-    yield from _reference_faults(entry, "image_id", NO_IMAGE, images)
-    yield from _reference_faults(entry, "category_id", NO_CATEGORY, categories)
+    for key, ids, not_listed in (("image_id", images, NO_IMAGE), ("category_id", categories, NO_CATEGORY)):
+        value = entry.get(key)
+        if not is_whole(value):
+            yield f"whose {key} is no whole number", told(key, value), _mend(not_listed, value)
+        elif ids is not None and value not in ids:
+            yield not_listed, f"{key.removesuffix('_id')} {value}", _FIXES[not_listed]
     box, area = entry.get("bbox"), entry.get("area")
     if not is_box(box):
         yield NO_BOX, told("bbox", box), _mend(NO_BOX, box)
@@ -216,14 +220,3 @@ def annotation_faults(
         if value not in (None, 0, 1):
             fix = "write 0 or 1" + " without quotation marks" * isinstance(value, str)
             yield f"whose {flag} is neither 0 nor 1", told(flag, value), fix
-
-
-def _reference_faults(
-    entry: dict[str, Any], key: str, not_listed: str, ids: Collection[int] | None
-) -> Iterator[tuple[str, str, str]]:
-    """Of an id of another entry: it is no whole number, or nothing has it."""
-    value = entry.get(key)
-    if ids is not None and is_whole(value) and value not in ids:
-        yield not_listed, f"{key.removesuffix('_id')} {value}", _FIXES[not_listed]
-    elif not is_whole(value):
-        yield f"whose {key} is no whole number", told(key, value), _mend(not_listed, value)
