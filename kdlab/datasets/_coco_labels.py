@@ -121,6 +121,10 @@ def grouped(found: Iterable[tuple[str, str, str]], where: str) -> Iterator[Fault
 def category_cases(categories: list[Any]) -> Iterator[tuple[str, str, str]]:
     """Kind, case and fix of all that is wrong with categories that are dicts with "id" and "name"."""
     ids, names = Counter[Any](), Counter[str]()
+    named: dict[str, list[str]] = {}
+    for entry in categories:
+        if isinstance(entry["name"], str):
+            named.setdefault(entry["name"], []).append(repr(entry["id"]))
     for entry in categories:
         number, name = entry["id"], entry["name"]
         if not is_whole(number):
@@ -132,11 +136,10 @@ def category_cases(categories: list[Any]) -> Iterator[tuple[str, str, str]]:
         elif not is_printable(name):
             yield f"categories whose name {UNPRINTABLE}", f"id {number!r}: {name!a}", _RENAME
         elif names[name]:
-            twins = [other["id"] for other in categories if other["name"] == name]
             fix = "remove the category that no annotation names (an export's root?), or rename it"
             yield (
                 "categories with the name of another",
-                f"{name}: ids {first_of([*map(repr, twins)], 4)}",
+                f"{name}: ids {first_of(named[name], 4)}",
                 fix,
             )
         if is_whole(number):
@@ -199,8 +202,12 @@ def annotation_faults(
         images: ids of the images.
         categories: ids of the categories; None where they are wrong themselves.
     """
-    yield from _reference_faults(entry, "image_id", NO_IMAGE, images)
-    yield from _reference_faults(entry, "category_id", NO_CATEGORY, categories)
+    for key, ids, not_listed in (("image_id", images, NO_IMAGE), ("category_id", categories, NO_CATEGORY)):
+        value = entry.get(key)
+        if not is_whole(value):
+            yield f"whose {key} is no whole number", told(key, value), _mend(not_listed, value)
+        elif ids is not None and value not in ids:
+            yield not_listed, f"{key.removesuffix('_id')} {value}", _FIXES[not_listed]
     box, area = entry.get("bbox"), entry.get("area")
     if not is_box(box):
         yield NO_BOX, told("bbox", box), _mend(NO_BOX, box)
@@ -210,17 +217,6 @@ def annotation_faults(
         yield NO_AREA, told("area", area), _mend(NO_AREA, area)
     for flag in ("iscrowd", "ignore"):
         value = entry.get(flag)
-        if not (value is None or isinstance(value, bool) or (is_number(value) and value in (0, 1))):
+        if value not in (None, 0, 1):
             fix = "write 0 or 1" + " without quotation marks" * isinstance(value, str)
             yield f"whose {flag} is neither 0 nor 1", told(flag, value), fix
-
-
-def _reference_faults(
-    entry: dict[str, Any], key: str, not_listed: str, ids: Collection[int] | None
-) -> Iterator[tuple[str, str, str]]:
-    """Of an id of another entry: it is no whole number, or nothing has it."""
-    value = entry.get(key)
-    if ids is not None and is_whole(value) and value not in ids:
-        yield not_listed, f"{key.removesuffix('_id')} {value}", _FIXES[not_listed]
-    elif not is_whole(value):
-        yield f"whose {key} is no whole number", told(key, value), _mend(not_listed, value)

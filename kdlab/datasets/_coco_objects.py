@@ -24,6 +24,9 @@ _FEW = 3
 """Boxes that are too few to tell corners from sizes."""
 _HAIR_PX = 1.0
 _HAIR = 0.01
+_OVERHANG = 0.05
+_OVERHANG_PX = 2.0
+"""How far sound boxes reach out of their image, as a share of its side and at least in pixels."""
 
 Pair = tuple[dict[str, Any], dict[str, Any]]
 """A complete annotation and its image."""
@@ -71,8 +74,8 @@ def unmeant(data: dict[str, Any], where: str) -> list[Fault]:
     if _are_corners(pairs):
         what = "annotations whose bbox is likely [x, y, x2, y2], two corners"
         return [*_alike(what, pairs, "write [x, y, x2 - x, y2 - y]: corner, width and height", where)]
-    fates = [fate(box, image["width"], image["height"]) for box, image in pairs]
-    return [] if "object" in fates else [_nothing_left(pairs, fates, where)]
+    fates = (fate(box, image["width"], image["height"]) for box, image in pairs)
+    return [] if "object" in fates else [_nothing_left(pairs, where)]
 
 
 def _name(box: dict[str, Any], image: dict[str, Any]) -> str:
@@ -85,8 +88,12 @@ def _alike(what: str, pairs: Sequence[Pair], fix: str, where: str) -> Iterator[F
 
 
 def _is_fraction(box: dict[str, Any], image: dict[str, Any]) -> bool:
-    inside = all(-_HAIR <= value <= 1 + _HAIR for value in box["bbox"])
-    return inside and min(box["bbox"][2:]) > 0 and min(image["width"], image["height"]) > 1
+    x, y, w, h = box["bbox"]
+    # no loop: this is asked of each of a million objects
+    if not (0 < w <= 1 + _HAIR and 0 < h <= 1 + _HAIR):
+        return False
+    inside = -_HAIR <= x <= 1 + _HAIR and -_HAIR <= y <= 1 + _HAIR
+    return bool(inside and min(image["width"], image["height"]) > 1)
 
 
 def _are_corners(pairs: Sequence[Pair]) -> bool:
@@ -94,21 +101,26 @@ def _are_corners(pairs: Sequence[Pair]) -> bool:
     beyond = exact = 0
     for box, image in pairs:
         x, y, right, bottom = box["bbox"]
-        width, height = image["width"] + _HAIR_PX, image["height"] + _HAIR_PX
-        if not (x < right <= width and y < bottom <= height):
+        width, height = image["width"], image["height"]
+        if not (x < right <= width + _HAIR_PX and y < bottom <= height + _HAIR_PX):
             return False
-        beyond += x + right > width or y + bottom > height
+        beyond += x + right > _reach(width) or y + bottom > _reach(height)
         # an area that was not made of these numbers
         meant = (right - x) * (bottom - y)
         exact += meant != right * bottom and abs(box["area"] - meant) <= _HAIR * meant
     return len(pairs) > _FEW and max(2 * beyond, exact) >= len(pairs)
 
 
-def _nothing_left(pairs: Sequence[Pair], fates: Sequence[str], where: str) -> Fault:
+def _reach(side: int) -> float:
+    return side + max(_OVERHANG_PX, _OVERHANG * side)
+
+
+def _nothing_left(pairs: Sequence[Pair], where: str) -> Fault:
     if not pairs:
         return Fault(NOTHING_LEFT, where=where, got="no annotations", fix="choose other labels")
     reasons: dict[str, list[str]] = {}
-    for (box, image), why in zip(pairs, fates, strict=True):
+    for box, image in pairs:
+        why = fate(box, image["width"], image["height"])
         has_size = why == "without_area" and min(box["bbox"][2:]) >= 1
         reasons.setdefault("area" if has_size else why, []).append(_name(box, image))
     cases = [f"{_LEFT_OUT[why][0]}: {len(who)} ({first_of(who, _SHOWN)})" for why, who in reasons.items()]

@@ -109,7 +109,7 @@ def decoded(content: bytes, height: int, width: int) -> Pixels:
         raise UnreadableError("the file is empty")
     # Some versions of OpenCV fill the missing rest of a JPEG with grey and say nothing. To decode it with
     # Pillow as well would double the cost, so only what has no end is asked about.
-    if content.startswith(_JPEG) and _JPEG_END not in content[-_TAIL:] and (why := _pillow_says(content)):
+    if content.startswith(_JPEG) and _JPEG_END not in content[-_TAIL:] and (why := _refusal(content)):
         raise UnreadableError(why)
     image: Pixels | None = _opencv(content, cv2.IMREAD_COLOR)
     if image is None:
@@ -141,16 +141,22 @@ def _pillow_says(content: bytes) -> str:
     return ""
 
 
-def _why(content: bytes) -> str:
-    """Why OpenCV cannot decode an image."""
+def _refusal(content: bytes) -> str:
+    """Why an image cannot be decoded whole; "" where Pillow can. It would fill the memory for any size."""
     try:
-        found = header(io.BytesIO(content))
+        size = header(io.BytesIO(content)).size
     except (UnreadableError, OSError) as error:
         return str(error)
-    if found.size[0] * found.size[1] > _MOST_PIXELS:
-        return f"{found.size[0]}x{found.size[1]} is above the limit of 2**30 pixels: cut it into tiles"
-    if why := _pillow_says(content):
+    if math.prod(size) > _MOST_PIXELS:
+        return f"{size[0]}x{size[1]} is above the limit of 2**30 pixels: cut it into tiles"
+    return _pillow_says(content)
+
+
+def _why(content: bytes) -> str:
+    """Why OpenCV cannot decode an image."""
+    if why := _refusal(content):
         return why
+    found = header(io.BytesIO(content))
     if found.mode in ("F", "I"):
         kind = "floats" if found.mode == "F" else "whole numbers"
         return f"its pixels are 32-bit {kind}: scale them to 0..255 and save them with 8 bits"

@@ -188,9 +188,23 @@ def _told_as_json(labels: Path) -> Iterator[None]:
 
 
 def first_image(labels: Path) -> dict[str, Any]:
-    """The first entry of "images" of a COCO JSON file, without parsing the rest; empty if there is none."""
-    if not labels.stat().st_size:
+    """The first entry of "images" of a COCO JSON file; empty if there is none.
+
+    Of a large file it is read without parsing the rest, where that can be told.
+    """
+    size = labels.stat().st_size
+    return (_image_at_the_front(labels) if size > _PARSE_WHOLE_BYTES else {}) or _image_of_all(labels)
+
+
+def _image_of_all(labels: Path) -> dict[str, Any]:
+    try:
+        first = json.loads(labels.read_bytes())["images"][0]
+    except (LookupError, TypeError, ValueError, RecursionError):
         return {}
+    return first if isinstance(first, dict) else {}
+
+
+def _image_at_the_front(labels: Path) -> dict[str, Any]:
     with labels.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if (place := _IMAGES.search(content)) is None:
             return {}
@@ -199,4 +213,5 @@ def first_image(labels: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.JSONDecoder().raw_decode(text)[0]
     except (ValueError, RecursionError):
         return {}
-    return found
+    # else it is of another list of that name
+    return found if "file_name" in found else {}

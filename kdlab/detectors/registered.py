@@ -21,15 +21,15 @@ from kdlab.errors import Fault, suggestion
 
 OPERATORS = frozenset({"nms", "soft_nms", "RoIAlign", "RoIPool"})
 """Names under `type` that mmcv and mmdet look up elsewhere than in a registry."""
-LOADING = frozenset({"checkpoint", "pretrained", "teacher_ckpt"})
+LOADING = frozenset({"WEIGHTS", "checkpoint", "pretrained", "teacher_ckpt"})
 """Keys whose value mmdet reads weights from, so that no plan and no id would know of them."""
 RUNNING = frozenset(
     {"_base_", "_scope_", "custom_imports", "import", "imports", "lang_model_name", "teacher_config"}
     | {"warp_mode"}
 )
 """Keys whose value is imported, evaluated or read as code."""
-NOT_OURS = frozenset({"BertModel", "Pretrained"})
-"""Registered, and reading weights by a name of their own."""
+NOT_OURS = frozenset({"BertModel", "Detectron2Wrapper", "Pretrained"})
+"""Registered, and reading weights by a name or a config of their own."""
 SHOWN_CHARACTERS = 80
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
@@ -58,19 +58,19 @@ def faults(overrides: Mapping[str, Any]) -> list[Fault]:
     found = []
     for path, value in leaves(overrides, "overrides"):
         keys = path.split(".")
-        key = keys[-1]
+        names_part = "type" in keys
         if not RUNNING.isdisjoint(keys):
             clause, fix = "imports or runs what it names: a recipe is data", "remove it"
         elif not LOADING.isdisjoint(keys) and value not in (None, False, ""):
             clause = "loads weights that no plan and no job id would know of"
             fix = "name the file in teacher.checkpoint, or for a backbone in init"
-        elif key == "type" and value is not None and not (isinstance(value, str) and value in known):
+        elif names_part and value is not None and not (keys[-1] == "type" and value in known):
             clause, fix = "names no registered part of a model", _nearest(value, known)
         elif isinstance(value, str) and _DOTTED.fullmatch(value) and value not in known:
             clause, fix = "is the dotted name of something to import: a recipe is data", "remove it"
         else:
             continue
-        told = "keys of mmdet's registries (MODELS, TASK_UTILS, initialisers)" if key == "type" else ""
+        told = "keys of mmdet's registries (MODELS, TASK_UTILS, initialisers)" if names_part else ""
         found.append(Fault(f"{path} {clause}", path, json.dumps(value)[:SHOWN_CHARACTERS], told, fix))
     return found
 

@@ -113,7 +113,9 @@ def load(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals(SAFE_GLOBALS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        _settle(content)
+        return content
     except FileNotFoundError:
         raise JobError("no such checkpoint", where=str(path), fix="check the path") from None
     except Exception as error:  # a broken file can raise anything
@@ -126,6 +128,25 @@ def load(path: Path) -> Any:
             fix = "kdlab never runs code from a checkpoint: where it was made, save the weights alone, "
             fix += "torch.save(model.state_dict(), 'weights.pth')"
         raise JobError("the checkpoint cannot be read", where=str(path), got=told, fix=fix) from error
+
+
+def _settle(content: Any) -> None:
+    """Make items of what settings were read as: attributes of an OrderedDict, in the way of its methods."""
+    waiting, seen = [content], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, OrderedDict):
+            held = vars(value)
+            # torch's, beside the tensors of a model
+            items = {key: held.pop(key) for key in held.keys() - {"_metadata"}}
+            value.update(items)
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
 
 
 def finished_state(paths: JobPaths) -> dict[str, Tensor]:

@@ -124,7 +124,7 @@ def card(job: Job, result: JobResult, test_cfg: Any) -> dict[str, str]:
         "keep_ratio": resize["keep_ratio"],
         # what mmdet's Resize does where nothing is said
         "interpolation": resize.get("interpolation", "bilinear"),
-        "score_threshold": test_cfg.get("rcnn", test_cfg).score_thr,
+        "score_threshold": test_cfg.get("rcnn", test_cfg).get("score_thr", 0),
         "card": {
             "metrics": result.metrics,
             "data": job.inputs.dataset.name,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -136,7 +137,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def unbuildable(spec: ModelSpec, error: Exception, *, own: bool = False) -> Fault:
-    """Fault of settings that mmdet or torch refused, with the override that their words name, if one.
+    """Fault of settings that mmdet or torch refused, with the override that their words name, else all.
 
     Args:
         spec: the model's settings.
@@ -145,11 +146,15 @@ def unbuildable(spec: ModelSpec, error: Exception, *, own: bool = False) -> Faul
     """
     told = f"{type(error).__name__}: {error}".strip().partition("\n")[0][:300]
     paths = [path for path, _ in registered.leaves(spec.overrides, "overrides")]
-    named = [path for path in paths if path.rpartition(".")[2] in told]
-    (only,) = spec.overrides if len(spec.overrides) == 1 else ("",)
-    usual = f"overrides.{only}".rstrip(".") if spec.overrides and not own else ""
+    # the place in a list is in any message with a number
+    words = {word for word in re.findall(r"\w+", told) if not word.isdigit()}
+    named = [path for path in paths if path.rpartition(".")[2] in words]
+    usual = "" if own or not spec.overrides else "overrides"
+    if len(spec.overrides) == 1 and usual:
+        named.append(f"overrides.{next(iter(spec.overrides))}")
     where = [*named, usual][0]
-    return Fault(f"{where} makes a model that cannot be built".strip(), where, told, fix="correct it")
+    which = f" ({', '.join(spec.overrides)})" if where == "overrides" else ""
+    return Fault(f"{where}{which} makes a model that cannot be built".strip(), where, told, fix="correct it")
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -254,11 +255,19 @@ def _opening(url: str) -> Iterator[None]:
     except Exception as error:  # whatever a database, its driver or a torn journal leads to
         fix = "see tune.storage: an Optuna URL, as sqlite:///tune.db, or a path ending in .log"
         path = Path(url.removeprefix("sqlite:///"))
-        if path.is_file():
-            fix = f"move it away, and what was searched begins anew: mv {path} {path}.damaged   or {fix}"
+        if path.is_file() and _is_damage(error, url):
+            move = shlex.join(["mv", str(path), f"{path}.damaged"])
+            fix = f"move it away, and what was searched begins anew: {move}   or {fix}"
         got = masked_of((str(error).splitlines() or [type(error).__name__])[0], url)
         what = "the study's storage cannot be opened, or is damaged"
         raise MachineError(what, where=masked(url), got=got, fix=fix) from error
+
+
+def _is_damage(error: Exception, url: str) -> bool:
+    """True where a file's content is wrong, and not its lock, its rights, its version or a part of Optuna."""
+    if "://" in url:
+        return any(words in str(error) for words in ("malformed", "not a database"))
+    return isinstance(error, ValueError | LookupError | TypeError | AssertionError)
 
 
 _SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {

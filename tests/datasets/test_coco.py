@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -332,13 +333,46 @@ class TestLabels:
         assert caught.value.faults[0].where == str(labels_of(root, "val"))
 
 
-class TestFirstImage:
-    def test_it_is_found_wherever_the_list_stands(self, tmp_path: Path) -> None:
-        content = {"categories": CATEGORIES, "annotations": [BOX] * 9, "images": [IMAGE, IMAGE | {"id": 1}]}
-        (tmp_path / "a.json").write_text(json.dumps(content, indent=2))
-        assert coco.first_image(tmp_path / "a.json") == IMAGE
+def test_a_name_of_very_many_categories_is_told_at_once(tmp_path: Path) -> None:
+    categories = [{"id": number, "name": "cat"} for number in range(20_000)]
+    before = time.process_time()
+    (fault,) = coco.category_faults(categories, tmp_path)
+    assert time.process_time() - before < 1
+    assert fault.got.startswith("cat: ids 0, 1, 2, 3 and 19996 more")
 
-    @pytest.mark.parametrize("text", ["", "{}", '{"images": []}', '{"images": [{"file_name": "a', "[" * 99])
-    def test_of_labels_of_another_content_there_is_none(self, text: str, tmp_path: Path) -> None:
-        (tmp_path / "a.json").write_text(text)
-        assert coco.first_image(tmp_path / "a.json") == {}
+
+class TestFirstImage:
+    @pytest.fixture(params=[0, 2**20], ids=["large", "small"])
+    def written(self, request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+        """Labels of such a text, which count as large or small."""
+        monkeypatch.setattr(coco, "_PARSE_WHOLE_BYTES", request.param)
+
+        def write(text: str) -> Path:
+            (tmp_path / "a.json").write_text(text)
+            return tmp_path / "a.json"
+
+        return write
+
+    @pytest.mark.parametrize(
+        "front",
+        [
+            {"categories": CATEGORIES, "annotations": [BOX] * 9},
+            {"info": {"images": [{"x": 1}]}},
+            {"info": {"images": [1]}},
+        ],
+        ids=["last", "name twice", "name twice without entries"],
+    )
+    def test_it_is_found_wherever_the_list_stands(self, front: Any, written: Any) -> None:
+        text = json.dumps(front | {"images": [IMAGE, IMAGE | {"id": 1}]}, indent=2)
+        assert coco.first_image(written(text)) == IMAGE
+
+    def test_it_may_be_of_any_length(self, written: Any) -> None:
+        image = IMAGE | {"note": "x" * 2**17}
+        assert coco.first_image(written(json.dumps({"images": [image]}))) == image
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "{}", "[]", '{"images": []}', '{"images": [3]}', '{"images": [{"file_name": "a', "[" * 99],
+    )
+    def test_of_labels_of_another_content_there_is_none(self, text: str, written: Any) -> None:
+        assert coco.first_image(written(text)) == {}

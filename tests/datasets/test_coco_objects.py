@@ -85,5 +85,10 @@ def test_boxes_that_reach_out_and_are_no_corners_are_no_fault() -> None:
     assert faults([[90, 70, 20, 20]] * 4) == []
 
 
+@pytest.mark.parametrize(("side", "over"), [(20, 2), (100, 2), (100, 5), (1000, 50)])
+def test_boxes_of_the_whole_image_may_reach_out_a_little(side: int, over: int) -> None:
+    assert faults([[over, over, side, side]] * 4, size=(side, side)) == []
+
+
 def test_a_box_or_two_tell_no_corners_from_sizes() -> None:
     assert faults(CORNERS[:3]) == []

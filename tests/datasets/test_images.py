@@ -50,6 +50,13 @@ def png_of_size(width: int, height: int) -> bytes:
     )
 
 
+def jpeg_of_size(width: int, height: int) -> bytes:
+    """A JPEG that says so of itself and is cut short."""
+    whole = encoded()
+    place = whole.index(b"\xff\xc0") + 5
+    return whole[:place] + struct.pack(">HH", height, width) + whole[place + 4 : -200]
+
+
 @pytest.mark.parametrize(
     ("file", "why"),
     [
@@ -59,6 +66,7 @@ def png_of_size(width: int, height: int) -> bytes:
         (content((GREY / 255).astype(np.float32), "TIFF"), "its pixels are 32-bit floats: scale them"),
         (content((GREY * 1e5).astype(np.int32), "TIFF"), "its pixels are 32-bit whole numbers: scale them"),
         (png_of_size(40_000, 40_000), "40000x40000 is above the limit of 2**30 pixels"),
+        (jpeg_of_size(60_000, 60_000), "60000x60000 is above the limit of 2**30 pixels"),
     ],
 )
 def test_what_cannot_be_read_says_why(file: bytes, why: str) -> None:

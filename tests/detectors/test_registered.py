@@ -39,6 +39,9 @@ def places(overrides: dict[str, Any]) -> list[str]:
         {"model.backbone.plugins.0.cfg.type": "os.system"},
         {"model.backbone.init_cfg": {"type": "Kaiming", "override": {"name": "conv1", "type": "os.system"}}},
         {"model.test_cfg.nms.type": "__import__('os').system('true')"},
+        {"model.test_cfg.nms.type": ["__import__('os')"]},
+        {"model.test_cfg.nms.type": ["nms"]},
+        {"model.test_cfg.nms.type": {"nms": "__import__('os')"}},
         {"model.backbone": {"_scope_": "my_package"}},
         {"model.bbox_head.assigner": {"type": "CameraMotionCompensation", "warp_mode": "exit()"}},
         {"model": {"teacher_config": "evil.py"}},
@@ -59,6 +62,9 @@ def test_what_would_import_or_run_something_is_refused(overrides: dict[str, Any]
         {"model.backbone.init_cfg": {"type": "Kaiming", "checkpoint": "F"}},
         {"model.backbone.pretrained": "torchvision://resnet18"},
         {"model.teacher_ckpt": "F"},
+        {"model._delete_": True, "model.type": "Detectron2Wrapper"},
+        {"model.detector": {"MODEL": {"WEIGHTS": "F"}}},
+        {"model.detector.MODEL.WEIGHTS": "F"},
     ],
     ids=str,
 )
@@ -146,6 +152,16 @@ def test_an_override_that_fails_without_its_name_is_found_all_the_same(
     overrides: dict[str, Any], where: str
 ) -> None:
     assert unbuildable(model(overrides=overrides), AssertionError()).where == where
+
+
+@pytest.mark.parametrize("told", ["it has 0 channels", "strides_of"])
+def test_an_override_is_named_by_whole_words_and_not_by_its_place_in_a_list(told: str) -> None:
+    overrides = {"model.data_preprocessor.mean": [1.0, 2.0], "model.x.strides": 3, "model.neck.num_outs": 1}
+    fault = unbuildable(model(overrides=overrides), ValueError(told))
+    assert fault.where == "overrides"
+    assert fault.what.startswith(
+        "overrides (model.data_preprocessor.mean, model.x.strides, model.neck.num_outs)"
+    )
 
 
 def test_sizes_that_mmdet_refuses_are_told_as_such() -> None:

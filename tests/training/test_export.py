@@ -135,6 +135,7 @@ def test_a_card_says_how_to_feed_the_file_and_what_is_in_it(job: Job) -> None:
     assert told["card"]["data"] == job.inputs.dataset.name
     two_stage = card(job, result, ConfigDict(rcnn={"score_thr": 0.1}))
     assert json.loads(two_stage["score_threshold"]) == 0.1
+    assert json.loads(card(job, result, ConfigDict(nms_pre=9))["score_threshold"]) == 0
 
 
 def test_config_names_no_other_file_and_fetches_nothing(tmp_path: Path, job: Job) -> None:

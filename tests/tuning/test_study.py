@@ -5,8 +5,11 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
+from unittest.mock import Mock
 
+import optuna
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from kdlab.errors import MachineError
 from kdlab.jobs.paths import Runs
@@ -291,6 +294,27 @@ def test_a_damaged_storage_is_named_and_what_to_do(ending: str, content: bytes, 
         stored_trials("digits", storage)
         OptunaStudy("digits", ["AP"], None, "none", 3, 0, storage)
     assert f"mv {path}" in str(raised.value)
+
+
+def test_a_damaged_storage_is_moved_by_a_command_for_a_shell(tmp_path: Path) -> None:
+    path = tmp_path / "my study.log"
+    path.write_bytes(b"[]\n")
+    with pytest.raises(MachineError, match=re.escape(f"mv '{path}' '{path}.damaged'")):
+        stored_trials("digits", str(path))
+
+
+LOCKED = OperationalError("insert", {}, sqlite3.OperationalError("database is locked"))
+
+
+@pytest.mark.parametrize("why", [LOCKED, PermissionError("no"), ImportError("no cmaes")])
+def test_a_sound_storage_that_cannot_be_opened_is_not_to_be_moved(
+    why: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tune.db").write_bytes(b"")
+    monkeypatch.setattr(optuna, "create_study", Mock(side_effect=why))
+    with pytest.raises(MachineError, match="see tune") as raised:
+        OptunaStudy("digits", ["AP"], None, "none", 3, 0, f"sqlite:///{tmp_path}/tune.db")
+    assert "mv " not in str(raised.value)
 
 
 @pytest.mark.parametrize("ending", ["log", "db"])

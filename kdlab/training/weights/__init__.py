@@ -134,7 +134,8 @@ def _classes(meta: Any) -> tuple[str, ...] | None:
     """The class list in a checkpoint's `meta`, wherever mmdet's releases put it."""
     if not isinstance(meta, dict):
         return None
-    holder = meta | (meta.get("dataset_meta") or {})
+    inner = meta.get("dataset_meta")
+    holder = meta | inner if isinstance(inner, dict) else meta
     classes = holder.get("classes", holder.get("CLASSES"))
     if isinstance(classes, np.ndarray):
         classes = classes.tolist()

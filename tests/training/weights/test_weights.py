@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from addict import Dict as Addict
 from mmengine.config import ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdlab.errors import JobError
+from kdlab.training import checkpoints
 from kdlab.training.weights import Checkpoint, class_fault, inherit, load, read
 
 Build = Callable[..., Any]
@@ -311,6 +313,37 @@ def dated() -> dict[str, Any]:
 def test_settings_beside_the_weights_are_no_hindrance(meta: dict[str, Any], tmp_path: Path) -> None:
     path = saved(tmp_path, {"state_dict": {"w": torch.ones(1)}, "meta": meta})
     assert read(path).classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        argparse.Namespace(get=5, inner=argparse.Namespace(lr=0.1)),
+        SimpleNamespace(get=5, inner=[SimpleNamespace(keys=1, update=2)]),
+        ConfigDict(get=5, inner=ConfigDict(lr=0.1)),
+        Addict(get=5, inner=Addict(lr=0.1)),
+    ],
+    ids=["Namespace", "SimpleNamespace", "ConfigDict", "addict"],
+)
+def test_settings_of_any_class_come_as_items(settings: Any, tmp_path: Path) -> None:
+    found = checkpoints.load(
+        saved(tmp_path, {"meta": settings, "tensors": torch.nn.Linear(1, 1).state_dict()})
+    )
+    inner = found["meta"]["inner"]
+    assert found["meta"].get("get") == 5
+    assert inner in ({"lr": 0.1}, [{"keys": 1, "update": 2}])
+    assert vars(found["meta"]) == {}
+    assert vars(found["tensors"]).keys() == {"_metadata"}
+
+
+def test_classes_are_found_in_settings_with_names_of_methods(tmp_path: Path) -> None:
+    meta = argparse.Namespace(classes=["a", "b"], get=5, keys=6)
+    assert read(saved(tmp_path, {"state_dict": {"w": torch.ones(1)}, "meta": meta})).classes == ("a", "b")
+
+
+def test_a_description_of_the_data_in_words_names_no_classes(tmp_path: Path) -> None:
+    meta = {"dataset_meta": "coco"}
+    assert read(saved(tmp_path, {"state_dict": {"w": torch.ones(1)}, "meta": meta})).classes is None
 
 
 class Own:
