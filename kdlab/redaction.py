@@ -18,11 +18,13 @@ _SCHEME = r"[a-z][a-z0-9+.-]{0,30}:"
 # last @ of its line that is near; a scheme may be missing, and then only a password tells an address
 _ADDRESS = re.compile(
     rf"{_SCHEME}//(?:[^\s/?#@:\[\]]*:(?![\d\s])[^\s@]*\s[^\n]{{0,256}}@\S*|\S*)"
-    r"|(?<![\w:/])//[^\s/?#@:\[\]]*:[^\s@]{1,256}@\S*",
+    r"|(?<![\w:/])//[^\s/?#@:\[\]]*:[^\s@]{1,256}@\S*"
+    # what a path library made of one
+    rf"|{_SCHEME}/(?=[^\s/@:]{{1,64}}:[^\s@]{{1,256}}@)\S*",
     re.IGNORECASE | re.ASCII,
 )
 _SETTING = re.compile(rf"((?:[\w.-]+=)?)({_SCHEME}//[^\n]*)", re.IGNORECASE | re.ASCII)
-_VALUE = re.compile(r"([?&;#][^=?&;#\s]*=)[^&;#\s\"'<>`]*|([?&])[^=?&;#\s\"'<>`]++(?!=)")
+_VALUE = re.compile(r"([?&;#][^=?&;#\s]*=)[^&#\s\"'<>`]*|([?&])[^=?&;#\s\"'<>`]++(?!=)")
 _WITH_BLANKS = re.compile(
     r"([?&;#]\w{0,30}(?:pass|pwd|secret|token)\w{0,30}=)(?!\*\*\*)[^&;#\n]*", re.IGNORECASE
 )
@@ -32,7 +34,7 @@ def masked(value: Plain) -> Plain:
     """Text or plain data as others may read it; what holds no secret stays as it is."""
     found: Any = value
     match value:
-        case str() if "//" in value:
+        case str() if ":/" in value or "//" in value:
             whole = _SETTING.fullmatch(value)
             found = _ADDRESS.sub(lambda match: _masked(match[0]), value)
             if whole:
@@ -68,7 +70,10 @@ def _values(address: str) -> list[str]:
 
 
 def _masked(address: str) -> str:
-    scheme, _, rest = address.partition("//")
+    scheme, slashes, rest = address.partition("//")
+    if not slashes:
+        scheme, _, rest = address.partition("/")
+        return f"{scheme}/{MASK}@{_without_values(rest.rpartition('@')[2])}"
     try:
         parts = urlsplit(address)
         with_port = parts.port is not None

@@ -22,6 +22,7 @@ _LEFT_OUT = {
 _SHOWN = 3
 _FEW = 3
 """Boxes that are too few to tell corners from sizes."""
+_NEARLY = 0.9
 _HAIR_PX = 1.0
 _HAIR = 0.01
 _OVERHANG = 0.05
@@ -97,18 +98,19 @@ def _is_fraction(box: dict[str, Any], image: dict[str, Any]) -> bool:
 
 
 def _are_corners(pairs: Sequence[Pair]) -> bool:
-    """True where all boxes lie in their image as two corners, and half of them do not as corner and size."""
-    beyond = exact = 0
+    """True where nearly all boxes lie in their image as corners, and half do not as corner and size."""
+    fitting = beyond = exact = 0
     for box, image in pairs:
         x, y, right, bottom = box["bbox"]
         width, height = image["width"], image["height"]
         if not (x < right <= width + _HAIR_PX and y < bottom <= height + _HAIR_PX):
-            return False
+            continue
+        fitting += 1
         beyond += x + right > _reach(width) or y + bottom > _reach(height)
         # an area that was not made of these numbers
         meant = (right - x) * (bottom - y)
         exact += meant != right * bottom and abs(box["area"] - meant) <= _HAIR * meant
-    return len(pairs) > _FEW and max(2 * beyond, exact) >= len(pairs)
+    return fitting > max(_FEW, _NEARLY * len(pairs)) and max(2 * beyond, exact) >= fitting
 
 
 def _reach(side: int) -> float:

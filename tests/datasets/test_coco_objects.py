@@ -81,6 +81,11 @@ def test_boxes_of_two_corners_are_told_by_their_area() -> None:
     assert "two corners" in faults(boxes, area=16)[0].what
 
 
+@pytest.mark.parametrize("odd", [[1, 2, 999, 6], [5, 2, 5, 9]])
+def test_boxes_of_two_corners_are_told_also_where_one_of_many_is_none(odd: list[int]) -> None:
+    assert "two corners" in faults([*CORNERS * 5, odd])[0].what
+
+
 def test_boxes_that_reach_out_and_are_no_corners_are_no_fault() -> None:
     assert faults([[90, 70, 20, 20]] * 4) == []
 
