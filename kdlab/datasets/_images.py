@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from kdlab.datasets._coco_labels import name_key
-from kdlab.datasets.base import Split
+from kdlab.datasets.base import Split, content_of
 from kdlab.datasets.coco import first_image
 from kdlab.errors import Fault
 
@@ -170,8 +170,12 @@ def arrival(content: bytes, image: Pixels) -> str:
 
 def elsewhere(folder: Path, name: str) -> str:
     """What is there in the place of a listed file, where its path differs in form alone; else ""."""
-    if (folder / name).exists():
-        return ""
+    with suppress(OSError):  # a name that is too long for a file, a folder that may not be read
+        return "" if (folder / name).exists() else _differently(folder, name)
+    return ""
+
+
+def _differently(folder: Path, name: str) -> str:
     plain = name.replace("\\", "/")
     for candidate in dict.fromkeys((name, plain, plain.rpartition("/")[2])):
         found = _spelt(folder, candidate)
@@ -224,7 +228,7 @@ def first_look(split: Split) -> tuple[Fault | None, str]:
         return None, ""
     path = split.images / name
     try:
-        content = path.read_bytes()
+        content = content_of(path)
         with suppress(UnreadableError):
             if math.prod(header(path).size) > _QUICK_PIXELS:
                 return None, ""

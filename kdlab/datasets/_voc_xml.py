@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 from kdlab.datasets._coco_labels import UNPRINTABLE, grouped, is_number, is_printable
 from kdlab.datasets._coco_objects import unmeant
+from kdlab.datasets.base import content_of
 from kdlab.errors import Fault, UsageError, suggestion
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -85,7 +86,7 @@ def parse(path: Path, image: Path | None = None) -> Annotation:
         OSError: a file cannot be read.
     """
     try:
-        tree = ElementTree.fromstring(path.read_bytes())
+        tree = ElementTree.fromstring(content_of(path))
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         return Annotation({}, faults=((_UNPARSED, f"{path.name}: {error}"),))
     if tree.tag.startswith("{"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 from kdlab.errors import Fault, MachineError, UsageError, suggestion
 
 PARTS = ("train", "val")
+NOT_REGULAR = "no regular file"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,23 @@ def _sizes(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, int]]:
                 yield prefix + entry.name, entry.stat().st_size
 
 
+def content_of(path: Path) -> bytes:
+    """Content of a regular file; a pipe may never be written to, and a device never ends.
+
+    Raises:
+        OSError: it cannot be read, or it is no regular file.
+        ValueError: no file can have this name.
+    """
+    if is_odd(path):
+        raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
+    return path.read_bytes()
+
+
+def is_odd(path: Path) -> bool:
+    """True for what is there and neither a file nor a folder."""
+    return not path.is_file() and path.exists() and not path.is_dir()
+
+
 def first_of(words: Sequence[str], most: int) -> str:
     """ "a, b, c and 4 more"."""
     more = f" and {len(words) - most} more" if len(words) > most else ""
@@ -124,9 +143,14 @@ def not_there(option: str, path: Path, kind: str, taken: Collection[Path] = ()) 
     """
     where = str(path)
     if path.exists():
-        other = "folder" if kind == "file" else "file"
+        other = "a folder" if kind == "file" else "a file"
         fix = f"set dataset.{option} to a {kind}, relative to dataset.root"
-        return Fault(f"dataset.{option} is not a {kind}", where=where, got=f"a {other}", fix=fix)
+        return Fault(
+            f"dataset.{option} is not a {kind}",
+            where=where,
+            got=NOT_REGULAR if is_odd(path) else other,
+            fix=fix,
+        )
     if path.is_symlink():
         got = f"a link to {path.readlink()}, which is not there"
         return Fault(f"dataset.{option} is not a {kind}", where=where, got=got, fix="mend the link")

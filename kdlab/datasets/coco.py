@@ -12,7 +12,15 @@ from typing import Any
 
 from kdlab.datasets._coco_labels import category_cases, grouped, label_faults
 from kdlab.datasets._coco_objects import complete, unmeant
-from kdlab.datasets.base import DatasetFiles, Split, fingerprint, not_there, root_folder, unreadable
+from kdlab.datasets.base import (
+    DatasetFiles,
+    Split,
+    content_of,
+    fingerprint,
+    not_there,
+    root_folder,
+    unreadable,
+)
 from kdlab.errors import Fault, UsageError
 
 # A file of this size parses in well under a second; COCO's 450 MB take ten and several GB of memory.
@@ -95,7 +103,7 @@ def _categories(labels: Path) -> dict[int, str]:
     Raises:
         UsageError: see `load_labels`.
     """
-    content = labels.read_bytes()
+    content = content_of(labels)
     places = [] if len(content) <= _PARSE_WHOLE_BYTES else [m.end() for m in _CATEGORIES.finditer(content)]
     if len(places) == 1 and content[-64:].rstrip().endswith(b"}"):
         with _told_as_json(labels):
@@ -115,7 +123,7 @@ def load_labels(labels: Path) -> dict[str, Any]:
             labels of which no object is left.
         OSError: the file cannot be read.
     """
-    return _checked(labels.read_bytes(), labels)
+    return _checked(content_of(labels), labels)
 
 
 def parsed(labels: Path) -> dict[str, Any]:
@@ -125,7 +133,7 @@ def parsed(labels: Path) -> dict[str, Any]:
         UsageError: not JSON, or not of COCO's form.
         OSError: the file cannot be read.
     """
-    return _parsed(labels.read_bytes(), labels)
+    return _parsed(content_of(labels), labels)
 
 
 def _parsed(content: bytes, labels: Path) -> dict[str, Any]:

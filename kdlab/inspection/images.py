@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdlab.datasets import _images
-from kdlab.datasets.base import PARTS
+from kdlab.datasets.base import PARTS, content_of
 from kdlab.inspection.findings import Found, Place
 
 _MODES = {"L": "grey", "1": "grey", "LA": "alpha", "RGBA": "alpha", "P": "palette", "CMYK": "cmyk"}
@@ -92,7 +92,7 @@ def look(tasks: Sequence[ImageTask], progress: Callable[[int], None] = lambda do
 def facts_of(task: ImageTask) -> ImageFacts:
     """The facts of one image; whether it can be read is what a job's own decoder says."""
     try:
-        content = task.path.read_bytes()
+        content = content_of(task.path)
     except FileNotFoundError:
         return ImageFacts(task, "image-missing", _images.elsewhere(task.folder, task.name))
     except (OSError, ValueError) as error:  # the second for a name that no file can have

@@ -194,3 +194,12 @@ class TestFirstLook:
             None,
             "a.png: pixels arrive as 0..15 of 0..255, the file has 0..4080 of 16 bits",
         )
+
+    def test_what_is_no_regular_file_is_not_read(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").symlink_to("/dev/null")
+        fault, _ = self.look(tmp_path, "a.png", None)
+        assert fault.got == "no regular file"
+
+    def test_a_name_that_is_too_long_for_a_file_is_told(self, tmp_path: Path) -> None:
+        fault, _ = self.look(tmp_path, 5000 * "a", None)
+        assert fault.got == "File name too long"

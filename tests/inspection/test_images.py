@@ -96,3 +96,14 @@ def test_hidden_files_and_other_endings_are_no_images(tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have_is_unreadable(tmp_path: Path) -> None:
     found = facts(tmp_path / "a\0.jpg")
     assert (found.fault, found.why) == ("image-unreadable", "embedded null byte")
+
+
+def test_what_is_no_regular_file_is_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").symlink_to("/dev/null")
+    found = facts(tmp_path / "a.jpg")
+    assert (found.fault, found.why) == ("image-unreadable", "no regular file")
+
+
+def test_a_name_that_is_too_long_for_a_file_stops_no_inspection(data: Any, told: Any) -> None:
+    data.labels["train"]["images"][0]["file_name"] = 5000 * "a"
+    assert told(data.examine(), "image-unreadable")[0].endswith("File name too long")
