@@ -15,6 +15,8 @@ CATEGORIES = [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}]
 IMAGE = {"id": 0, "file_name": "sub/1.jpg", "width": 40, "height": 30}
 BOX = {"id": 0, "image_id": 0, "category_id": 3, "bbox": [1, 2, 10, 5.5]}
 
+NO_IMAGE_ID = {key: value for key, value in BOX.items() if key != "image_id"}
+
 
 def write_labels(path: Path, categories: Any = CATEGORIES, **more: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,6 +248,7 @@ class TestLabels:
             ([IMAGE | {"width": 10**400}], [BOX], "images without a whole width and height: 1"),
             ([IMAGE], [BOX | {"bbox": [0, 0, 10**200, 10**200]}], "annotations whose bbox is not [x, y"),
             ([IMAGE], [BOX | {"area": 1e300}], "annotations whose area is not a number: 1"),
+            ([IMAGE | {"width": 10**11}], [BOX], "images without a whole width and height: 1"),
             ([IMAGE | {"width": True}], [BOX], "images without a whole width and height: 1"),
             ([IMAGE | {"file_name": ""}], [BOX], "images without a file_name: 1"),
             ([IMAGE | {"file_name": "a\n"}], [BOX], "images whose file_name holds control characters"),
@@ -278,6 +281,11 @@ class TestLabels:
             ([IMAGE], [BOX | {"ignore": "0"}], "annotation 0: ignore is text: '0'", "quotation"),
             ([IMAGE], [BOX | {"iscrowd": 0.5}], "annotation 0: iscrowd is 0.5", "write 0 or 1"),
             ([IMAGE | {"id": "0"}], [], "number 0 (from 0): id is text: '0'", "quotation"),
+            ([IMAGE | {"id": "a1-1"}], [], "id is text: 'a1-1'", "an id of its own, a whole number"),
+            ([IMAGE], [BOX | {"image_id": "a.jpg"}], "text: 'a.jpg'", "the id of the image, a whole number"),
+            ([IMAGE], [NO_IMAGE_ID], "image_id is None", "write the id of the image"),
+            ([IMAGE], [BOX | {"category_id": None}], "category_id is None", "write the id of the category"),
+            ([IMAGE | {"width": 10**11}], [BOX], "width is 100000000000", "at most 1,000,000 a side"),
             ([IMAGE | {"id": 1.0}], [], "number 0 (from 0): id is 1.0", "decimal point"),
             ([IMAGE | {"width": "40"}], [BOX], "image 0: width is text: '40'", "quotation"),
             ([IMAGE | {"height": 30.0}], [BOX], "image 0: height is 30.0", "decimal point"),

@@ -306,7 +306,7 @@ class TestFaults:
         assert "\x07" not in str(caught.value)
 
     @pytest.mark.parametrize(
-        ("marks", "why"), [(1, "iscrowd is 1: 2"), (0, "the box is smaller than a pixel: 2")]
+        ("marks", "why"), [(1, "<difficult> is 1: 2"), (0, "the box is smaller than a pixel: 2")]
     )
     def test_a_split_of_which_no_object_is_left_is_refused(
         self, tmp_path: Path, marks: int, why: str
@@ -318,6 +318,7 @@ class TestFaults:
         (fault,) = caught.value.faults
         assert fault.where.endswith("dataset.train")
         assert fault.got.startswith(why)
+        assert "iscrowd" not in fault.fix
         assert "Annotations/a.xml" in fault.got
 
     def test_what_an_earlier_kdlab_converted_and_this_one_refuses_is_refused(
