@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from kdlab.datasets._coco_labels import name_key
-from kdlab.datasets.base import Split, content_of
+from kdlab.datasets.base import Split, content_of, gone_link
 from kdlab.datasets.coco import first_image
 from kdlab.errors import Fault
 
@@ -171,7 +171,8 @@ def arrival(content: bytes, image: Pixels) -> str:
 def elsewhere(folder: Path, name: str) -> str:
     """What is there in the place of a listed file, where its path differs in form alone; else ""."""
     with suppress(OSError):  # a name that is too long for a file, a folder that may not be read
-        return "" if (folder / name).exists() else _differently(folder, name)
+        path = folder / name
+        return "" if path.exists() else gone_link(path) or _differently(folder, name)
     return ""
 
 

@@ -71,7 +71,7 @@ def fingerprint(splits: Iterable[Split]) -> str:
     """16 hex digits of SHA-256 over the labels by content and the images by name and size.
 
     Where the dataset lies does not count, the order of the splits does. Hidden files are left out:
-    file managers and notebooks leave them behind.
+    file managers and notebooks leave them behind; so are links that lead nowhere.
 
     Raises:
         OSError: a labels file or an images folder cannot be read.
@@ -103,10 +103,24 @@ def _sizes(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, int]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
+            if entry.is_symlink() and _leads_nowhere(Path(entry.path)):
+                continue
             if entry.is_dir():
                 yield from _sizes(entry.path, f"{prefix}{entry.name}/")
             else:
                 yield prefix + entry.name, entry.stat().st_size
+
+
+def _leads_nowhere(link: Path) -> bool:
+    """True for a link to nothing, or to a folder that it lies in."""
+    return not link.exists() or link.parent.resolve().is_relative_to(link.resolve())
+
+
+def gone_link(path: Path) -> str:
+    """ "a link to a.jpg, which is not there"; "" of all else."""
+    return (
+        f"a link to {path.readlink()}, which is not there" if path.is_symlink() and not path.exists() else ""
+    )
 
 
 def content_of(path: Path) -> bytes:
@@ -151,8 +165,7 @@ def not_there(option: str, path: Path, kind: str, taken: Collection[Path] = ()) 
             got=NOT_REGULAR if is_odd(path) else other,
             fix=fix,
         )
-    if path.is_symlink():
-        got = f"a link to {path.readlink()}, which is not there"
+    if got := gone_link(path):
         return Fault(f"dataset.{option} is not a {kind}", where=where, got=got, fix="mend the link")
     # the part of the path at which it leads nowhere
     gone = next((part for part in (path, *path.parents) if part.parent.is_dir()), path)

@@ -188,6 +188,11 @@ class TestFirstLook:
         fault, _ = self.look(tmp_path, "a.png", None)
         assert fault.got == "No such file or directory"
 
+    def test_a_link_to_nothing_is_told_as_one(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").symlink_to("gone.png")
+        fault, _ = self.look(tmp_path, "a.png", None)
+        assert fault.got == "a link to gone.png, which is not there"
+
     def test_pixels_that_arrive_dark_are_a_note(self, tmp_path: Path) -> None:
         fault, note = self.look(tmp_path, "a.png", content((GREY * 16).astype(np.uint16)))
         assert (fault, note) == (

@@ -107,3 +107,11 @@ def test_what_is_no_regular_file_is_unreadable(tmp_path: Path) -> None:
 def test_a_name_that_is_too_long_for_a_file_stops_no_inspection(data: Any, told: Any) -> None:
     data.labels["train"]["images"][0]["file_name"] = 5000 * "a"
     assert told(data.examine(), "image-unreadable")[0].endswith("File name too long")
+
+
+def test_a_link_to_nothing_is_a_note_where_no_labels_list_it(data: Any, told: Any) -> None:
+    data.write()
+    (data.root / "images/train/z.jpg").symlink_to("gone.jpg")
+    found = data.examine()
+    assert told(found, "unlisted") == [": z.jpg a link to gone.jpg, which is not there"]
+    assert found.usable
