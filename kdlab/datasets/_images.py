@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import math
 import unicodedata
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -37,7 +39,17 @@ _DARK = 64
 """Of 256 levels: an image of 16 bits of which no pixel arrives at this one holds 14 bits or fewer."""
 _QUICK_PIXELS = 2**25
 """Most of an image that is decoded while somebody waits for a plan."""
+_USUAL = ("PNG", "JPEG")
+_SCALE = "scale them to 0..255 and save them with 8 bits"
 _ELSEWHERE = "no such file; there is"
+
+_FORMS: dict[str, Callable[[str], str]] = {
+    "a backslash is no separator here": lambda name: name.replace("\\", "/"),
+    "a blank before or behind the name": str.strip,
+    "% stands for itself": unquote,
+    "the folder is no part of file_name": lambda name: name.rpartition("/")[2],
+}
+"""Forms of a name in which a file may be there: what is wrong with it, and the right one of it."""
 
 Pixels = NDArray[np.uint8]
 
@@ -146,15 +158,25 @@ def _why(content: bytes) -> str:
     try:
         found = header(io.BytesIO(content))
     except (UnreadableError, OSError) as error:
-        return str(error)
+        return _of_floats(content) or str(error)
     if found.size[0] * found.size[1] > _MOST_PIXELS:
         return f"{found.size[0]}x{found.size[1]} is above the limit of 2**30 pixels: cut it into tiles"
     if why := _pillow_says(content):
         return why
     if found.mode in ("F", "I"):
-        kind = "floats" if found.mode == "F" else "whole numbers"
-        return f"its pixels are 32-bit {kind}: scale them to 0..255 and save them with 8 bits"
+        return f"its pixels are 32-bit {'floats' if found.mode == 'F' else 'whole numbers'}: {_SCALE}"
+    if found.format in _USUAL:
+        size = f"{found.size[0]}x{found.size[1]}"
+        return f"OpenCV cannot decode its {size} pixels: save it again, or cut it into tiles"
     return f"OpenCV reads no {found.format} of mode {found.mode}: save it as PNG or JPEG"
+
+
+def _of_floats(content: bytes) -> str:
+    """The same of floats in several channels, which Pillow does not know."""
+    image = _opencv(content, cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype.kind != "f":
+        return ""
+    return f"its pixels are {8 * image.dtype.itemsize}-bit floats: {_SCALE}"
 
 
 def arrival(content: bytes, image: Pixels) -> str:
@@ -177,21 +199,39 @@ def elsewhere(folder: Path, name: str) -> str:
 
 
 def _differently(folder: Path, name: str) -> str:
-    plain = name.replace("\\", "/")
-    for candidate in dict.fromkeys((name, plain, plain.rpartition("/")[2])):
-        found = _spelt(folder, candidate)
-        if found is None:
-            continue
-        differs = []
-        if "\\" in name:
-            differs.append("a backslash is no separator here")
-        if candidate not in (name, plain):
-            differs.append("the folder is no part of file_name")
-        if found != candidate:
-            same_form = unicodedata.normalize("NFC", found) == unicodedata.normalize("NFC", candidate)
-            differs.append("another Unicode form (NFC, NFD)" if same_form else "upper or lower case")
-        return f"{_ELSEWHERE} {found!a} ({', '.join(differs)})"
+    candidate, differs, forms = name, list[str](), [(name, list[str]())]
+    for why, change in _FORMS.items():
+        if (changed := change(candidate)) != candidate:
+            candidate, differs = changed, [*differs, why]
+            forms.append((candidate, differs))
+    for find in (_spelt, _ended):
+        for candidate, differs in forms:
+            if (found := find(folder, candidate)) is None:
+                continue
+            if find is _ended:
+                differs = [*differs, "another ending"]
+            elif found != candidate:
+                same_form = unicodedata.normalize("NFC", found) == unicodedata.normalize("NFC", candidate)
+                differs = [
+                    *differs,
+                    "another Unicode form (NFC, NFD)" if same_form else "upper or lower case",
+                ]
+            return f"{_ELSEWHERE} {found!a} ({', '.join(differs)})"
     return ""
+
+
+def _ended(folder: Path, name: str) -> str | None:
+    """The same of an image that has another ending."""
+    path = Path(name.lstrip("/"))
+    parent = _spelt(folder, str(path.parent)) if path.parent.name else ""
+    if parent is None or not path.name:
+        return None
+    here = folder / parent
+    if not here.is_dir():
+        return None
+    known = _stems(here, here.stat().st_mtime_ns)
+    found = known.get(name_key(path.name)) or known.get(name_key(path.stem))
+    return str(Path(parent, found)) if found else None
 
 
 def _spelt(folder: Path, name: str) -> str | None:
@@ -211,6 +251,13 @@ def _spelt(folder: Path, name: str) -> str | None:
 @lru_cache(maxsize=64)
 def _listing(folder: Path, mtime_ns: int) -> dict[str, str]:
     return {name_key(path.name): path.name for path in sorted(folder.iterdir(), reverse=True)}
+
+
+@lru_cache(maxsize=64)
+def _stems(folder: Path, mtime_ns: int) -> dict[str, str]:
+    endings = Image.registered_extensions()
+    paths = map(Path, _listing(folder, mtime_ns).values())
+    return {name_key(path.stem): path.name for path in paths if path.suffix.lower() in endings}
 
 
 def broken(path: str, why: str) -> Fault:

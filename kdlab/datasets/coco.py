@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,13 +86,19 @@ def _shared_classes(train: Path, val: Path) -> tuple[str, ...]:
     if learned != measured:
         only_train = dict(sorted(learned.items() - measured.items()))
         only_val = dict(sorted(measured.items() - learned.items()))
+        alike = _composed(only_train) == _composed(only_val)
+        forms = ": the same names in another Unicode form (NFC, NFD)" if alike else ""
         raise UsageError(
             "the categories differ from those of the training labels",
             where=str(val),
-            got=f"only here: {only_val or 'none'}; only in training: {only_train or 'none'}",
+            got=f"only here: {only_val or 'none'}; only in training: {only_train or 'none'}{forms}",
             fix="give both files the same categories, with the same ids",
         )
     return tuple(name for _, name in sorted(learned.items()))
+
+
+def _composed(names: dict[int, str]) -> dict[int, str]:
+    return {number: unicodedata.normalize("NFC", name) for number, name in names.items()}
 
 
 def _categories(labels: Path) -> dict[int, str]:
@@ -158,7 +165,12 @@ def category_faults(categories: Any, labels: Path) -> list[Fault]:
     if not all(isinstance(entry, dict) and {"id", "name"} <= entry.keys() for entry in categories):
         what = '"categories" is not a list of {"id": ..., "name": ...}'
         raise UsageError(what, where=str(labels), fix=_WRITE)
-    return [*grouped(category_cases(categories), str(labels))]
+    blank = [
+        ("categories whose name is blank", f"id {entry['id']!r}", "write the name of the class")
+        for entry in categories
+        if isinstance(entry["name"], str) and not entry["name"].strip()
+    ]
+    return [*grouped([*category_cases(categories), *blank], str(labels))]
 
 
 def _checked(content: bytes, labels: Path) -> dict[str, Any]:

@@ -100,15 +100,22 @@ def facts_of(task: ImageTask) -> ImageFacts:
     if not content:
         return ImageFacts(task, "image-empty")
     fault = why = arrival = ""
-    levels = None
+    levels, size = None, (0, 0)
     try:
         pixels = _images.decoded(content, int(task.height), int(task.width))
+        size = pixels.shape[1], pixels.shape[0]
         levels, arrival = (int(pixels.min()), int(pixels.max())), _images.arrival(content, pixels)
     except _images.UnreadableError as error:
         why = str(error)
         fault = "image-truncated" if "truncated" in why.lower() else "image-unreadable"
     found = ImageFacts(
-        task, fault, why, digest=hashlib.sha256(content).hexdigest(), levels=levels, arrival=arrival
+        task,
+        fault,
+        why,
+        size=size,
+        digest=hashlib.sha256(content).hexdigest(),
+        levels=levels,
+        arrival=arrival,
     )
     try:
         head = _images.header(io.BytesIO(content))

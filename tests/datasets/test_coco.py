@@ -138,6 +138,8 @@ def test_both_files_that_are_not_json_are_told_with_the_line(root: Path) -> None
         ([{"id": 3, "name": "person"}, {"id": 3, "name": "car"}], "categories with the id of another: 1"),
         ([{"id": 3, "name": "person"}, {"id": 2, "name": "person"}], "with the name of another: 1"),
         ([{"id": 3, "name": "a\x1b[31m"}], "categories whose name holds control characters"),
+        ([{"id": 3, "name": ""}], "categories whose name is blank: 1"),
+        ([{"id": 3, "name": "  "}], "categories whose name is blank: 1"),
         ([{"id": 3, "name": "\ud800"}], "categories whose name holds control characters"),
     ],
 )
@@ -161,6 +163,14 @@ def test_categories_that_differ_are_told_for_both_sides(root: Path) -> None:
     with pytest.raises(UsageError, match="categories differ") as caught:
         coco.prepare(root=str(root))
     assert caught.value.faults[0].got == "only here: {3: 'bus'}; only in training: {3: 'car'}"
+
+
+def test_categories_that_differ_in_their_unicode_form_are_told_so(root: Path) -> None:
+    for split, name in (("train", "caf\u00e9"), ("val", "cafe\u0301")):
+        write_labels(labels_of(root, split), [CATEGORIES[0], {"id": 3, "name": name}])
+    with pytest.raises(UsageError) as caught:
+        coco.prepare(root=str(root))
+    assert caught.value.faults[0].got.endswith(": the same names in another Unicode form (NFC, NFD)")
 
 
 def test_unreadable_file_is_a_fault_of_the_machine(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,11 @@ def png_of_size(width: int, height: int) -> bytes:
     )
 
 
+def floats(kind: Any) -> bytes:
+    """A TIFF of three channels of them."""
+    return bytes(cv2.imencode(".tif", (NOISE / 255).astype(kind))[1])
+
+
 @pytest.mark.parametrize(
     ("file", "why"),
     [
@@ -58,6 +63,8 @@ def png_of_size(width: int, height: int) -> bytes:
         (content(GREY.astype(np.uint8))[:-200], "truncated"),
         (content((GREY / 255).astype(np.float32), "TIFF"), "its pixels are 32-bit floats: scale them"),
         (content((GREY * 1e5).astype(np.int32), "TIFF"), "its pixels are 32-bit whole numbers: scale them"),
+        (floats(np.float32), "its pixels are 32-bit floats: scale them"),
+        (floats(np.float64), "its pixels are 64-bit floats: scale them"),
         (png_of_size(40_000, 40_000), "40000x40000 is above the limit of 2**30 pixels"),
     ],
 )
@@ -65,6 +72,13 @@ def test_what_cannot_be_read_says_why(file: bytes, why: str) -> None:
     with pytest.raises(UnreadableError) as caught:
         decoded(file, 80, 96)
     assert why in str(caught.value)
+
+
+def test_a_png_that_opencv_cannot_decode_is_not_told_to_become_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = content(GREY.astype(np.uint8))
+    monkeypatch.setattr(cv2, "imdecode", lambda buffer, flags: None)
+    with pytest.raises(UnreadableError, match="OpenCV cannot decode its 96x80 pixels: save it again"):
+        decoded(file, 80, 96)
 
 
 @pytest.fixture
@@ -147,6 +161,11 @@ def test_a_dark_image_of_8_bits_is_as_dark_as_it_is() -> None:
         ("C:\\me\\b.jpg", "'b.jpg'", "a backslash"),
         ("images/b.jpg", "'b.jpg'", "the folder is no part of file_name"),
         ("M\u00fc.jpg", r"'Mu\u0308.jpg'", "another Unicode form (NFC, NFD)"),
+        ("b.jpg ", "'b.jpg'", "a blank before or behind the name"),
+        (" sub/a.jpg", "'sub/a.jpg'", "a blank before or behind the name"),
+        ("b%2Ejpg", "'b.jpg'", "% stands for itself"),
+        ("b", "'b.jpg'", "another ending"),
+        ("sub/a.png", "'sub/a.jpg'", "another ending"),
         ("Sub/A.JPG", "'sub/a.jpg'", "upper or lower case"),
     ],
 )

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from kdlab.inspection import images
@@ -115,3 +117,8 @@ def test_a_link_to_nothing_is_a_note_where_no_labels_list_it(data: Any, told: An
     found = data.examine()
     assert told(found, "unlisted") == [": z.jpg a link to gone.jpg, which is not there"]
     assert found.usable
+
+
+def test_an_image_that_pillow_does_not_know_has_the_size_of_its_pixels(tmp_path: Path) -> None:
+    file = bytes(cv2.imencode(".hdr", np.ones((150, 200, 3), np.float32))[1])
+    assert "size-differs" not in kinds(facts(tmp_path / "a.hdr", file))
