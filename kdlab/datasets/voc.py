@@ -188,11 +188,11 @@ def _entries_of(layout: _Layout, split: str, faults: list[Fault]) -> list[Entry]
         return []
     for line in stems:
         # "cell 1" may be a stem, or the stem "cell" with VOC's flag
-        stem = line if (annotations / f"{line}.xml").is_file() else _FLAG.sub("", line)
+        stem = line if _is_file(annotations / f"{line}.xml") else _FLAG.sub("", line)
         xml = annotations / f"{stem}.xml"
         names = [f"{stem}{spelt}" for suffix in _SUFFIXES for spelt in (suffix, suffix.upper())]
-        image = next((images / name for name in names if (images / name).is_file()), None)
-        if not xml.is_file():
+        image = next((images / name for name in names if _is_file(images / name)), None)
+        if not _is_file(xml):
             lacking["an XML file"].append(stem)
         if image is None:
             lacking["an image"].append(stem)
@@ -207,6 +207,11 @@ def _entries_of(layout: _Layout, split: str, faults: list[Fault]) -> list[Entry]
             fix = _nearer(folder, gone[0]) or f"put the files there, or take the stems out of {path}"
             faults.append(Fault(told, where=str(folder), got=first_of(gone, 3), fix=fix))
     return found
+
+
+def _is_file(path: Path) -> bool:
+    """False, too, for a name that is too long for a file."""
+    return os.path.isfile(path)  # noqa: PTH113 - pathlib's raises
 
 
 def _nearer(folder: Path, stem: str) -> str:

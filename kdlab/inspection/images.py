@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -184,7 +185,7 @@ def skipped(facts: Sequence[ImageFacts]) -> int:
 def files_below(folder: Path) -> Iterator[Path]:
     """Image files directly in a folder, by their ending; hidden ones left out."""
     endings = {ending for some in _SUFFIXES.values() for ending in some}
-    if folder.is_dir():
+    with suppress(OSError, ValueError):  # it is not there, may not be read, or no folder can have this name
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() in endings and not path.name.startswith("."):
                 yield path

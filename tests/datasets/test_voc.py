@@ -433,3 +433,9 @@ def test_xml_that_cannot_be_meant_is_refused(text: str, what: str, tmp_path: Pat
     with pytest.raises(UsageError) as caught:
         prepared(root)
     assert [fault.what[: len(what)] for fault in caught.value.faults] == [what]
+
+
+def test_a_stem_that_is_too_long_for_a_file_is_missing(root: Path) -> None:
+    (root / "ImageSets/Main/train.txt").write_text(5000 * "a" + "\n")
+    with pytest.raises(UsageError, match="stems without an XML file: 1"):
+        prepared(root)

@@ -106,8 +106,9 @@ def test_what_is_no_regular_file_is_unreadable(tmp_path: Path) -> None:
     assert (found.fault, found.why) == ("image-unreadable", "no regular file")
 
 
-def test_a_name_that_is_too_long_for_a_file_stops_no_inspection(data: Any, told: Any) -> None:
-    data.labels["train"]["images"][0]["file_name"] = 5000 * "a"
+@pytest.mark.parametrize("name", [5000 * "a", 5000 * "a" + "/a.jpg"])
+def test_a_name_that_is_too_long_for_a_file_stops_no_inspection(name: str, data: Any, told: Any) -> None:
+    data.labels["train"]["images"][0]["file_name"] = name
     assert told(data.examine(), "image-unreadable")[0].endswith("File name too long")
 
 

@@ -88,3 +88,9 @@ def test_only_an_absolute_path_that_is_not_here_is_foreign(
 def test_a_corner_at_0_is_0_based(voc_data: Any, make_xml: Any) -> None:
     voc_data.files["xml/a.xml"] = make_xml("a.jpg", box=(0, 1, 200, 150))
     assert voc_data.examine().defects == ()
+
+
+def test_xml_that_is_no_regular_file_is_named(voc_data: Any, told: Told) -> None:
+    voc_data.write()
+    (voc_data.root / "xml/z.xml").symlink_to("/dev/null")
+    assert told(voc_data.examine(), "xml-unreadable") == ["other: z.xml no regular file"]
