@@ -60,7 +60,7 @@ def test_what_cannot_be_read_is_named(old: bytes, voc_data: Any, told: Told) -> 
 
 def test_a_file_that_is_gone_is_named(voc_data: Any, told: Told) -> None:
     del voc_data.files["xml/a.xml"]
-    assert told(voc_data.examine(), "xml-unreadable")[0].startswith("train: a.xml [Errno 2]")
+    assert told(voc_data.examine(), "xml-unreadable")[0].startswith("train: a.xml No such file")
 
 
 @pytest.mark.parametrize("filename", ["a", "a.jpg", ""])
