@@ -33,11 +33,13 @@ _FIXES = {
     NO_SIZE: f"write the size of the image file there, in pixels, at most {_LARGEST_SIDE:,} a side",
     NO_IMAGE: "list the image, or remove them",
     NO_CATEGORY: "list the category, or remove them",
-    "image_id": "write the id of the image, a whole number",
-    "category_id": "write the id of the category, a whole number",
     NO_BOX: "write four numbers, or remove them",
     NO_AREA: "write a number, or leave area out: it is then width * height",
     NEGATIVE: "swapped corners? write the upper left corner, and a width and height above 0",
+}
+_REFERENCES = {
+    NO_IMAGE: "write the id of the image, a whole number",
+    NO_CATEGORY: "write the id of the category, a whole number",
 }
 _NUMERAL = re.compile(r"\s*-?\d+(\.\d*)?\s*")
 _SHOWN = 3
@@ -110,7 +112,7 @@ def _mend(what: str, value: Any) -> str:
     texts = [one for one in values if isinstance(one, str)]
     if texts and all(map(_NUMERAL.fullmatch, texts)):
         return _QUOTES
-    return _WHOLE if isinstance(value, float) and value.is_integer() else _FIXES[what]
+    return _WHOLE if isinstance(value, float) and value.is_integer() else {**_FIXES, **_REFERENCES}[what]
 
 
 def grouped(found: Iterable[tuple[str, str, str]], where: str) -> Iterator[Fault]:
@@ -232,4 +234,4 @@ def _reference_faults(
     if ids is not None and is_whole(value) and value not in ids:
         yield not_listed, f"{key.removesuffix('_id')} {value}", _FIXES[not_listed]
     elif not is_whole(value):
-        yield f"whose {key} is no whole number", told(key, value), _mend(key, value)
+        yield f"whose {key} is no whole number", told(key, value), _mend(not_listed, value)

@@ -40,7 +40,6 @@ _DARK = 64
 _QUICK_PIXELS = 2**25
 """Most of an image that is decoded while somebody waits for a plan."""
 _USUAL = ("PNG", "JPEG")
-_SCALE = "scale them to 0..255 and save them with 8 bits"
 _ELSEWHERE = "no such file; there is"
 
 _FORMS: dict[str, Callable[[str], str]] = {
@@ -125,7 +124,7 @@ def decoded(content: bytes, height: int, width: int) -> Pixels:
         raise UnreadableError(why)
     image: Pixels | None = _opencv(content, cv2.IMREAD_COLOR)
     if image is None:
-        raise UnreadableError(_why(content))
+        raise UnreadableError(_of_floats(content) or _why(content))
     if image.shape[:2] == (height, width):
         return image
     unturned = _opencv(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -158,13 +157,14 @@ def _why(content: bytes) -> str:
     try:
         found = header(io.BytesIO(content))
     except (UnreadableError, OSError) as error:
-        return _of_floats(content) or str(error)
+        return str(error)
     if found.size[0] * found.size[1] > _MOST_PIXELS:
         return f"{found.size[0]}x{found.size[1]} is above the limit of 2**30 pixels: cut it into tiles"
     if why := _pillow_says(content):
         return why
     if found.mode in ("F", "I"):
-        return f"its pixels are 32-bit {'floats' if found.mode == 'F' else 'whole numbers'}: {_SCALE}"
+        kind = "floats" if found.mode == "F" else "whole numbers"
+        return f"its pixels are 32-bit {kind}: scale them to 0..255 and save them with 8 bits"
     if found.format in _USUAL:
         size = f"{found.size[0]}x{found.size[1]}"
         return f"OpenCV cannot decode its {size} pixels: save it again, or cut it into tiles"
@@ -172,11 +172,11 @@ def _why(content: bytes) -> str:
 
 
 def _of_floats(content: bytes) -> str:
-    """The same of floats in several channels, which Pillow does not know."""
+    """The same of floats, which Pillow does not know in several channels; "" of all else."""
     image = _opencv(content, cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype.kind != "f":
         return ""
-    return f"its pixels are {8 * image.dtype.itemsize}-bit floats: {_SCALE}"
+    return f"its pixels are {8 * image.dtype.itemsize}-bit floats: scale them to 0..255 and save them with 8 bits"
 
 
 def arrival(content: bytes, image: Pixels) -> str:

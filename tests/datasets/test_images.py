@@ -28,6 +28,11 @@ def content(pixels: Any, form: str = "PNG") -> bytes:
     return file.getvalue()
 
 
+def floats(kind: Any) -> bytes:
+    """A TIFF of three channels of them."""
+    return bytes(cv2.imencode(".tif", (NOISE / 255).astype(kind))[1])
+
+
 def encoded(kind: str = "JPEG", **options: Any) -> bytes:
     """60 px wide and 40 high."""
     file = io.BytesIO()
@@ -48,11 +53,6 @@ def png_of_size(width: int, height: int) -> bytes:
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in chunks.items()
     )
-
-
-def floats(kind: Any) -> bytes:
-    """A TIFF of three channels of them."""
-    return bytes(cv2.imencode(".tif", (NOISE / 255).astype(kind))[1])
 
 
 @pytest.mark.parametrize(
