@@ -176,7 +176,8 @@ def _of_floats(content: bytes) -> str:
     image = _opencv(content, cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype.kind != "f":
         return ""
-    return f"its pixels are {8 * image.dtype.itemsize}-bit floats: scale them to 0..255 and save them with 8 bits"
+    bits = 8 * image.dtype.itemsize
+    return f"its pixels are {bits}-bit floats: scale them to 0..255 and save them with 8 bits"
 
 
 def arrival(content: bytes, image: Pixels) -> str:
