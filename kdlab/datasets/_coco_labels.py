@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -18,20 +19,29 @@ NO_SIZE, NO_NAME = "without a whole width and height", "without a file_name"
 NEGATIVE = "whose bbox has a negative width or height"
 UNPRINTABLE = "holds control characters or surrogates"
 
-_OWN_ID, _QUOTES = "give each one an id of its own", "write the number without quotation marks"
+_LARGEST_SIDE = 1_000_000
+_OWN_ID, _QUOTES = (
+    "give each one an id of its own, a whole number",
+    "write the number without quotation marks",
+)
 _WHOLE = "write whole numbers without a decimal point"
 _RENAME = "take them out of the name"
 _FIXES = {
     NO_ID: _OWN_ID,
     ID_TWICE: _OWN_ID,
     NO_NAME: "name the file, relative to the folder of the images",
-    NO_SIZE: "write the size of the image file there, in pixels",
+    NO_SIZE: f"write the size of the image file there, in pixels, at most {_LARGEST_SIDE:,} a side",
     NO_IMAGE: "list the image, or remove them",
     NO_CATEGORY: "list the category, or remove them",
     NO_BOX: "write four numbers, or remove them",
     NO_AREA: "write a number, or leave area out: it is then width * height",
     NEGATIVE: "swapped corners? write the upper left corner, and a width and height above 0",
 }
+_REFERENCES = {
+    NO_IMAGE: "write the id of the image, a whole number",
+    NO_CATEGORY: "write the id of the category, a whole number",
+}
+_NUMERAL = re.compile(r"\s*-?\d+(\.\d*)?\s*")
 _SHOWN = 3
 _LARGEST = 1e12
 _MOST_CHARS = 100
@@ -44,7 +54,7 @@ def is_whole(value: Any) -> bool:
 
 def is_size(value: Any) -> bool:
     """True for a number of pixels."""
-    return is_whole(value) and 0 < value < _LARGEST
+    return is_whole(value) and 0 < value <= _LARGEST_SIDE
 
 
 def is_number(value: Any) -> bool:
@@ -99,9 +109,10 @@ def told(key: str, value: Any) -> str:
 def _mend(what: str, value: Any) -> str:
     """The fix of a value that should be a number."""
     values = value if isinstance(value, list) else [value]
-    if any(isinstance(one, str) for one in values):
+    texts = [one for one in values if isinstance(one, str)]
+    if texts and all(map(_NUMERAL.fullmatch, texts)):
         return _QUOTES
-    return _WHOLE if isinstance(value, float) and value.is_integer() else _FIXES[what]
+    return _WHOLE if isinstance(value, float) and value.is_integer() else {**_FIXES, **_REFERENCES}[what]
 
 
 def grouped(found: Iterable[tuple[str, str, str]], where: str) -> Iterator[Fault]:

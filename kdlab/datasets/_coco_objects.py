@@ -13,6 +13,7 @@ NOTHING_LEFT = "no object is left to learn from or to measure on"
 _PIXELS = "write boxes in pixels of their image"
 _LEFT_OUT = {
     "crowd": ("iscrowd is 1", "set iscrowd to 0 where it is an object"),
+    "difficult": ("<difficult> is 1", "set <difficult> to 0 where it is an object"),
     "marked": ("ignore is 1", "set ignore to 0 where it is an object"),
     "outside": ("the box is outside of its image", _PIXELS),
     "without_area": ("the box is smaller than a pixel", _PIXELS),
@@ -70,7 +71,8 @@ def unmeant(data: dict[str, Any], where: str) -> list[Fault]:
     fractions = [pair for pair in pairs if _is_fraction(*pair)]
     if fractions and 2 * len(fractions) >= len(pairs):
         what = "annotations whose bbox is a fraction of the image, not in pixels"
-        fix = "multiply x and width by the width of the image, y and height by its height"
+        fix = "multiply x and width by the width of the image, y and height by its height; "
+        fix += "where x and y are the centre, as in YOLO's files, first take half of the size from them"
         return [*_alike(what, fractions, fix, where)]
     if _are_corners(pairs):
         what = "annotations whose bbox is likely [x, y, x2, y2], two corners"
@@ -124,7 +126,8 @@ def _nothing_left(pairs: Sequence[Pair], where: str) -> Fault:
     for box, image in pairs:
         why = fate(box, image["width"], image["height"])
         has_size = why == "without_area" and min(box["bbox"][2:]) >= 1
-        reasons.setdefault("area" if has_size else why, []).append(_name(box, image))
+        why = "area" if has_size else "difficult" if why == "crowd" and "xml" in image else why
+        reasons.setdefault(why, []).append(_name(box, image))
     cases = [f"{_LEFT_OUT[why][0]}: {len(who)} ({first_of(who, _SHOWN)})" for why, who in reasons.items()]
     most = max(reasons, key=lambda why: len(reasons[why]))
     return Fault(NOTHING_LEFT, where=where, got="; ".join(cases), fix=_LEFT_OUT[most][1])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import math
 import unicodedata
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from kdlab.datasets._coco_labels import name_key
-from kdlab.datasets.base import Split
+from kdlab.datasets.base import Split, content_of, gone_link
 from kdlab.datasets.coco import first_image
 from kdlab.errors import Fault
 
@@ -37,7 +39,16 @@ _DARK = 64
 """Of 256 levels: an image of 16 bits of which no pixel arrives at this one holds 14 bits or fewer."""
 _QUICK_PIXELS = 2**25
 """Most of an image that is decoded while somebody waits for a plan."""
+_USUAL = ("PNG", "JPEG")
 _ELSEWHERE = "no such file; there is"
+
+_FORMS: dict[str, Callable[[str], str]] = {
+    "a backslash is no separator here": lambda name: name.replace("\\", "/"),
+    "a blank before or behind the name": str.strip,
+    "% stands for itself": unquote,
+    "the folder is no part of file_name": lambda name: name.rpartition("/")[2],
+}
+"""Forms of a name in which a file may be there: what is wrong with it, and the right one of it."""
 
 Pixels = NDArray[np.uint8]
 
@@ -113,7 +124,7 @@ def decoded(content: bytes, height: int, width: int) -> Pixels:
         raise UnreadableError(why)
     image: Pixels | None = _opencv(content, cv2.IMREAD_COLOR)
     if image is None:
-        raise UnreadableError(_why(content))
+        raise UnreadableError(_of_floats(content) or _why(content))
     if image.shape[:2] == (height, width):
         return image
     unturned = _opencv(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -160,7 +171,19 @@ def _why(content: bytes) -> str:
     if found.mode in ("F", "I"):
         kind = "floats" if found.mode == "F" else "whole numbers"
         return f"its pixels are 32-bit {kind}: scale them to 0..255 and save them with 8 bits"
+    if found.format in _USUAL:
+        size = f"{found.size[0]}x{found.size[1]}"
+        return f"OpenCV cannot decode its {size} pixels: save it again, or cut it into tiles"
     return f"OpenCV reads no {found.format} of mode {found.mode}: save it as PNG or JPEG"
+
+
+def _of_floats(content: bytes) -> str:
+    """The same of floats, which Pillow does not know in several channels; "" of all else."""
+    image = _opencv(content, cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype.kind != "f":
+        return ""
+    bits = 8 * image.dtype.itemsize
+    return f"its pixels are {bits}-bit floats: scale them to 0..255 and save them with 8 bits"
 
 
 def arrival(content: bytes, image: Pixels) -> str:
@@ -176,23 +199,46 @@ def arrival(content: bytes, image: Pixels) -> str:
 
 def elsewhere(folder: Path, name: str) -> str:
     """What is there in the place of a listed file, where its path differs in form alone; else ""."""
-    if (folder / name).exists():
-        return ""
-    plain = name.replace("\\", "/")
-    for candidate in dict.fromkeys((name, plain, plain.rpartition("/")[2])):
-        found = _spelt(folder, candidate)
-        if found is None:
-            continue
-        differs = []
-        if "\\" in name:
-            differs.append("a backslash is no separator here")
-        if candidate not in (name, plain):
-            differs.append("the folder is no part of file_name")
-        if found != candidate:
-            same_form = unicodedata.normalize("NFC", found) == unicodedata.normalize("NFC", candidate)
-            differs.append("another Unicode form (NFC, NFD)" if same_form else "upper or lower case")
-        return f"{_ELSEWHERE} {found!a} ({', '.join(differs)})"
+    with suppress(OSError):  # a name that is too long for a file, a folder that may not be read
+        path = folder / name
+        return "" if path.exists() else gone_link(path) or _differently(folder, name)
     return ""
+
+
+def _differently(folder: Path, name: str) -> str:
+    candidate, differs, forms = name, list[str](), [(name, list[str]())]
+    for why, change in _FORMS.items():
+        if (changed := change(candidate)) != candidate:
+            candidate, differs = changed, [*differs, why]
+            forms.append((candidate, differs))
+    for find in (_spelt, _ended):
+        for candidate, differs in forms:
+            if (found := find(folder, candidate)) is None:
+                continue
+            if find is _ended:
+                differs = [*differs, "another ending"]
+            elif found != candidate:
+                same_form = unicodedata.normalize("NFC", found) == unicodedata.normalize("NFC", candidate)
+                differs = [
+                    *differs,
+                    "another Unicode form (NFC, NFD)" if same_form else "upper or lower case",
+                ]
+            return f"{_ELSEWHERE} {found!a} ({', '.join(differs)})"
+    return ""
+
+
+def _ended(folder: Path, name: str) -> str | None:
+    """The same of an image that has another ending."""
+    path = Path(name.lstrip("/"))
+    parent = _spelt(folder, str(path.parent)) if path.parent.name else ""
+    if parent is None or not path.name:
+        return None
+    here = folder / parent
+    if not here.is_dir():
+        return None
+    known = _stems(here, here.stat().st_mtime_ns)
+    found = known.get(name_key(path.name)) or known.get(name_key(path.stem))
+    return str(Path(parent, found)) if found else None
 
 
 def _spelt(folder: Path, name: str) -> str | None:
@@ -214,6 +260,13 @@ def _listing(folder: Path, mtime_ns: int) -> dict[str, str]:
     return {name_key(path.name): path.name for path in sorted(folder.iterdir(), reverse=True)}
 
 
+@lru_cache(maxsize=64)
+def _stems(folder: Path, mtime_ns: int) -> dict[str, str]:
+    endings = Image.registered_extensions()
+    paths = map(Path, _listing(folder, mtime_ns).values())
+    return {name_key(path.stem): path.name for path in paths if path.suffix.lower() in endings}
+
+
 def broken(path: str, why: str) -> Fault:
     """The fault of an image at which a job stops."""
     fix = "mend the file, take it out of the labels, or --set dataset.broken_images=skip"
@@ -230,7 +283,7 @@ def first_look(split: Split) -> tuple[Fault | None, str]:
         return None, ""
     path = split.images / name
     try:
-        content = path.read_bytes()
+        content = content_of(path)
         with suppress(UnreadableError):
             if math.prod(header(path).size) > _QUICK_PIXELS:
                 return None, ""

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kdlab.datasets._coco_objects import fate
 from kdlab.datasets.base import PARTS, DatasetFiles, Split, cache_dir, intact, make_once, write_labels
 from kdlab.datasets.coco import load_labels
 from kdlab.errors import MachineError, UsageError
@@ -99,7 +100,8 @@ def _cut(labels: Path, share: float) -> dict[str, dict[str, Any]]:
     cut = {image["id"] for image in data["images"] if _name(image) in names}
     parts = {"train": _part(data, {image["id"] for image in data["images"]} - cut), "val": _part(data, cut)}
     for name, part in parts.items():
-        if all(box["iscrowd"] for box in part["annotations"]):
+        sizes = {image["id"]: (image["width"], image["height"]) for image in part["images"]}
+        if not any(fate(box, *sizes[box["image_id"]]) == "object" for box in part["annotations"]):
             kept = "the cut part" if name == "val" else "what is left to learn from"
             raise UsageError(
                 f"{kept} of the tuning split holds no object",

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from kdlab.datasets._coco_labels import UNPRINTABLE, grouped, is_number, is_printable
+from kdlab.datasets._coco_labels import UNPRINTABLE, grouped, is_number, is_printable, is_size
 from kdlab.datasets._coco_objects import unmeant
+from kdlab.datasets.base import content_of
 from kdlab.errors import Fault, UsageError, suggestion
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _UNPARSED = "XML files that do not parse"
+_NOT_VOC = "XML files without an <annotation>"
 _NAMESPACE = "XML files with a namespace, whose tags no reader of VOC knows"
-_NO_SIZE = "XML files whose <size> is not of whole numbers"
+_NO_SIZE = "XML files whose <size> is not of whole numbers from 0 to a million"
 _UNREADABLE = "XML files without a <size>, whose image cannot be read"
 _NO_NAME, _NO_BOX = "objects without a <name>", "objects without a <bndbox>"
 _ODD_NAME = f"objects whose <name> {UNPRINTABLE}"
@@ -26,9 +28,10 @@ _MEND = "mend the objects, or remove them"
 _FIXES = {
     _UNPARSED: "write them again as UTF-8, or take their stems out of the split",
     _NAMESPACE: "take xmlns out of <annotation>",
+    _NOT_VOC: "write VOC's XML, or take their stems out of the split",
     _NO_SIZE: "give <size> a whole width and height",
     _UNREADABLE: "give <size> a width and height, or mend the image",
-    _SWAPPED: "swap them",
+    _SWAPPED: "swap them; where they hold x, y, width and height, add xmin to xmax and ymin to ymax",
     _DIFFICULT: "write 0 or 1, or remove it: it is then 0",
 }
 Labels = dict[str, Any]
@@ -85,11 +88,13 @@ def parse(path: Path, image: Path | None = None) -> Annotation:
         OSError: a file cannot be read.
     """
     try:
-        tree = ElementTree.fromstring(path.read_bytes())
+        tree = ElementTree.fromstring(content_of(path))
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         return Annotation({}, faults=((_UNPARSED, f"{path.name}: {error}"),))
     if tree.tag.startswith("{"):
         return Annotation({}, faults=((_NAMESPACE, f"{path.name}: {tree.tag}"),))
+    if tree.tag != "annotation" and tree.find("object") is None:
+        return Annotation({}, faults=((_NOT_VOC, f"{path.name}: <{tree.tag}>"),))
     words = {name: tree.findtext(name, "").strip() for name in ("path", "folder", "filename")}
     size, objects, faults = (0, 0), [], []
     try:
@@ -111,7 +116,7 @@ def _size(tree: ElementTree.Element, image: Path | None) -> tuple[int, int]:
         width, height = (int(word or 0) for word in words)
     except ValueError as error:
         raise _WrongError(_NO_SIZE, " x ".join(words)) from error
-    if not is_number(max(width, height)):
+    if not all(side == 0 or is_size(side) for side in (width, height)):
         raise _WrongError(_NO_SIZE, " x ".join(words))
     if image is None or min(width, height) > 0:
         return width, height

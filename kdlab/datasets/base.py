@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 from kdlab.errors import Fault, MachineError, UsageError, suggestion
 
 PARTS = ("train", "val")
+NOT_REGULAR = "no regular file"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def fingerprint(splits: Iterable[Split]) -> str:
     """16 hex digits of SHA-256 over the labels by content and the images by name and size.
 
     Where the dataset lies does not count, the order of the splits does. Hidden files are left out:
-    file managers and notebooks leave them behind.
+    file managers and notebooks leave them behind; so are links that lead nowhere.
 
     Raises:
         OSError: a labels file or an images folder cannot be read.
@@ -102,10 +104,41 @@ def _sizes(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, int]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
+            if entry.is_symlink() and _leads_nowhere(Path(entry.path)):
+                continue
             if entry.is_dir():
                 yield from _sizes(entry.path, f"{prefix}{entry.name}/")
             else:
                 yield prefix + entry.name, entry.stat().st_size
+
+
+def _leads_nowhere(link: Path) -> bool:
+    """True for a link to nothing, or to a folder that it lies in."""
+    return not link.exists() or link.parent.resolve().is_relative_to(link.resolve())
+
+
+def gone_link(path: Path) -> str:
+    """ "a link to a.jpg, which is not there"; "" of all else."""
+    return (
+        f"a link to {path.readlink()}, which is not there" if path.is_symlink() and not path.exists() else ""
+    )
+
+
+def content_of(path: Path) -> bytes:
+    """Content of a regular file; a pipe may never be written to, and a device never ends.
+
+    Raises:
+        OSError: it cannot be read, or it is no regular file.
+        ValueError: no file can have this name.
+    """
+    if is_odd(path):
+        raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
+    return path.read_bytes()
+
+
+def is_odd(path: Path) -> bool:
+    """True for what is there and neither a file nor a folder."""
+    return not path.is_file() and path.exists() and not path.is_dir()
 
 
 def first_of(words: Sequence[str], most: int) -> str:
@@ -125,11 +158,15 @@ def not_there(option: str, path: Path, kind: str, taken: Collection[Path] = ()) 
     """
     where = str(path)
     if path.exists():
-        other = "folder" if kind == "file" else "file"
+        other = "a folder" if kind == "file" else "a file"
         fix = f"set dataset.{option} to a {kind}, relative to dataset.root"
-        return Fault(f"dataset.{option} is not a {kind}", where=where, got=f"a {other}", fix=fix)
-    if path.is_symlink():
-        got = f"a link to {path.readlink()}, which is not there"
+        return Fault(
+            f"dataset.{option} is not a {kind}",
+            where=where,
+            got=NOT_REGULAR if is_odd(path) else other,
+            fix=fix,
+        )
+    if got := gone_link(path):
         return Fault(f"dataset.{option} is not a {kind}", where=where, got=got, fix="mend the link")
     # the part of the path at which it leads nowhere
     gone = next((part for part in (path, *path.parents) if part.parent.is_dir()), path)

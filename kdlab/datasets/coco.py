@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,15 @@ from typing import Any
 
 from kdlab.datasets._coco_labels import category_cases, grouped, label_faults
 from kdlab.datasets._coco_objects import complete, unmeant
-from kdlab.datasets.base import DatasetFiles, Split, fingerprint, not_there, root_folder, unreadable
+from kdlab.datasets.base import (
+    DatasetFiles,
+    Split,
+    content_of,
+    fingerprint,
+    not_there,
+    root_folder,
+    unreadable,
+)
 from kdlab.errors import Fault, UsageError
 
 # A file of this size parses in well under a second; COCO's 450 MB take ten and several GB of memory.
@@ -77,13 +86,19 @@ def _shared_classes(train: Path, val: Path) -> tuple[str, ...]:
     if learned != measured:
         only_train = dict(sorted(learned.items() - measured.items()))
         only_val = dict(sorted(measured.items() - learned.items()))
+        alike = _composed(only_train) == _composed(only_val)
+        forms = ": the same names in another Unicode form (NFC, NFD)" if alike else ""
         raise UsageError(
             "the categories differ from those of the training labels",
             where=str(val),
-            got=f"only here: {only_val or 'none'}; only in training: {only_train or 'none'}",
+            got=f"only here: {only_val or 'none'}; only in training: {only_train or 'none'}{forms}",
             fix="give both files the same categories, with the same ids",
         )
     return tuple(name for _, name in sorted(learned.items()))
+
+
+def _composed(names: dict[int, str]) -> dict[int, str]:
+    return {number: unicodedata.normalize("NFC", name) for number, name in names.items()}
 
 
 def _categories(labels: Path) -> dict[int, str]:
@@ -95,7 +110,7 @@ def _categories(labels: Path) -> dict[int, str]:
     Raises:
         UsageError: see `load_labels`.
     """
-    content = labels.read_bytes()
+    content = content_of(labels)
     places = [] if len(content) <= _PARSE_WHOLE_BYTES else [m.end() for m in _CATEGORIES.finditer(content)]
     if len(places) == 1 and content[-64:].rstrip().endswith(b"}"):
         with _told_as_json(labels):
@@ -115,7 +130,7 @@ def load_labels(labels: Path) -> dict[str, Any]:
             labels of which no object is left.
         OSError: the file cannot be read.
     """
-    return _checked(labels.read_bytes(), labels)
+    return _checked(content_of(labels), labels)
 
 
 def parsed(labels: Path) -> dict[str, Any]:
@@ -125,7 +140,7 @@ def parsed(labels: Path) -> dict[str, Any]:
         UsageError: not JSON, or not of COCO's form.
         OSError: the file cannot be read.
     """
-    return _parsed(labels.read_bytes(), labels)
+    return _parsed(content_of(labels), labels)
 
 
 def _parsed(content: bytes, labels: Path) -> dict[str, Any]:
@@ -150,7 +165,12 @@ def category_faults(categories: Any, labels: Path) -> list[Fault]:
     if not all(isinstance(entry, dict) and {"id", "name"} <= entry.keys() for entry in categories):
         what = '"categories" is not a list of {"id": ..., "name": ...}'
         raise UsageError(what, where=str(labels), fix=_WRITE)
-    return [*grouped(category_cases(categories), str(labels))]
+    blank = [
+        ("categories whose name is blank", f"id {entry['id']!r}", "write the name of the class")
+        for entry in categories
+        if isinstance(entry["name"], str) and not entry["name"].strip()
+    ]
+    return [*grouped([*category_cases(categories), *blank], str(labels))]
 
 
 def _checked(content: bytes, labels: Path) -> dict[str, Any]:

@@ -16,13 +16,16 @@ from pathlib import Path, PurePath
 from kdlab.datasets._coco_labels import is_printable, name_key
 from kdlab.datasets._voc_xml import Entry, converted
 from kdlab.datasets.base import (
+    NOT_REGULAR,
     PARTS,
     DatasetFiles,
     Split,
     cache_dir,
     fingerprint_of,
     first_of,
+    gone_link,
     intact,
+    is_odd,
     make_once,
     not_there,
     root_folder,
@@ -34,7 +37,7 @@ from kdlab.errors import Fault, UsageError
 # Raise it in the commit that changes what is converted: labels converted before are then left alone.
 VERSION = 1
 # Raise it where the conversion refuses more: what was converted before is then looked at again.
-_CHECKS = 2
+_CHECKS = 3
 
 _YEARS = ("VOC2007", "VOC2012")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -185,11 +188,11 @@ def _entries_of(layout: _Layout, split: str, faults: list[Fault]) -> list[Entry]
         return []
     for line in stems:
         # "cell 1" may be a stem, or the stem "cell" with VOC's flag
-        stem = line if (annotations / f"{line}.xml").is_file() else _FLAG.sub("", line)
+        stem = line if _is_file(annotations / f"{line}.xml") else _FLAG.sub("", line)
         xml = annotations / f"{stem}.xml"
         names = [f"{stem}{spelt}" for suffix in _SUFFIXES for spelt in (suffix, suffix.upper())]
-        image = next((images / name for name in names if (images / name).is_file()), None)
-        if not xml.is_file():
+        image = next((images / name for name in names if _is_file(images / name)), None)
+        if not _is_file(xml):
             lacking["an XML file"].append(stem)
         if image is None:
             lacking["an image"].append(stem)
@@ -206,10 +209,20 @@ def _entries_of(layout: _Layout, split: str, faults: list[Fault]) -> list[Entry]
     return found
 
 
+def _is_file(path: Path) -> bool:
+    """False, too, for a name that is too long for a file."""
+    return os.path.isfile(path)  # noqa: PTH113 - pathlib's raises
+
+
 def _nearer(folder: Path, stem: str) -> str:
     """What to write where a list names files, not stems, or a name differs in form; "" where it is gone."""
-    bare = PurePath(stem.split()[0]).stem
+    backslash = " (a backslash is no separator here)" if "\\" in stem else ""
+    bare = PurePath(stem.split()[0].replace("\\", "/")).stem
     if bare != stem and any(folder.glob(f"{glob.escape(bare)}.*")):
-        return f"list stems alone: {bare} in the place of {stem}"
-    near = [file.name for file in folder.iterdir() if name_key(file.stem) == name_key(stem)]
-    return f"there is {near[0]!a}: rename it, or change the list" if near else ""
+        return f"list stems alone: {bare} in the place of {stem}{backslash}"
+    near = [file for file in folder.iterdir() if name_key(file.stem) == name_key(stem)]
+    if not near:
+        return ""
+    if why := gone_link(near[0]) or NOT_REGULAR * is_odd(near[0]):
+        return f"{near[0].name!a} is {why}: put the file there"
+    return f"there is {near[0].name!a}: rename it, or change the list"

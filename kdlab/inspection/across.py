@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kdlab.datasets.base import gone_link
 from kdlab.inspection.entries import EXPORT
 from kdlab.inspection.findings import Found, Place
 from kdlab.inspection.images import files_below
@@ -97,7 +98,9 @@ def files(splits: Sequence[Labels]) -> Found:
     """Image files that no labels list, and gaps in their numbers."""
     listed = {labels.folder / name for labels in splits for name in labels.files}
     there = [file for folder in sorted({path.parent for path in listed}) for file in files_below(folder)]
-    yield from (("unlisted", Place("", str(file))) for file in there if file not in listed)
+    yield from (
+        ("unlisted", Place("", str(file), detail=gone_link(file))) for file in there if file not in listed
+    )
     yield from _gaps({*there, *listed})
 
 

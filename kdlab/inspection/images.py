@@ -8,11 +8,12 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdlab.datasets import _images
-from kdlab.datasets.base import PARTS
+from kdlab.datasets.base import PARTS, content_of
 from kdlab.inspection.findings import Found, Place
 
 _MODES = {"L": "grey", "1": "grey", "LA": "alpha", "RGBA": "alpha", "P": "palette", "CMYK": "cmyk"}
@@ -92,7 +93,7 @@ def look(tasks: Sequence[ImageTask], progress: Callable[[int], None] = lambda do
 def facts_of(task: ImageTask) -> ImageFacts:
     """The facts of one image; whether it can be read is what a job's own decoder says."""
     try:
-        content = task.path.read_bytes()
+        content = content_of(task.path)
     except FileNotFoundError:
         return ImageFacts(task, "image-missing", _images.elsewhere(task.folder, task.name))
     except (OSError, ValueError) as error:  # the second for a name that no file can have
@@ -100,15 +101,22 @@ def facts_of(task: ImageTask) -> ImageFacts:
     if not content:
         return ImageFacts(task, "image-empty")
     fault = why = arrival = ""
-    levels = None
+    levels, size = None, (0, 0)
     try:
         pixels = _images.decoded(content, int(task.height), int(task.width))
+        size = pixels.shape[1], pixels.shape[0]
         levels, arrival = (int(pixels.min()), int(pixels.max())), _images.arrival(content, pixels)
     except _images.UnreadableError as error:
         why = str(error)
         fault = "image-truncated" if "truncated" in why.lower() else "image-unreadable"
     found = ImageFacts(
-        task, fault, why, digest=hashlib.sha256(content).hexdigest(), levels=levels, arrival=arrival
+        task,
+        fault,
+        why,
+        size=size,
+        digest=hashlib.sha256(content).hexdigest(),
+        levels=levels,
+        arrival=arrival,
     )
     try:
         head = _images.header(io.BytesIO(content))
@@ -177,7 +185,7 @@ def skipped(facts: Sequence[ImageFacts]) -> int:
 def files_below(folder: Path) -> Iterator[Path]:
     """Image files directly in a folder, by their ending; hidden ones left out."""
     endings = {ending for some in _SUFFIXES.values() for ending in some}
-    if folder.is_dir():
+    with suppress(OSError, ValueError):  # it is not there, may not be read, or no folder can have this name
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() in endings and not path.name.startswith("."):
                 yield path

@@ -32,7 +32,7 @@ def read(files: Sequence[XmlFile]) -> tuple[list[tuple[XmlFile, Annotation]], li
             found = _voc_xml.parse(file.path)
             details = [f"{what}: {case}" for what, case in found.faults]
         except OSError as error:
-            details = [str(error)]
+            details = [error.strerror or str(error)]
         if details:
             wrong.append(("xml-unreadable", Place(file.split, file.path.name, detail="; ".join(details))))
         else:

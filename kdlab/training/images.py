@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.datasets._images import UnreadableError, decoded
+from kdlab.datasets.base import content_of
 from kdlab.jobs.files import read_if_whole, write_json
 
 _NAMED = 12
@@ -30,7 +31,7 @@ class LoadImage:
             UnreadableError: the file is missing, cut short or no image.
         """
         try:
-            content = Path(results["img_path"]).read_bytes()
+            content = content_of(Path(results["img_path"]))
         except OSError as error:
             raise UnreadableError(error.strerror or str(error)) from error
         image = decoded(content, results["height"], results["width"])

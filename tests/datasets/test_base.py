@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from kdlab.datasets.base import DatasetFiles, Split, cache_dir, fingerprint, make_once, user_path
+from kdlab.datasets.base import (
+    DatasetFiles,
+    Split,
+    cache_dir,
+    content_of,
+    fingerprint,
+    make_once,
+    not_there,
+    user_path,
+)
 from kdlab.errors import MachineError
 
 
@@ -202,3 +211,10 @@ def test_full_disk_is_a_machine_error_and_leaves_nothing(tmp_path: Path) -> None
     with pytest.raises(MachineError, match="No space left on device"):
         make_once(tmp_path / "set", build)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_content_of_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("/dev/null")
+    with pytest.raises(OSError, match="no regular file"):
+        content_of(tmp_path / "a")
+    assert not_there("val_labels", tmp_path / "a", "file").got == "no regular file"

@@ -16,6 +16,8 @@ CATEGORIES = [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}]
 IMAGE = {"id": 0, "file_name": "sub/1.jpg", "width": 40, "height": 30}
 BOX = {"id": 0, "image_id": 0, "category_id": 3, "bbox": [1, 2, 10, 5.5]}
 
+NO_IMAGE_ID = {key: value for key, value in BOX.items() if key != "image_id"}
+
 
 def write_labels(path: Path, categories: Any = CATEGORIES, **more: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +139,8 @@ def test_both_files_that_are_not_json_are_told_with_the_line(root: Path) -> None
         ([{"id": 3, "name": "person"}, {"id": 3, "name": "car"}], "categories with the id of another: 1"),
         ([{"id": 3, "name": "person"}, {"id": 2, "name": "person"}], "with the name of another: 1"),
         ([{"id": 3, "name": "a\x1b[31m"}], "categories whose name holds control characters"),
+        ([{"id": 3, "name": ""}], "categories whose name is blank: 1"),
+        ([{"id": 3, "name": "  "}], "categories whose name is blank: 1"),
         ([{"id": 3, "name": "\ud800"}], "categories whose name holds control characters"),
     ],
 )
@@ -162,6 +166,14 @@ def test_categories_that_differ_are_told_for_both_sides(root: Path) -> None:
     assert caught.value.faults[0].got == "only here: {3: 'bus'}; only in training: {3: 'car'}"
 
 
+def test_categories_that_differ_in_their_unicode_form_are_told_so(root: Path) -> None:
+    for split, name in (("train", "caf\u00e9"), ("val", "cafe\u0301")):
+        write_labels(labels_of(root, split), [CATEGORIES[0], {"id": 3, "name": name}])
+    with pytest.raises(UsageError) as caught:
+        coco.prepare(root=str(root))
+    assert caught.value.faults[0].got.endswith(": the same names in another Unicode form (NFC, NFD)")
+
+
 def test_unreadable_file_is_a_fault_of_the_machine(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
@@ -172,10 +184,12 @@ def test_unreadable_file_is_a_fault_of_the_machine(root: Path, monkeypatch: pyte
     assert caught.value.faults[0].where == str(labels_of(root, "train"))
 
 
-def test_dangling_image_link_is_a_fault_of_the_machine(root: Path) -> None:
+def test_links_that_lead_nowhere_are_no_part_of_the_set(root: Path) -> None:
+    before = coco.prepare(root=str(root))
     (root / "val2017" / "2.jpg").symlink_to(root / "gone.jpg")
-    with pytest.raises(MachineError, match="cannot be read"):
-        coco.prepare(root=str(root))
+    (root / "val2017" / "loop").symlink_to(root / "val2017")
+    (root / "val2017" / "self").symlink_to("self")
+    assert coco.prepare(root=str(root)) == before
 
 
 @pytest.mark.usefixtures("big_files")
@@ -247,6 +261,7 @@ class TestLabels:
             ([IMAGE | {"width": 10**400}], [BOX], "images without a whole width and height: 1"),
             ([IMAGE], [BOX | {"bbox": [0, 0, 10**200, 10**200]}], "annotations whose bbox is not [x, y"),
             ([IMAGE], [BOX | {"area": 1e300}], "annotations whose area is not a number: 1"),
+            ([IMAGE | {"width": 10**11}], [BOX], "images without a whole width and height: 1"),
             ([IMAGE | {"width": True}], [BOX], "images without a whole width and height: 1"),
             ([IMAGE | {"file_name": ""}], [BOX], "images without a file_name: 1"),
             ([IMAGE | {"file_name": "a\n"}], [BOX], "images whose file_name holds control characters"),
@@ -279,6 +294,11 @@ class TestLabels:
             ([IMAGE], [BOX | {"ignore": "0"}], "annotation 0: ignore is text: '0'", "quotation"),
             ([IMAGE], [BOX | {"iscrowd": 0.5}], "annotation 0: iscrowd is 0.5", "write 0 or 1"),
             ([IMAGE | {"id": "0"}], [], "number 0 (from 0): id is text: '0'", "quotation"),
+            ([IMAGE | {"id": "a1-1"}], [], "id is text: 'a1-1'", "an id of its own, a whole number"),
+            ([IMAGE], [BOX | {"image_id": "a.jpg"}], "text: 'a.jpg'", "the id of the image, a whole number"),
+            ([IMAGE], [NO_IMAGE_ID], "image_id is None", "write the id of the image"),
+            ([IMAGE], [BOX | {"category_id": None}], "category_id is None", "write the id of the category"),
+            ([IMAGE | {"width": 10**11}], [BOX], "width is 100000000000", "at most 1,000,000 a side"),
             ([IMAGE | {"id": 1.0}], [], "number 0 (from 0): id is 1.0", "decimal point"),
             ([IMAGE | {"width": "40"}], [BOX], "image 0: width is text: '40'", "quotation"),
             ([IMAGE | {"height": 30.0}], [BOX], "image 0: height is 30.0", "decimal point"),

@@ -64,6 +64,11 @@ def test_boxes_in_fractions_of_the_image_are_told_where_they_are_half_or_more(ke
     assert fault.what == f"annotations whose bbox is a fraction of the image, not in pixels: {4 - kept}"
 
 
+def test_the_fix_of_fractions_holds_for_boxes_by_their_centre_too() -> None:
+    (fault,) = faults([[0.5, 0.5, 0.25, 0.25]])
+    assert "where x and y are the centre, as in YOLO's files" in fault.fix
+
+
 def test_a_few_small_boxes_in_the_corner_are_no_fractions() -> None:
     assert faults([*PIXELS, [0, 0, 1, 1], [0.5, 0, 0.5, 0.5]]) == []
 

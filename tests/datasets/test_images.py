@@ -28,6 +28,11 @@ def content(pixels: Any, form: str = "PNG") -> bytes:
     return file.getvalue()
 
 
+def floats(kind: Any) -> bytes:
+    """A TIFF of three channels of them."""
+    return bytes(cv2.imencode(".tif", (NOISE / 255).astype(kind))[1])
+
+
 def encoded(kind: str = "JPEG", **options: Any) -> bytes:
     """60 px wide and 40 high."""
     file = io.BytesIO()
@@ -65,6 +70,8 @@ def jpeg_of_size(width: int, height: int) -> bytes:
         (content(GREY.astype(np.uint8))[:-200], "truncated"),
         (content((GREY / 255).astype(np.float32), "TIFF"), "its pixels are 32-bit floats: scale them"),
         (content((GREY * 1e5).astype(np.int32), "TIFF"), "its pixels are 32-bit whole numbers: scale them"),
+        (floats(np.float32), "its pixels are 32-bit floats: scale them"),
+        (floats(np.float64), "its pixels are 64-bit floats: scale them"),
         (png_of_size(40_000, 40_000), "40000x40000 is above the limit of 2**30 pixels"),
         (jpeg_of_size(60_000, 60_000), "60000x60000 is above the limit of 2**30 pixels"),
     ],
@@ -73,6 +80,13 @@ def test_what_cannot_be_read_says_why(file: bytes, why: str) -> None:
     with pytest.raises(UnreadableError) as caught:
         decoded(file, 80, 96)
     assert why in str(caught.value)
+
+
+def test_a_png_that_opencv_cannot_decode_is_not_told_to_become_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = content(GREY.astype(np.uint8))
+    monkeypatch.setattr(cv2, "imdecode", lambda buffer, flags: None)
+    with pytest.raises(UnreadableError, match="OpenCV cannot decode its 96x80 pixels: save it again"):
+        decoded(file, 80, 96)
 
 
 @pytest.fixture
@@ -155,6 +169,11 @@ def test_a_dark_image_of_8_bits_is_as_dark_as_it_is() -> None:
         ("C:\\me\\b.jpg", "'b.jpg'", "a backslash"),
         ("images/b.jpg", "'b.jpg'", "the folder is no part of file_name"),
         ("M\u00fc.jpg", r"'Mu\u0308.jpg'", "another Unicode form (NFC, NFD)"),
+        ("b.jpg ", "'b.jpg'", "a blank before or behind the name"),
+        (" sub/a.jpg", "'sub/a.jpg'", "a blank before or behind the name"),
+        ("b%2Ejpg", "'b.jpg'", "% stands for itself"),
+        ("b", "'b.jpg'", "another ending"),
+        ("sub/a.png", "'sub/a.jpg'", "another ending"),
         ("Sub/A.JPG", "'sub/a.jpg'", "upper or lower case"),
     ],
 )
@@ -196,9 +215,23 @@ class TestFirstLook:
         fault, _ = self.look(tmp_path, "a.png", None)
         assert fault.got == "No such file or directory"
 
+    def test_a_link_to_nothing_is_told_as_one(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").symlink_to("gone.png")
+        fault, _ = self.look(tmp_path, "a.png", None)
+        assert fault.got == "a link to gone.png, which is not there"
+
     def test_pixels_that_arrive_dark_are_a_note(self, tmp_path: Path) -> None:
         fault, note = self.look(tmp_path, "a.png", content((GREY * 16).astype(np.uint16)))
         assert (fault, note) == (
             None,
             "a.png: pixels arrive as 0..15 of 0..255, the file has 0..4080 of 16 bits",
         )
+
+    def test_what_is_no_regular_file_is_not_read(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").symlink_to("/dev/null")
+        fault, _ = self.look(tmp_path, "a.png", None)
+        assert fault.got == "no regular file"
+
+    def test_a_name_that_is_too_long_for_a_file_is_told(self, tmp_path: Path) -> None:
+        fault, _ = self.look(tmp_path, 5000 * "a", None)
+        assert fault.got == "File name too long"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -283,3 +284,16 @@ def test_real_coco_labels_can_be_cut() -> None:
     assert sorted(both, key=lambda box: box["id"]) == sorted(
         coco.load_labels(files.train.labels)["annotations"], key=lambda box: box["id"]
     )
+
+
+@pytest.mark.parametrize("change", [{"ignore": 1}, {"area": 0}, {"bbox": [20, 20, 2, 3]}])
+def test_a_part_of_which_training_drops_every_object_is_refused(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    files = data_set(tmp_path)
+    taken = {image["id"] for image in content(tuning_split(files, 0.25).val)["images"]}
+    boxes = content(files.train)["annotations"]
+    changed = [box | change if box["image_id"] in taken else box for box in boxes]
+    files.train.labels.write_text(json.dumps(content(files.train) | {"annotations": changed}))
+    with pytest.raises(UsageError, match="the cut part of the tuning split holds no object"):
+        tuning_split(replace(files, fingerprint="1" * 16), 0.25)

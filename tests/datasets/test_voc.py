@@ -263,7 +263,7 @@ class TestFaults:
             ("objects whose box is not of numbers: 4", "c.xml object 0 (from 0)"),
             ("objects without a <name>: 1", "e.xml object 0 (from 0)"),
             ("objects whose <difficult> is neither 0 nor 1: 1", "f.xml object 0 (from 0)"),
-            ("XML files whose <size> is not of whole numbers: 2", "g.xml"),
+            ("XML files whose <size> is not of whole numbers from 0 to a million: 2", "g.xml"),
         ]
         assert all(fault.fix for fault in caught.value.faults)
         assert caught.value.faults[-1].what == "class dgo is not in dataset.classes"
@@ -281,6 +281,7 @@ class TestFaults:
         swapped = {"a": xml(("cat", (30, 1, 10, 20), 0), ("cat", (1, 20, 10, 10), 0), CAT)}
         with pytest.raises(UsageError, match="swapped corners\\?: 2") as caught:
             prepared(lay(tmp_path / "data", train=swapped, val={"b": xml(CAT)}))
+        assert "where they hold x, y, width and height" in caught.value.faults[0].fix
         assert "xmin '30', ymin '1', xmax '10', ymax '20'" in caught.value.faults[0].got
 
     def test_a_namespace_is_named_and_not_passed_over(self, tmp_path: Path) -> None:
@@ -306,7 +307,7 @@ class TestFaults:
         assert "\x07" not in str(caught.value)
 
     @pytest.mark.parametrize(
-        ("marks", "why"), [(1, "iscrowd is 1: 2"), (0, "the box is smaller than a pixel: 2")]
+        ("marks", "why"), [(1, "<difficult> is 1: 2"), (0, "the box is smaller than a pixel: 2")]
     )
     def test_a_split_of_which_no_object_is_left_is_refused(
         self, tmp_path: Path, marks: int, why: str
@@ -318,6 +319,7 @@ class TestFaults:
         (fault,) = caught.value.faults
         assert fault.where.endswith("dataset.train")
         assert fault.got.startswith(why)
+        assert "iscrowd" not in fault.fix
         assert "Annotations/a.xml" in fault.got
 
     def test_what_an_earlier_kdlab_converted_and_this_one_refuses_is_refused(
@@ -391,3 +393,49 @@ class TestBloodCells:
         image = next(i for i in content["images"] if i["xml"].endswith("BloodImage_00338.xml"))
         objects = [a for a in content["annotations"] if a["image_id"] == image["id"]]
         assert objects[12]["bbox"] == [503, 336, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("target", "fix"),
+    [("gone", "is a link to gone, which is not there: put"), ("/dev/null", "is no regular file: put")],
+)
+@pytest.mark.parametrize("file", ["JPEGImages/a.jpg", "Annotations/a.xml"])
+def test_a_listed_file_that_leads_to_none_is_told_as_that(
+    target: str, fix: str, file: str, root: Path
+) -> None:
+    (root / file).unlink()
+    (root / file).symlink_to(target)
+    with pytest.raises(UsageError) as caught:
+        prepared(root)
+    assert [fault.fix[:60] for fault in caught.value.faults] == [
+        f"{Path(file).name!r} {fix} the file there"[:60]
+    ]
+
+
+def test_a_listed_path_with_a_backslash_is_told(root: Path) -> None:
+    (root / "ImageSets/Main/train.txt").write_text("JPEGImages\\a.jpg\n")
+    with pytest.raises(UsageError) as caught:
+        prepared(root)
+    for fault in caught.value.faults:
+        assert fault.fix.endswith(r"a in the place of JPEGImages\a.jpg (a backslash is no separator here)")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("<html></html>", "XML files without an <annotation>: 1"),
+        (xml(CAT).replace(">100<", ">-96<"), "XML files whose <size> is not of whole numbers"),
+        (xml(CAT).replace(">100<", ">100000000000<"), "XML files whose <size> is not of whole numbers"),
+    ],
+)
+def test_xml_that_cannot_be_meant_is_refused(text: str, what: str, tmp_path: Path) -> None:
+    root = lay(tmp_path / "data", train={"a": text}, val={"b": xml(CAT)})
+    with pytest.raises(UsageError) as caught:
+        prepared(root)
+    assert [fault.what[: len(what)] for fault in caught.value.faults] == [what]
+
+
+def test_a_stem_that_is_too_long_for_a_file_is_missing(root: Path) -> None:
+    (root / "ImageSets/Main/train.txt").write_text(5000 * "a" + "\n")
+    with pytest.raises(UsageError, match="stems without an XML file: 1"):
+        prepared(root)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from kdlab.inspection import images
@@ -96,3 +98,28 @@ def test_hidden_files_and_other_endings_are_no_images(tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have_is_unreadable(tmp_path: Path) -> None:
     found = facts(tmp_path / "a\0.jpg")
     assert (found.fault, found.why) == ("image-unreadable", "embedded null byte")
+
+
+def test_what_is_no_regular_file_is_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").symlink_to("/dev/null")
+    found = facts(tmp_path / "a.jpg")
+    assert (found.fault, found.why) == ("image-unreadable", "no regular file")
+
+
+@pytest.mark.parametrize("name", [5000 * "a", 5000 * "a" + "/a.jpg"])
+def test_a_name_that_is_too_long_for_a_file_stops_no_inspection(name: str, data: Any, told: Any) -> None:
+    data.labels["train"]["images"][0]["file_name"] = name
+    assert told(data.examine(), "image-unreadable")[0].endswith("File name too long")
+
+
+def test_a_link_to_nothing_is_a_note_where_no_labels_list_it(data: Any, told: Any) -> None:
+    data.write()
+    (data.root / "images/train/z.jpg").symlink_to("gone.jpg")
+    found = data.examine()
+    assert told(found, "unlisted") == [": z.jpg a link to gone.jpg, which is not there"]
+    assert found.usable
+
+
+def test_an_image_that_pillow_does_not_know_has_the_size_of_its_pixels(tmp_path: Path) -> None:
+    file = bytes(cv2.imencode(".hdr", np.ones((150, 200, 3), np.float32))[1])
+    assert "size-differs" not in kinds(facts(tmp_path / "a.hdr", file))

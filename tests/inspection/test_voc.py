@@ -60,7 +60,7 @@ def test_what_cannot_be_read_is_named(old: bytes, voc_data: Any, told: Told) -> 
 
 def test_a_file_that_is_gone_is_named(voc_data: Any, told: Told) -> None:
     del voc_data.files["xml/a.xml"]
-    assert told(voc_data.examine(), "xml-unreadable")[0].startswith("train: a.xml [Errno 2]")
+    assert told(voc_data.examine(), "xml-unreadable")[0].startswith("train: a.xml No such file")
 
 
 @pytest.mark.parametrize("filename", ["a", "a.jpg", ""])
@@ -88,3 +88,9 @@ def test_only_an_absolute_path_that_is_not_here_is_foreign(
 def test_a_corner_at_0_is_0_based(voc_data: Any, make_xml: Any) -> None:
     voc_data.files["xml/a.xml"] = make_xml("a.jpg", box=(0, 1, 200, 150))
     assert voc_data.examine().defects == ()
+
+
+def test_xml_that_is_no_regular_file_is_named(voc_data: Any, told: Told) -> None:
+    voc_data.write()
+    (voc_data.root / "xml/z.xml").symlink_to("/dev/null")
+    assert told(voc_data.examine(), "xml-unreadable") == ["other: z.xml no regular file"]
