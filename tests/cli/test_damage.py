@@ -25,7 +25,7 @@ from kdlab.running import scheduler
 from kdlab.running.driver import driving
 from tests.cli.conftest import BEGAN, Lab, at
 
-EXAMPLES = int(os.environ.get("KDLAB_FUZZ_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("KDLAB_FUZZ_EXAMPLES", "15"))
 LOOKS = ("status -v", "stop")
 READERS: dict[str, tuple[str, ...]] = {
     "jobs/teacher-9c1e22ab/job.json": ("logs teacher", "export rm"),

@@ -25,7 +25,7 @@ from kdlab.cli import app
 from kdlab.planning import facts as facts_of
 from tests.planning.test_build import FACTS
 
-EXAMPLES = int(os.environ.get("KDLAB_FUZZ_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("KDLAB_FUZZ_EXAMPLES", "20"))
 LIMIT_S = 5.0
 GOOD: dict[str, Any] = {
     "dataset": {"name": "digits", "image_px": 64, "train_images": 100, "val_images": 20, "flip": 0.5},
