@@ -277,7 +277,7 @@ def test_small_jobs_share_a_gpu_and_leave_it_to_nobody_else(
 ) -> None:
     install_two_gpus(tmp_path, monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    executor, small = Local(command=["sh", "-c", "sleep 60"]), Resources(gpus=1, share=2)
+    executor, small = Local(command=["sh", "-c", "exec sleep 60"]), Resources(gpus=1, share=2)
     jobs = [make_job(name, resources=small) for name in "abc"]
     assert executor.slots(jobs[0]) == 2
     first, second = (start(executor, tmp_path, job)[0] for job in jobs[:2])
