@@ -224,7 +224,7 @@ def _defined(node: ast.AST) -> set[str]:
 def suite_min(root: Path) -> float:
     """Minutes of the README's test command."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "2"], cwd=root, check=True)
+    subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "3"], cwd=root, check=True)
     return (time.perf_counter() - began) / 60
 
 
