@@ -9,6 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+# control characters but newline and tab, marks that turn the direction of text, other ends of lines, and
+# the halves of characters that file names in another encoding leave
+_UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""Text with what a terminal would obey written out: an escape character is \x1b."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 @dataclass(frozen=True)
 class Fault:

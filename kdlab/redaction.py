@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 MASK = "***"
+ADDRESS_START = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
+"""How an address begins, also one that a path library took a slash from; the group is its scheme."""
 Plain = TypeVar("Plain")
 
 _SCHEME = r"[a-z][a-z0-9+.-]{0,30}:"

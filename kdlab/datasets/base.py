@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shlex
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.errors import Fault, MachineError, UsageError, suggestion
+from kdlab.redaction import ADDRESS_START
 
 PARTS = ("train", "val")
 NOT_REGULAR = "no regular file"
@@ -207,7 +207,7 @@ def user_path(text: str) -> Path:
     Raises:
         UsageError: it is an address.
     """
-    if scheme := re.match(r"([A-Za-z][\w+.-]+):/", text):
+    if scheme := ADDRESS_START.match(text):
         what, got = "an address stands where a path belongs", f"{scheme[1]}://..."
         raise UsageError(what, got=got, fix="name a file or folder of this machine")
     return Path(os.path.expanduser(text)).absolute()  # noqa: PTH111 - pathlib's raises on an unknown user

@@ -65,17 +65,7 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
     """
     weights = weight_files.gather(recipe, progress)
     progress(f"dataset {recipe.dataset.name}")
-    module = importlib.import_module(f"kdlab.datasets.{recipe.dataset.name}")
-    try:
-        files: DatasetFiles = module.prepare(**recipe.dataset.options)
-    except UsageError as error:
-        words = [fault.what.partition(" ")[0].removeprefix("dataset.") for fault in error.faults]
-        raise UsageError(
-            faults=[
-                replace(fault, where=fault.where or recipe.place(f"dataset.{word}"))
-                for fault, word in zip(error.faults, words, strict=True)
-            ]
-        ) from error
+    files = _dataset(recipe)
     notes = _looked_at(files, stops=recipe.dataset.broken_images == "stop")
     # FLOPs are counted on the recipe's scale, else on the first image's
     scale = recipe.dataset.scale
@@ -107,6 +97,21 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
     gpu_gb = min((gpu.memory_gb for gpu in machine.gpus), default=None)
     student, teacher = found["student"], found.get("teacher")
     return Facts(files, student, teacher, machine.device, versions(), weights, gpu_gb, notes=notes)
+
+
+def _dataset(recipe: Recipe) -> DatasetFiles:
+    """The data on disk; a fault that names an option of it gets the line of that."""
+    module = importlib.import_module(f"kdlab.datasets.{recipe.dataset.name}")
+    try:
+        files: DatasetFiles = module.prepare(**recipe.dataset.options)
+    except UsageError as error:
+        words = [fault.what.partition(" ")[0].removeprefix("dataset.") for fault in error.faults]
+        places = [recipe.place(f"dataset.{word}") for word in words]
+        faults = zip(error.faults, places, strict=True)
+        raise UsageError(
+            faults=[replace(fault, where=fault.where or place) for fault, place in faults]
+        ) from error
+    return files
 
 
 def _looked_at(files: DatasetFiles, *, stops: bool) -> tuple[str, ...]:

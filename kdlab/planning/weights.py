@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,12 +15,13 @@ from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
 from kdlab.datasets.base import cache_dir, user_path
+from kdlab.deadline import within
 from kdlab.errors import Fault, MachineError, UsageError
 from kdlab.jobs.files import replacing
 from kdlab.jobs.spec import ModelSettings
 from kdlab.recipe.document import SHOWN_CHARACTERS, printable, shown
 from kdlab.recipe.settings import Recipe
-from kdlab.redaction import masked_of
+from kdlab.redaction import ADDRESS_START, masked_of
 
 SAID_EVERY_S = 5.0
 TIMEOUT_S, HEADERS_S, WHOLE_S = 30.0, 60.0, 7200.0
@@ -31,10 +31,9 @@ MOST_BYTES = 1 << 34
 NAME_CHARACTERS = 120
 WORDS = ("none", "imagenet")
 """Values of `init:` that name no file."""
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):/", re.IGNORECASE)
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _DIGEST = re.compile(r"-([0-9a-f]{8})\.\w+$")
-_CHUNK, _HEAD = 1 << 20, 64
+_CHUNK = 1 << 20
 _UNSAFE = re.compile(r"[^\w.@+=-]")
 _QUOTED = "%/:?#[]@!$&'()*+,;=~"
 
@@ -146,7 +145,7 @@ def _local(text: str, where: str) -> Path:
     fix = "correct the path or URL"
     if where.endswith("init"):
         fix += f" (or: {', '.join(WORDS)})"
-    if (scheme := _SCHEME.match(text)) and scheme[1].lower() != "file":
+    if (scheme := ADDRESS_START.match(text)) and scheme[1].lower() != "file":
         what = f"weights are fetched from http and https alone, not from {scheme[1]}"
         raise UsageError(
             what, where=where, got=f"{scheme[1]}://...", fix=f"fetch the file, and name it; {fix}"
@@ -182,7 +181,7 @@ def _fetched(url: str, where: str, progress: Progress) -> Path:
         ) from error
     name = _UNSAFE.sub("_", Path(unquote(parts.path)).name)[-NAME_CHARACTERS:].lstrip(".") or "weights.pth"
     path = cache_dir() / "weights" / hashlib.sha256(url.encode()).hexdigest()[:8] / name
-    if not (path.exists() and _may_be_weights(path)):
+    if not path.exists():
         by_hand = f"fetch it by other means and put it at {path}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +207,8 @@ def _download(url: str, path: Path, progress: Progress) -> None:
     """Fetch a URL; `path` gets the whole file or nothing."""
     began, done = time.monotonic(), 0
     said = began - SAID_EVERY_S
-    with _answer(url) as answer, replacing(path) as file:
+    answering = within(HEADERS_S, lambda: urllib.request.urlopen(url, timeout=TIMEOUT_S))
+    with answering as answer, replacing(path) as file:
         total = int(answer.headers.get("Content-Length") or 0)
         while chunk := answer.read1(_CHUNK):
             if not done and (what := _not_weights(chunk)):
@@ -228,30 +228,6 @@ def _download(url: str, path: Path, progress: Progress) -> None:
             raise OSError(f"the connection ended after {done} of {total} bytes")
 
 
-def _answer(url: str) -> Any:
-    """A server's answer as far as its headers, which it may not send for ever.
-
-    Raises:
-        OSError, ValueError, HTTPException: there is none.
-    """
-    found: list[Any] = []
-
-    def ask() -> None:
-        try:
-            found.append(urllib.request.urlopen(url, timeout=TIMEOUT_S))
-        except Exception as error:
-            found.append(error)
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(HEADERS_S)
-    if not found:
-        raise TimeoutError(f"no answer in {HEADERS_S:.0f} s")
-    if isinstance(found[0], Exception):
-        raise found[0]
-    return found[0]
-
-
 def _not_weights(head: bytes) -> str:
     """What a file is that begins like this; "" where it may hold weights."""
     start = head.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
@@ -261,12 +237,6 @@ def _not_weights(head: bytes) -> str:
         b"version https://git-lfs": "a pointer of Git LFS",
     }
     return next((kind for sign, kind in kinds.items() if start.startswith(sign)), "")
-
-
-def _may_be_weights(path: Path) -> bool:
-    """False for a page that an earlier version kept."""
-    with path.open("rb") as file:
-        return not _not_weights(file.read(_HEAD))
 
 
 def _sha256(path: Path) -> str:

@@ -15,6 +15,7 @@ from kdlab.recipe.document import MOST_FAULTS, Document, KeyPath, dotted, shown
 from kdlab.recipe.files import command_of, find, told
 from kdlab.recipe.settings import DatasetSettings, Recipe, Resources, TeacherSettings, TuneSettings
 from kdlab.recipe.yaml_reader import read
+from kdlab.redaction import ADDRESS_START
 
 __all__ = [
     "DatasetSettings",
@@ -111,7 +112,7 @@ def _resolved(document: Document) -> dict[str, Any]:
         plugin = _look_up(dataset.get("name"), known, path, "names no dataset", document)
         data["dataset"] = _with_options(dataset, DatasetSettings, plugin, ("dataset",), document)
         for key, value in data["dataset"]["options"].items():
-            if isinstance(value, str) and (scheme := re.match(r"([A-Za-z][\w+.-]+):/", value)):
+            if isinstance(value, str) and (scheme := ADDRESS_START.match(value)):
                 fix = "fetch the dataset, and name its files and folders"
                 document.fault(("dataset", key), "is an address", got=f"{scheme[1]}://...", fix=fix)
     methods = methods_for(data.get("student"))

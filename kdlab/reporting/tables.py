@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdlab.errors import UsageError, suggestion
+from kdlab.errors import UsageError, suggestion, visible
 from kdlab.reporting.statistics import Interval
 
 if TYPE_CHECKING:
@@ -18,15 +18,14 @@ SCHEMA = 1
 """Of a table as plain data."""
 
 _BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]+")
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 Mark = Literal["", "bold", "underline", "dim"]
 
 
 def printable(text: str) -> str:
-    """A text on one line; what a terminal would obey, or LaTeX or UTF-8 cannot hold, as Python writes it."""
-    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], _BREAKS.sub(" ", text))
+    """A text on one line; what a terminal would obey, or LaTeX or UTF-8 cannot hold, is written out."""
+    return visible(_BREAKS.sub(" ", text))
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol, Self, TypeVar
+from typing import IO, Any, Protocol, Self
 
+from kdlab.deadline import Answer, within
 from kdlab.jobs.events import (
     Event,
     JobCheckpointed,
@@ -34,7 +35,6 @@ from kdlab.jobs.plan import Plan
 from kdlab.jobs.status import State, state_of
 from kdlab.redaction import masked
 
-Answer = TypeVar("Answer")
 ANSWER_S = 30.0
 """Seconds in which a tracking server has to answer a command that waits for it, as a whole."""
 SENT_LATER = "the next kdlab run or kdlab ui sends it"
@@ -234,24 +234,7 @@ def answer(ask: Callable[[], Answer]) -> Answer:
         TimeoutError: it has not.
         Exception: what asking raises.
     """
-    done: list[Answer] = []
-    raised: list[Exception] = []
-
-    def run() -> None:
-        try:
-            done.append(ask())
-        except Exception as error:
-            raised.append(error)
-
-    # a daemon: who does not wait for the answer must not wait for the thread at its end either
-    thread = threading.Thread(target=run, name="kdlab-asks", daemon=True)
-    thread.start()
-    thread.join(ANSWER_S)
-    if raised:
-        raise raised[0]
-    if not done:
-        raise TimeoutError(f"no whole answer in {ANSWER_S:.0f} s")
-    return done[0]
+    return within(ANSWER_S, ask)
 
 
 def settled_events(log: Path, start: int, *, finished: bool) -> tuple[int, list[Event], int]:

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from kdlab.cli.screen.console import Screen, grid, show_error
 from kdlab.cli.screen.failures import boxes
-from kdlab.cli.screen.terminal import Terminal, visible
-from kdlab.errors import Fault, UsageError
+from kdlab.cli.screen.terminal import Terminal
+from kdlab.errors import Fault, UsageError, visible
 from kdlab.jobs.events import JobFailed
 
 ODD = "a\x1b[31m\x07\x9b2J\r\u202eb\u2028error: forged\udc80"
