@@ -198,7 +198,10 @@ def test_a_download_has_a_largest_size_and_a_longest_time(
 
 def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_files, "HEADERS_S", 0.05)
-    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(MachineError, match="no whole answer in"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(MachineError, match="no whole answer in"),
+    ):
         gathered(f"http://127.0.0.1:{silent.getsockname()[1]}/a.pth")
 
 
