@@ -68,7 +68,8 @@ def gather(recipe: Recipe, progress: Progress = lambda text: None) -> dict[str, 
         if text in WORDS and key.endswith(".init"):
             continue
         where = f"{recipe.place(key)}  {key}"
-        path = _fetched(text, where, progress) if _URL.match(text) else _local(text, where)
+        folder = Path(recipe.path).parent
+        path = _fetched(text, where, progress) if _URL.match(text) else _local(text, folder, where)
         found[key] = WeightFile(str(path), _sha256(path))
     return found
 
@@ -140,8 +141,8 @@ def notes(files: Mapping[str, WeightFile], answers: Mapping[str, Mapping[str, An
         yield "teacher.checkpoint names no classes: their order could not be compared with the dataset's"
 
 
-def _local(text: str, where: str) -> Path:
-    """A path or `file:` URL of this machine."""
+def _local(text: str, folder: Path, where: str) -> Path:
+    """A path or `file:` URL of this machine; a relative one counts from here, else from a recipe's folder."""
     fix = "correct the path or URL"
     if where.endswith("init"):
         fix += f" (or: {', '.join(WORDS)})"
@@ -153,6 +154,8 @@ def _local(text: str, where: str) -> Path:
     try:
         local = url2pathname(urlsplit(text).path) if text.lower().startswith("file:") else text
         path = user_path(local).absolute()
+        if (beside := folder.absolute() / local).is_file() and not path.exists():
+            path = beside
         if path.is_file():
             return path
         what = (

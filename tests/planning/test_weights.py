@@ -76,6 +76,20 @@ def test_paths_are_of_the_working_directory_or_home(
     assert gathered(text.format(folder=tmp_path)) == WeightFile(str(tmp_path / "a.pth"), DIGEST)
 
 
+def test_a_path_that_is_not_here_is_looked_for_beside_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = naming("a.pth")
+    beside = named.model_copy(update={"path": "recipes/my.yaml"})
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "a.pth").write_bytes(b"beside")
+    monkeypatch.chdir(tmp_path)
+    found = weight_files.gather(beside)["teacher.checkpoint"]
+    assert found.path == str(tmp_path / "recipes" / "a.pth")
+    (tmp_path / "a.pth").write_bytes(CONTENT)
+    assert weight_files.gather(beside)["teacher.checkpoint"] == WeightFile(str(tmp_path / "a.pth"), DIGEST)
+
+
 def test_a_missing_file_and_a_folder_are_told(tmp_path: Path) -> None:
     for path, clause in ((tmp_path / "no.pth", "no such file"), (tmp_path, "is a folder")):
         with pytest.raises(UsageError, match=clause):
