@@ -15,13 +15,7 @@ from kdlab.jobs.resampled import Resampled
 from kdlab.jobs.result import Curves, JobResult
 from kdlab.jobs.status import JobStatus
 from kdlab.reporting.arms import Arm, arms_of
-from kdlab.reporting.statistics import (
-    SEEDS_FOR_A_TEST,
-    Crossed,
-    Interval,
-    holm,
-    percentile_interval,
-)
+from kdlab.reporting.statistics import SEEDS_FOR_A_TEST, Crossed, Interval, holm, percentile_interval
 
 if TYPE_CHECKING:
     from kdlab.reporting.statistics import Floats

@@ -73,7 +73,7 @@ def _least_gains(gains: Mapping[str, Gain]) -> Iterator[str]:
 
 
 def _stars(comparison: Comparison) -> Iterator[str]:
-    """What a star says, and why a p below 0.05 lacks one."""
+    """What a star says, why a p below 0.05 lacks one, and which p is of no other images."""
     tested = {name: gain.p for name, gain in comparison.gains.items() if gain.p is not None}
     if tested:
         yield STAR
@@ -81,6 +81,8 @@ def _stars(comparison: Comparison) -> Iterator[str]:
     if alone:
         luck = f"among {comparison.tests} arms luck makes such a p too often"
         yield f"{', '.join(alone)}: p < {SIGNIFICANT} but no star: {luck}"
+    if these := [name for name in tested if comparison.gains[name].other_images is None]:
+        yield f"{', '.join(these)}: dAP 95 % and p are for other seeds on these images alone"
 
 
 def _doubts(comparison: Comparison) -> Iterator[str]:
@@ -95,15 +97,12 @@ def _doubts(comparison: Comparison) -> Iterator[str]:
     known = [comparison.latency_ms(arm) is not None for arm in comparison.rows]
     if comparison.teacher and known[0] and any(known[1:]) and comparison.latencies_apart:
         yield "latency: teacher and student were measured at different times: trust no ratio of the two"
-    only = ""
-    if any(gain.interval and not gain.other_images for gain in comparison.gains.values()):
-        only = "; dAP 95 % and p there are for other seeds on these images"
     if comparison.unlike:
-        yield f"no interval over images between models that were measured on other images or objects{only}"
+        yield "no interval over images between models that were measured on other images or objects"
     if count := len(comparison.unsampled):
         labels = ", ".join(comparison.unsampled[:4]) + (", ..." if count > 4 else "")
         jobs = f"{count} job{'s' * (count > 1)}"
-        yield f"no interval over images for {jobs} without AP on resampled images: {labels}{only}"
+        yield f"no interval over images for {jobs} without AP on resampled images: {labels}"
 
 
 def _lacking(comparison: Comparison) -> Iterator[str]:
@@ -145,7 +144,7 @@ def _paired(comparison: Comparison, arm: Arm) -> Iterator[str]:
     if len(gain.seeds) < arm.planned:
         yield f"{arm.name}: gain over {_seeds(gain.seeds)}, which the baseline has too"
     if not gain.like:
-        yield f"{arm.name}: the baseline ran in other batches, so other seeds have no interval and no p"
+        yield f"{arm.name}: the baseline ran in other batches, so there is no dAP 95 % and no p"
     elif gain.p is None and len(gain.seeds) >= SEEDS_FOR_A_TEST:
         yield f"{arm.name}: all seeds gain exactly the same: no noise to judge by, no p"
 

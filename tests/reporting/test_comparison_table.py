@@ -407,7 +407,7 @@ def test_results_without_resampled_ap_are_named(bench):
 
 def test_an_interval_of_seeds_alone_is_called_so(bench):
     notes = made(bench, BASELINE | arm("rm", 22.0, 23.1, 21.5)).footnotes
-    assert any(note.endswith("dAP 95 % and p there are for other seeds on these images") for note in notes)
+    assert "rm: dAP 95 % and p are for other seeds on these images alone" in notes
 
 
 # differences of the baseline 2.0, 2.1 and 2.9; alone p = 0.015, among three arms 0.045, among four 0.06

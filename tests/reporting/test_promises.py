@@ -116,8 +116,6 @@ def test_intervals_cover_the_gain_in_94_percent_of_experiments_or_more_and_p_agr
     )
     assert all((gain.p < 0.05) != (gain.interval.low <= 0 <= gain.interval.high) for gain in gains)
     assert np.mean(covered["the interval"]) >= 0.94
-    # luck of a seed on an image is in both errors: so wide, and no wider
-    assert wide <= 1.3 * np.mean(satterthwaite(seeds, images, SEEDS, IMAGES))
 
 
 def _worth(rng: np.random.Generator, skill: float, method: str, of_seeds: float) -> float:
