@@ -17,10 +17,10 @@ _STEPS = "median over seeds of medians of steps that took turns in the job"
 ALONE = ("student_step_s",)
 WITH_TEACHER = ("student_step_s", "teacher_forward_s")
 """Parts of a job's timing that its training step is compared with."""
-P_READING = (
-    "p: paired t test over seeds, two-sided, corrected with Holm over all arms of the plan, finished or not; "
-    f"* p < {SIGNIFICANT}; bold: the highest AP, where its gain has a star; "
-    "underlined: then the second, both of arms that lack no seed"
+STAR = (
+    f"* p Holm < {SIGNIFICANT}: p corrected over all arms of the plan, finished or not; "
+    "bold: the highest AP, where its gain has a star; underlined: then the second, both of arms that lack no "
+    "seed"
 )
 
 Fill = Callable[[Comparison, Arm, Column], Cell | None]
@@ -75,9 +75,7 @@ def _gain(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
     return replace(cell, text=f"{cell.text} *") if gain.supported else cell
 
 
-_INTERVAL = (
-    "dAP 95 %: of the gain, for other seeds and other validation images; not corrected for the number of arms"
-)
+_INTERVAL = "dAP 95 %: of the gain, for other seeds and other images; of each arm alone"
 
 
 @_fills(Column("interval", "dAP 95 %", signed=True, reading=_INTERVAL))
@@ -85,11 +83,38 @@ def _interval(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
     gain = comparison.gain(arm)
     if gain is None or gain.interval is None:
         return None
-    how = (
-        f"t interval of the mean difference; its variance is that between {len(gain.seeds)} seeds and that "
-        f"which {RESAMPLES:,} resamples of {comparison.images:,} images add to all of them"
-    )
+    how = f"t interval of the mean difference over {len(gain.seeds)} seeds"
+    if gain.other_images:
+        images = f"{RESAMPLES:,} resamples of {comparison.images:,} images"
+        how += f"; squared half-widths of this and of that over {images} are added"
     return column.span(gain.interval, how)
+
+
+_P = f"p: two-sided, by the same arithmetic: < {SIGNIFICANT} exactly where dAP 95 % excludes 0"
+
+
+@_fills(Column("p", "p", digits=3, reading=_P))
+def _p(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    gain = comparison.gain(arm)
+    if gain is None or gain.p is None:
+        return None
+    how = f"paired t test over {len(gain.seeds)} seeds, two-sided"
+    if gain.other_images:
+        how = "1 minus the confidence at which dAP 95 % would just reach 0"
+    return _probability(column, gain.p, how)
+
+
+@_fills(Column("p_holm", "p Holm", digits=3))
+def _p_holm(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    gain = comparison.gain(arm)
+    if gain is None or gain.p_holm is None:
+        return None
+    counted = f"{comparison.tests} arm{'s' * (comparison.tests != 1)}"
+    return _probability(column, gain.p_holm, f"p corrected with Holm over {counted}")
+
+
+def _probability(column: Column, p: float, how: str) -> Cell:
+    return Cell(f"<{_LEAST_P}" if p < _LEAST_P else column.plain(p), p, how=how)
 
 
 _IMAGES = "these weights, other images: 95 % of the gain over resampled validation images; no word on seeds"
@@ -102,17 +127,6 @@ def _other_images(comparison: Comparison, arm: Arm, column: Column) -> Cell | No
         return None
     how = f"middle 95 % of the gain over {RESAMPLES:,} resamples of {comparison.images:,} images"
     return column.span(gain.other_images, how)
-
-
-@_fills(Column("p", "p", digits=3))
-def _p(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
-    gain = comparison.gain(arm)
-    if gain is None or gain.p is None or gain.p_holm is None:
-        return None
-    counted = f"Holm over {comparison.tests} arm{'s' * (comparison.tests != 1)}"
-    how = f"paired t test over {len(gain.seeds)} seeds, two-sided: p = {gain.p:.2g}; {counted}"
-    text = f"<{_LEAST_P}" if gain.p_holm < _LEAST_P else column.plain(gain.p_holm)
-    return Cell(text, gain.p_holm, how=how)
 
 
 _VOC = "VOC07: PASCAL VOC's mAP at IoU 0.5, mean precision at 11 recalls; VOC12: area under the curve"

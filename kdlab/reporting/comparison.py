@@ -15,14 +15,7 @@ from kdlab.jobs.resampled import Resampled
 from kdlab.jobs.result import Curves, JobResult
 from kdlab.jobs.status import JobStatus
 from kdlab.reporting.arms import Arm, arms_of
-from kdlab.reporting.statistics import (
-    SEEDS_FOR_A_TEST,
-    Crossed,
-    Interval,
-    holm,
-    paired_t,
-    percentile_interval,
-)
+from kdlab.reporting.statistics import SEEDS_FOR_A_TEST, Crossed, Interval, holm, percentile_interval
 
 if TYPE_CHECKING:
     from kdlab.reporting.statistics import Floats
@@ -41,13 +34,15 @@ class Gain:
         seeds: those that both have.
         differences: arm minus baseline, one a seed.
         like: whether both ran whole, or in the same micro-batches.
-        p: of the paired t test, two-sided; None below three seeds and between unlike batches.
+        p: of the mean, two-sided, for other seeds and, where there is `Resampled`, images; below 0.05 exactly
+            where `interval` excludes 0. None below three seeds, between unlike batches, and where all
+            differences are alike.
         p_holm: the same after Holm's correction over all comparisons of the table.
-        interval: of the mean, for other seeds and images; None below three seeds or without `Resampled`.
+        interval: of the mean, for what `p` is for; None where that is.
         other_images: for these weights on other images; None without `Resampled`.
         gap: teacher minus baseline over the same seeds; None without a teacher's AP.
         gap_noise: 95 % of it, over seeds and images or, below three seeds, images alone.
-        gap_interval: of `gap_closed`, for other seeds and images and this teacher.
+        gap_interval: of `gap_closed`, for other seeds and images and this teacher; None where `p` is.
     """
 
     seeds: tuple[int, ...]
@@ -74,7 +69,7 @@ class Gain:
             return None
         differences = tuple(aps[seed] - plain_aps[seed] for seed in seeds)
         like = arm.micro_batch == baseline.micro_batch
-        gain = cls(seeds, differences, like, paired_t(differences) if like else None)
+        gain = cls(seeds, differences, like)
         teachers = [one for one in teacher.results.values() if "AP" in one.metrics] if teacher else []
         values = [differences]
         if teachers:
@@ -84,7 +79,7 @@ class Gain:
         results = [one.results[seed] for one in (arm, baseline) for seed in seeds]
         together = _on_images(results, resampled)
         if together is None:
-            return gain
+            return gain._sure(np.array(values[:1]))
         own, plain = np.split(together, 2)
         moved = [own - plain]
         together = _on_images([*teachers, results[0]], resampled) if teachers else None
@@ -93,23 +88,28 @@ class Gain:
         values = values[: len(moved)]
         return gain._sure(np.array(values), np.array(moved), resampled[results[0].id].images)
 
-    def _sure(self, values: Floats, moved: Floats, images: int) -> Self:
-        """The same with its intervals.
+    def _sure(self, values: Floats, moved: Floats | None = None, images: int = 0) -> Self:
+        """The same with its intervals and p.
 
         Args:
             values: (Q, S) of each seed the gain and, where Q is 2, the gap.
-            moved: (Q, S, R) the same on resampled images.
+            moved: (Q, S, R) the same on resampled images, where they are known.
             images: how many there are.
         """
-        of_images = [percentile_interval(one.mean(0)) for one in moved]
-        gain = replace(self, other_images=of_images[0], gap_noise=of_images[1] if len(moved) > 1 else None)
+        gain = self
+        if moved is not None:
+            noise = [percentile_interval(one.mean(0)) for one in moved]
+            gain = replace(gain, other_images=noise[0], gap_noise=noise[1] if len(noise) > 1 else None)
         if len(self.seeds) < SEEDS_FOR_A_TEST:
             return gain
         crossed = Crossed.of(values, moved, images)
-        if len(moved) == 1:
-            return replace(gain, interval=crossed.interval(1.0))
-        gain = replace(gain, interval=crossed.interval(1.0, 0.0), gap_noise=crossed.interval(0.0, 1.0))
-        ratio = None if gain.gap_closed is None else crossed.ratio_interval()
+        if len(values) > 1:
+            gain = replace(gain, gap_noise=crossed.interval(0.0, 1.0))
+        alone = (1.0, 0.0)[: len(values)]
+        if not self.like or (p := crossed.p(*alone)) is None:
+            return gain
+        gain = replace(gain, p=p, interval=crossed.interval(*alone))
+        ratio = crossed.ratio_interval() if gain.gap_closed is not None and len(values) > 1 else None
         return replace(gain, gap_interval=ratio and Interval(100 * ratio.low, 100 * ratio.high))
 
     @property

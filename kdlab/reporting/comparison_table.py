@@ -105,6 +105,8 @@ def _says_nothing(column: Column, comparison: Comparison) -> bool:
     if column.key == "n":
         equal = len({arm.planned for arm in comparison.arms}) == 1
         return equal and all(arm.whole for arm in comparison.arms)
+    if column.key == "p_holm":
+        return comparison.tests == 1
     if column.key == "best_AP":
         results = [record.result for record in comparison.records if record.result is not None]
         return all(one.best.metrics.get("AP") == one.metrics.get("AP") for one in results)

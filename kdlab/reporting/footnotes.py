@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
 from kdlab.jobs.job import TOLERATED_AP
 from kdlab.jobs.status import JobStatus
 from kdlab.reporting.arms import Arm
-from kdlab.reporting.columns import P_READING, WITH_TEACHER, gap_left_open, step_ratios
-from kdlab.reporting.comparison import Comparison
-from kdlab.reporting.statistics import SEEDS_FOR_A_TEST
+from kdlab.reporting.columns import STAR, WITH_TEACHER, gap_left_open, step_ratios
+from kdlab.reporting.comparison import SIGNIFICANT, Comparison, Gain
+from kdlab.reporting.statistics import SEEDS_FOR_A_TEST, SEEDS_FOR_SMALL_GAINS
 from kdlab.reporting.tables import Column
 
 USELESS_AP = 1.0
@@ -23,11 +23,13 @@ def footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]:
     seeds = {record.job.seed for arm in comparison.arms for record in arm.records}
     spread = "mean ± sample deviation over " if len(seeds) > 1 else ""
     yield f"after the last epoch, {spread}{_seeds(seeds)}" if seeds else "no student in it"
+    yield from _too_few_seeds(comparison.gains)
+    has_gains = any(column.key == "dAP" for column in shown)
+    if has_gains:
+        yield from _least_gains(comparison.gains)
     yield from (column.reading for column in shown if column.reading)
-    if any(gain.p is not None for gain in comparison.gains.values()):
-        yield P_READING
-    elif len(seeds) < SEEDS_FOR_A_TEST and comparison.gains:
-        yield f"no p, no star and no bold: a test over seeds takes {SEEDS_FOR_A_TEST}"
+    if has_gains:
+        yield from _stars(comparison)
     yield from _doubts(comparison)
     for record in records:
         if record.job.spec.is_teacher:
@@ -44,6 +46,43 @@ def footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]:
     if command := recipe.get("command"):
         changed = "the recipe has changed since or is not here, so that now makes another plan"
         yield f"made by: {command}; {changed}" if comparison.outdated else f"made again by: {command}"
+
+
+def _too_few_seeds(gains: Mapping[str, Gain]) -> Iterator[str]:
+    """That nothing is known of other seeds, where there are too few."""
+    most = max((len(gain.seeds) for gain in gains.values()), default=0)
+    if 0 < most < SEEDS_FOR_A_TEST:
+        seeds = f"{most} seed{'s' * (most > 1)}"
+        yield f"{seeds} cannot say what others would gain: no p, no star, no bold below {SEEDS_FOR_A_TEST}"
+
+
+def _least_gains(gains: Mapping[str, Gain]) -> Iterator[str]:
+    """How small a gain few seeds could have shown."""
+    few = sorted(
+        (gain.interval.half_width, name, len(gain.seeds))
+        for name, gain in gains.items()
+        if gain.interval and len(gain.seeds) < SEEDS_FOR_SMALL_GAINS
+    )
+    if not few:
+        return
+    counts = sorted(seeds for *_, seeds in few)
+    seeds = " to ".join(dict.fromkeys(f"{count}" for count in (counts[0], counts[-1])))
+    least = " to ".join(dict.fromkeys(f"{half:.1f} AP ({name})" for half, name, _ in (few[0], few[-1])))
+    unseen = "half the width of dAP 95 %; smaller ones may be there unseen"
+    yield f"{seeds} seeds could show gains from {least} on, {unseen}"
+
+
+def _stars(comparison: Comparison) -> Iterator[str]:
+    """What a star says, why a p below 0.05 lacks one, and which p is of no other images."""
+    tested = {name: gain.p for name, gain in comparison.gains.items() if gain.p is not None}
+    if tested:
+        yield STAR
+    alone = [name for name, p in tested.items() if p < SIGNIFICANT and not comparison.gains[name].supported]
+    if alone:
+        luck = f"among {comparison.tests} arms luck makes such a p too often"
+        yield f"{', '.join(alone)}: p < {SIGNIFICANT} but no star: {luck}"
+    if these := [name for name in tested if comparison.gains[name].other_images is None]:
+        yield f"{', '.join(these)}: dAP 95 % and p are for other seeds on these images alone"
 
 
 def _doubts(comparison: Comparison) -> Iterator[str]:
@@ -105,7 +144,9 @@ def _paired(comparison: Comparison, arm: Arm) -> Iterator[str]:
     if len(gain.seeds) < arm.planned:
         yield f"{arm.name}: gain over {_seeds(gain.seeds)}, which the baseline has too"
     if not gain.like:
-        yield f"{arm.name}: the baseline ran in other batches, so there is no test"
+        yield f"{arm.name}: the baseline ran in other batches, so there is no dAP 95 % and no p"
+    elif gain.p is None and len(gain.seeds) >= SEEDS_FOR_A_TEST:
+        yield f"{arm.name}: all seeds gain exactly the same: no noise to judge by, no p"
 
 
 def provenance(records: Sequence[JobStatus]) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""How sure a gain is: tests and intervals over seeds, over images, and over both at once."""
+"""How sure a gain is: intervals and p over seeds, over images, and over both at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 SEEDS_FOR_A_TEST = 3
-_FARTHEST = 1e4
-"""How far from the estimate the bound of a ratio is looked for, in units of the ratio."""
-_PRECISION = 1e-7
-"""How far from it the bound may be that is found."""
+SEEDS_FOR_SMALL_GAINS = 5
+"""Below so many a table says how small a gain it could have shown."""
+_HALVINGS = 50
+_ROUNDING = 1e-12
+"""Share of a mean below which its error over seeds is what rounding left of none."""
 
 Floats = NDArray[np.float64]
 
@@ -26,23 +27,10 @@ class Interval:
     low: float
     high: float
 
-
-def paired_t(differences: Sequence[float]) -> float | None:
-    """p of the two-sided paired t test: as probable are such differences where there is none.
-
-    Returns:
-        0 to 1; None for fewer than three seeds, or where all differ by the same, which no test can judge.
-    """
-    n = len(differences)
-    if n < SEEDS_FOR_A_TEST:
-        return None
-    # here and below: of all that a table imports it takes longest, and tables of one seed do without
-    from scipy.special import stdtr
-
-    error = np.std(differences, ddof=1) / np.sqrt(n)
-    if error <= 1e-12 * np.max(np.abs(differences)):
-        return None
-    return float(2 * stdtr(n - 1, -abs(np.mean(differences)) / error))
+    @property
+    def half_width(self) -> float:
+        """How far it reaches to either side of its middle."""
+        return (self.high - self.low) / 2
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
@@ -71,20 +59,23 @@ def percentile_interval(resampled: Floats) -> Interval:
 class Crossed:
     """Quantities whose seeds are all measured on the same images, and what is known of their scatter.
 
-    The variance of a mean over S seeds has two parts: that between seeds over S, and that of the mean over
-    resampled images. What images do to one seed alone is in both, so the sum is rather too large than too
-    small. A bootstrap over seeds knows too little where there are three of them, so both parts enter a t
-    interval with the degrees of freedom of Satterthwaite.
+    An interval reaches from the mean to both sides by
+
+        sqrt((t of S - 1 degrees * error over seeds)^2 + (t of N - 1 degrees * error over images)^2)
+
+    Each error keeps the t of its own degrees of freedom: with either error alone this is its t interval, and
+    with both it is wider than each. What images do to one seed alone is in both errors, so that the interval
+    is rather too wide than too narrow.
 
     Args:
         means: (Q,) of each quantity over the seeds.
         of_seeds: (Q, Q) covariance of the means between seeds.
-        of_images: (Q, Q) covariance of the means over resampled images.
+        of_images: (Q, Q) covariance of the means over resampled images; 0 where these are not known.
         seeds: S, at least 2.
-        images: how many images there are.
+        images: N, how many images there are.
 
-    Source: two-way resampling, Owen, Annals of Applied Statistics 1 (2007); Satterthwaite, Biometrics
-    Bulletin 2 (1946).
+    Source: two-way resampling, Owen, Annals of Applied Statistics 1 (2007); the sum of squares, Howe, Journal
+    of the American Statistical Association 69 (1974).
     """
 
     means: Floats
@@ -94,21 +85,46 @@ class Crossed:
     images: int
 
     @classmethod
-    def of(cls, values: Floats, resampled: Floats, images: int) -> Self:
-        """From (Q, S) values and (Q, S, R) the same on R resamples of the images."""
+    def of(cls, values: Floats, resampled: Floats | None = None, images: int = 0) -> Self:
+        """From (Q, S) values and (Q, S, R) the same on R resamples of the images, where they are known."""
         seeds = values.shape[1]
+        of_seeds = _covariance(values) / seeds
         return cls(
             means=values.mean(1),
-            of_seeds=_covariance(values) / seeds,
-            of_images=_covariance(resampled.mean(1)),
+            of_seeds=of_seeds,
+            of_images=np.zeros_like(of_seeds) if resampled is None else _covariance(resampled.mean(1)),
             seeds=seeds,
             images=images,
         )
 
     def interval(self, *factors: float) -> Interval:
         """Of the sum of the quantities' means, each times its factor, for other seeds and other images."""
-        mean, half = self._mean(factors), self._half_width(factors)
+        mean, half = float(self.means @ factors), self._half_width(factors, (1 - CONFIDENCE) / 2)
         return Interval(mean - half, mean + half)
+
+    def p(self, *factors: float) -> float | None:
+        """p of the same sum, two-sided: 1 minus the confidence at which its interval just reaches 0.
+
+        So it is below 5 % exactly where the interval of 95 % excludes 0. Without an error over images it is
+        that of the t test.
+
+        Returns:
+            0 to 1; None where all seeds are alike, so that nothing is known of other ones.
+        """
+        # here and below: of all that a table imports it takes longest, and tables of one seed do without
+        from scipy.special import stdtr
+
+        mean = abs(float(self.means @ factors))
+        error = float(np.sqrt(factors @ self.of_seeds @ factors))
+        if error <= _ROUNDING * mean:
+            return None
+        # halving: scipy's root finders take half a second to import; images can only make t smaller
+        low, high = 0.0, mean / error
+        for _ in range(_HALVINGS):
+            t = (low + high) / 2
+            beyond = self._half_width(factors, stdtr(self.seeds - 1, -t)) > mean
+            low, high = (low, t) if beyond else (t, high)
+        return float(2 * stdtr(self.seeds - 1, -high))
 
     def ratio_interval(self) -> Interval | None:
         """Of the first quantity's mean over the second's: all ratios r that first - r second allows to be 0.
@@ -118,49 +134,27 @@ class Crossed:
 
         Source: Fieller, Journal of the Royal Statistical Society B 16 (1954).
         """
-        if self.means[1] == 0:
+        # |first - r second| is at most its half-width between the roots of a r^2 - 2 b r + c
+        excess = np.outer(self.means, self.means) - self._squares((1 - CONFIDENCE) / 2)
+        (c, b), (_, a) = excess.tolist()
+        if a <= 0:
             return None
-        estimate = float(self.means[0] / self.means[1])
+        root = max(0.0, b * b - a * c) ** 0.5
+        return Interval((b - root) / a, (b + root) / a)
 
-        def excess(ratio: float) -> float:
-            """Above 0 where the data speak against the ratio."""
-            factors = 1.0, -ratio
-            return abs(self._mean(factors)) - self._half_width(factors)
+    def _half_width(self, factors: Sequence[float], tail: float) -> float:
+        """How far an interval reaches to either side that leaves out `tail` on each."""
+        return float(np.sqrt(factors @ self._squares(tail) @ factors))
 
-        low, high = (_crossing(excess, estimate, side) for side in (-1.0, 1.0))
-        return None if low is None or high is None else Interval(low, high)
-
-    def _mean(self, factors: Sequence[float]) -> float:
-        return float(self.means @ factors)
-
-    def _half_width(self, factors: Sequence[float]) -> float:
+    def _squares(self, tail: float) -> Floats:
+        """(Q, Q) matrix that, times the factors from both sides, is a half-width's square."""
         from scipy.special import stdtrit
 
-        seeds, images = (
-            float(factors @ covariance @ factors) for covariance in (self.of_seeds, self.of_images)
-        )
-        variance = seeds + images
-        if variance <= 0:
-            return 0.0
-        parts = seeds**2 / (self.seeds - 1) + images**2 / max(1, self.images - 1)
-        return float(stdtrit(variance**2 / parts, (1 + CONFIDENCE) / 2) * np.sqrt(variance))
+        of_seeds, of_images = (float(stdtrit(max(1, n - 1), tail)) for n in (self.seeds, self.images))
+        squares: Floats = of_seeds**2 * self.of_seeds + of_images**2 * self.of_images
+        return squares
 
 
 def _covariance(samples: Floats) -> Floats:
     """(Q, Q) covariance of (Q, n) samples."""
     return np.atleast_2d(np.cov(samples, ddof=1))
-
-
-def _crossing(excess: Callable[[float], float], estimate: float, side: float) -> float | None:
-    """Where `excess` rises above 0 on one side of the estimate; None where it never does."""
-    near, step = estimate, 0.125
-    while not excess(estimate + side * step) > 0:
-        near, step = estimate + side * step, 2 * step
-        if step > _FARTHEST:
-            return None
-    far = estimate + side * step
-    # halving: scipy's root finders take half a second to import
-    while abs(far - near) > _PRECISION:
-        middle = (near + far) / 2
-        near, far = (near, middle) if excess(middle) > 0 else (middle, far)
-    return far

@@ -34,9 +34,9 @@ def resampled(ap: float, seed: int, truth: str = "same", spread: float = 0.5) ->
     return Resampled(ap + rng.normal(0, spread, 400), images=200, truth=truth)
 
 
-def test_p_is_of_the_paired_test_and_corrected_over_all_arms(bench) -> None:
+def test_without_images_p_is_of_the_paired_t_test_and_corrected_over_all_arms(bench) -> None:
     pfi = (24.0, 26.0, 25.5)
-    found = compared(bench, {"baseline": BASELINE, "rm": RM, "pfi": pfi})
+    found = compared(bench, {"baseline": BASELINE, "rm": RM, "pfi": pfi}, images={})
     own = [stats.ttest_rel(values, BASELINE).pvalue for values in (RM, pfi)]
     assert [found.gains[arm].p for arm in ("rm", "pfi")] == pytest.approx(own)
     assert min(one.p_holm for one in found.gains.values()) == pytest.approx(2 * min(own))
@@ -64,11 +64,43 @@ def test_the_arm_and_its_baseline_are_resampled_together(bench) -> None:
     assert gain.other_images.high - gain.other_images.low == pytest.approx(0, abs=1e-9)
 
 
-def test_without_resampled_ap_there_is_a_p_and_no_interval(bench) -> None:
+@pytest.mark.parametrize("rm", [RM, (22.0, 23.1, 21.6), (20.1, 21.4, 19.5)])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0, 3.0])
+def test_the_interval_excludes_0_exactly_where_p_is_below_5_percent(bench, rm, spread: float) -> None:
+    images = {
+        f"student-{arm}{seed}": resampled(20.0, place, spread=spread)
+        for place, arm in enumerate(("baseline", "rm"))
+        for seed in range(3)
+    }
+    gain = compared(bench, {"baseline": BASELINE, "rm": rm}, images).gains["rm"]
+    assert (gain.p < 0.05) == (gain.interval.low > 0)
+
+
+def test_noise_of_images_makes_p_larger_than_the_seeds_alone_would(bench) -> None:
+    """Three seeds that agree say nothing of images that do not."""
+    images = {
+        f"student-{arm}{seed}": resampled(20.0, place, spread=2.0)
+        for place, arm in enumerate(("baseline", "rm"))
+        for seed in range(3)
+    }
+    gain = compared(bench, {"baseline": BASELINE, "rm": (22.0, 23.1, 21.6)}, images).gains["rm"]
+    assert stats.ttest_rel((22.0, 23.1, 21.6), BASELINE).pvalue < 0.001
+    assert gain.p > 0.05
+    assert not gain.supported
+
+
+@pytest.mark.parametrize("images", [None, {}], ids=["resampled", "not resampled"])
+def test_differences_that_are_all_alike_have_neither_p_nor_interval(bench, images) -> None:
+    gain = compared(bench, {"teacher": TEACHER, "baseline": BASELINE, "rm": BASELINE}, images).gains["rm"]
+    assert (gain.p, gain.interval, gain.gap_interval) == (None, None, None)
+
+
+def test_without_resampled_ap_p_and_interval_are_of_seeds_alone(bench) -> None:
     found = compared(bench, {"baseline": BASELINE, "rm": RM}, images={})
     gain = found.gains["rm"]
-    assert gain.p is not None
-    assert (gain.interval, gain.other_images) == (None, None)
+    ends = stats.ttest_rel(RM, BASELINE).confidence_interval(0.95)
+    assert (gain.interval.low, gain.interval.high) == pytest.approx((ends.low, ends.high))
+    assert gain.other_images is None
     assert found.unsampled == tuple(f"{arm} seed {seed}" for arm in ("baseline", "rm") for seed in range(3))
 
 
@@ -85,7 +117,8 @@ def test_models_measured_on_other_images_are_not_paired(bench) -> None:
     jobs = [f"student-{arm}{seed}" for arm in ("baseline", "rm") for seed in range(3)]
     images = {job: resampled(20.0, 0, truth=job[:12]) for job in jobs}
     gain = compared(bench, {"baseline": BASELINE, "rm": RM}, images).gains["rm"]
-    assert (gain.interval, gain.other_images) == (None, None)
+    assert gain.p == pytest.approx(stats.ttest_rel(RM, BASELINE).pvalue)
+    assert gain.other_images is None
 
 
 def holding(share: float) -> dict[str, Resampled]:
@@ -102,9 +135,10 @@ def test_a_few_resamples_without_an_object_are_left_out(bench) -> None:
     assert np.isfinite([gain.other_images.low, gain.other_images.high, gain.interval.low]).all()
 
 
-def test_where_many_resamples_hold_no_object_there_is_no_interval(bench) -> None:
+def test_where_many_resamples_hold_no_object_there_is_no_interval_over_images(bench) -> None:
     gain = compared(bench, {"baseline": BASELINE, "rm": RM}, holding(0.9)).gains["rm"]
-    assert (gain.interval, gain.other_images) == (None, None)
+    assert gain.p == pytest.approx(stats.ttest_rel(RM, BASELINE).pvalue)
+    assert gain.other_images is None
 
 
 def test_a_result_without_ap_is_compared_with_nothing(bench) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from kdlab.jobs.resampled import RESAMPLES, Resampled
 from kdlab.jobs.result import Evaluation
@@ -9,14 +10,18 @@ from kdlab.reporting.comparison import of_plan
 from kdlab.reporting.comparison_table import by_class, table
 
 
-def made(bench, results, **changes):
-    """The table of a plan in which each (arm, seed) ended with an AP; None: it never started."""
+def ended(bench, results):
+    """A job for each (arm, seed), which ended with an AP; None: it never started."""
     jobs = {(arm, seed): bench.job(arm, seed) for arm, seed in results}
-    plan = bench.plan(list(jobs.values()), **changes)
     for (arm, seed), ap in results.items():
         if ap is not None:
             bench.finish(jobs[arm, seed], ap)
-    return table(of_plan(plan, bench.runs)).usual()
+    return list(jobs.values())
+
+
+def made(bench, results, **changes):
+    """The table of a plan of such jobs."""
+    return table(of_plan(bench.plan(ended(bench, results), **changes), bench.runs)).usual()
 
 
 def texts(table, arm):
@@ -279,7 +284,7 @@ def test_a_gain_that_the_test_supports_has_a_star_and_its_p(bench):
     shown = made(bench, BASELINE | arm("rm", 22.0, 23.1, 21.6))
     assert texts(shown, "rm")["dAP"] == "+2.1 *"
     assert texts(shown, "rm")["p"] == "<0.001"
-    assert any(note.startswith("p: paired t test over seeds") for note in shown.footnotes)
+    assert any(note.startswith("* p Holm < 0.05") for note in shown.footnotes)
 
 
 def test_a_tiny_p_is_not_shown_as_zero(bench):
@@ -331,7 +336,9 @@ def test_between_unlike_batches_there_is_a_gain_and_no_test(bench):
         bench.finish(job, ap)
     shown = table(of_plan(bench.plan(jobs), bench.runs)).usual()
     assert texts(shown, "rm [micro-batch 2]")["dAP"] == "+10.0"
-    assert "rm [micro-batch 2]: the baseline ran in other batches, so there is no test" in shown.footnotes
+    keys = [column.key for column in shown.columns]
+    assert not {"p", "p_holm", "interval"} & set(keys)
+    assert any(note.startswith("rm [micro-batch 2]: the baseline ran in other") for note in shown.footnotes)
 
 
 def test_below_three_seeds_there_is_no_p_no_star_and_nothing_bold(bench):
@@ -339,7 +346,10 @@ def test_below_three_seeds_there_is_no_p_no_star_and_nothing_bold(bench):
     assert "p" not in [column.key for column in shown.columns]
     assert texts(shown, "rm")["dAP"] == "+20.0"
     assert set(marks(shown).values()) == {""}
-    assert "no p, no star and no bold: a test over seeds takes 3" in shown.footnotes
+    told = "1 seed cannot say what others would gain: no p, no star, no bold below 3"
+    # second, right after which epoch and seeds these are
+    assert shown.footnotes[1] == told
+    assert not any("could show" in note for note in shown.footnotes)
 
 
 def test_the_number_of_seeds_is_a_column_only_where_arms_differ_in_it(bench):
@@ -385,13 +395,79 @@ def test_each_number_can_say_how_it_was_made(bench):
     how = {column.key: cell.how for column, cell in zip(shown.columns, row, strict=True)}
     assert how["AP"] == "mean ± sample deviation of seed 0: 22.0, seed 1: 23.1, seed 2: 21.6"
     assert how["dAP"] == "paired by seed; mean of seed 0: +2.0, seed 1: +2.1, seed 2: +2.1"
-    assert how["p"] == "paired t test over 3 seeds, two-sided: p = 0.00026; Holm over 1 arm"
+    assert how["p"] == "paired t test over 3 seeds, two-sided"
+    assert how["interval"] == "t interval of the mean difference over 3 seeds"
 
 
 def test_results_without_resampled_ap_are_named(bench):
     notes = made(bench, BASELINE).footnotes
     labels = "baseline seed 0, baseline seed 1, baseline seed 2"
     assert f"no interval over images for 3 jobs without AP on resampled images: {labels}" in notes
+
+
+def test_an_interval_of_seeds_alone_is_called_so(bench):
+    notes = made(bench, BASELINE | arm("rm", 22.0, 23.1, 21.5)).footnotes
+    assert "rm: dAP 95 % and p are for other seeds on these images alone" in notes
+
+
+# differences of the baseline 2.0, 2.1 and 2.9; alone p = 0.015, among three arms 0.045, among four 0.06
+CLOSE = (22.0, 23.1, 22.4)
+
+
+def test_p_is_of_the_arm_alone_and_p_holm_of_all_arms(bench):
+    shown = made(bench, BASELINE | arm("rm", *CLOSE) | arm("pfi", 26.0, 20.0, 22.0))
+    p = stats.ttest_rel(CLOSE, list(BASELINE.values())).pvalue
+    assert texts(shown, "rm")["p"] == f"{p:.3f}"
+    assert texts(shown, "rm")["p_holm"] == f"{2 * p:.3f}"
+    keys = [column.key for column in shown.columns]
+    assert keys[keys.index("dAP") :][:4] == ["dAP", "interval", "p", "p_holm"]
+
+
+def test_p_holm_of_a_single_arm_is_its_p_and_no_column(bench):
+    shown = made(bench, BASELINE | arm("rm", *CLOSE))
+    assert "p_holm" not in [column.key for column in shown.columns]
+    assert texts(shown, "rm")["dAP"].endswith("*")
+
+
+def test_an_interval_without_0_and_without_a_star_says_why(bench):
+    results = BASELINE | arm("rm", *CLOSE)
+    others = [arm(f"arm{n}", 20.0, 21.5 + n, 18.0) for n in range(4)]
+    for other in others:
+        results = results | other
+    shown = made(bench, results)
+    assert texts(shown, "rm")["dAP"] == "+2.3"
+    assert "rm: p < 0.05 but no star: among 5 arms luck makes such a p too often" in shown.footnotes
+    sure = made(bench, BASELINE | arm("rm", *CLOSE)).footnotes
+    assert not any("but no star" in note for note in sure)
+
+
+def test_below_five_seeds_a_table_says_how_small_a_gain_it_could_have_shown(bench):
+    results = BASELINE | arm("rm", *CLOSE) | arm("pfi", 26.0, 20.0, 22.0)
+    shown = made(bench, results)
+    half = {
+        name: stats.t.ppf(0.975, 2) * stats.sem(np.subtract(aps, list(BASELINE.values())))
+        for name, aps in (("rm", CLOSE), ("pfi", (26.0, 20.0, 22.0)))
+    }
+    told = f"3 seeds could show gains from {half['rm']:.1f} AP (rm) to {half['pfi']:.1f} AP (pfi) on"
+    assert shown.footnotes[1].startswith(told)
+
+
+def test_from_five_seeds_on_it_does_not(bench):
+    results = arm("baseline", 20.0, 21.0, 19.5, 20.4, 20.6) | arm("rm", 22.0, 23.5, 22.3, 22.6, 23.0)
+    assert not any("could show" in note for note in made(bench, results).footnotes)
+
+
+def test_the_least_gain_is_of_each_arms_own_seeds(bench):
+    plain = arm("baseline", 20.0, 21.0, 19.5, 20.4, 20.6)
+    results = plain | arm("rm", 22.0, 23.5, 22.3, 22.6, 23.0) | arm("pfi", *CLOSE, 23.0, None)
+    [note] = [note for note in made(bench, results).footnotes if "could show" in note]
+    assert note.startswith("4 seeds could show gains from ")
+    assert "(rm)" not in note
+
+
+def test_seeds_that_all_gain_the_same_are_called_so(bench):
+    notes = made(bench, BASELINE | arm("rm", *BASELINE.values())).footnotes
+    assert "rm: all seeds gain exactly the same: no noise to judge by, no p" in notes
 
 
 def test_classes_are_rows_and_arms_columns(bench):
@@ -404,6 +480,13 @@ def test_classes_are_rows_and_arms_columns(bench):
         ["cat", "10.0", "20.5"],
         ["dog", "-", "5.0"],
     ]
+
+
+def test_a_table_by_class_explains_no_stars_and_still_says_that_one_seed_is_one(bench):
+    several = by_class(of_plan(bench.plan(ended(bench, BASELINE | arm("rm", *CLOSE))), bench.runs))
+    assert not [note for note in several.footnotes if "p Holm" in note or "could show" in note]
+    one = by_class(of_plan(bench.plan(ended(bench, {("baseline", 0): 20.0, ("rm", 0): 21.0})), bench.runs))
+    assert any(note.startswith("1 seed cannot say") for note in one.footnotes)
 
 
 def marks(table):

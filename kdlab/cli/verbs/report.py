@@ -56,7 +56,7 @@ def report(
         typer.Option(
             "--cols",
             metavar="A,B",
-            help="Columns: AP, dAP, interval, other_images, p, gap_closed, n, latency_ms, ...; of --by-class "
+            help="Columns: AP, dAP, interval, p, p_holm, other_images, gap_closed, n, ...; of --by-class "
             "arms. A wrong one tells all.",
         ),
     ] = None,

@@ -38,8 +38,9 @@ def draw(comparison: Comparison) -> Plot | None:
     caption = "Dot: mean over the seeds that both have."
     if any(len(gain.seeds) > 1 for gain in gains.values()):
         caption += " Rings: single seeds."
-    if any(gain.interval for gain in gains.values()):
-        caption += " Thick line: 95 % interval for other seeds and other images."
+    if sure := [gain for gain in gains.values() if gain.interval]:
+        where = "" if all(gain.other_images for gain in sure) else ", where there is a thin line,"
+        caption += f" Thick line: 95 % interval for other seeds and{where} other images."
     if any(gain.other_images for gain in gains.values()):
         caption += " Thin line: 95 % interval for these weights on other images."
     return framed("Gains", of_what(comparison), caption, grid, _COLUMNS, rows)

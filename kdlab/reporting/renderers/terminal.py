@@ -12,7 +12,7 @@ from kdlab.reporting.tables import Table
 
 _DROPPED_FIRST = (
     *("other_images", "best_AP", "method_x", "APm", "APs", "APl", "VOC12", "VOC07", "step_x", "AP75", "AP50"),
-    *("params_m", "latency_ms", "n", "gap_closed", "interval", "p", "dAP"),
+    *("params_m", "latency_ms", "n", "gap_closed", "p_holm", "interval", "p", "dAP"),
 )
 _GAP = 2
 

@@ -80,8 +80,10 @@ def test_json_is_the_same_by_either_name(kdlab: Verb) -> None:
 def test_an_account_says_how_a_number_was_made(kdlab: Verb) -> None:
     out = kdlab("report --format explain")[1]
     assert "mean ± sample deviation of seed 0: 22.0, seed 1:" in out
-    assert "paired t test over 3 seeds" in out
-    assert "1,000 resamples of 10 images" in " ".join(out.split())
+    told = " ".join(out.split())
+    assert "t interval of the mean difference over 3 seeds" in told
+    assert "1,000 resamples of 10 images" in told
+    assert "p corrected with Holm over 2 arms" in told
 
 
 def test_columns_and_order_are_chosen(kdlab: Verb) -> None:
