@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from kdlab.detectors.outputs import Assignment, Batch
 from kdlab.errors import ShapeError
-from kdlab.methods.rm import RankMimicking, joint_logit, rank_mimicking_loss, segment_log_softmax, standardised
+from kdlab.methods.rm import (
+    RankMimicking,
+    joint_logit,
+    rank_mimicking_loss,
+    segment_log_softmax,
+    standardised,
+)
 
 LN3 = math.log(3)
 
