@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from hotcoco import COCO
@@ -53,28 +54,44 @@ def matches_of(truth: COCO, found: COCO, images: Sequence[int], categories: Sequ
     objects = np.zeros((len(images), len(class_of)), np.uint16)
     # image, class and score of detections, and the thresholds that each is matched and ignored at
     parts = [tuple(np.empty(0, kind) for kind in (np.int32, np.int16, np.float32, np.uint16, np.uint16))]
-    # hotcoco tells of each image and class in Python objects, which take gigabytes for a large set
-    for start in range(0, len(images), _IMAGES_AT_ONCE):
-        block = images[start : start + _IMAGES_AT_ONCE]
-        place_of = {number: start + place for place, number in enumerate(block)}
-        comparison = Comparison(truth, found, "bbox")
-        comparison.params.img_ids = list(block)
-        comparison.params.area_rng = comparison.params.area_rng[:1]
-        comparison.evaluate()
-        for record in filter(None, comparison.eval_imgs):
-            label = class_of.get(record["category_id"])
-            if label is None:
-                continue
-            place = place_of[record["image_id"]]
-            objects[place, label] = len(record["gtIgnore"]) - sum(record["gtIgnore"])
-            score = np.array(record["dtScores"], np.float32)
-            whose = np.full(len(score), place, np.int32), np.full(len(score), label, np.int16)
-            parts.append((*whose, score, _bits(record["dtMatched"]), _bits(record["dtIgnore"])))
+    place_of = {number: place for place, number in enumerate(images)}
+    for record in _records(truth, found, images):
+        label = class_of.get(record["category_id"])
+        if label is None:
+            continue
+        place = place_of[record["image_id"]]
+        objects[place, label] = len(record["gtIgnore"]) - sum(record["gtIgnore"])
+        score = np.array(record["dtScores"], np.float32)
+        whose = np.full(len(score), place, np.int32), np.full(len(score), label, np.int16)
+        parts.append((*whose, score, _bits(record["dtMatched"]), _bits(record["dtIgnore"])))
     image, label, score, matched, ignored = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     order = np.lexsort((image, -score, label))
     right = matched & ~ignored
     numbers = np.array(images, np.int64)
     return Matches(numbers, *(array[order] for array in (image, label, score, right, ignored)), objects)
+
+
+def met_of(truth: COCO, found: COCO, images: Sequence[int]) -> dict[int, int]:
+    """At how many of the IoU thresholds each object was met by a detection of its class, by its id.
+
+    The matching is that of `matches_of`; what does not count is met by nothing.
+    """
+    met: dict[int, int] = {}
+    for record in _records(truth, found, images):
+        times = np.asarray(record["gtMatched"], bool).reshape(IOU_THRESHOLDS, -1).sum(0)
+        times = np.where(record["gtIgnore"], 0, times)
+        met |= dict(zip(record["gtIds"], times.tolist(), strict=True))
+    return met
+
+
+def _records(truth: COCO, found: COCO, images: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """What hotcoco tells of each image and class: in Python objects, which take gigabytes for a large set."""
+    for start in range(0, len(images), _IMAGES_AT_ONCE):
+        comparison = Comparison(truth, found, "bbox")
+        comparison.params.img_ids = list(images[start : start + _IMAGES_AT_ONCE])
+        comparison.params.area_rng = comparison.params.area_rng[:1]
+        comparison.evaluate()
+        yield from filter(None, comparison.eval_imgs)
 
 
 def _bits(flags: Sequence[Sequence[bool]]) -> np.ndarray:
