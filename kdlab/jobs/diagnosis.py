@@ -25,6 +25,8 @@ class Finds:
 
     Args:
         met: (G,) at how many of the ten IoU thresholds the evaluation matched a detection with it.
+        precision: (G,) the precision at the rank of that detection, 0 to 1, mean over the thresholds and 0
+            where there is none: over the objects of a class it averages to the class's AP.
         score: (G,) of the kept detection, NaN where none finds it.
         box: (G, 4) of the same, xyxy.
         prior: (G,) the flat place of the prior behind it, -1 where there is none to name.
@@ -32,10 +34,15 @@ class Finds:
     """
 
     met: Array
+    precision: Array
     score: Array
     box: Array
     prior: Array
     prior_box: Array
+
+    def of(self, mask: Array) -> Self:
+        """The same of some of the objects, by a mask (G,)."""
+        return type(self)(**{name: values[mask] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True)

@@ -247,12 +247,13 @@ class Diagnoser(Work):
         finds = {}
         for role, observer in zip(("student", "teacher"), self.models, strict=True):
             met = observer.metric.met()
-            times = [
-                met[self._ids[image]][place]
-                for image, place in zip(columns["image"], columns["place"], strict=True)
-            ]
-            own = {name: columns.pop(f"{role}.{name}") for name in ("score", "box", "prior", "prior_box")}
-            finds[role] = Finds(np.array(times, np.uint8), **own)
+            places = zip(columns["image"], columns["place"], strict=True)
+            own = [met[self._ids[image]][place] for image, place in places]
+            finds[role] = Finds(
+                np.array([one.times for one in own], np.uint8),
+                np.array([one.precision for one in own], np.float32),
+                **{name: columns.pop(f"{role}.{name}") for name in ("score", "box", "prior", "prior_box")},
+            )
         images = np.array(self._files, str), np.array(self._sizes, np.int32)
         return Diagnosis(*images, **columns, **finds, maps=self.differences.maps())
 

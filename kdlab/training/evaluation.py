@@ -20,7 +20,7 @@ from kdlab.errors import JobError
 from kdlab.jobs.result import Evaluation
 from kdlab.training import ranks
 from kdlab.training.data import batches_of
-from kdlab.training.matching import Matches, matches_of, met_of
+from kdlab.training.matching import Matches, Met, matches_of, met_of
 from kdlab.training.voc import ImageBoxes, voc_metrics
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -107,10 +107,8 @@ class CocoMetric:
         kept = enumerate(self._objects[number])
         return {place: box for place, box in kept if fate(box, *size) == "object"}
 
-    def met(self) -> dict[Any, list[int]]:
-        """At how many of the ten IoU thresholds the last `of_all` met each annotation, by the image's id.
-
-        They come in the order of the labels.
+    def met(self) -> dict[Any, list[Met]]:
+        """How the last `of_all` met the annotations of each image, in their order, by the image's id.
 
         Raises:
             RuntimeError: there was none yet.
@@ -121,7 +119,9 @@ class CocoMetric:
         met, ids = met_of(*self._compared), {number: id_ for id_, number in self._numbers.items()}
         # in the order in which `_coco` numbered them
         places = iter(range(1, 1 + sum(len(self._objects[number]) for number in numbers)))
-        return {ids[number]: [met.get(next(places), 0) for _ in self._objects[number]] for number in numbers}
+        return {
+            ids[number]: [met.get(next(places), Met()) for _ in self._objects[number]] for number in numbers
+        }
 
     def _require_objects(self, numbers: Iterable[int]) -> None:
         if not any(not box["iscrowd"] for number in numbers for box in self._objects[number]):

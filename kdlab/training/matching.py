@@ -71,17 +71,44 @@ def matches_of(truth: COCO, found: COCO, images: Sequence[int], categories: Sequ
     return Matches(numbers, *(array[order] for array in (image, label, score, right, ignored)), objects)
 
 
-def met_of(truth: COCO, found: COCO, images: Sequence[int]) -> dict[int, int]:
-    """At how many of the IoU thresholds each object was met by a detection of its class, by its id.
+@dataclass(frozen=True)
+class Met:
+    """How the evaluation met one object, over the ten IoU thresholds.
 
-    The matching is that of `matches_of`; what does not count is met by nothing.
+    Args:
+        times: at how many of them a detection was matched with it.
+        precision: at the rank of that detection in its class, the best at this recall or beyond; mean over
+            the thresholds, 0 where there is none. Its mean over the objects of a class is the class's AP at
+            all recalls, where COCO reads 101 of them.
     """
-    met: dict[int, int] = {}
+
+    times: int = 0
+    precision: float = 0.0
+
+
+def met_of(truth: COCO, found: COCO, images: Sequence[int]) -> dict[int, Met]:
+    """How each object was met, by its id; what does not count is met by nothing. Arguments: `matches_of`."""
+    times: dict[int, int] = {}
+    # of each class scores, and by threshold the ids of what was matched, and whether that counts
+    parts: dict[int, list[tuple[np.ndarray, ...]]] = {}
     for record in _records(truth, found, images):
-        times = np.asarray(record["gtMatched"], bool).reshape(IOU_THRESHOLDS, -1).sum(0)
-        times = np.where(record["gtIgnore"], 0, times)
-        met |= dict(zip(record["gtIds"], times.tolist(), strict=True))
-    return met
+        met = np.asarray(record["gtMatched"], bool).reshape(IOU_THRESHOLDS, -1).sum(0)
+        times |= dict(zip(record["gtIds"], np.where(record["gtIgnore"], 0, met).tolist(), strict=True))
+        flags = (record[name] for name in ("dtMatches", "dtIgnore"))
+        matched, ignored = (np.asarray(flag, int).reshape(IOU_THRESHOLDS, -1) for flag in flags)
+        one = np.array(record["dtScores"], float), matched, ignored.astype(bool)
+        parts.setdefault(record["category_id"], []).append(one)
+    precision = np.zeros(max(times, default=0) + 1)
+    for own in parts.values():
+        scores, matched, ignored = (np.concatenate(arrays, axis=-1) for arrays in zip(*own, strict=True))
+        ranked = np.argsort(-scores, kind="stable")
+        for ids, left_out in zip(matched[:, ranked], ignored[:, ranked], strict=True):
+            counted = ids[~left_out]
+            right = counted > 0
+            best = np.cumsum(right) / np.arange(1, len(right) + 1)
+            best = np.maximum.accumulate(best[::-1])[::-1]
+            precision[counted[right]] += best[right] / IOU_THRESHOLDS
+    return {number: Met(met, float(precision[number])) for number, met in times.items()}
 
 
 def _records(truth: COCO, found: COCO, images: Sequence[int]) -> Iterator[dict[str, Any]]:

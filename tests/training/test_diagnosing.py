@@ -174,7 +174,9 @@ def test_it_measures_what_the_students_job_measured(pair: Any, learned: Any, dig
         metric = CocoMetric(digits.val.labels, digits.classes)
         assert evaluate(learned(seed), loader, metric).metrics["AP"] == ap
         role = found.student if seed == 2 else found.teacher
-        assert role.met.sum() == sum(map(sum, metric.met().values())) > 0
+        met = [one for own in metric.met().values() for one in own]
+        assert role.met.sum() == sum(one.times for one in met) > 0
+        assert role.precision.sum() == pytest.approx(sum(one.precision for one in met), rel=1e-5)
 
 
 def test_rows_are_the_objects_of_the_labels(pair: Any, digits: Any) -> None:
