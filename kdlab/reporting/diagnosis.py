@@ -10,7 +10,7 @@ from pathlib import PurePath
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from kdlab.errors import UsageError, suggestion
+from kdlab.errors import MachineError, UsageError, suggestion
 from kdlab.jobs import store
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan
@@ -78,6 +78,9 @@ def of_plan(plan: Plan, runs: Runs) -> Diagnoses:
     Args:
         plan: the recipe's own.
         runs: where the jobs are.
+
+    Raises:
+        MachineError: the file of one is missing or damaged.
     """
     from kdlab.jobs.diagnosis import Diagnosis
 
@@ -86,8 +89,12 @@ def of_plan(plan: Plan, runs: Runs) -> Diagnoses:
     results = store.diagnosed(runs, students, [job.id for job in jobs if job.spec.is_teacher])
     arms: dict[str, dict[int, Diagnosed]] = {name: {} for name in plan.recipe["arms"]}
     for name, result in results.items():
-        rows = Diagnosis.read(runs.job(result.id).diagnosis)
-        if rows is not None and students[name].arm in arms:
+        path = runs.job(result.id).diagnosis
+        rows = Diagnosis.read(path)
+        if rows is None:
+            fix = f"make it again: rm -r {path.parent}, then kdlab diagnose"
+            raise MachineError("a diagnosis is damaged", where=str(path), fix=fix)
+        if students[name].arm in arms:
             arms[students[name].arm][students[name].seed] = Diagnosed(result, rows)
     learning = plan.recipe.get("inherits", ())
     plain = [name for name, methods in plan.recipe["arms"].items() if not methods and name not in learning]

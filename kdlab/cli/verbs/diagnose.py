@@ -14,6 +14,7 @@ from kdlab.cli.screen.options import DryRun, ExecutorName, Gpus, Jobs, Overrides
 from kdlab.cli.screen.results import RESULTS, forgiving, results_stem
 from kdlab.cli.verbs.plan import Prepared, prepare, preview
 from kdlab.cli.verbs.run import conclude, confirm_cost, drive
+from kdlab.errors import MachineError
 
 if TYPE_CHECKING:
     from kdlab.reporting.diagnosis import Diagnoses
@@ -98,6 +99,9 @@ def _tell(screen: Screen, own: Prepared, images: str) -> int:
 
     with screen.working("reading diagnoses"):
         found = diagnosis.of_plan(own.plan, own.runs)
+        if not found.arms:
+            what, fix = "the diagnoses hold no numbers", "remove their folders and diagnose again"
+            raise MachineError(what, where=str(own.runs.folder / "jobs/diagnose-*"), fix=fix)
         agreement = diagnosis_table.agreement(found)
         gains = diagnosis_table.gains(found)
     if not screen.json:
