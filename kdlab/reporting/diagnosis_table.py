@@ -43,6 +43,10 @@ _LEVELS = (
     "P~F: correlation over the cells of a level of the squared differences to the teacher in predictions (P) "
     "and in features (F, after the best 1x1 map of each student)"
 )
+_FEATURE = (
+    "F: squared difference of a level's features to the teacher's, after the best 1x1 map of each student, "
+    "mean over cells and channels"
+)
 MEASURES = {
     "precision": (
         "where the gain comes from",
@@ -68,8 +72,10 @@ def agreement(found: Diagnoses) -> Table:
         results = [one.result for one in seeds.values()]
         told = [{"AP": one.metrics["AP"], **_flat(one.diagnosis)} for one in results]
         rows.append((Cell(name), *(_mean(column, told) for column in columns[1:])))
-    ranked = found.any.result.diagnosis
-    counts = f"{ranked['objects']} objects, {ranked['ranked']} of them with two priors or more"
+    first = found.any.result.diagnosis
+    counts = f"{first['objects']} objects"
+    if not found.lacks.get("ranking"):
+        counts += f", {first['ranked']} of them with two priors or more"
     notes = [_seeds(found), counts, *dict.fromkeys(one.reading for one in columns if one.reading)]
     notes += [f"not told: {reason}" for reason in dict.fromkeys(found.lacks.values())]
     return Table(f"{found.title}: agreement with the teacher", tuple(columns), tuple(rows), tuple(notes))
@@ -152,11 +158,13 @@ def _agreement_columns(found: Diagnoses) -> Iterator[Column]:
         for key, word in RANKINGS.items():
             yield Column(f"top-1_{key}", f"top-1, {word}", digits=0, unit=" %", reading=_TOP)
         yield Column("other_prior", "other, prior", digits=0, unit=" %", reading=_OTHER)
+    blind = "predictions" in found.lacks
     for stride in found.any.result.diagnosis["levels"]:
-        if not found.lacks.get("predictions"):
+        if not blind:
             yield Column(f"correlation_{stride}", f"P~F, /{stride}", digits=2, reading=_LEVELS)
             yield Column(f"prediction_{stride}", f"P, /{stride}", digits=2, significant=True, usual=False)
-        yield Column(f"feature_{stride}", f"F, /{stride}", digits=2, significant=True, usual=False)
+        told = {"reading": _FEATURE} if blind else {"usual": False}
+        yield Column(f"feature_{stride}", f"F, /{stride}", digits=2, significant=True, **told)
 
 
 def _flat(told: Mapping[str, Any]) -> dict[str, float]:

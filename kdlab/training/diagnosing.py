@@ -36,8 +36,9 @@ def lacking(student: Facts, teacher: Facts) -> dict[str, str]:
     models = {"student": student, "teacher": teacher}
     blind = [role for role, one in models.items() if {"cls_maps", "boxes"} - set(one.provides)]
     if blind:
-        told = " and ".join(f"the {role}, {models[role].detector}," for role in blind)
-        found = dict.fromkeys(("ranking", "predictions"), f"{told} has no class map over priors")
+        told = ", ".join(f"{role} {models[role].detector}" for role in blind)
+        reason = f"there is no class map over priors: {told}"
+        found = dict.fromkeys(("ranking", "predictions"), reason)
     else:
         if student.priors != teacher.priors:
             found["ranking"] = "student and teacher have other priors"

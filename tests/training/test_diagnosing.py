@@ -267,7 +267,7 @@ def test_reasons_name_what_differs() -> None:
     assert lacking(facts(), facts()) == {}
     assert lacking(facts(), facts(priors="b")) == {"ranking": "student and teacher have other priors"}
     assert lacking(facts(anchors=9, priors="b"), facts())["predictions"].endswith("9 and 1 priors a cell")
-    assert "the teacher, gfl," in lacking(facts(), facts(provides=("feats",)))["ranking"]
+    assert "priors: teacher gfl" in lacking(facts(), facts(provides=("feats",)))["ranking"]
     assert "[8, 16] and [32]" in lacking(facts(), facts(strides=(32,)))["levels"]
 
 
