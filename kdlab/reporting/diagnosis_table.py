@@ -102,35 +102,52 @@ def gains(found: Diagnoses, measure: str = "precision", *, all_classes: bool = F
         Column("baseline", str(found.baseline)),
         *arms,
     )
-    plain = found.arms[str(found.baseline)]
-    rows = []
     groups = _groups(found)
     passed_over = set() if all_classes else _passed_over(found, pairs, measure)
-    for name in [name for name in groups if name not in passed_over]:
-        masks = {seed: groups[name](one.rows) for seed, one in plain.items()}
-        masks = {seed: mask for seed, mask in masks.items() if mask.any()}
-        if not masks:
-            continue
-        cells = [Cell(name), columns[1].cell(fmean(float(mask.sum()) for mask in masks.values()))]
-        for column, role in zip(columns[2:4], ("teacher", "student"), strict=True):
-            values = [points(plain[seed].rows, role, measure, mask) for seed, mask in masks.items()]
-            # one teacher, seen once with every seed
-            cells.append(_over_seeds(column, values if role == "student" else [fmean(values)]))
-        for column in arms:
-            gained = [
-                points(arm.rows, "student", measure, masks[seed])
-                - points(base.rows, "student", measure, masks[seed])
-                for seed, (arm, base) in pairs[column.key].items()
-                if seed in masks
-            ]
-            cells.append(_over_seeds(column, gained) if gained else NONE)
-        rows.append(tuple(cells))
+    made = [
+        _of_group(found, pairs, columns, measure, name, groups[name])
+        for name in groups
+        if name not in passed_over
+    ]
+    rows = [row for row in made if row]
     notes = [_seeds(found), reading]
     if not found.lacks.get("ranking"):
         notes.append(_THIRDS)
     if passed_over:
         notes.append(f"{len(passed_over)} classes that moved less are left out; --json has them")
     return Table(f"{found.title}: {what}", columns, tuple(rows), tuple(notes))
+
+
+def _of_group(
+    found: Diagnoses,
+    pairs: Mapping[str, Mapping[int, Pair]],
+    columns: Sequence[Column],
+    measure: str,
+    name: str,
+    members: Callable[[Diagnosis], Mask],
+) -> tuple[Cell, ...]:
+    """The row of a group; nothing of one that no seed has objects of."""
+    plain = {seed: one.rows for seed, one in found.arms[str(found.baseline)].items()}
+    # which objects are in a third is for each seed's baseline to say
+    masks = {seed: members(rows) for seed, rows in plain.items()}
+    masks = {seed: mask for seed, mask in masks.items() if mask.any()}
+    if not masks:
+        return ()
+
+    def reached(rows: Diagnosis, seed: int, role: str = "student") -> float:
+        return points(rows, role, measure, masks[seed])
+
+    count = fmean(float(mask.sum()) for mask in masks.values())
+    # one teacher, seen again with every seed
+    teacher = [fmean(reached(plain[seed], seed, "teacher") for seed in masks)]
+    values = [[count], teacher, [reached(plain[seed], seed) for seed in masks]]
+    for own in pairs.values():
+        both = {seed: pair for seed, pair in own.items() if seed in masks}
+        values.append(
+            [reached(arm.rows, seed) - reached(base.rows, seed) for seed, (arm, base) in both.items()]
+        )
+    cells = (_over_seeds(*pair) for pair in zip(columns[1:], values, strict=True))
+    return Cell(name), *cells
 
 
 def points(rows: Diagnosis, role: str, measure: str, mask: Mask) -> float:
@@ -179,12 +196,13 @@ def _flat(told: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _mean(column: Column, told: Sequence[Mapping[str, float]]) -> Cell:
-    values = [one[column.key] for one in told if column.key in one]
-    return _over_seeds(column, values) if values else NONE
+    return _over_seeds(column, [one[column.key] for one in told if column.key in one])
 
 
 def _over_seeds(column: Column, values: Sequence[float]) -> Cell:
-    """The mean, with its sample deviation where there are several."""
+    """The mean, with its sample deviation where there are several; "-" where there is none."""
+    if not values:
+        return NONE
     return column.cell(fmean(values), stdev(values) if len(values) > 1 else None)
 
 

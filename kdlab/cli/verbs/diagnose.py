@@ -168,10 +168,11 @@ def _drawn(screen: Screen, own: Prepared, found: Diagnoses, images: list[int]) -
             if pixels is None:
                 screen.say(f"not drawn, for it cannot be read: {name}")
                 continue
-            stem = f"{results_stem(own.plan)}-diagnosis-{PurePath(name).stem}"
+            stem = f"{results_stem(own.plan)}-diagnosis-{'-'.join(PurePath(name).with_suffix('').parts)}"
             written += plots.write_scene(diagnosis.scene(found, image, pixels), RESULTS, stem)
         pictures = [str(path) for path in written if path.suffix == ".png"]
-        screen.say(f"written, each with .pdf and .csv: {', '.join(pictures)}")
+        if pictures:
+            screen.say(f"written, each with .pdf and .csv: {', '.join(pictures)}")
     return written
 
 
