@@ -57,7 +57,9 @@ class Differences:
             shapes: (B, 2) height and width of the images without padding.
         """
         for fit, given, wanted, inside in self._pairs(self._fits, student, teacher, shapes):
-            fit.add(given.permute(0, 2, 3, 1)[inside], wanted.permute(0, 2, 3, 1)[inside])
+            # one image after the other, for in float64 a batch of large ones would fill the memory
+            for image, cells in enumerate(inside):
+                fit.add(given[image][:, cells].T, wanted[image][:, cells].T)
 
     def solve(self) -> None:
         """Make the maps from what `fit` saw."""
