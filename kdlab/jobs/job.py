@@ -98,7 +98,7 @@ class Job:
     Args:
         id: of `planning.ids`, a hash of `spec` and `parents`.
         arm: the recipe's name of the combination of methods; "teacher" for a teacher, "prepare <method>",
-            "scale <arm>".
+            "scale <arm>", "diagnose <student's label>".
         spec: everything that can change the result.
         inputs: where its files lie.
         parents: ids of the jobs whose weights this one needs.
@@ -114,7 +114,7 @@ class Job:
 
     @property
     def kind(self) -> str:
-        """What the job makes, as people read it: teacher, student, evaluate, prepare, scale."""
+        """What the job makes, as people read it: teacher, student, evaluate, prepare, scale, diagnose."""
         return self.spec.kind
 
     @property

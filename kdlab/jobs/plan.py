@@ -56,6 +56,11 @@ class Plan:
         """Whether its jobs are trials of `kdlab tune`, which are no arms to compare."""
         return "study" in self.recipe
 
+    @property
+    def compares(self) -> bool:
+        """Whether it is a recipe's own: no search, and no diagnosis of finished students."""
+        return not (self.is_search or "diagnoses" in self.recipe)
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""
         # not asdict(): it copies the settings of every job, which takes seconds where there are a thousand

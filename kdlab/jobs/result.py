@@ -57,6 +57,9 @@ class JobResult:
             teacher's neck and head: how many "tensors" "of" how many.
         environment: versions, commit, device, threads.
         data: what training read: images, objects, what was dropped.
+        diagnosis: of a student beside its teacher: the ids of "student" and "teacher", "teacher_AP", what
+            `Diagnosis.summary` tells; "levels", by stride the mean of P ("prediction") and of F ("feature")
+            and their "correlation"; "lacks", why a part is missing.
         wall_s: seconds of training and evaluation over all attempts, without starting and what a kill undid.
         peak_memory_gb: largest resident size of a process (CPU) or memory allocated on a GPU.
         attempts: how often it was started.
@@ -72,6 +75,7 @@ class JobResult:
     model: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    diagnosis: dict[str, Any] = field(default_factory=dict)
     wall_s: float = 0.0
     peak_memory_gb: float = 0.0
     attempts: int = 1

@@ -293,6 +293,26 @@ class EvaluateSpec(JobSpec):
     batch_size: PositiveInt
 
 
+class DiagnoseSpec(JobSpec):
+    """Compare a trained student with its teacher: rankings, kept boxes, predictions and features.
+
+    Args:
+        teacher: its model.
+        batch_size: of the evaluation; images of a batch are padded to one size, which convolutions see.
+    """
+
+    work = "diagnosing.Diagnoser"
+    instead = "compares a student with its teacher and trains nothing"
+    counts = "images"
+    shrinks = False
+    version: ClassVar[int] = 1
+    """Of the measures; raised by the commit that moves one of their numbers."""
+
+    kind: Literal["diagnose"] = "diagnose"
+    teacher: ModelSpec
+    batch_size: PositiveInt
+
+
 class TrainingSpec(JobSpec):
     """Any job that trains.
 
@@ -381,7 +401,7 @@ class PrepareSpec(TrainingSpec):
     pad_divisor: PositiveInt
 
 
-Spec = TeacherSpec | EvaluateSpec | PrepareSpec | StudentSpec | ScaleSpec
+Spec = TeacherSpec | EvaluateSpec | PrepareSpec | StudentSpec | ScaleSpec | DiagnoseSpec
 _SPEC: TypeAdapter[Spec] = TypeAdapter(Annotated[Spec, Field(discriminator="kind")])
 
 BY_CONTENT = 2

@@ -45,12 +45,12 @@ def newest_plan(runs: Runs, *, searches: bool = True) -> Plan:
 
     Args:
         runs: where the plans are.
-        searches: False passes over those of `kdlab tune`, which compare nothing.
+        searches: False passes over those of `kdlab tune` and `kdlab diagnose`, which compare no arms.
 
     Raises:
         UsageError: there is none yet.
     """
-    found = next((plan for plan in plans(runs) if searches or not plan.is_search), None)
+    found = next((plan for plan in plans(runs) if searches or plan.compares), None)
     if found is None:
         what = "nothing was run here yet" if searches else "nothing to compare was run here yet"
         raise UsageError(what, where=str(runs.folder), fix=QUICKSTART)
@@ -82,10 +82,13 @@ def plan(runs: Runs, word: str | None, *, searches: bool = True, recipes: Collec
         if found.is_search and not searches:
             what = f"plan {found.id} is a search: its trials are compared by kdlab tune"
             raise UsageError(what, got=found.id, fix=found.recipe["command"])
+        if not (found.compares or searches):
+            what = f"plan {found.id} is a diagnosis, of plan {found.recipe['diagnoses']}"
+            raise UsageError(what, got=found.id, fix=f"kdlab report {found.recipe['diagnoses']}")
         return found
     names = []
     for one in plans(runs):
-        if searches or not one.is_search:
+        if searches or one.compares:
             if one.recipe["name"] == word:
                 return one
             names.append(one.recipe["name"])
@@ -159,6 +162,21 @@ def chosen(runs: Runs, words: Sequence[str]) -> tuple[Plan, list[str]]:
     known = {planned.job.id for planned in newest.jobs}
     added = [PlannedJob(one, False, "") for name, one in meant.items() if name not in known]
     return replace(newest, jobs=(*added, *newest.jobs)), list(meant)
+
+
+def diagnosed(runs: Runs, students: Collection[str], teachers: Collection[str]) -> dict[str, JobResult]:
+    """The newest result of a job that compared each of these students with such a teacher, by student.
+
+    A folder without such jobs is listed once and no file of it is read.
+    """
+    paths = (runs.folder / "jobs").glob("diagnose-*/result.json")
+    found = {}
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns):
+        with suppress(MachineError):
+            result = JobResult.read(runs.job(path.parent.name))
+            if result and result.diagnosis.get("teacher") in teachers:
+                found[result.diagnosis.get("student")] = result
+    return {student: found[student] for student in students if student in found}
 
 
 def results(runs: Runs, ids: Iterable[str]) -> dict[str, JobResult]:

@@ -72,7 +72,7 @@ def build(
     failed = (out_of_memory or {}) if recipe.resources.on_oom == "micro_batch" else {}
     wanted = memory.fitting(jobs_of(recipe, facts), failed, facts.gpu_gb)
     history = History(past)
-    jobs = tuple(planned(job, facts, past, history) for job in wanted)
+    jobs = tuple(planned(job, facts.versions, past, history) for job in wanted)
     key = json.dumps([recipe.name, [planned.job.id for planned in jobs]])
     return Plan(
         id=hashlib.sha256(key.encode()).hexdigest()[:8],
@@ -89,13 +89,25 @@ def build(
     )
 
 
-def planned(job: Job, facts: Facts, past: Mapping[str, PastJob], history: History) -> PlannedJob:
-    """The job with its result where it is done, else with the nearest that is and its expected cost."""
+def planned(
+    job: Job, versions: Mapping[str, str], past: Mapping[str, PastJob], history: History
+) -> PlannedJob:
+    """The job with its result where it is done, else with the nearest that is and its expected cost.
+
+    Args:
+        job: what would run.
+        versions: of the packages that decide numbers.
+        past: the finished jobs, by id.
+        history: the same as evidence.
+
+    Raises:
+        UsageError: it is finished and has other settings than its id says.
+    """
     if job.id in past:
         _check_same(job, past[job.id].job)
         result = past[job.id].result
-        made = {name: result.environment.get(name, "?") for name in facts.versions}
-        other = [f"{name} {made[name]}" for name in made if made[name] != facts.versions[name]]
+        made = {name: result.environment.get(name, "?") for name in versions}
+        other = [f"{name} {made[name]}" for name in made if made[name] != versions[name]]
         return PlannedJob(
             job, True, f"reused, made with {', '.join(other)}" if other else "reused", 0.0, "done"
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 from kdlab import catalog
 from kdlab.jobs.job import Job
-from kdlab.jobs.spec import VERSIONS, DetectorSpec, PrepareSpec, Spec, TrainingSpec, plain
+from kdlab.jobs.spec import VERSIONS, DetectorSpec, DiagnoseSpec, PrepareSpec, Spec, TrainingSpec, plain
 
 DIGITS = 12
 """Of an id: of a million jobs two have the same with a chance of one in 500."""
@@ -49,6 +49,8 @@ def _components(spec: Spec) -> Iterator[tuple[str, int]]:
     yield "evaluation", VERSIONS["evaluation"]
     if isinstance(spec, TrainingSpec):
         yield "loop", VERSIONS["loop"]
+    if isinstance(spec, DiagnoseSpec):
+        yield "diagnosis", spec.version
     yield f"datasets/{spec.dataset.name}", catalog.datasets()[spec.dataset.name].version
     # a head or a backbone that only an mmdet config knows has no file here
     if detector := catalog.detectors().get(spec.model.detector):

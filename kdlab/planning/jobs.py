@@ -10,6 +10,7 @@ from kdlab import catalog
 from kdlab.jobs.job import Inputs, Job, Resources
 from kdlab.jobs.spec import (
     DatasetSpec,
+    DiagnoseSpec,
     EvaluateSpec,
     JobSpec,
     PrepareSpec,
@@ -63,6 +64,23 @@ def scaling(student: Job, arm: str, iterations: int) -> Job:
     """The job that trains like this student for so many steps, only to see how large each loss is."""
     settings = {**plain(student.spec), "kind": "scale", "iterations": iterations}
     return with_id(replace(student, arm=arm, spec=read_spec(settings)))
+
+
+def diagnosing(student: Job, teacher: Job) -> Job:
+    """The job that compares a student, trained by this teacher or alone, with it."""
+    spec = DiagnoseSpec(
+        dataset=student.spec.dataset,
+        model=student.spec.model,
+        seed=student.seed,
+        threads=student.spec.threads,
+        teacher=teacher.spec.model,
+        batch_size=student.spec.batch_size,
+    )
+    resources = replace(student.resources, gpus=min(1, student.resources.gpus), ranks=1, memory_gb=None)
+    modules = tuple(dict.fromkeys([*student.inputs.modules, *teacher.inputs.modules]))
+    inputs = replace(student.inputs, init=None, flops_teacher=teacher.inputs.flops, modules=modules)
+    parents = teacher.id, student.id
+    return Job(job_id(spec, parents), f"diagnose {student.label}", spec, inputs, parents, resources)
 
 
 def _teacher(recipe: Recipe, teacher: TeacherSettings, facts: Facts) -> Job:

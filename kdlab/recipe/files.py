@@ -89,7 +89,9 @@ def go_on(told: Mapping[str, Any]) -> str:
     """
     name, path = told["name"], told.get("path", "")
     named = name in catalog.recipes() or not Path(path).is_file()
-    return shlex.join(["kdlab", "tune" if "study" in told else "run", name if named else path])
+    verbs = {"study": "tune", "diagnoses": "diagnose"}
+    verb = next((verb for key, verb in verbs.items() if key in told), "run")
+    return shlex.join(["kdlab", verb, name if named else path])
 
 
 def typed(name: str, document: Document) -> str:

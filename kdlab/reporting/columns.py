@@ -231,6 +231,27 @@ def _params(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
     return _median(column, [model["params"] / 1e6 for model in models if "params" in model])
 
 
+_TAU = "tau: Kendall's tau-b of each object's priors as student and teacher score them, by kdlab diagnose"
+_TOP = "top-1: share of objects of which both score the same prior highest, by kdlab diagnose"
+
+
+@_fills(
+    Column("tau", "tau", digits=2, reading=_TAU, usual=False),
+    Column("top-1", "top-1", digits=0, unit=" %", reading=_TOP, usual=False),
+)
+def _ranks_as_teacher(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    """Mean over the seeds that were diagnosed, of a pair that shares its priors."""
+    name, scale = {"tau": ("tau", 1), "top-1": ("top", 100)}[column.key]
+    values = {}
+    for seed, result in arm.results.items():
+        told = comparison.diagnosed.get(result.id)
+        if told and "score" in (found := told.diagnosis.get(name, {})):
+            values[seed] = scale * found["score"]
+    if not values:
+        return None
+    return column.cell(fmean(values.values()), _deviation(values.values()), how=_listed(column, values))
+
+
 @_fills(Column("train_min", "wall time", digits=1, unit=" min", usual=False))
 def _minutes(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
     minutes = [result.wall_s / 60 for result in arm.results.values()]

@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Self
 
-from kdlab.jobs import status
+from kdlab.jobs import status, store
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan
 from kdlab.jobs.resampled import Resampled
@@ -151,6 +151,7 @@ class Comparison:
         unsampled: labels of finished jobs that left no AP on resampled images.
         unlike: whether models were measured on other images or objects, so that some cannot be paired there.
         curves: learning curves by job, where they were asked for.
+        diagnosed: by student the result of the job that compared it with the plan's teacher, where one has.
         outdated: whether the recipe is not here as it was, so that its command makes another plan.
     """
 
@@ -165,6 +166,7 @@ class Comparison:
     unsampled: tuple[str, ...] = ()
     unlike: bool = False
     curves: Mapping[str, Curves] = field(default_factory=dict)
+    diagnosed: Mapping[str, JobResult] = field(default_factory=dict)
     outdated: bool = False
 
     @property
@@ -230,6 +232,9 @@ def of_plan(plan: Plan, runs: Runs, *, pool: bool = False, curves: bool = False)
     read = {job: Resampled.read(paths.resampled) for job, paths in done.items()}
     resampled = {job: one for job, one in read.items() if one is not None}
     compared = compare(plan, records, resampled, pool=pool)
+    students = [record.job.id for record in records if record.job.spec.is_student]
+    teachers = [record.job.id for record in records if record.job.spec.is_teacher]
+    compared = replace(compared, diagnosed=store.diagnosed(runs, students, teachers))
     if not curves:
         return compared
     return replace(compared, curves={job: Curves.read(paths) for job, paths in done.items()})

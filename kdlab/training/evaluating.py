@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kdlab import detectors
 from kdlab.errors import JobError
-from kdlab.jobs.events import JobEvaluated, JobProgress, JobStarted
+from kdlab.jobs.events import JobEvaluated, JobStarted
 from kdlab.training import checkpoints, weights
 from kdlab.training.attempt import Attempt
 from kdlab.training.bench import latencies_s
 from kdlab.training.data import batches_of
 from kdlab.training.evaluation import evaluate
-from kdlab.training.loop import REPORTS, Stopped
+from kdlab.training.reported import ReportedLoader
 from kdlab.training.resampling import resample
 from kdlab.training.work import Work
 
@@ -45,7 +44,7 @@ class Measurement(Work):
         self.report = weights.load(self.model, found, partial=partial)
         self.model.to(self.device)
         self.loader = self.reading.validation()
-        self.dataset, self.images = self.loader.dataset, len(self.loader.dataset)
+        self.images = len(self.loader.dataset)
 
     def run(self) -> dict[str, Any]:
         """Measure, and keep the weights under mmdet's names; as `Work.run` otherwise."""
@@ -53,7 +52,8 @@ class Measurement(Work):
         emit(JobStarted, device=str(self.device), epochs=1, iterations=self.images)
         began = time.monotonic()
         metric = self.reading.metric()
-        found = replace(evaluate(self.model, self, metric), epoch=1, iteration=self.images)
+        found = evaluate(self.model, ReportedLoader(self.loader, self.attempt), metric)
+        found = replace(found, epoch=1, iteration=self.images)
         may_write()
         resample(metric.matches()).write(self.paths.resampled)
         emit(JobEvaluated, epoch=1, iteration=self.images, metrics=found.metrics)
@@ -79,20 +79,3 @@ class Measurement(Work):
             "data": self.reading.report(),
             "wall_s": wall_s,
         }
-
-    def __iter__(self) -> Iterator[Any]:
-        """The batches, with some hundred reports of progress between them; as a loader gives them."""
-        batches, began, done = len(self.loader), time.monotonic(), 0
-        every = max(1, batches // REPORTS)
-        for batch, (data, places) in enumerate(zip(self.loader, self.loader.batch_sampler, strict=True), 1):
-            yield data
-            done += len(places)
-            if batch % every and batch < batches:
-                continue
-            if self.attempt.should_stop():
-                raise Stopped
-            spent_s = time.monotonic() - began
-            self.attempt.emit(
-                JobProgress, epoch=1, epochs=1, iteration=done, iterations=self.images, losses={}, lr=0.0,
-                step_s=spent_s / batch, data_s=0.0, eta_s=spent_s / done * (self.images - done),
-            )  # fmt: skip

@@ -14,12 +14,13 @@ from hotcoco import COCOeval as Comparison
 from torch import nn
 from torch.utils.data import DataLoader
 
+from kdlab.datasets._coco_objects import fate
 from kdlab.datasets.coco import load_labels
 from kdlab.errors import JobError
 from kdlab.jobs.result import Evaluation
 from kdlab.training import ranks
 from kdlab.training.data import batches_of
-from kdlab.training.matching import Matches, matches_of
+from kdlab.training.matching import Matches, Met, matches_of, met_of
 from kdlab.training.voc import ImageBoxes, voc_metrics
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -94,6 +95,33 @@ class CocoMetric:
         if self._compared is None:
             raise RuntimeError("matches() before of_all()")
         return matches_of(*self._compared, [*self._category.values()])
+
+    def objects(self, image: Any) -> dict[int, dict[str, Any]]:
+        """The annotations of an image that are objects to mmdet, as its samples hold them, by their place.
+
+        Args:
+            image: its id in the labels.
+        """
+        number = self._numbers[image]
+        size = self._images[number]["width"], self._images[number]["height"]
+        kept = enumerate(self._objects[number])
+        return {place: box for place, box in kept if fate(box, *size) == "object"}
+
+    def met(self) -> dict[Any, list[Met]]:
+        """How the last `of_all` met the annotations of each image, in their order, by the image's id.
+
+        Raises:
+            RuntimeError: there was none yet.
+        """
+        if self._compared is None:
+            raise RuntimeError("met() before of_all()")
+        _, _, numbers = self._compared
+        met, ids = met_of(*self._compared), {number: id_ for id_, number in self._numbers.items()}
+        # in the order in which `_coco` numbered them
+        places = iter(range(1, 1 + sum(len(self._objects[number]) for number in numbers)))
+        return {
+            ids[number]: [met.get(next(places), Met()) for _ in self._objects[number]] for number in numbers
+        }
 
     def _require_objects(self, numbers: Iterable[int]) -> None:
         if not any(not box["iscrowd"] for number in numbers for box in self._objects[number]):

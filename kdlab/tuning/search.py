@@ -98,7 +98,7 @@ def prepare(
     plan = Plan(
         id=hashlib.sha256(study.encode()).hexdigest()[:8],
         recipe=told,
-        jobs=tuple(plans.planned(job, facts, past, history) for job in trials.preparation(failed)),
+        jobs=tuple(plans.planned(job, facts.versions, past, history) for job in trials.preparation(failed)),
         device=facts.device,
         dataset={"name": learned.name, "fingerprint": learned.fingerprint},
     )

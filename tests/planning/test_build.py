@@ -13,6 +13,7 @@ from kdlab.jobs.job import Job
 from kdlab.jobs.result import Evaluation, JobResult
 from kdlab.jobs.store import PastJob
 from kdlab.planning import build as plan
+from kdlab.planning.diagnosis import diagnosis
 from kdlab.planning.facts import Facts
 from kdlab.planning.weights import WeightFile
 from kdlab.recipe import loader as recipe
@@ -479,3 +480,73 @@ def test_jobs_of_one_gpu_share_it_where_the_recipe_says_so_and_know_their_memory
     assert job.resources.memory_gb == 2.2
     (wide,) = build("arms={b: {}}", "resources.share=2", "schedule.gpus=2", facts=gpu).jobs
     assert wide.job.resources.share == 1
+
+
+# --- diagnosis of finished students ---
+
+VERSIONS = {"torch": "2", "mmdet": "3"}
+
+
+def past_of(built: plan.Plan, *labels: str) -> dict[str, PastJob]:
+    """The jobs of these labels, finished."""
+    jobs = [planned.job for planned in built.jobs]
+    return {job.id: finished(job) for job in jobs if job.label in labels}
+
+
+def test_each_finished_student_is_compared_with_the_teacher() -> None:
+    built = build("seeds=[0,1]")
+    past = past_of(built, "teacher", "baseline seed 0", "rm seed 1")
+    made, missing = diagnosis(built, past, VERSIONS)
+    labels = [planned.job.label for planned in made.jobs]
+    assert labels == [
+        *("teacher", "baseline seed 0", "rm seed 1"),
+        *("diagnose baseline seed 0", "diagnose rm seed 1"),
+    ]
+    own = ids(built)
+    for one in made.jobs[3:]:
+        student = one.job.label.removeprefix("diagnose ")
+        assert one.job.parents == (own["teacher"], own[student])
+        assert one.job.id.startswith("diagnose-")
+        assert not one.done
+        assert one.job.seed == int(student[-1])
+    assert len(missing) == 6
+    assert all(planned.done for planned in made.jobs[:3])
+    assert made.id != built.id
+    assert not made.compares
+    assert plan.Plan.from_dict(made.to_dict()) == made
+
+
+def test_a_finished_diagnosis_is_reused_and_depends_on_student_and_teacher() -> None:
+    built = build()
+    past = past_of(built, "teacher", "baseline seed 0")
+    (job,) = [one.job for one in diagnosis(built, past, VERSIONS)[0].jobs if one.job.kind == "diagnose"]
+    again = diagnosis(built, {**past, job.id: finished(job)}, VERSIONS)[0].jobs[-1]
+    assert (again.job.id, again.done) == (job.id, True)
+    other = build("teacher.seed=5")
+    past = past_of(other, "teacher", "baseline seed 0")
+    assert diagnosis(other, past, VERSIONS)[0].jobs[-1].job.id != job.id
+    assert diagnosis(other, past, VERSIONS)[0].jobs[1].job.id == ids(built)["baseline seed 0"]
+
+
+def test_a_teacher_from_a_checkpoint_is_a_parent_like_another() -> None:
+    built = build(*CHECKPOINT, facts=with_checkpoint())
+    made, _ = diagnosis(built, past_of(built, "teacher", "rm seed 0"), VERSIONS)
+    assert made.jobs[-1].job.parents[0].startswith("evaluate-")
+    assert made.jobs[-1].job.inputs.checkpoint is None
+
+
+@pytest.mark.parametrize(
+    ("finished", "words"),
+    [((), "no student"), (("teacher",), "no student"), (("baseline seed 0",), "no teacher")],
+)
+def test_nothing_finished_is_told_with_the_command_that_trains(finished: Any, words: str) -> None:
+    built = build()
+    with pytest.raises(UsageError, match=f"nothing to diagnose: {words}") as told:
+        diagnosis(built, past_of(built, *finished), VERSIONS)
+    assert told.value.faults[0].fix.startswith("kdlab run digits/quickstart")
+
+
+def test_a_recipe_without_a_teacher_has_nothing_to_compare_with() -> None:
+    built = build("arms={baseline: {}}")
+    with pytest.raises(UsageError, match="has no teacher"):
+        diagnosis(built, past_of(built, "baseline seed 0"), VERSIONS)

@@ -84,6 +84,7 @@ def make(
         "student": {"schedule": {}},
         "scale": {"schedule": {}, "iterations": 4},
         "prepare": {"schedule": {}, "method": "maskd", "pad_divisor": 32, "iterations": 4},
+        "diagnose": {"teacher": MODEL, "batch_size": 4},
         "evaluate": {"checkpoint": "c" * 64, "pad_divisor": 32, "batch_size": 4},
     }[kind]
     changed = {**needed, **settings}

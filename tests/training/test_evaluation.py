@@ -18,6 +18,7 @@ from kdlab.errors import JobError, UsageError
 from kdlab.jobs.result import Evaluation
 from kdlab.training.data import evaluation_loader, mmdet_dataset
 from kdlab.training.evaluation import NAMES, CocoMetric, evaluate
+from kdlab.training.matching import Met
 from kdlab.training.resampling import average_precision
 
 # ids with gaps and out of order; labels count in the order of the ids
@@ -330,3 +331,62 @@ def test_labels_without_objects_are_refused(tmp_path: Path) -> None:
     labels.write_text(json.dumps(empty))
     with pytest.raises(UsageError, match="no object is left"):
         CocoMetric(labels, ["a"])
+
+
+def test_each_annotation_is_met_as_often_as_detections_are_right(tmp_path: Path) -> None:
+    labels, samples = scene(3)
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(labels))
+    metric = CocoMetric(path, CLASSES)
+    metric.process(samples[1:])
+    metric.of_all([metric.results])
+    met, matches = metric.met(), metric.matches()
+    assert sorted(met) == sorted(one["img_id"] for one in samples[1:])
+    right = sum(int(bits).bit_count() for bits in matches.right)
+    assert sum(one.times for own in met.values() for one in own) == right > 0
+    for image, times in met.items():
+        own = [one for one in labels["annotations"] if one["image_id"] == image]
+        assert len(times) == len(own)
+        assert all(times[place] == Met() for place, one in enumerate(own) if one["iscrowd"])
+        assert metric.objects(image) == {
+            place: {**one, "iscrowd": 0} for place, one in enumerate(own) if not one["iscrowd"]
+        }
+
+
+def test_an_object_on_which_a_detection_lies_is_met_at_every_threshold(tmp_path: Path) -> None:
+    labels, _ = scene(3)
+    path = tmp_path / "labels.json"
+    labels["annotations"] = [
+        {**one, "iscrowd": 0, "image_id": 10, "bbox": [60.0 * place, 0, 50, 50], "category_id": 2}
+        for place, one in enumerate(labels["annotations"][:3])
+    ]
+    path.write_text(json.dumps(labels))
+    metric = CocoMetric(path, CLASSES)
+    # the first exactly, the second at IoU 0.64, the third by another class
+    boxes = [[0, 0, 50, 50], [60, 0, 110, 32], [120, 0, 170, 50]]
+    metric.process([sample(10, boxes, [0.9, 0.8, 0.7], [0, 0, 1])])
+    metric.of_all([metric.results])
+    assert [one.times for one in metric.met()[10]] == [10, 3, 0]
+    # of the one class: at the three low thresholds both are right, above them the first alone
+    assert [one.precision for one in metric.met()[10]] == pytest.approx([1.0, 0.3, 0.0])
+
+
+def test_precision_of_its_objects_averages_to_the_ap_of_a_class(tmp_path: Path) -> None:
+    labels, samples = scene(5)
+    for one in labels["annotations"]:
+        one["iscrowd"] = 0
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(labels))
+    metric = CocoMetric(path, CLASSES)
+    metric.process(samples)
+    found = metric.of_all([metric.results])
+    met = metric.met()
+    for name, category in zip(CLASSES, IDS, strict=True):
+        own = [
+            met[image["id"]][place].precision
+            for image in labels["images"]
+            for place, one in enumerate(o for o in labels["annotations"] if o["image_id"] == image["id"])
+            if one["category_id"] == category
+        ]
+        # COCO reads the curve at 101 recalls, which is coarse for so few objects
+        assert 100 * np.mean(own) == pytest.approx(found.per_class[name], abs=1.5)

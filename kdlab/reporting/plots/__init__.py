@@ -8,11 +8,12 @@ from pathlib import Path
 from matplotlib import rc_context
 
 from kdlab.reporting.comparison import Comparison
-from kdlab.reporting.plots import classes, epochs, gains, latency, losses, sizes
+from kdlab.reporting.diagnosis import Scene
+from kdlab.reporting.plots import classes, difference_maps, epochs, gains, kept_boxes, latency, losses, sizes
 from kdlab.reporting.plots.plot import STYLE, Plot, finished, write
 from kdlab.reporting.renderers.html import Picture
 
-__all__ = ["PLOTS", "draw", "pictures", "write_plots"]
+__all__ = ["PLOTS", "draw", "pictures", "write_plots", "write_scene"]
 
 PLOTS: dict[str, Callable[[Comparison], Plot | None]] = {
     "ap_by_epoch": epochs.draw,
@@ -37,6 +38,13 @@ def draw(comparison: Comparison, names: Iterable[str] = tuple(PLOTS)) -> dict[st
 def write_plots(comparison: Comparison, folder: Path, stem: str) -> list[Path]:
     """Write the plots as `plot.write` does; equal results give equal files."""
     return write(draw(comparison), folder, stem)
+
+
+def write_scene(scene: Scene, folder: Path, stem: str) -> list[Path]:
+    """Write `<stem>-boxes` and, where its maps were kept, `<stem>-maps` of one image as `plot.write` does."""
+    with rc_context(STYLE):
+        drawn = {"boxes": kept_boxes.draw(scene), "maps": difference_maps.draw(scene)}
+    return write({name: plot for name, plot in drawn.items() if plot is not None}, folder, stem)
 
 
 def pictures(comparison: Comparison) -> list[Picture]:

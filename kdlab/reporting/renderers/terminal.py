@@ -12,6 +12,7 @@ from kdlab.reporting.tables import Table
 
 _DROPPED_FIRST = (
     *("other_images", "best_AP", "method_x", "APm", "APs", "APl", "VOC12", "VOC07", "step_x", "AP75", "AP50"),
+    *("top-1_iou", "top-1_both", "tau_iou", "tau_both"),
     *("params_m", "latency_ms", "n", "gap_closed", "p_holm", "interval", "p", "dAP"),
 )
 _GAP = 2
@@ -30,7 +31,8 @@ class _Fitted:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         hidden = _too_wide(self._table, options.max_width)
-        left_out = [column.title for column in self._table.columns if column.key in hidden]
+        # commas part the names here
+        left_out = [column.title.replace(", ", " ") for column in self._table.columns if column.key in hidden]
         table = self._table.only([one.key for one in self._table.columns if one.key not in hidden])
         grid = RichTable(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
         for column in table.columns:
