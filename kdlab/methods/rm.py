@@ -22,18 +22,6 @@ def segment_log_softmax(scores: Tensor, group: Tensor, groups: int) -> Tensor:
     return shifted - total.log()[group]
 
 
-def standardised(scores: Tensor, group: Tensor) -> Tensor:
-    """(P,) scores less the mean of their group, over its standard deviation; 0 where all of a group agree."""
-    groups = int(group.max()) + 1 if len(group) else 0
-    counts = scores.new_zeros(groups).index_add(0, group, torch.ones_like(scores)).clamp(min=1)
-
-    def mean(values: Tensor) -> Tensor:
-        return (scores.new_zeros(groups).index_add(0, group, values) / counts)[group]
-
-    centred = scores - mean(scores)
-    return centred / (mean(centred.square()) + 1e-4).sqrt()
-
-
 def rank_mimicking_loss(
     scores_student: Tensor, scores_teacher: Tensor, group: Tensor, temperature: float = 1.0
 ) -> Tensor:
@@ -102,7 +90,7 @@ class RankMimicking(Method):
         self,
         pair: Pair,
         *,
-        score: Literal["sigmoid", "logit", "zscore"] = "sigmoid",
+        score: Literal["sigmoid", "logit"] = "sigmoid",
         rank: Literal["cls", "loc", "both"] = "cls",
         quality: bool = False,
         temperature: float = 1.0,
@@ -135,8 +123,6 @@ class RankMimicking(Method):
         scores = outputs.gather_logits(image, prior).gather(1, labels[:, None]).squeeze(1)
         if self.quality:
             scores = joint_logit(scores, outputs.gather_quality(image, prior))
-        if self.score == "zscore":
-            return standardised(scores, group)
         return scores.sigmoid() if self.score == "sigmoid" else scores
 
 
