@@ -54,8 +54,8 @@ class PredictionGuidedFeatureImitation(Method):
 
     Args:
         pair: the two models; they need equal classes and equal sizes of class maps.
-        y: predictions compared as probabilities or as logits. The paper does not say; weight 1.5 is small
-            for probabilities (their squared differences are 1e-2 and less).
+        y: predictions compared as probabilities or as logits. The paper does not say; its weight 1.5 is
+            small for probabilities (their squared differences are 1e-2 and less). For GFL 100, by measurement.
         detach_weight: keep the gradient from flowing through P; the paper does not say.
         region: `prediction` is the method; the others imitate under a 0/1 mask (the paper's Tab. 5):
             all cells, cells with a positive prior, cells without one that the loss does not ignore, and
@@ -72,6 +72,7 @@ class PredictionGuidedFeatureImitation(Method):
         ("region", "negatives"): 0.027,
         ("region", "gt_mask"): 0.012,
     }
+    defaults_for = {"gfl": {"weight": 100.0}}
     needs = ("feats", "cls_maps")
     needs_when = {("region", "positives"): ("assignment",), ("region", "negatives"): ("assignment",)}
     requires_equal = ("classes", "strides", "anchors")

@@ -63,8 +63,8 @@ class RankMimicking(Method):
 
     Args:
         pair: the two models; they need equal classes and equal priors.
-        score: rank class probabilities or logits. Weight 4 is for probabilities: on logits the loss is about
-            20 times larger. The paper does not say which.
+        score: rank class probabilities or logits. The paper does not say which; its weight 4 is for
+            probabilities here, for on logits the loss is about 20 times larger. For GFL logits, by measurement.
         rank: by class score, by IoU of the decoded box with its object, or the sum of both losses (our
             reading of the paper's Tab. 4).
         quality: rank classes by their probability times the sigmoid of the head's quality (FCOS: centerness),
@@ -76,6 +76,9 @@ class RankMimicking(Method):
     """
 
     default_weight = 4.0
+    # overlaps rank alike whatever the class scores are
+    default_weight_when = {("rank", "loc"): 4.0, ("score", "logit"): 1.0}
+    defaults_for = {"gfl": {"score": "logit"}}
     limits = {"temperature": (0.01, 100.0)}
     needs = ("cls_maps", "assignment")
     needs_when = {

@@ -40,7 +40,7 @@ FACTS = Facts(FILES, MODEL, {**MODEL, "flops": 30}, "cpu", {"torch": "2", "mmdet
 
 
 def quickstart(*overrides: str) -> Recipe:
-    return recipe.load("digits/quickstart", overrides)
+    return recipe.load("digits/from_scratch", overrides)
 
 
 def build(*overrides: str, facts: Facts = FACTS, past: dict[str, PastJob] | None = None) -> plan.Plan:
@@ -440,7 +440,7 @@ def test_a_config_that_turns_out_to_be_of_a_family_is_told_its_published_default
     config = "student={detector: gfl/gfl_r50_fpn_1x_coco}"
     pkd = "arms={baseline: {}, pkd: {pkd: {}}}"
     (note,) = [note for note in build(config, pkd).notes if "published" in note]
-    assert note.startswith("pkd is published for gfl with weight 6")
+    assert note.startswith("pkd has other defaults for gfl, weight 6")
     assert not [note for note in build(pkd).notes if "published" in note]
 
 
@@ -543,7 +543,7 @@ def test_nothing_finished_is_told_with_the_command_that_trains(finished: Any, wo
     built = build()
     with pytest.raises(UsageError, match=f"nothing to diagnose: {words}") as told:
         diagnosis(built, past_of(built, *finished), VERSIONS)
-    assert told.value.faults[0].fix.startswith("kdlab run digits/quickstart")
+    assert told.value.faults[0].fix.startswith("kdlab run digits/from_scratch")
 
 
 def test_a_recipe_without_a_teacher_has_nothing_to_compare_with() -> None:

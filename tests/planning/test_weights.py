@@ -30,7 +30,7 @@ UNTRAINED = ("teacher.schedule=null",)
 
 
 def naming(text: str, *more: str) -> Recipe:
-    return recipe.load("digits/quickstart", [*UNTRAINED, f'teacher.checkpoint="{text}"', *more])
+    return recipe.load("digits/from_scratch", [*UNTRAINED, f'teacher.checkpoint="{text}"', *more])
 
 
 def gathered(text: str) -> WeightFile:

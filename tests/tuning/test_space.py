@@ -16,7 +16,7 @@ ARMS = "arms={baseline: {}, rm: {rm: {}}, pfi: {pfi: {}}, both: {rm: {}, pfi: {}
 
 
 def load(*overrides: str) -> Recipe:
-    return recipes.load("digits/gfl", overrides)
+    return recipes.load("digits/retinanet", overrides)
 
 
 def one(over: str, arm: str, *overrides: str) -> Dimension:
@@ -237,7 +237,7 @@ class TestPublished:
     @pytest.mark.parametrize(
         ("recipe", "expected"),
         [
-            ("digits/gfl", {"frs.feature": 0.1, "frs.weight": 1.0, "pkd.weight": 6.0}),
+            ("digits/retinanet", {"frs.feature": 0.1, "frs.weight": 1.0, "pkd.weight": 6.0}),
             ("digits/fcos", {"frs.feature": 0.01, "frs.weight": 1.0, "pkd.weight": 10.0}),
         ],
     )
