@@ -157,17 +157,15 @@ def _is_wide(low: float, high: float) -> bool:
     return low > 0 and high / low >= MANY_TIMES
 
 
-def methods_with(
-    methods: Mapping[str, MethodSettings], params: Mapping[str, Any]
-) -> dict[str, MethodSettings]:
+def methods_with(recipe: Recipe, arm: str, params: Mapping[str, Any]) -> dict[str, MethodSettings]:
     """The methods of an arm with other values: {"pfi.weight": 30.0, "rm.rank": "loc"}.
 
     A method whose weight the recipe leaves to its options gets the weight of the new ones; an option that
     these make idle has its default, so that what trains alike is one job.
     """
     found = {}
-    for instance, method in methods.items():
-        info = catalog.methods()[method.method]
+    for instance, method in recipe.arms[arm].items():
+        info = _info(recipe, method)
         own = _of(instance, params)
         weight = own.pop(WEIGHT, None)
         options = method.options | own
@@ -180,7 +178,7 @@ def methods_with(
 
 
 def with_like_terms(
-    params: Mapping[str, Any], methods: Mapping[str, MethodSettings], space: Iterable[Dimension]
+    recipe: Recipe, arm: str, params: Mapping[str, Any], space: Iterable[Dimension]
 ) -> dict[str, Any]:
     """The values with weights whose terms are as large as under the options that were measured.
 
@@ -191,8 +189,8 @@ def with_like_terms(
     for one in space:
         if one.key != WEIGHT or one.given or one.name not in params:
             continue
-        method = methods[one.owner]
-        info = catalog.methods()[method.method]
+        method = recipe.arms[arm][one.owner]
+        info = _info(recipe, method)
         options = {key: value for key, value in _of(one.owner, params).items() if key != WEIGHT}
         usual, now = info.weight_for(method.options), info.weight_for(method.options | options)
         if usual:
@@ -217,7 +215,7 @@ def published(recipe: Recipe, arm: str, space: Iterable[Dimension]) -> tuple[str
             owners.setdefault(one.owner, []).append(one.key)
     for owner, keys in owners.items():
         method = recipe.arms[arm][owner]
-        info = catalog.methods()[method.method].serving(recipe.student.detector)
+        info = _info(recipe, method)
         defaults = {key: option.default for key, option in info.options.items()}
         options = method.options | {key: defaults[key] for key in keys if key != WEIGHT}
         values = options | {WEIGHT: info.weight_for(options)}
@@ -225,6 +223,11 @@ def published(recipe: Recipe, arm: str, space: Iterable[Dimension]) -> tuple[str
         if options | {key: defaults[key] for key in info.unused(options)} != defaults:
             name = "defaults"
     return name, params
+
+
+def _info(recipe: Recipe, method: MethodSettings) -> catalog.MethodInfo:
+    """The method as it is for the students of a recipe."""
+    return catalog.methods()[method.method].serving(recipe.student.detector)
 
 
 def _of(owner: str, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class Trials:
         """The recipe of a single trial; with one objective it is measured after every epoch."""
         recipe = self.variants[self.student_of(params)].recipe
         name, by_epoch = label(params), len(recipe.tune.objectives) == 1
-        methods = methods_with(recipe.arms[self.arm], params) if has_methods(params) else {}
+        methods = methods_with(recipe, self.arm, params) if has_methods(params) else {}
         schedule = {"epochs": self.epochs, "eval_every": int(by_epoch), "keep_best": False}
         changes = {
             "arms": {name: methods},

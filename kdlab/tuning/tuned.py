@@ -62,7 +62,7 @@ def tuned(
     own = {key: value for key, value in params.items() if key not in of_student}
     arms, known = {BASELINE: {}, arm: raw}, [dict(before)]
     for called, chosen in (published(recipe, arm, space), ("tuned", own)):
-        methods = methods_with(before, chosen)
+        methods = methods_with(recipe, arm, chosen)
         if methods not in known:
             known.append(methods)
             arms[f"{arm}[{called}]"] = _arm(raw, before, methods)
@@ -77,7 +77,7 @@ def tuned(
     ]
     text = "".join(f"# {line}\n" for line in head) + dump(data, lines=("methods", "arms"))
     old = {"student": document.data["student"], "arms": {arm: raw}}
-    new = {"student": data["student"], "arms": {arm: _arm(raw, before, methods_with(before, own))}}
+    new = {"student": data["student"], "arms": {arm: _arm(raw, before, methods_with(recipe, arm, own))}}
     was, now = (dump(one, lines=("arms",)).splitlines() for one in (old, new))
     differing = difflib.unified_diff(was, now, n=0, lineterm="")
     difference = tuple(line for line in differing if not line.startswith(("---", "+++", "@@")))

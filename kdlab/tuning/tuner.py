@@ -206,8 +206,8 @@ class Tuner:
 
     def _begin(self, trial: Trial) -> _Running:
         if not (trial.reference or trial.job):
-            methods = self.trials.recipe.arms[self.trials.arm]
-            trial = replace(trial, params=with_like_terms(trial.params, methods, self.study.space))
+            recipe, arm = self.trials.recipe, self.trials.arm
+            trial = replace(trial, params=with_like_terms(recipe, arm, trial.params, self.study.space))
         one = self._running[trial.number] = _Running(trial, self._jobs_of(trial))
         self.pruned.discard(one.job.id)
         return one

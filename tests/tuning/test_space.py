@@ -201,15 +201,22 @@ def test_value_outside_is_told_as_the_nearest_inside(
 
 class TestMethodsWith:
     def test_changes_what_is_named_alone(self) -> None:
-        arm = load(ARMS).arms["both"]
-        found = methods_with(arm, {"pfi.weight": 30, "student.width": 8})
+        recipe = load(ARMS)
+        arm = recipe.arms["both"]
+        found = methods_with(recipe, "both", {"pfi.weight": 30, "student.width": 8})
         assert found["rm"] == arm["rm"]
         assert found["pfi"] == arm["pfi"].model_copy(update={"weight": 30.0})
 
     def test_options_that_others_make_idle_have_their_defaults(self) -> None:
-        arm = load("arms={a: {rm: {score: logit, quality: true}}}").arms["a"]
-        found = methods_with(arm, {"rm.rank": "loc"})["rm"]
+        recipe = load("arms={a: {rm: {score: logit, quality: true}}}")
+        found = methods_with(recipe, "a", {"rm.rank": "loc"})["rm"]
         assert found.options == {"score": "sigmoid", "rank": "loc", "quality": False, "temperature": 1.0}
+
+    def test_defaults_are_those_of_the_student_s_family(self) -> None:
+        recipe = recipes.load("digits/gfl", ["arms={a: {rm: {score: sigmoid}, pkd: {}}}"])
+        found = methods_with(recipe, "a", {"rm.rank": "loc", "pkd.levels": (8, 16)})
+        assert found["rm"].options["score"] == "logit"
+        assert (found["rm"].weight, found["pkd"].weight) == (4.0, 6.0)
 
     @pytest.mark.parametrize(
         ("arm", "values", "weight"),
@@ -224,12 +231,12 @@ class TestMethodsWith:
     def test_weight_follows_the_options_where_the_recipe_leaves_it_to_them(
         self, arm: str, values: dict[str, Any], weight: float
     ) -> None:
-        (found,) = methods_with(load(f"arms={{a: {arm}}}").arms["a"], values).values()
+        (found,) = methods_with(load(f"arms={{a: {arm}}}"), "a", values).values()
         assert found.weight == weight
 
     def test_instances_of_one_method_are_kept_apart(self) -> None:
-        arm = load("arms={a: {cwd@neck: {}, cwd@cls: {on: cls}}}").arms["a"]
-        found = methods_with(arm, {"cwd@cls.weight": 3.0})
+        recipe = load("arms={a: {cwd@neck: {}, cwd@cls: {on: cls}}}")
+        found = methods_with(recipe, "a", {"cwd@cls.weight": 3.0})
         assert {name: method.weight for name, method in found.items()} == {"cwd@neck": 10.0, "cwd@cls": 3.0}
 
 
@@ -237,7 +244,7 @@ class TestPublished:
     @pytest.mark.parametrize(
         ("recipe", "expected"),
         [
-            ("digits/retinanet", {"frs.feature": 0.1, "frs.weight": 1.0, "pkd.weight": 6.0}),
+            ("digits/gfl", {"frs.feature": 0.1, "frs.weight": 1.0, "pkd.weight": 6.0}),
             ("digits/fcos", {"frs.feature": 0.01, "frs.weight": 1.0, "pkd.weight": 10.0}),
         ],
     )

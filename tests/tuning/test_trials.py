@@ -96,7 +96,7 @@ class TestJob:
     def test_seed_and_epochs_are_those_of_tuning(self) -> None:
         job = make_trials("tune.epochs=3", "tune.seed=7").job({})
         assert (job.seed, job.spec.schedule.epochs) == (7, 3)
-        assert make_trials().job({}).spec.schedule.epochs == 6
+        assert make_trials().job({}).spec.schedule.epochs == 8
 
     @pytest.mark.parametrize(("objectives", "every"), [("[AP]", 1), ("[AP, latency]", 0)])
     def test_is_measured_after_each_epoch_where_that_can_end_it(self, objectives: str, every: int) -> None:

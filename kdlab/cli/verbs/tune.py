@@ -64,9 +64,9 @@ def tune(
     \b
     Examples:
       $ kdlab tune digits/gfl --trials 20 --dry-run
-      study digits/gfl-...  20 trials of rm+pfi on 800 images, measured on 200 others
-        rm.weight   0.133 to 120, until its term is measured
-        pfi.weight  0.05 to 45, until its term is measured
+      study digits/gfl-...  20 trials of rm+pfi on 6,400 images, measured on ...
+        rm.weight   0.0333 to 30, until its term is measured
+        pfi.weight  3.33 to 3000, until its term is measured
       ...
       $ kdlab tune digits/gfl --over pfi.weight,pfi.region --trials 30
       GFL R18 to a slimmer R18 on handwritten digits: ...: 30 trials by AP

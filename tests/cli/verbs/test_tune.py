@@ -80,8 +80,8 @@ def test_dry_run_shows_what_would_be_searched_and_runs_nothing(kdlab: Bench) -> 
     assert study.startswith("study digits/gfl-")
     assert study.endswith("  20 trials of rm+pfi on 800 images, measured on 200 others")
     assert ranges == [
-        "  rm.weight   0.133 to 120, until its term is measured",
-        "  pfi.weight  0.05 to 45, until its term is measured",
+        "  rm.weight   0.0333 to 30, until its term is measured",
+        "  pfi.weight  3.33 to 3000, until its term is measured",
     ]
     assert cost.startswith("at most 22 jobs, cost unknown")
     assert err.splitlines()[-1] == f"next: kdlab tune {NAME} --trials 20"
@@ -267,7 +267,7 @@ def test_no_method_that_did_best_is_said_and_no_recipe_written(kdlab: Bench) -> 
 
 
 def test_published_weights_that_did_best_make_a_recipe_that_loads(kdlab: Bench) -> None:
-    kdlab.executor.ap = lambda job, epoch: 9.0 if weights(job) == {"rm": 4.0, "pfi": 1.5} else 1.0
+    kdlab.executor.ap = lambda job, epoch: 9.0 if weights(job) == {"rm": 1.0, "pfi": 100.0} else 1.0
     code, _, err = kdlab(f"tune {NAME} --trials 4 -y --set 'methods.pfi={{weight: 10}}'")
     assert code == 0
     assert list(recipes.load(kdlab.recipe()).arms) == ["baseline", "rm+pfi", "rm+pfi[published]"]
