@@ -64,7 +64,7 @@ class RankMimicking(Method):
     Args:
         pair: the two models; they need equal classes and equal priors.
         score: rank class probabilities or logits. The paper does not say which; its weight 4 is for
-            probabilities here, for on logits the loss is about 20 times larger. For GFL logits, by measurement.
+            probabilities here, for on logits the loss is about 20 times larger. For GFL logits, as measured.
         rank: by class score, by IoU of the decoded box with its object, or the sum of both losses (our
             reading of the paper's Tab. 4).
         quality: rank classes by their probability times the sigmoid of the head's quality (FCOS: centerness),

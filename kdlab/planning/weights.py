@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
+from kdlab import catalog
 from kdlab.datasets.base import cache_dir, user_path
 from kdlab.deadline import within
 from kdlab.errors import Fault, MachineError, UsageError
@@ -68,8 +69,7 @@ def gather(recipe: Recipe, progress: Progress = lambda text: None) -> dict[str, 
         if text in WORDS and key.endswith(".init"):
             continue
         where = f"{recipe.place(key)}  {key}"
-        folder = Path(recipe.path).parent
-        path = _fetched(text, where, progress) if _URL.match(text) else _local(text, folder, where)
+        path = _fetched(text, where, progress) if _URL.match(text) else _local(text, where)
         found[key] = WeightFile(str(path), _sha256(path))
     return found
 
@@ -124,7 +124,7 @@ def notes(files: Mapping[str, WeightFile], answers: Mapping[str, Mapping[str, An
     """Notes on parts of a backbone's file that were left aside, and on a checkpoint that is not whole."""
     for key in files.keys() & {"student.init", "teacher.init"}:
         report = (answers[key.partition(".")[0]] or {})["init"]["report"]
-        aside = ", ".join(f"{part} ({count})" for part, count in report["beside"].items())
+        aside = ", ".join(f"{part} ({count})" for part, count in sorted(report["beside"].items()))
         loaded = f"{key}: {sum(report['loaded'].values())} tensors of the backbone"
         yield f"{loaded}; left aside: {aside}" if aside else loaded
     if "teacher.checkpoint" not in files:
@@ -141,8 +141,8 @@ def notes(files: Mapping[str, WeightFile], answers: Mapping[str, Mapping[str, An
         yield "teacher.checkpoint names no classes: their order could not be compared with the dataset's"
 
 
-def _local(text: str, folder: Path, where: str) -> Path:
-    """A path or `file:` URL of this machine; a relative one counts from here, else from a recipe's folder."""
+def _local(text: str, where: str) -> Path:
+    """A path or `file:` URL of this machine; else one of the files that come with kdlab's own recipes."""
     fix = "correct the path or URL"
     if where.endswith("init"):
         fix += f" (or: {', '.join(WORDS)})"
@@ -154,10 +154,10 @@ def _local(text: str, folder: Path, where: str) -> Path:
     try:
         local = url2pathname(urlsplit(text).path) if text.lower().startswith("file:") else text
         path = user_path(local).absolute()
-        if (beside := folder.absolute() / local).is_file() and not path.exists():
-            path = beside
         if path.is_file():
             return path
+        if (own := catalog.recipe_folder() / local).is_file() and not path.exists():
+            return own
         what = (
             "this is a folder, not a file of weights" if path.is_dir() else "there is no such file of weights"
         )

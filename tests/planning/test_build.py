@@ -440,7 +440,7 @@ def test_a_config_that_turns_out_to_be_of_a_family_is_told_its_defaults() -> Non
     config = "student={detector: gfl/gfl_r50_fpn_1x_coco}"
     pkd = "arms={baseline: {}, pkd: {pkd: {}}}"
     (note,) = [note for note in build(config, pkd).notes if "other defaults" in note]
-    assert note.startswith("pkd has other defaults for gfl, weight 6")
+    assert note.startswith("pkd has other defaults for gfl: weight 6")
     assert not [note for note in build(pkd).notes if "other defaults" in note]
 
 

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdlab import catalog
 from kdlab.errors import Fault, MachineError, UsageError
 from kdlab.planning import weights as weight_files
 from kdlab.planning.weights import WeightFile
@@ -76,18 +77,13 @@ def test_paths_are_of_the_working_directory_or_home(
     assert gathered(text.format(folder=tmp_path)) == WeightFile(str(tmp_path / "a.pth"), DIGEST)
 
 
-def test_a_path_that_is_not_here_is_looked_for_beside_the_recipe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    named = naming("a.pth")
-    beside = named.model_copy(update={"path": "recipes/my.yaml"})
-    (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "a.pth").write_bytes(b"beside")
+def test_what_is_not_here_may_come_with_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = weight_files.gather(beside)["teacher.checkpoint"]
-    assert found.path == str(tmp_path / "recipes" / "a.pth")
-    (tmp_path / "a.pth").write_bytes(CONTENT)
-    assert weight_files.gather(beside)["teacher.checkpoint"] == WeightFile(str(tmp_path / "a.pth"), DIGEST)
+    shipped = catalog.recipes()["digits/quickstart"].path.with_name("teacher.pth")
+    assert gathered("digits/teacher.pth").path == str(shipped)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "teacher.pth").write_bytes(CONTENT)
+    assert gathered("digits/teacher.pth") == WeightFile(str(tmp_path / "digits" / "teacher.pth"), DIGEST)
 
 
 def test_a_missing_file_and_a_folder_are_told(tmp_path: Path) -> None:
