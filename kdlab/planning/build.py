@@ -171,7 +171,7 @@ def _model_notes(recipe: Recipe, facts: Facts) -> Iterator[str]:
         if defaults := known[key].defaults_for.get(family):
             values = ", ".join(f"{name} {value}" for name, value in defaults.items())
             yield (
-                f"{key} has other defaults for {family}: {values}; for a config's student the recipe must say so"
+                f"{key} has other defaults for {family}: {values}; of a config the recipe must say so"
             )
     if facts.teacher and facts.teacher["strides"] != facts.student["strides"]:
         shared = set(facts.teacher["strides"]) & set(facts.student["strides"])
