@@ -75,7 +75,9 @@ class MethodInfo(PluginInfo):
         default_weight_when: the weight under an option's value instead, by (option, value).
         needs_when: what is needed besides, by (option, value).
         requires_equal_when: what must be equal besides, by (option, value).
-        defaults_for: other defaults of options, and of "weight", by the student's detector family.
+        defaults_for: other defaults of options, and of "weight", by the student's detector family; such a
+            weight scales those under options too.
+        measured_for: the families whose defaults no paper says: they were measured here.
         unused_when: options that change nothing, by (option, value).
         prepares: options that decide what is learned of the teacher before any student is trained.
     """
@@ -88,6 +90,7 @@ class MethodInfo(PluginInfo):
     needs_when: dict[tuple[str, Any], tuple[str, ...]] = field(default_factory=dict)
     requires_equal_when: dict[tuple[str, Any], tuple[str, ...]] = field(default_factory=dict)
     defaults_for: dict[str, dict[str, Any]] = field(default_factory=dict)
+    measured_for: tuple[str, ...] = ()
     unused_when: dict[tuple[str, Any], tuple[str, ...]] = field(default_factory=dict)
     prepares: tuple[str, ...] = ()
 
@@ -99,7 +102,9 @@ class MethodInfo(PluginInfo):
             name: replace(option, default=own[name]) if name in own else option
             for name, option in self.options.items()
         }
-        return replace(self, options=options, default_weight=weight)
+        ratio = weight / self.default_weight if self.default_weight else 1.0
+        cases = {case: value * ratio for case, value in self.default_weight_when.items()}
+        return replace(self, options=options, default_weight=weight, default_weight_when=cases)
 
     def unused(self, options: Mapping[str, Any]) -> dict[str, str]:
         """Options that change nothing next to these resolved ones, each with the cause: "form: sigmoid"."""
@@ -364,7 +369,9 @@ _FORMS: dict[str, tuple[str, Callable[[Any, Options], bool]]] = {
         "a dict {(option, one of its values): a number}",
         partial(_are_cases, fits=_is_number),
     ),
-    **dict.fromkeys(("needs", "requires_equal", "prepares"), ("a tuple of names", _are_names)),
+    **dict.fromkeys(
+        ("needs", "requires_equal", "prepares", "measured_for"), ("a tuple of names", _are_names)
+    ),
     **dict.fromkeys(
         ("needs_when", "requires_equal_when"),
         ("a dict {(option, one of its values): tuple of names}", partial(_are_cases, fits=_are_names)),

@@ -89,7 +89,10 @@ class Method(nn.Module):
     requires_equal_when: ClassVar[dict[tuple[str, Any], tuple[str, ...]]] = {}
     """More of them under an option's value."""
     defaults_for: ClassVar[dict[str, dict[str, Any]]] = {}
-    """Other defaults for students of a detector family: {"fcos": {"temperature": 0.8, "weight": 2.0}}."""
+    """Other defaults for students of a detector family: {"fcos": {"temperature": 0.8, "weight": 2.0}}. A
+    weight scales those under options too."""
+    measured_for: ClassVar[tuple[str, ...]] = ()
+    """Families among them whose defaults no paper says, because they were measured here."""
     unused_when: ClassVar[dict[tuple[str, Any], tuple[str, ...]]] = {}
     """Options that a recipe may not set under an option's value: {("form", "sigmoid"): ("temperature",)}."""
     limits: ClassVar[dict[str, tuple[float, float]]] = {}

@@ -74,6 +74,7 @@ class PredictionGuidedFeatureImitation(Method):
         ("region", "gt_mask"): 0.012,
     }
     defaults_for = {"gfl": {"weight": 100.0}}
+    measured_for = ("gfl",)
     needs = ("feats", "cls_maps")
     needs_when = {("region", "positives"): ("assignment",), ("region", "negatives"): ("assignment",)}
     requires_equal = ("classes", "strides", "anchors")

@@ -79,6 +79,7 @@ class RankMimicking(Method):
     # overlaps rank alike whatever the class scores are
     default_weight_when = {("rank", "loc"): 4.0, ("score", "logit"): 1.0}
     defaults_for = {"gfl": {"score": "logit"}}
+    measured_for = ("gfl",)
     limits = {"temperature": (0.01, 100.0)}
     needs = ("cls_maps", "assignment")
     needs_when = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
@@ -183,26 +183,32 @@ def most_changed(found: Diagnoses, count: int) -> list[int]:
     return [int(image) for image in order[:count] if shown[image]]
 
 
-def named(found: Diagnoses, words: Sequence[str]) -> list[int]:
-    """The images of these file names, with or without folder and ending.
+def named(found: Diagnoses, text: str) -> list[int]:
+    """The images of these file names, parted by commas, with or without folder and ending.
 
     Raises:
-        UsageError: there is none of such a name.
+        UsageError: there is none of such a name, or several.
     """
-    places: dict[str, int] = {}
-    for place, file in enumerate(found.any.rows.files.tolist()):
+    files = found.any.rows.files.tolist()
+    places: dict[str, set[int]] = {}
+    for place, file in enumerate(files):
         path = PurePath(file)
         for name in (path.stem, path.name, file):
-            places[name] = place
+            places.setdefault(name, set()).add(place)
+    words = [text] if text in places else [word.strip() for word in text.split(",")]
     if unknown := [word for word in words if word not in places]:
-        files = found.any.rows.files.tolist()
         raise UsageError(
             f"no validation image is called {unknown[0]}",
             got=unknown[0],
             known=f"{', '.join(files[:3])}, ... ({len(files)})",
             fix=suggestion(unknown[0], files) or "--images 3 draws those in which the arms change most",
         )
-    return [places[word] for word in words]
+    for word in words:
+        if len(places[word]) > 1 and word not in files:
+            known = ", ".join(files[place] for place in sorted(places[word])[:3])
+            fix = "name it with its folder and ending"
+            raise UsageError(f"several validation images are called {word}", got=word, known=known, fix=fix)
+    return [files.index(word) if word in files else min(places[word]) for word in words]
 
 
 def _same_objects(one: Diagnosis, other: Diagnosis) -> bool:

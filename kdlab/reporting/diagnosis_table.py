@@ -263,7 +263,8 @@ def _passed_over(found: Diagnoses, pairs: Mapping[str, Mapping[int, Pair]], meas
             for arm, base in own.values()
             if (mask := arm.rows.label == label).any()
         ]
-        moved[f"class: {name}"] = fmean(changes) if changes else 0.0
+        if changes:
+            moved[f"class: {name}"] = fmean(changes)
     ordered = sorted(moved, key=lambda name: moved[name])
     half = MOST_CLASSES // 2
     return set(ordered[half:-half])

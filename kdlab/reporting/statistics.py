@@ -150,7 +150,8 @@ class Crossed:
         """(Q, Q) matrix that, times the factors from both sides, is a half-width's square."""
         from scipy.special import stdtrit
 
-        of_seeds, of_images = (float(stdtrit(max(1, n - 1), tail)) for n in (self.seeds, self.images))
+        degrees = (self.seeds - 1, max(1, self.images - 1) if self.of_images.any() else self.seeds - 1)
+        of_seeds, of_images = (float(stdtrit(freedom, tail)) for freedom in degrees)
         squares: Floats = of_seeds**2 * self.of_seeds + of_images**2 * self.of_images
         return squares
 

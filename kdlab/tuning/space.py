@@ -204,8 +204,8 @@ def published(recipe: Recipe, arm: str, space: Iterable[Dimension]) -> tuple[str
     What else the recipe says of a method stays, and a weight is the one that these options have.
 
     Returns:
-        "published", or "defaults" where the recipe has other options besides, so that no paper says that;
-        and the values by dimension.
+        "published", or "defaults" where no paper says that, because the recipe has other options besides or
+        kdlab measured them; and the values by dimension.
     """
     name = "published"
     params: dict[str, Any] = {}
@@ -220,7 +220,8 @@ def published(recipe: Recipe, arm: str, space: Iterable[Dimension]) -> tuple[str
         options = method.options | {key: defaults[key] for key in keys if key != WEIGHT}
         values = options | {WEIGHT: info.weight_for(options)}
         params |= {f"{owner}.{key}": values[key] for key in keys}
-        if options | {key: defaults[key] for key in info.unused(options)} != defaults:
+        differ = options | {key: defaults[key] for key in info.unused(options)} != defaults
+        if differ or recipe.student.detector in info.measured_for:
             name = "defaults"
     return name, params
 

@@ -260,15 +260,17 @@ def test_the_same_images_twice_cost_the_same(
     distiller = paired(method)
     once, twice = (losses_of_equal_models(distiller, raw_batch(images * times)) for times in (1, 2))
     assert once
+    # which regions gid looks at is a choice that the rounding of another batch size can change
+    exact = 1e-2 if method == "gid" else 1e-4
     for name, loss in once.items():
-        assert twice[name].item() == pytest.approx(loss.item(), rel=1e-4), name
+        assert twice[name].item() == pytest.approx(loss.item(), rel=exact), name
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_catalog_reads_is_what_the_class_says(method: str) -> None:
     info, cls = METHODS[method], method_class(method)
     for name in ("default_weight", "default_weight_when", "needs", "needs_when", "requires_equal",
-                 "requires_equal_when", "defaults_for", "unused_when"):  # fmt: skip
+                 "requires_equal_when", "defaults_for", "measured_for", "unused_when"):  # fmt: skip
         assert getattr(info, name) == getattr(cls, name)
 
 

@@ -53,8 +53,8 @@ def diagnose(
       GFL R18 to a slimmer R18 on handwritten digits: RM and PFI: agreement with the teacher
                        tau,  tau,  tau,  ...
       arm         AP  score   IoU  both  ...
-      teacher   36.2                     ...
-      baseline  18.8  ...
+      teacher   76.1                     ...
+      baseline  57.7  ...
       ...
       $ kdlab diagnose digits/quickstart --images 0 --json
       {"schema": 1, "tables": [{"schema": 1, "title": ...
@@ -65,12 +65,13 @@ def diagnose(
         screen.emit(**made.plan.to_dict()) if screen.json else screen.data(preview(made, jobs=screen.verbose))
         screen.next(screen.command("--dry-run"))
         return 0
+    code = 0
     if not all(planned.done for planned in made.plan.jobs):
         if not yes:
             confirm_cost(screen, made.plan)
-        if code := _run(screen, made, jobs, live=executor != "inline"):
-            return code
-    return _tell(screen, own, images)
+        code = _run(screen, made, jobs, live=executor != "inline")
+    # what is finished is told also where one of the jobs failed
+    return code if code > 1 else _tell(screen, own, images) or code
 
 
 def _compared(screen: Screen, own: Prepared) -> Prepared:
@@ -109,8 +110,8 @@ def _tell(screen: Screen, own: Prepared, images: str) -> int:
         if gains:
             screen.data("")
             screen.data(renderers.to_terminal(gains))
-    chosen = _images(found, images)
-    files = [*_written(screen, own, found, agreement), *_drawn(screen, own, found, chosen)]
+    files = _written(screen, own, found, agreement)
+    files += _drawn(screen, own, found, _images(found, images))
     if screen.json:
         tables = [agreement, *_all_gains(found)]
         screen.emit(tables=[one.to_dict() for one in tables], files=[str(path) for path in files])
@@ -148,9 +149,9 @@ def _images(found: Diagnoses, words: str) -> list[int]:
     """
     from kdlab.reporting import diagnosis
 
-    if words.isdigit() and words not in {PurePath(file).stem for file in found.any.rows.files.tolist()}:
+    if words == "0" or (words.isascii() and words.isdigit() and not words.startswith("0")):
         return diagnosis.most_changed(found, int(words))
-    return diagnosis.named(found, [word.strip() for word in words.split(",")])
+    return diagnosis.named(found, words)
 
 
 def _drawn(screen: Screen, own: Prepared, found: Diagnoses, images: list[int]) -> list[Path]:

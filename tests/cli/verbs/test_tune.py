@@ -270,7 +270,7 @@ def test_published_weights_that_did_best_make_a_recipe_that_loads(kdlab: Bench) 
     kdlab.executor.ap = lambda job, epoch: 9.0 if weights(job) == {"rm": 1.0, "pfi": 100.0} else 1.0
     code, _, err = kdlab(f"tune {NAME} --trials 4 -y --set 'methods.pfi={{weight: 10}}'")
     assert code == 0
-    assert list(recipes.load(kdlab.recipe()).arms) == ["baseline", "rm+pfi", "rm+pfi[published]"]
+    assert list(recipes.load(kdlab.recipe()).arms) == ["baseline", "rm+pfi", "rm+pfi[defaults]"]
     assert "trial 1 had it" in err
 
 
