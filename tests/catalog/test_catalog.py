@@ -403,3 +403,13 @@ def test_configs_are_found_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert catalog.config_file("mine.py") == tmp_path / "mine.py"
     assert catalog.config_file("other.py") is None
     assert catalog.config_file("gfl") is None
+
+
+def test_a_family_s_weight_scales_those_under_options() -> None:
+    pfi = catalog.methods()["pfi"]
+    own, gfl = (
+        {r: one.weight_for({"region": r}) for r in ("prediction", "whole")}
+        for one in (pfi, pfi.serving("gfl"))
+    )
+    assert gfl["prediction"] / gfl["whole"] == pytest.approx(own["prediction"] / own["whole"])
+    assert gfl["prediction"] > own["prediction"]

@@ -179,11 +179,12 @@ def test_family_has_its_own_defaults(ablate: Bench) -> None:
 
 
 def test_option_that_a_varied_value_makes_idle_has_its_default_there(ablate: Bench) -> None:
+    ablate.text = BASE.replace("score: logit", "score: sigmoid")
     made = ablate("rm", "rm.rank=cls,loc")
     default = catalog.methods()["rm"].serving("gfl").options["score"].default
     scores = {name: arm["rm"].options["score"] for name, arm in made.arms.items() if arm}
-    assert scores == {"rm[rank=cls]": "logit", "rm[rank=loc]": default}
-    assert default != "logit"
+    assert scores == {"rm[rank=cls]": "sigmoid", "rm[rank=loc]": default}
+    assert default != "sigmoid"
 
 
 # What stays.

@@ -257,9 +257,19 @@ def test_images_in_which_arms_change_most_come_first(two: Diagnoses) -> None:
 
 
 def test_images_are_named_with_or_without_folder_and_ending(two: Diagnoses) -> None:
-    assert diagnosis.named(two, ["two", "one.png", "a/empty.png"]) == [1, 0, 2]
+    assert diagnosis.named(two, "two, one.png,a/empty.png") == [1, 0, 2]
     with pytest.raises(UsageError, match=r"no validation image is called ones\.png"):
-        diagnosis.named(two, ["ones.png"])
+        diagnosis.named(two, "ones.png")
+
+
+def test_a_name_of_several_images_is_refused_and_one_with_a_comma_is_whole() -> None:
+    made = diagnosed(rows(BASE))
+    files = np.array(["a/one.png", "b/one.png", "x,y.png"])
+    two = found({"baseline": {0: replace(made, rows=replace(made.rows, files=files))}})
+    with pytest.raises(UsageError, match="several validation images are called one"):
+        diagnosis.named(two, "one")
+    assert diagnosis.named(two, "b/one.png") == [1]
+    assert diagnosis.named(two, "x,y.png") == [2]
 
 
 def test_a_scene_has_teacher_and_baseline_and_the_arms_that_change_most() -> None:

@@ -218,3 +218,10 @@ def test_the_ratio_lies_in_its_interval() -> None:
     interval = Crossed.of(values, resampled, images=300).ratio_interval()
     assert interval is not None
     assert interval.low < values[0].mean() / values[1].mean() < interval.high
+
+
+def test_without_an_error_over_images_p_stays_a_number_however_small_the_scatter_of_seeds() -> None:
+    values = 1 + 1e-9 * np.arange(20.0)[None]
+    p = Crossed.of(values).p(1.0)
+    assert p is not None
+    assert p < 1e-50

@@ -52,10 +52,12 @@ def raised(case: str, known: dict[str, int]) -> bool:
     return any(versions().get(name) != known.get(name) for name in used)
 
 
-def moved(found: Any, known: Any) -> bool:
+def moved(case: str, found: Any, known: Any) -> bool:
+    # which regions gid looks at is a choice that the rounding of another processor can change
+    near = {"rel": 2e-3} if case.endswith(" gid") else TOLERANCE
     if found is None or known is None or found.keys() != known.keys():
         return found != known
-    return any(found[name] != pytest.approx(known[name], **TOLERANCE) for name in found)
+    return any(found[name] != pytest.approx(known[name], **near) for name in found)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,8 @@ def golden() -> Iterator[dict[str, Any]]:
     measured: dict[str, Any] = {"versions": versions(), "losses": {}}
     yield measured
     for case in measured["losses"].keys() & known["losses"].keys():
-        if moved(measured["losses"][case], known["losses"][case]) and not raised(case, known["versions"]):
+        found = measured["losses"][case]
+        if moved(case, found, known["losses"][case]) and not raised(case, known["versions"]):
             pytest.fail(f"the numbers of {case} moved: raise a VERSION, of the loop or a plugin, then write")
     FILE.write_text(json.dumps(measured, indent=1) + "\n")
 
@@ -103,7 +106,7 @@ def some_steps(
 def check(golden: dict[str, Any], case: str, found: dict[str, list[float]] | None, count: int) -> None:
     known = golden["losses"][case]
     first = known and {name: values[:count] for name, values in known.items()}
-    if moved(found, first):
+    if moved(case, found, first):
         pytest.fail(
             f"the losses of {case} moved\n  before {first}\n  now    {found}\n"
             f"on purpose? raise VERSION in the plugin's file, or VERSIONS in kdlab/jobs/spec.py, "

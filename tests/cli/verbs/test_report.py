@@ -112,7 +112,7 @@ CHANGED = "the recipe has changed since or is not here, so that now makes anothe
     [
         ("seeds: [0]", "seeds: [7]", f"made again by: {COMMAND}"),
         ("seeds: [0]", "seeds: [0]\nresources: {workers: 1}", f"made again by: {COMMAND}"),
-        ("lr: 3e-3", "lr: 4e-3", f"made by: {COMMAND}; {CHANGED}"),
+        ("lr: 4e-3", "lr: 5e-3", f"made by: {COMMAND}; {CHANGED}"),
         ("student:", "studnet:", f"made by: {COMMAND}; {CHANGED}"),
     ],
 )

@@ -115,7 +115,7 @@ def test_two_objectives_say_that_nothing_is_ended_early(kdlab: Bench) -> None:
 
 
 def test_so_few_trials_that_all_are_references_search_nothing_and_it_is_said(kdlab: Bench) -> None:
-    said = "note: nothing will be searched: the first 2 trials are references (no method; published)"
+    said = "note: nothing will be searched: the first 2 trials are references (no method; defaults)"
     _, out, _ = kdlab(f"tune {NAME} --trials 2 --dry-run")
     assert f"{said}; --trials 12 tries ten values besides" in out.splitlines()
     assert "nothing will be searched" not in kdlab(f"tune {NAME} --trials 3 --dry-run")[1]
@@ -182,7 +182,7 @@ def test_search_ends_in_its_table_its_files_and_the_recipe(
     rows = {line.split()[0]: line for line in out.splitlines()[2:10]}
     assert rows.keys() == set("01234567")
     assert "no method" in rows["0"]
-    assert "published" in rows["1"]
+    assert "defaults" in rows["1"]
     name = kdlab.recipe()
     assert err.splitlines()[-1].startswith(f"next: kdlab run {name} ")
     assert "-  rm+pfi: {rm: {}, pfi: {}}" in err
@@ -266,7 +266,7 @@ def test_no_method_that_did_best_is_said_and_no_recipe_written(kdlab: Bench) -> 
     assert not (kdlab.runs.folder / "recipes").exists()
 
 
-def test_published_weights_that_did_best_make_a_recipe_that_loads(kdlab: Bench) -> None:
+def test_default_weights_that_did_best_make_a_recipe_that_loads(kdlab: Bench) -> None:
     kdlab.executor.ap = lambda job, epoch: 9.0 if weights(job) == {"rm": 1.0, "pfi": 100.0} else 1.0
     code, _, err = kdlab(f"tune {NAME} --trials 4 -y --set 'methods.pfi={{weight: 10}}'")
     assert code == 0
