@@ -170,7 +170,10 @@ def _drawn(screen: Screen, own: Prepared, found: Diagnoses, images: list[int]) -
                 screen.say(f"not drawn, for it cannot be read: {name}")
                 continue
             stem = f"{results_stem(own.plan)}-diagnosis-{'-'.join(PurePath(name).with_suffix('').parts)}"
-            written += plots.write_scene(diagnosis.scene(found, image, pixels), RESULTS, stem)
+            scene = diagnosis.scene(found, image, pixels)
+            written += plots.write_scene(scene, RESULTS, stem)
+            if not any(scene.maps.values()):
+                screen.say(f"no maps of P and F were kept of {name}")
         pictures = [str(path) for path in written if path.suffix == ".png"]
         if pictures:
             screen.say(f"written, each with .pdf and .csv: {', '.join(pictures)}")

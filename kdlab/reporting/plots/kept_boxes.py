@@ -82,7 +82,7 @@ def _halo(width: float) -> list[Any]:
 def _object(axes: Axes, box: Any, colour: str, finds: Finds, place: int, name: str) -> None:
     outline(axes, box, colour, "--", 0.9)
     if np.isnan(finds.score[place]):
-        _word(axes, box[0], box[3], "missed", colour, "top")
+        _word(axes, box[0], box[3], "missed", colour, "bottom")
         return
     kept = finds.box[place]
     outline(axes, kept, colour, "-", 1.4)
