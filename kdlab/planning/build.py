@@ -170,7 +170,7 @@ def _model_notes(recipe: Recipe, facts: Facts) -> Iterator[str]:
     for key in sorted(used):
         if defaults := known[key].defaults_for.get(family):
             values = ", ".join(f"{name} {value}" for name, value in defaults.items())
-            yield (f"{key} has other defaults for {family}: {values}; of a config the recipe must say so")
+            yield f"{key} has other defaults for {family}: {values}; of a config the recipe must say so"
     if facts.teacher and facts.teacher["strides"] != facts.student["strides"]:
         shared = set(facts.teacher["strides"]) & set(facts.student["strides"])
         left = sorted(set(facts.teacher["strides"]) ^ set(facts.student["strides"]))
