@@ -404,7 +404,11 @@ def test_help_shows_two_examples_with_their_output(verb: str, kdlab: Bench) -> N
 
 
 def without_values(text: str) -> str:
-    """`text` with ids and numbers masked: they differ from machine to machine."""
+    """`text` with ids and numbers masked: they differ from machine to machine.
+
+    The teacher of the quickstart is a file; here it is trained.
+    """
+    text = re.sub(r"\bevaluate-", "teacher-", text)
     text = re.sub(r"\b(plan |teacher-|student-)[0-9a-z]+\b", r"\1ID", text)
     return re.sub(r"[+-]?\b\d+(\.\d+)?\b", "N", text)
 

@@ -91,13 +91,13 @@ def ablate(
     \b
     Examples:
       $ kdlab ablate --loss rm,pfi --dry-run
-      plan a341  ablate/digits/quickstart--rm+pfi  5 jobs, cost unknown on 2 cores
+      plan d559  ablate/digits/quickstart--rm+pfi  5 jobs, cost unknown on 2 cores
         + teacher   gfl r18          cost unknown  new
         + baseline  gfl r18  seed 0  cost unknown  new
         + rm        gfl r18  seed 0  cost unknown  new
         ...
       $ kdlab ablate --loss rm --vary rm.rank=cls,loc,both --dry-run
-      plan a295  ablate/digits/quickstart--rm--rm.rank=cls,loc,both  5 jobs, cost unknown on 2 cores
+      plan e352  ablate/digits/quickstart--rm--rm.rank=cls,loc,both  5 jobs, cost unknown on 2 cores
         + teacher        gfl r18          cost unknown  new
         + baseline       gfl r18  seed 0  cost unknown  new
         + rm[rank=cls]   gfl r18  seed 0  cost unknown  new

@@ -33,14 +33,14 @@ def plan(
     \b
     Examples:
       $ kdlab plan digits/quickstart
-      plan 70e4  digits/quickstart  5 jobs, cost unknown on 2 cores
+      plan 8e23  digits/quickstart  5 jobs, cost unknown on 2 cores
         + teacher   gfl r18          cost unknown  new
         + baseline  gfl r18  seed 0  cost unknown  new
         ...
       $ kdlab plan digits/quickstart --set 'seeds=[0,1]' -v
-      plan 145e  digits/quickstart  9 jobs, cost unknown on 2 cores
-        + teacher-865304b0  teacher          cost unknown  new
-        + student-937e8fad  baseline seed 0  cost unknown  new
+      plan 9bb2  digits/quickstart  9 jobs, cost unknown on 2 cores
+        + evaluate-edde88a9307c  teacher          cost unknown  new
+        + student-541647f950a8   baseline seed 0  cost unknown  new
         ...
     """
     made = prepare(screen, recipe, overrides or [], executor, gpus)

@@ -40,7 +40,7 @@ def stop(
     \b
     Examples:
       $ kdlab stop
-      plan 70e4  digits/quickstart  nothing runs
+      plan 8e23  digits/quickstart  nothing runs
       $ kdlab stop 'rm+pfi seed 0' --now
         done  rm+pfi seed 0 (student-6c24...)  had ended before: ...
     """
