@@ -40,37 +40,37 @@ def plans(runs: Runs) -> Iterator[Plan]:
     return map(_read_plan, _plan_files(runs))
 
 
-def newest_plan(runs: Runs, *, searches: bool = True) -> Plan:
+def newest_plan(runs: Runs, *, comparing: bool = False) -> Plan:
     """The plan that was saved last.
 
     Args:
         runs: where the plans are.
-        searches: False passes over those of `kdlab tune` and `kdlab diagnose`, which compare no arms.
+        comparing: passes over the plans of `kdlab tune` and `kdlab diagnose`, which compare no arms.
 
     Raises:
         UsageError: there is none yet.
     """
-    found = next((plan for plan in plans(runs) if searches or plan.compares), None)
+    found = next((plan for plan in plans(runs) if plan.compares or not comparing), None)
     if found is None:
-        what = "nothing was run here yet" if searches else "nothing to compare was run here yet"
+        what = "nothing to compare was run here yet" if comparing else "nothing was run here yet"
         raise UsageError(what, where=str(runs.folder), fix=QUICKSTART)
     return found
 
 
-def plan(runs: Runs, word: str | None, *, searches: bool = True, recipes: Collection[str] = ()) -> Plan:
+def plan(runs: Runs, word: str | None, *, comparing: bool = False, recipes: Collection[str] = ()) -> Plan:
     """The plan that a word means: the beginning of its id, or a recipe's name for the newest of that.
 
     Args:
         runs: where the plans are.
         word: as typed; None is the newest plan of all.
-        searches: as for `newest_plan`.
+        comparing: as for `newest_plan`.
         recipes: names of recipes that could be run instead.
 
     Raises:
         UsageError: no plan fits, or several do.
     """
     if word is None:
-        return newest_plan(runs, searches=searches)
+        return newest_plan(runs, comparing=comparing)
     files = _plan_files(runs)
     fitting = [path for path in files if word and path.stem.startswith(word)]
     if len(fitting) > 1:
@@ -79,16 +79,16 @@ def plan(runs: Runs, word: str | None, *, searches: bool = True, recipes: Collec
         raise UsageError(what, got=word, known=", ".join(known), fix=f"name one: {known[0]}")
     if fitting:
         found = _read_plan(fitting[0])
-        if found.is_search and not searches:
+        if found.is_search and comparing:
             what = f"plan {found.id} is a search: its trials are compared by kdlab tune"
             raise UsageError(what, got=found.id, fix=found.recipe["command"])
-        if not (found.compares or searches):
+        if comparing and not found.compares:
             what = f"plan {found.id} is a diagnosis, of plan {found.recipe['diagnoses']}"
             raise UsageError(what, got=found.id, fix=f"kdlab report {found.recipe['diagnoses']}")
         return found
     names = []
     for one in plans(runs):
-        if searches or one.compares:
+        if one.compares or not comparing:
             if one.recipe["name"] == word:
                 return one
             names.append(one.recipe["name"])

@@ -163,18 +163,18 @@ class TestPlans:
         command = "kdlab tune digits/gfl --set tune.trials=40"
         search = save(runs, "00000002", "digits/gfl", 2, study="digits/gfl-3fa2c1", command=command)
         assert store.newest_plan(runs) == store.plan(runs, "00000002") == search
-        assert store.newest_plan(runs, searches=False) == compared
-        assert store.plan(runs, "digits/gfl", searches=False) == compared
+        assert store.newest_plan(runs, comparing=True) == compared
+        assert store.plan(runs, "digits/gfl", comparing=True) == compared
         with pytest.raises(UsageError, match="is a search") as error:
-            store.plan(runs, "00000002", searches=False)
+            store.plan(runs, "00000002", comparing=True)
         assert error.value.faults[0].fix == command
 
     def test_search_alone_is_nothing_to_compare(self, runs: Runs) -> None:
         save(runs, "00000002", "digits/gfl", study="digits/gfl-3fa2c1")
         with pytest.raises(UsageError, match="nothing to compare"):
-            store.newest_plan(runs, searches=False)
+            store.newest_plan(runs, comparing=True)
         with pytest.raises(UsageError, match="no plan"):
-            store.plan(runs, "digits/gfl", searches=False)
+            store.plan(runs, "digits/gfl", comparing=True)
 
     @pytest.mark.parametrize("text", ["{", "[]", '{"id": "aaaa0000"}'])
     def test_damaged_file_is_told(self, text: str, runs: Runs) -> None:

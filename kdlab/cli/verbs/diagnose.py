@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -161,6 +162,7 @@ def _drawn(screen: Screen, own: Prepared, found: Diagnoses, images: list[int]) -
     from kdlab.reporting import diagnosis, plots
 
     written: list[Path] = []
+    stems = _stems([str(name) for name in found.any.rows.files])
     with forgiving(screen), screen.working("drawing") as progress:
         for image in images:
             name = str(found.any.rows.files[image])
@@ -169,15 +171,21 @@ def _drawn(screen: Screen, own: Prepared, found: Diagnoses, images: list[int]) -
             if pixels is None:
                 screen.say(f"not drawn, for it cannot be read: {name}")
                 continue
-            stem = f"{results_stem(own.plan)}-diagnosis-{'-'.join(PurePath(name).with_suffix('').parts)}"
             scene = diagnosis.scene(found, image, pixels)
-            written += plots.write_scene(scene, RESULTS, stem)
+            written += plots.write_scene(scene, RESULTS, f"{results_stem(own.plan)}-diagnosis-{stems[image]}")
             if not any(scene.maps.values()):
                 screen.say(f"no maps of P and F were kept of {name}")
         pictures = [str(path) for path in written if path.suffix == ".png"]
         if pictures:
             screen.say(f"written, each with .pdf and .csv: {', '.join(pictures)}")
     return written
+
+
+def _stems(names: list[str]) -> list[str]:
+    """Names for files about images, without suffix; with the image's number where two would share one."""
+    plain = ["-".join(PurePath(name).with_suffix("").parts) for name in names]
+    count = Counter(plain)
+    return [one if count[one] == 1 else f"{one}-{number}" for number, one in enumerate(plain)]
 
 
 def _pixels(own: Prepared, found: Diagnoses, image: int) -> Any | None:

@@ -141,7 +141,7 @@ def _compared(
 
     plans = []
     if not sources:
-        plans = [store.newest_plan(runs, searches=False)]
+        plans = [store.newest_plan(runs, comparing=True)]
         screen.say(f"plan {plans[0].id} of {plans[0].recipe['name']}, the newest in {runs.folder}")
     with screen.working("comparing") as progress:
         for source in sources:
@@ -151,7 +151,7 @@ def _compared(
                 send_all(screen, runs, session.TRACKING_S)
                 plans += queries.plans(source.removeprefix(queries.QUERY), runs, progress)
             else:
-                plans.append(store.plan(runs, source, searches=False, recipes=catalog.recipes()))
+                plans.append(store.plan(runs, source, comparing=True, recipes=catalog.recipes()))
         for plan in plans:
             compared = comparison.of_plan(plan, runs, pool=pool, curves=curves)
             yield compared if makes_again(plan) else replace(compared, outdated=True)

@@ -58,11 +58,12 @@ class World(Workbench):
             folder = self.runs.job(self.jobs[arm].id)
             folder.job.write_text(json.dumps(self.jobs[arm].to_dict()))
 
-    def compare(self, *arms: str) -> None:
-        """Finish the diagnosis of these students."""
+    def compare(self, *arms: str, files: dict[str, str] = {}) -> None:  # noqa: B006 - never changed
+        """Finish the diagnosis of these students; `files` are images by another name."""
         for arm in arms:
             job = diagnosing(self.jobs[arm], self.jobs["teacher"])
             own = rows(BETTER if arm == "rm" else BASE)
+            own = replace(own, files=np.array([files.get(name, name) for name in own.files.tolist()]))
             told = diagnosed(own).result.diagnosis | {
                 "student": self.jobs[arm].id, "teacher": self.jobs["teacher"].id
             }  # fmt: skip
@@ -118,6 +119,18 @@ def test_tables_and_figures_are_written(world: World, kdlab: Verb, tmp_path: Pat
         *(f"{part}.{end}" for part in ("", "-gains", "-recall") for end in ("md", "csv")),
         *(f"-a-one-{part}.{end}" for part in ("boxes", "maps") for end in ("png", "pdf", "csv")),
     }
+
+
+def test_images_of_which_only_the_folder_differs_have_figures_of_their_own(
+    world: World, kdlab: Verb, tmp_path: Path
+) -> None:
+    world.train("teacher", "baseline", "rm")
+    world.compare("baseline", "rm", files={"a/two.png": "a-one.png"})
+    Image.open(tmp_path / "images/a/two.png").save(tmp_path / "images/a-one.png")
+    kdlab(f"diagnose {NAME} --images a/one.png,a-one.png")
+    drawn = (tmp_path / "results/digits").glob("*-boxes.png")
+    ends = {path.name.partition("-diagnosis-")[2] for path in drawn}
+    assert ends == {"a-one-0-boxes.png", "a-one-1-boxes.png"}
 
 
 def test_an_image_that_cannot_be_read_is_told_and_not_drawn(world: World, kdlab: Verb) -> None:
