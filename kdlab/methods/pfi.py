@@ -73,8 +73,8 @@ class PredictionGuidedFeatureImitation(Method):
         ("region", "negatives"): 0.027,
         ("region", "gt_mask"): 0.012,
     }
-    defaults_for = {"gfl": {"weight": 100.0}, "atss": {"weight": 1000.0}}
-    measured_for = ("gfl", "atss")
+    defaults_for = {"gfl": {"weight": 1e2}, "atss": {"weight": 1e3}, "retinanet": {"weight": 3e4}}
+    measured_for = ("gfl", "atss", "retinanet")
     needs = ("feats", "cls_maps")
     needs_when = {("region", "positives"): ("assignment",), ("region", "negatives"): ("assignment",)}
     requires_equal = ("classes", "strides", "anchors")

@@ -64,12 +64,13 @@ class RankMimicking(Method):
     Args:
         pair: the two models; they need equal classes and equal priors.
         score: rank class probabilities or logits. The paper does not say which; its weight 4 is for
-            probabilities here, for on logits the loss is about 20 times larger. For GFL logits, as measured.
+            probabilities here, for on logits the loss is about 20 times larger. For GFL and ATSS logits, as
+            measured.
         rank: by class score, by IoU of the decoded box with its object, or the sum of both losses (our
             reading of the paper's Tab. 4).
         quality: rank classes by their probability times the sigmoid of the head's quality (FCOS: centerness),
             as the head does before NMS; with `score: logit` by the logit of that product. The paper does not
-            say. It has no part in `rank: loc`.
+            say. It has no part in `rank: loc`. True for ATSS, as measured.
         temperature: the paper's tau.
 
     Source: Li et al., AAAI 2022, arXiv:2112.04840.  Differs: none known.
@@ -78,8 +79,8 @@ class RankMimicking(Method):
     default_weight = 4.0
     # overlaps rank alike whatever the class scores are
     default_weight_when = {("rank", "loc"): 4.0, ("score", "logit"): 1.0}
-    defaults_for = {"gfl": {"score": "logit"}}
-    measured_for = ("gfl",)
+    defaults_for = {"gfl": {"score": "logit"}, "atss": {"score": "logit", "quality": True}}
+    measured_for = ("gfl", "atss")
     limits = {"temperature": (0.01, 100.0)}
     needs = ("cls_maps", "assignment")
     needs_when = {
