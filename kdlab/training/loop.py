@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
+from operator import attrgetter
 from statistics import median
 from typing import Any, Self
 
@@ -272,7 +273,13 @@ def build_optimiser(distiller: Distiller, schedule: Schedule) -> OptimWrapper:
         config["type"] = "AmpOptimWrapper"
     if schedule.clip_grad:
         config["clip_grad"] = {"max_norm": schedule.clip_grad}
-    return build_optim_wrapper(distiller, config)
+    optim = build_optim_wrapper(distiller, config)
+    if schedule.optimizer == "sgd":
+        # torch's fused SGD makes them of freed memory, which a first step that a scaler skips leaves as it is
+        for group in optim.param_groups:
+            for weight in filter(attrgetter("requires_grad"), group["params"]):
+                optim.optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optim
 
 
 def build_schedulers(optim: OptimWrapper, schedule: Schedule, iterations: int) -> list[Any]:

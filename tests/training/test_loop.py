@@ -356,3 +356,29 @@ def test_gradients_are_clipped_to_the_norm(clip: float | None, norm: float) -> N
     before = model.weight.item()
     optim.update_params(model(torch.full((1,), 100.0)).sum())
     assert before - model.weight.item() == pytest.approx(norm, rel=1e-4)
+
+
+def test_a_first_step_that_the_scaler_skips_leaves_no_momentum() -> None:
+    model = torch.nn.Linear(1, 1 << 20, bias=False)
+    torch.nn.init.ones_(model.weight)
+    optim = build_optimiser(model, schedule(optimizer="sgd", lr=1e-2, weight_decay=0.0)).optimizer
+    scaler = torch.amp.GradScaler("cpu")
+    for factor in (math.inf, 1.0):
+        # what fused kernels would take for momentum
+        freed = torch.full_like(model.weight, 12345.0)
+        scaler.scale(factor * model(torch.ones(1)).sum()).backward()
+        del freed
+        scaler.step(optim)
+        scaler.update()
+        optim.zero_grad()
+    assert torch.equal(model.weight, torch.full_like(model.weight, 1 - 1e-2))
+
+
+def test_a_weight_whose_first_gradient_is_late_is_trained() -> None:
+    model = torch.nn.ModuleList([torch.nn.Linear(1, 1, bias=False) for _ in range(2)])
+    optim = build_optimiser(model, schedule(optimizer="sgd", lr=1.0, weight_decay=0.0))
+    early, late = (part.weight for part in model)
+    before = late.item()
+    for loss in (early.sum, lambda: early.sum() + late.sum()):
+        optim.update_params(loss())
+    assert late.item() == pytest.approx(before - 1)
