@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -22,18 +23,23 @@ from typing import Literal, Self
 from kdlab.errors import MachineError
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_DEVICES, _NODES = Path("/dev"), ("nvidia[0-9]*", "dxg")
+_PATIENCE_S = 30
+_SHARED = ("[N/A]", "[Not Supported]")
+"""Words for the memory of a GPU that uses the machine's."""
+_ON_THE_CPU = "train on the CPU: CUDA_VISIBLE_DEVICES= kdlab ..."
 MOST_SHARES = 8
 """Most jobs on one GPU."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU.
+    """A GPU, or a slice of one that is cut (MIG).
 
     Args:
-        index: its number as nvidia-smi counts.
-        uuid: its name that never changes ("GPU-5f3c...").
-        memory_gb: all of its memory.
+        index: its number as nvidia-smi counts; of a slice (MIG) that of the whole.
+        uuid: its name that never changes ("GPU-5f3c...", of a slice "MIG-...").
+        memory_gb: all of its memory; the machine's where it has none of its own.
         busy: a process that is no job of ours computes on it, so it is not leased.
     """
 
@@ -178,44 +184,93 @@ def detect(only: Collection[int] | None = None) -> Machine:
             `CUDA_VISIBLE_DEVICES` allows.
 
     Raises:
-        MachineError: a number in `only` is none of a GPU here.
+        MachineError: a number in `only` is none of a GPU here, or nvidia-smi does not answer though there
+            is one.
     """
-    cores = tuple(_cores())
-    gpus = {gpu.index: gpu for gpu in _visible(_gpus())}
+    gpus = _visible(_gpus())
     if only is None:
-        return Machine(cores, tuple(_marked_busy(list(gpus.values()))))
-    if missing := [str(index) for index in only if index not in gpus]:
+        return Machine(cores(), tuple(_marked_busy(gpus)))
+    known = dict.fromkeys(gpu.index for gpu in gpus)
+    if missing := [str(index) for index in only if index not in known]:
         raise MachineError(
             "there is no such GPU here",
             got=", ".join(missing),
-            known=", ".join(map(str, gpus)) or "none; see nvidia-smi and CUDA_VISIBLE_DEVICES",
+            known=", ".join(map(str, known)) or "none; see nvidia-smi and CUDA_VISIBLE_DEVICES",
             fix="leave --gpus out to use all",
         )
-    return Machine(cores, tuple(gpus[index] for index in only))
+    return Machine(cores(), tuple(gpu for index in only for gpu in gpus if gpu.index == index))
 
 
-def _cores() -> list[int]:
+def cores() -> tuple[int, ...]:
+    """The cores that this process may use, no more than a container's limit of their time allows."""
     if hasattr(os, "sched_getaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
+        allowed = sorted(os.sched_getaffinity(0))
     else:
-        cores = list(range(os.cpu_count() or 1))
-    # a container may have a limit of so many cores' worth of time
+        allowed = list(range(os.cpu_count() or 1))
     with suppress(OSError, ValueError):
         limit, period = _QUOTA.read_text().split()
-        cores = cores[: max(1, round(int(limit) / int(period)))]
-    return cores
+        allowed = allowed[: max(1, round(int(limit) / int(period)))]
+    return tuple(allowed)
 
 
 def _gpus() -> Iterator[Gpu]:
-    """All that nvidia-smi lists; one that has fallen off the bus reports words for numbers."""
-    for row in _ask("--query-gpu=index,uuid,memory.total"):
-        if len(row) == 3 and row[0].isdigit() and row[2].isdigit():
-            yield Gpu(int(row[0]), row[1], round(int(row[2]) / 1024, 1))
+    """All that nvidia-smi lists, one that is cut (MIG) as its slices; without what fell off the bus."""
+    if not _wanted():
+        return
+    cut: dict[str, list[tuple[str, float]]] | None = None
+    for index, uuid, memory, *mig in _rows("--query-gpu=index,uuid,memory.total,mig.mode.current"):
+        if not index.isdigit():
+            continue
+        if mig == ["Enabled"]:
+            cut = _slices() if cut is None else cut
+            for name, memory_gb in cut.get(uuid, ()):
+                yield Gpu(int(index), name, memory_gb)
+        elif memory.isdigit():
+            yield Gpu(int(index), uuid, round(int(memory) / 1024, 1))
+        elif memory in _SHARED:
+            yield Gpu(int(index), uuid, round(_machine_gb(), 1))
+
+
+def _wanted() -> bool:
+    """Whether there is anything to ask nvidia-smi about.
+
+    Raises:
+        MachineError: there is a GPU and no nvidia-smi.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return False
+    if shutil.which("nvidia-smi"):
+        return True
+    if gpus := _nodes():
+        fix = f"install it (in a container NVIDIA_DRIVER_CAPABILITIES=compute,utility), or {_ON_THE_CPU}"
+        raise MachineError("nvidia-smi is missing, which tells of GPUs", got=gpus, fix=fix)
+    return False
+
+
+def _nodes() -> str:
+    """Files of GPUs that the system has, whatever nvidia-smi says of them."""
+    return ", ".join(sorted(str(path) for kind in _NODES for path in _DEVICES.glob(kind)))
+
+
+def _slices() -> dict[str, list[tuple[str, float]]]:
+    """Names and memory in GB of what GPUs are cut into, by the UUID of the GPU."""
+    found: dict[str, list[tuple[str, float]]] = {}
+    of: list[tuple[str, float]] = []
+    for line in _ask("-L").splitlines():
+        if whole := re.match(r"GPU \d+: .*\(UUID: ([^)]+)\)", line):
+            of = found.setdefault(whole[1], [])
+        elif part := re.match(r"\s+MIG \S*?(\d+)gb\S*\s.*\(UUID: ([^)]+)\)", line):
+            of.append((part[2], float(part[1])))
+    return found
+
+
+def _machine_gb() -> float:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 def _marked_busy(gpus: Sequence[Gpu]) -> list[Gpu]:
     """The GPUs with `busy` set where processes compute that are no jobs of ours, which hold a lease."""
-    used = [row[0] for row in _ask("--query-compute-apps=gpu_uuid")] if gpus else []
+    used = [row[0] for row in _rows("--query-compute-apps=gpu_uuid")] if gpus else []
     marked = []
     for gpu in gpus:
         lease = Machine((), (gpu,)).lease("gpu", 1) if gpu.uuid in used else None
@@ -225,17 +280,33 @@ def _marked_busy(gpus: Sequence[Gpu]) -> list[Gpu]:
     return marked
 
 
-def _ask(query: str) -> list[list[str]]:
-    """Rows that nvidia-smi answers; none where it is missing or fails."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    command = [program, query, "--format=csv,noheader,nounits"]
+def _rows(query: str) -> list[list[str]]:
+    """What nvidia-smi answers to a query, a row a line."""
+    lines = _ask(query, "--format=csv,noheader,nounits").splitlines()
+    return [row for row in csv.reader(lines, skipinitialspace=True) if row]
+
+
+def _ask(*words: str) -> str:
+    """What nvidia-smi prints; nothing where it fails for there is no GPU.
+
+    Raises:
+        MachineError: it fails, or takes too long, although there is one.
+    """
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [row for row in csv.reader(answer.splitlines(), skipinitialspace=True) if row]
+        done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, timeout=_PATIENCE_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        fault = str(error)
+    else:
+        if done.returncode == 0:
+            return done.stdout
+        fault = f"exit code {done.returncode}: {(done.stdout + done.stderr).strip()[:300]}"
+    if not _nodes():
+        return ""
+    raise MachineError(
+        "there is a GPU and nvidia-smi fails",
+        got=fault,
+        fix=f"repair the driver until nvidia-smi works, or {_ON_THE_CPU}",
+    )
 
 
 def _visible(gpus: Iterable[Gpu]) -> list[Gpu]:
@@ -246,7 +317,9 @@ def _visible(gpus: Iterable[Gpu]) -> list[Gpu]:
         return all_gpus
     chosen: list[Gpu] = []
     for name in map(str.strip, names.split(",")):
-        fits = [gpu for gpu in all_gpus if name and (name == str(gpu.index) or gpu.uuid.startswith(name))]
+        # a number means the first slice of a GPU that is cut
+        fits = [gpu for gpu in all_gpus if name == str(gpu.index)][:1]
+        fits = fits or [gpu for gpu in all_gpus if name and gpu.uuid.startswith(name)]
         if len(fits) != 1:
             break
         chosen += fits

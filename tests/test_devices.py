@@ -49,9 +49,99 @@ def test_machine_without_nvidia_smi_has_cores_alone(monkeypatch: pytest.MonkeyPa
     assert len(machine.cores) >= 1
 
 
-def test_driver_that_fails_means_no_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    install_smi(tmp_path, monkeypatch, "#!/bin/sh\necho 'Driver/library version mismatch'; exit 18\n")
+FAILS = "#!/bin/sh\necho 'Driver/library version mismatch'; exit 18\n"
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """What stands for /dev, with a GPU."""
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidia0").touch()
+    monkeypatch.setattr(devices, "_DEVICES", tmp_path / "dev")
+    return tmp_path / "dev"
+
+
+def test_driver_that_fails_on_a_machine_with_a_gpu_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nodes: Path
+) -> None:
+    install_smi(tmp_path, monkeypatch, FAILS)
+    with pytest.raises(
+        MachineError, match=r"exit code 18: Driver/library version mismatch\n +fix .*CUDA_VISIBLE"
+    ):
+        detect()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert detect().device == "cpu"
+
+
+def test_driver_that_fails_where_there_is_no_gpu_means_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nodes: Path
+) -> None:
+    install_smi(tmp_path, monkeypatch, FAILS)
+    (nodes / "nvidia0").unlink()
+    assert detect().device == "cpu"
+
+
+def test_nvidia_smi_that_does_not_answer_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nodes: Path
+) -> None:
+    monkeypatch.setattr(devices, "_PATIENCE_S", 0.1)
+    install_smi(tmp_path, monkeypatch, "#!/bin/sh\nexec sleep 5\n")
+    with pytest.raises(MachineError, match="timed out after"):
+        detect()
+
+
+@pytest.mark.usefixtures("nodes")
+def test_gpu_without_nvidia_smi_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MachineError, match=r"nvidia-smi is missing.*\n +got .*nvidia0"):
+        detect()
+
+
+@pytest.mark.parametrize("memory", ["[N/A]", "[Not Supported]"])
+def test_gpu_that_uses_the_memory_of_the_machine_has_that(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, memory: str
+) -> None:
+    rows = f"0, GPU-aa11, {memory}, [N/A]\\n"
+    install_smi(tmp_path, monkeypatch, f"#!/bin/sh\ncase $1 in --query-gpu*) printf '{rows}';; esac\n")
+    (gpu,) = detect().gpus
+    assert gpu.memory_gb == pytest.approx(
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, abs=0.1
+    )
+
+
+SLICED = """#!/bin/sh
+case "$1" in
+  --query-gpu=*) printf '0, GPU-aa11, 81559, Enabled\\n1, GPU-bb22, 81559, Disabled\\n' ;;
+  -L) printf 'GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aa11)\\n'
+      printf '  MIG 3g.40gb     Device  0: (UUID: MIG-c1)\\n  MIG 1g.10gb+me  Device  1: (UUID: MIG-c2)\\n'
+      printf 'GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-bb22)\\n' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [
+        (None, [Gpu(0, "MIG-c1", 40.0), Gpu(0, "MIG-c2", 10.0), Gpu(1, "GPU-bb22", 79.6)]),
+        ("MIG-c2", [Gpu(0, "MIG-c2", 10.0)]),
+        ("0", [Gpu(0, "MIG-c1", 40.0)]),
+        ("1,MIG-c1", [Gpu(1, "GPU-bb22", 79.6), Gpu(0, "MIG-c1", 40.0)]),
+    ],
+)
+def test_slices_of_a_gpu_are_gpus_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible: str | None, seen: list[Gpu]
+) -> None:
+    install_smi(tmp_path, monkeypatch, SLICED)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert list(detect().gpus) == seen
+
+
+def test_the_number_of_a_cut_gpu_names_all_its_slices(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install_smi(tmp_path, monkeypatch, SLICED)
+    assert uuids(detect(only=[0])) == ["MIG-c1", "MIG-c2"]
 
 
 def test_gpu_that_fell_off_the_bus_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.lease import holder
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.result import JobResult
+from kdlab.running.executors import local
 from kdlab.running.executors.base import PREEMPTED, Executor, command, load
 from kdlab.running.executors.inline import Inline
 from kdlab.running.executors.local import Local
@@ -255,6 +256,21 @@ def test_local_job_sees_the_gpus_that_it_leases(tmp_path: Path, monkeypatch: pyt
     assert handle.devices == ("GPU-aa", "GPU-bb")
     assert end_of(executor, handle) == 0
     assert paths.log.read_text().splitlines()[-1] == "[GPU-aa,GPU-bb]"
+
+
+@pytest.mark.parametrize("only", [None, [0]])
+def test_local_keeps_its_gpus_where_nvidia_smi_fails_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: list[int] | None
+) -> None:
+    install_two_gpus(tmp_path, monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    executor = Local(only, command=["sh", "-c", "true"])
+    monkeypatch.setattr(local, "_LOOK_AGAIN_S", 0.0)
+    for answer in ("exit 1", "true"):
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answer}\n")
+        handle, _ = start(executor, tmp_path, make_job(resources=Resources(gpus=1)))
+        assert handle.devices == ("GPU-aa",)
+        assert end_of(executor, handle) == 0
 
 
 def test_local_job_of_two_processes_leases_the_cores_of_both(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Self
 
-from kdlab.devices import Machine, detect
+from kdlab.devices import Machine, cores, detect
+from kdlab.errors import MachineError
 from kdlab.jobs.events import Event, JobFinished, JobReused
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import Runs
@@ -108,8 +109,16 @@ class PlanStatus:
         """The numbers of this machine's GPUs, by UUID; nobody is asked before a job has some."""
         if not any(status.devices and status.job.resources.gpus for status in self.jobs.values()):
             return {}
-        self.machine = self.machine or detect()
-        return {gpu.uuid: gpu.index for gpu in self.machine.gpus}
+        return {gpu.uuid: gpu.index for gpu in self._here().gpus}
+
+    def _here(self) -> Machine:
+        """This machine; where its GPUs cannot be told, its cores alone."""
+        if self.machine is None:
+            try:
+                self.machine = detect()
+            except MachineError:
+                self.machine = Machine(cores())
+        return self.machine
 
     def left_s(self, now: float) -> float | None:
         """Seconds until the last job ends, None where one of them is unknown."""
@@ -131,8 +140,7 @@ class PlanStatus:
             for number in range(self.to_come):
                 jobs.append(replace(last, id=f"to come {number}", parents=()))
                 left[jobs[-1].id] = usual_s
-        self.machine = self.machine or detect()
-        return makespan_s(left, jobs, self.machine, self.jobs_at_once, running)
+        return makespan_s(left, jobs, self._here(), self.jobs_at_once, running)
 
     def _usual_s(self, like: Job) -> float | None:
         """What jobs of this kind took on average; None where none has ended."""

@@ -276,13 +276,21 @@ def _installed(package: str) -> bool:
 def _devices(found: dict[str, dict[str, Any]]) -> Iterator[Check]:
     from kdlab import devices
 
-    machine = devices.detect()
-    yield Check("cores", "ok", str(len(machine.cores)))
+    yield Check("cores", "ok", str(len(devices.cores())))
+    try:
+        machine = devices.detect()
+    except MachineError as error:
+        fault = error.faults[0]
+        yield Check("GPUs", "fail", f"{fault.what}: {fault.got}", fault.fix)
+        return
+    seen = found.get("torch", {}).get("gpus", 0)
     if not machine.gpus:
-        yield Check("GPUs", "ok", "none: jobs train on the CPU")
+        fix = "see what nvidia-smi says of them, or train on the CPU: CUDA_VISIBLE_DEVICES= kdlab ..."
+        silent = Check("GPUs", "fail", "none that kdlab can tell, though torch has some", fix)
+        yield silent if seen else Check("GPUs", "ok", "none: jobs train on the CPU")
         return
     told = ", ".join(f"{gpu.index} ({gpu.memory_gb:.0f} GB{', busy' * gpu.busy})" for gpu in machine.gpus)
-    if found.get("torch", {}).get("gpus", 0) < len(machine.gpus):
+    if seen < len(machine.gpus):
         fix = "install a torch built for your driver (nvidia-smi shows its CUDA version)"
         yield Check("GPUs", "fail", f"{told}, but torch cannot use them all", fix)
     elif all(gpu.busy for gpu in machine.gpus):

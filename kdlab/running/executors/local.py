@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 
 from kdlab import devices
+from kdlab.errors import MachineError
 from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.lease import Process
@@ -48,7 +49,7 @@ class Local:
     def start(self, job: Job, paths: JobPaths) -> Handle | None:
         """See `Executor.start`."""
         if self._machine.gpus and time.monotonic() - self._looked > _LOOK_AGAIN_S:
-            self._machine, self._looked = devices.detect(self._only), time.monotonic()
+            self._look_again()
         wants = job.resources
         if not wants.gpus:
             lease = self._machine.lease("core", self._cores_for(job))
@@ -81,6 +82,13 @@ class Local:
             raise
         self._children[process] = child
         return handle
+
+    def _look_again(self) -> None:
+        """See which GPUs are busy now; where none answers, as on a loaded machine, go by the last look."""
+        with suppress(MachineError):
+            seen = devices.detect(self._only)
+            self._machine = seen if seen.gpus else self._machine
+        self._looked = time.monotonic()
 
     def waits_for(self, job: Job) -> str:
         """See `Executor.waits_for`."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -13,6 +14,7 @@ from kdlab.cli import app
 from kdlab.cli.verbs import doctor
 from kdlab.cli.verbs.doctor import Check
 from kdlab.devices import Gpu, Machine
+from kdlab.errors import MachineError
 
 GOOD: dict[str, dict[str, Any]] = {
     "torch": {"version": "2.14.1", "cuda": None, "gpus": 0},
@@ -88,6 +90,16 @@ def test_both_mmcv_packages_in_one_folder_are_a_fault(machine: Any) -> None:
 
 def test_gpus_that_torch_cannot_use_are_a_fault(machine: Any) -> None:
     assert machine(gpus=(Gpu(0, "GPU-a", 80.0),))["GPUs"].state == "fail"
+
+
+def test_gpus_that_kdlab_cannot_tell_are_a_fault(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = machine({"torch": {"version": "2", "cuda": "13.0", "gpus": 1}})["GPUs"]
+    assert (check.state, check.what) == ("fail", "none that kdlab can tell, though torch has some")
+    fault = MachineError("there is a GPU and nvidia-smi fails", got="exit code 18", fix="repair the driver")
+    monkeypatch.setattr(devices, "detect", Mock(side_effect=fault))
+    check = {check.name: check for check in doctor.examine()}["GPUs"]
+    assert (check.state, check.fix) == ("fail", "repair the driver")
+    assert check.what == "there is a GPU and nvidia-smi fails: exit code 18"
 
 
 def test_gpus_are_listed_with_memory_and_whether_they_are_busy(machine: Any) -> None:
