@@ -74,13 +74,13 @@ class JobError(KdlabError):
 
 
 class OutOfMemory(JobError):  # noqa: N818  what happened, as torch and Python call it
-    """The GPU's memory did not hold a step.
+    """The GPU's memory did not hold a step, or a model.
 
     Args:
         what: see `KdlabError`, as the other fields of the fault.
         facts: what one needs to choose smaller steps, as `failure.json` holds it: "peak_gb", "total_gb",
             "micro_batch" (images of one forward) and "batchnorm" (whether its statistics are those of a
-            forward, so that smaller ones are another training).
+            forward, so that smaller ones are another training). Without "micro_batch" no step had begun.
     """
 
     kind = "oom"

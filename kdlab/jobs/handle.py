@@ -9,6 +9,10 @@ from kdlab.jobs.files import read_if_whole, write_json
 from kdlab.jobs.lease import Process
 from kdlab.jobs.paths import JobPaths
 
+PREEMPTED = 75
+"""Exit code of a job that lost its machine or its GPU: preemption, a time limit, a lost node, a broken GPU.
+Unix calls it EX_TEMPFAIL, "try again"."""
+
 
 @dataclass(frozen=True)
 class Handle:

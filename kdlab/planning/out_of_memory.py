@@ -12,6 +12,8 @@ from kdlab.planning.ids import with_id
 
 USABLE = 0.9
 """Part of a GPU's memory up to which a job is expected to fit."""
+CROWDED = 0.8
+"""Part of a GPU's memory below which a job that shares it did not fill it alone."""
 
 
 def fitting(jobs: Iterable[Job], failed: Mapping[str, Shortage], gpu_gb: float | None) -> Iterator[Job]:
@@ -44,9 +46,15 @@ def smaller(job: Job, failure: Shortage) -> Job | None:
     BatchNorm in training mode looks at all images of a forward pass, so fewer of them change what is learned.
     """
     images = int(failure.get("micro_batch") or 0)
-    if images < 2 or failure.get("batchnorm") or not job.spec.shrinks:
+    if crowded(job, failure) or images < 2 or failure.get("batchnorm") or not job.spec.shrinks:
         return None
     return with_id(replace(job, spec=job.spec.model_copy(update={"micro_batch": images // 2})))
+
+
+def crowded(job: Job, failure: Shortage) -> bool:
+    """Whether what was missing was with the job's neighbours on a shared GPU."""
+    peak, total = (float(failure.get(key) or 0) for key in ("peak_gb", "total_gb"))
+    return job.resources.share > 1 and peak < CROWDED * total
 
 
 def advice(job: Job, failure: Shortage) -> str:

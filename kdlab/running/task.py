@@ -25,14 +25,14 @@ from kdlab.jobs.events import (
     settled,
 )
 from kdlab.jobs.files import DISK_FULL, disk_full, write_json
-from kdlab.jobs.handle import Handle
+from kdlab.jobs.handle import PREEMPTED, Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.lease import holder, newest_attempt, try_lock
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import JobResult
 from kdlab.jobs.status import JobStatus
 from kdlab.planning import out_of_memory as memory
-from kdlab.running.executors.base import PREEMPTED, Executor, ExecutorRegistry
+from kdlab.running.executors.base import Executor, ExecutorRegistry
 
 
 @dataclass
@@ -166,6 +166,9 @@ class Task:
             return None
         failure = self.status.failure(self.paths)
         if failure and (shortage := store.shortage(self.paths)):
+            if memory.crowded(self.job, shortage):
+                self.job = replace(self.job, resources=replace(self.job.resources, share=1))
+                return self.says(JobRetried, why="the GPU that it shared was full, so it gets one to itself")
             return replace(failure, fix=memory.advice(self.job, shortage))
         return failure
 
@@ -194,7 +197,7 @@ class Task:
         else:
             self.kills += counts
         self.saved_before = self.status.saved
-        how = "vanished" if code is None else "was preempted"
+        how = "vanished" if code is None else "lost its machine or its GPU"
         if number:
             how = f"was killed ({number.name})"
         if self.kills <= retries:

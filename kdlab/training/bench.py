@@ -59,20 +59,21 @@ def latencies_s(models: Mapping[str, nn.Module], data: Any, runs: int = 20) -> d
     Args:
         models: detectors by the names of their figures; their modes are put back.
         data: a batch as its loader gives it, whose images take turns.
-        runs: how often to measure, after two that do not count.
+        runs: how often to measure, after each image was seen once, which costs more where its size is new.
     """
     modes = [(model, model.training) for model in models.values()]
     for model in models.values():
         model.eval()
     seconds = defaultdict(list)
-    for run in range(_WARMUP + runs):
+    first = max(_WARMUP, len(data["inputs"]))
+    for run in range(first + runs):
         place = run % len(data["inputs"])
         for name, model in models.items():
             image = {key: [data[key][place]] for key in ("inputs", "data_samples")}
             seconds[name].append(_timed(lambda image=image, model=model: model.val_step(image)))
     for model, mode in modes:
         model.train(mode)
-    return {name: median(values[_WARMUP:]) for name, values in seconds.items()}
+    return {name: median(values[first:]) for name, values in seconds.items()}
 
 
 def _timed(step: Callable[[], Any]) -> float:

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,12 @@ def device_of(job: Job) -> torch.device:
             got=f"torch {torch.__version__}",
             fix="install a torch built for your driver, or hide the GPU: CUDA_VISIBLE_DEVICES= kdlab run ...",
         )
-    if job.resources.ranks == 1:
-        return torch.device("cuda")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(device)
+    device = torch.device("cuda")
+    if job.resources.ranks > 1:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    # an earlier job of this process (--executor inline) may have had more
+    torch.cuda.reset_peak_memory_stats()
     return device
 
 
@@ -53,6 +56,44 @@ def peak_memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+_NO_MEMORY = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Cuda failure 2 ",
+)
+_NO_WORKSPACE = ("unable to find an engine", "CUBLAS_STATUS_NOT_INITIALIZED")
+"""What libraries say on a full GPU, and of other things on others."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU's memory is full, in the words of torch or of CUDA's libraries."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    text = str(error)
+    if any(words in text for words in _NO_MEMORY):
+        return True
+    return any(words in text for words in _NO_WORKSPACE) and _is_nearly_full()
+
+
+def _is_nearly_full() -> bool:
+    """Whether less than a tenth of the GPU's memory is left, whoever has it."""
+    with suppress(RuntimeError):
+        free, total = torch.cuda.mem_get_info()
+        return free < 0.1 * total
+    return False
+
+
+_BROKEN = ("uncorrectable ECC", "uncorrectable NVLink", "fallen off the bus", "hardware stack error")
+
+
+def is_hardware_fault(error: BaseException) -> bool:
+    """Whether an error says that the GPU is broken, so that another one may do."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _BROKEN)
 
 
 def memory_gb(device: torch.device) -> float:

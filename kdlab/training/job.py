@@ -20,6 +20,7 @@ from kdlab import children
 from kdlab.errors import JobError, KdlabError, OutOfMemory
 from kdlab.jobs.events import EventLog, JobCancelled, JobFailed, JobFinished
 from kdlab.jobs.files import DISK_FULL, disk_full, is_disk_full, write_json_once, write_text
+from kdlab.jobs.handle import PREEMPTED
 from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.lease import Lease, LeaseInfo, LeaseLost
 from kdlab.jobs.paths import JobPaths
@@ -34,7 +35,8 @@ def main(folder: str) -> int:
     """Run the job of a folder.
 
     Returns:
-        The exit code: 0 done, 1 failed, 74 failed for want of room on the disk, 143 stopped on request.
+        The exit code: 0 done, 1 failed, 74 failed for want of room on the disk, 75 its GPU is broken and
+        another may do, 143 stopped on request.
     """
     paths = JobPaths(Path(folder))
     try:
@@ -46,7 +48,18 @@ def main(folder: str) -> int:
                 print(error, file=sys.stderr, flush=True)
             else:
                 traceback.print_exc()
-        return DISK_FULL if is_disk_full(error) else 1
+        if is_disk_full(error):
+            return DISK_FULL
+        return PREEMPTED if _is_hardware_fault(error) else 1
+
+
+def _is_hardware_fault(error: Exception) -> bool:
+    # before torch was imported nothing has computed on a GPU
+    if "torch" not in sys.modules:
+        return False
+    from kdlab.training.device import is_hardware_fault
+
+    return is_hardware_fault(error)
 
 
 def run_job(paths: JobPaths) -> JobResult | None:
@@ -81,24 +94,37 @@ def run_job(paths: JobPaths) -> JobResult | None:
 
 def work_on(attempt: Attempt) -> JobResult | None:
     """Do what the job's kind says; all processes come to the result, the first one writes it."""
+    import torch
+
     from kdlab.training import ranks
     from kdlab.training.checkpoints import TrainingCheckpoints
-    from kdlab.training.device import name_of, peak_memory_gb
+    from kdlab.training.device import is_out_of_memory, memory_gb, name_of, peak_memory_gb
     from kdlab.training.loop import Stopped
     from kdlab.training.work import Work
 
     job, paths = attempt.job, attempt.paths
     module, _, name = job.spec.work.partition(".")
-    work: Work = getattr(import_module(f"kdlab.training.{module}"), name)(attempt)
-    # now, for the checkout may have moved on when training ends
-    made_with = environment(job, name_of(work.device))
-    if attempt.number:
-        write_text(paths.config, work.config_text)
     try:
+        work: Work = getattr(import_module(f"kdlab.training.{module}"), name)(attempt)
+        # now, for the checkout may have moved on when training ends
+        made_with = environment(job, name_of(work.device))
+        if attempt.number:
+            write_text(paths.config, work.config_text)
         found = work.run()
     except Stopped:
         attempt.emit(JobCancelled, iteration=work.iteration)
         return None
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            place = torch.device("cuda" if job.resources.gpus else "cpu")
+            raise OutOfMemory(
+                "the GPU is out of memory outside of training",
+                where=job.id,
+                got=str(error).splitlines()[0][:200],
+                fix="take a smaller model or a larger GPU",
+                facts={"peak_gb": round(peak_memory_gb(place), 2), "total_gb": round(memory_gb(place), 2)},
+            ) from error
+        raise
     result = JobResult(
         id=job.id,
         kind=job.kind,
@@ -163,6 +189,9 @@ def _recording(job: Job, paths: JobPaths) -> Iterator[None]:
             if ranks.is_loss_of_peer(error):
                 what = "another process of the job has ended, so this one ends"
                 raise JobError(what, where=job.id, got=str(error)[:200]) from error
+        if _is_hardware_fault(error):
+            # no failure of the job's, which goes on from its checkpoint
+            raise
         record_failure(job, paths, error, time.time() - started)
         raise
 
@@ -175,11 +204,13 @@ def record_failure(job: Job, paths: JobPaths, error: Exception, after_s: float) 
         fault = vars(disk_full(paths.folder))
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        text = str(error).splitlines()[0][:300] if str(error) else ""
         fault = {
-            "what": f"{type(error).__name__}: {text}",
+            "what": f"{type(error).__name__}: {_gist(str(error))[:300]}",
             "where": f"{Path(frame.filename).name}:{frame.lineno}",
         }
+        for words, fix in _FIXES.items():
+            if words in str(error):
+                fault["fix"] = fix
     told = {**fault, "after_s": after_s}
     memory = {"kind": error.kind, **error.facts} if isinstance(error, OutOfMemory) else {}
     try:
@@ -191,6 +222,19 @@ def record_failure(job: Job, paths: JobPaths, error: Exception, after_s: float) 
     except OSError as full:
         with suppress(OSError):
             print(f"failure.json could not be written: {full}", file=sys.stderr)
+
+
+def _gist(text: str) -> str:
+    """The line of an error that says most."""
+    # NCCL tells the place in its source and its version before what it is about
+    lines = text.partition("Last error:\n")[2].splitlines() or text.splitlines()
+    return lines[0] if lines else ""
+
+
+_FIXES = {
+    "CUDA error": "CUDA tells of faults late: CUDA_LAUNCH_BLOCKING=1 kdlab run ... names the place",
+    "NCCL": "NCCL_DEBUG=INFO kdlab run ... tells more; a container needs shared memory: --shm-size=8g",
+}
 
 
 def environment(job: Job, device: str) -> dict[str, Any]:
@@ -231,7 +275,7 @@ def leave(code: int) -> None:
     except OSError:
         # on a full disk Python would try again and make 120 of the code
         os._exit(code)
-    if code in (1, DISK_FULL) and "RANK" in os.environ:
+    if code in (1, DISK_FULL, PREEMPTED) and "RANK" in os.environ:
         os._exit(code)
     sys.exit(code)
 

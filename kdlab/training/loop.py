@@ -25,7 +25,7 @@ from kdlab.training import ranks
 from kdlab.training.attempt import Attempt
 from kdlab.training.checkpoints import TrainingCheckpoints, random_state, restore_random_state
 from kdlab.training.data import batches_of
-from kdlab.training.device import memory_gb, peak_memory_gb
+from kdlab.training.device import is_out_of_memory, memory_gb, peak_memory_gb
 from kdlab.training.distiller import Distiller, averages_batches
 from kdlab.training.step import Step
 
@@ -124,7 +124,9 @@ class TrainingLoop:
         self.emit(JobStarted, device=device, evaluated=evaluated, **counts)
         try:
             return self.run()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             place = next(self.distiller.parameters()).device
             peak, total = round(peak_memory_gb(place), 2), round(memory_gb(place), 2)
             # it can also have happened in an evaluation
@@ -213,6 +215,7 @@ class TrainingLoop:
             means = ranks.mean({name: sum(one[name] for one in steps) / len(steps) for name in steps[0]})
             lr = self.optim.get_lr()["lr"][0]
             at.losses.append({"iteration": at.iteration, "lr": lr, **means})
+            self._check_scale()
             step_s, data_s = self.median_s(last=self.interval)
             counts = {"epochs": self.epochs, "iteration": at.iteration, "iterations": self.iterations}
             times = {"step_s": step_s, "data_s": data_s, "eta_s": (self.iterations - at.iteration) * step_s}
@@ -223,6 +226,18 @@ class TrainingLoop:
             self._save()
         if stop:
             raise Stopped
+
+    def _check_scale(self) -> None:
+        """Stop where half precision has skipped step after step: losses are finite and gradients are not."""
+        scaler = getattr(self.optim, "loss_scaler", None)
+        scale = scaler.get_scale() if scaler else 1.0
+        if scale < 1:
+            raise JobError(
+                "gradients are not finite, so nothing is trained",
+                where=f"iteration {self.progress.iteration}",
+                got=f"loss scale {scale:g}, 65536 at the start",
+                fix="lower schedule.lr or the method's weight, or train with schedule.precision=fp32",
+            )
 
     def _settle_window(self) -> None:
         """Bring the losses since the last report to the host, and stop at one that is not finite."""

@@ -123,7 +123,12 @@ def share_buffers(model: nn.Module) -> None:
 
 def is_loss_of_peer(error: BaseException) -> bool:
     """Whether an error only says that another process of the job has gone, which then told why."""
-    if count() == 1 or not isinstance(error, RuntimeError):
+    text = str(error)
+    if count() == 1 or not isinstance(error, RuntimeError) or any(words in text for words in _NCCL_S_OWN):
         return False
     # gloo's errors are plain ones that begin with the place in its source
-    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+    return isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
+
+
+_NCCL_S_OWN = ("unhandled system error", "unhandled cuda error", "invalid usage", "internal error")
+"""What NCCL says of faults that it met itself, on all processes alike."""

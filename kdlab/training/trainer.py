@@ -11,6 +11,7 @@ from kdlab.jobs.result import Evaluation
 from kdlab.training import bench, checkpoints, ranks
 from kdlab.training.attempt import Attempt
 from kdlab.training.data import batches_of
+from kdlab.training.device import is_out_of_memory
 from kdlab.training.distiller import Distiller
 from kdlab.training.evaluation import evaluate
 from kdlab.training.resampling import resample
@@ -72,7 +73,7 @@ class Trainer(Work):
         self.loop.loader.batch_sampler.start_at(0, 0)
         batch = next(batches_of(self.loop.loader))
         data = next(parts_of(batch, self.spec.micro_batch or len(batch["data_samples"])))
-        result["timing"] |= bench.step_times(self.distiller, self.loop.optim, data)
+        result["timing"] |= self._cost(lambda: bench.step_times(self.distiller, self.loop.optim, data))
         history = self.loop.progress.history
         best = max(history, key=lambda one: one.metrics["AP"])
         return {**result, "last": history[-1], "best": replace(best, per_class={})}
@@ -81,12 +82,13 @@ class Trainer(Work):
         """Train and keep the curves; the fields of the result but evaluations."""
         progress = self.loop.resume_and_run(str(self.device))
         step_s, data_s = self.loop.median_s()
-        latencies = {"latency_s": 0.0}
+        latencies: dict[str, float] = {}
         # of few images other processes may have none
         if ranks.rank() == 0:
             self.attempt.may_write()
             progress.curves().write(self.paths)
-            latencies = bench.latencies_s(self.distiller.models, next(batches_of(self.val_loader)))
+            images = next(batches_of(self.val_loader))
+            latencies = self._cost(lambda: bench.latencies_s(self.distiller.models, images))
         return {
             "timing": {"step_s": step_s, "data_s": data_s, **latencies},
             "model": {
@@ -98,3 +100,14 @@ class Trainer(Work):
             "data": self.reading.report(),
             "wall_s": progress.wall_s,
         }
+
+    def _cost(self, measured: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What is measured after training, which is not lost where the GPU's memory does not hold that."""
+        try:
+            return measured()
+        except RuntimeError as error:
+            # other processes may be in the middle of the same
+            if ranks.count() > 1 or not is_out_of_memory(error):
+                raise
+            print("the GPU is out of memory: what a step or an image costs is not told", flush=True)
+            return {}

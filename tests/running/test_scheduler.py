@@ -32,7 +32,7 @@ from kdlab.jobs.events import (
     read_from,
 )
 from kdlab.jobs.files import DISK_FULL
-from kdlab.jobs.handle import Handle
+from kdlab.jobs.handle import PREEMPTED, Handle
 from kdlab.jobs.job import Job, Resources, read_job
 from kdlab.jobs.lease import LeaseInfo, Process, holder
 from kdlab.jobs.paths import JobPaths, Runs
@@ -763,3 +763,30 @@ class TestFeed:
         wide = make_job("wide", resources=Resources(gpus=1))
         with pytest.raises(MachineError, match="does not fit"):
             list(events_of(make_plan(), runs, feed=Feeding(make_plan(wide))))
+
+
+@pytest.mark.parametrize(("share", "outcome"), [(2, "JobFinished"), (1, "JobFailed")])
+def test_job_whose_neighbours_filled_the_gpu_gets_one_to_itself(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, share: int, outcome: str
+) -> None:
+    shares: list[int] = []
+    start = Local.start
+
+    def noted(local: Local, job: Job, paths: JobPaths) -> Handle | None:
+        handle = start(local, job, paths)
+        shares.extend([job.resources.share] if handle else [])
+        return handle
+
+    monkeypatch.setattr(Local, "start", noted)
+    job = make_job(end="full_once", resources=Resources(share=share))
+    events = list(events_of(make_plan(job), runs))
+    assert outcomes(events) == {"student-a": outcome}
+    assert shares == ([2, 1] if share == 2 else [1])
+
+
+def test_job_whose_gpu_is_broken_is_tried_on_another(runs: Runs) -> None:
+    script = f"test -e {runs.folder}/tried || {{ touch {runs.folder}/tried; exit {PREEMPTED}; }}"
+    executor = Local(command=["sh", "-c", f'{script}; exec "$0" "$@"', *COMMAND])
+    events = list(scheduler.run(make_plan(make_job()), executor, runs, poll_s=0.02))
+    assert only(events, JobRetried).why == "the process lost its machine or its GPU"
+    assert outcomes(events) == {"student-a": "JobFinished"}

@@ -2,8 +2,8 @@
 
 `steering(job)` steers it: `steps`, `step_s` (seconds a step), `save_every` (steps from one checkpoint to the
 next), `terms` (how many losses), and `end`, one of finish, fail, exit, kill, kill_once (in the first attempt
-alone), torn (the same within a line of its events), deaf (to SIGTERM) or orphan (kill, and leave a process of
-its group behind).
+alone), full_once (out of GPU memory, likewise), torn (as kill_once, within a line of its events), deaf (to
+SIGTERM) or orphan (kill, and leave a process of its group behind).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from kdlab.errors import JobError
+from kdlab.errors import JobError, OutOfMemory
 from kdlab.jobs.events import EventLog, JobCancelled, JobCheckpointed, JobFinished, JobProgress, JobStarted
 from kdlab.jobs.files import read_json, write_json
 from kdlab.jobs.job import Job, Resources, read_job
@@ -103,6 +103,9 @@ class Stub:
         match self.end:
             case "fail":
                 raise JobError("the loss is not finite", got="nan", fix="lower schedule.lr")
+            case "full_once" if self.lease.attempt == 1:
+                facts = {"peak_gb": 8.0, "total_gb": 79.6, "micro_batch": 16, "batchnorm": False}
+                raise OutOfMemory("the GPU is out of memory", facts=facts)
             case "exit":
                 print("no module named nothing", flush=True)
                 sys.exit(1)
@@ -134,7 +137,9 @@ def run_job(paths: JobPaths) -> JobResult | None:
         try:
             return stub.run()
         except JobError as error:
-            write_json(paths.failure, {**vars(error.faults[0]), "after_s": 0.5, "traceback": "somewhere"})
+            memory = {"kind": error.kind, **error.facts} if isinstance(error, OutOfMemory) else {}
+            told = {**vars(error.faults[0]), "after_s": 0.5, "traceback": "somewhere", **memory}
+            write_json(paths.failure, told)
             raise
         finally:
             stub.log.close()

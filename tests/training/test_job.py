@@ -20,6 +20,7 @@ from kdlab.datasets.base import DatasetFiles
 from kdlab.errors import JobError
 from kdlab.jobs.events import Event, EventLog, JobEvaluated, JobFailed, JobFinished, JobStarted, read_from
 from kdlab.jobs.files import DISK_FULL, write_json
+from kdlab.jobs.handle import PREEMPTED
 from kdlab.jobs.job import Inputs, Job, Resources
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.resampled import Resampled
@@ -312,3 +313,107 @@ def test_a_backbone_starts_from_a_file(tmp_path: Path, trained: JobPaths, teache
     assert frozen["backbone.conv1.weight"].equal(
         checkpoints.load(weights)["state_dict"]["backbone.conv1.weight"]
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("NCCL error: ... Cuda failure 2 'out of memory'", True),
+        ("GET was unable to find an engine to execute this computation", False),
+        ("CUDA error: device-side assert triggered", False),
+    ],
+)
+def test_full_gpu_is_known_by_the_words_of_cuda_s_libraries(text: str, full: bool) -> None:
+    from kdlab.training import device
+
+    assert device.is_out_of_memory(RuntimeError(text)) is full
+    assert not device.is_out_of_memory(ValueError(text))
+
+
+def test_missing_engine_means_a_full_gpu_where_it_is_nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from kdlab.training import device
+
+    error = RuntimeError("GET was unable to find an engine to execute this computation")
+    for free, full in ((1, True), (50, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 100))
+        assert device.is_out_of_memory(error) is full
+
+
+def test_model_that_does_not_fit_the_gpu_fails_as_that_and_not_for_its_batch(
+    tmp_path: Path, teacher: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdlab.training.distiller import Distiller
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later")
+
+    monkeypatch.setattr(Distiller, "to", full)
+    paths = lay(tmp_path, teacher)
+    with pytest.raises(JobError, match="the GPU is out of memory outside of training"):
+        run_job(paths)
+    failure = json.loads(paths.failure.read_text())
+    assert (failure["kind"], failure["got"]) == ("oom", "CUDA error: out of memory")
+    assert "micro_batch" not in failure
+
+
+def test_training_is_not_lost_where_what_a_step_costs_does_not_fit_the_gpu(
+    tmp_path: Path, teacher: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from kdlab.training import bench
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(bench, "step_times", full)
+    result = run_job(lay(tmp_path, teacher))
+    assert result is not None
+    assert "student_step_s" not in result.timing
+    assert result.timing["latency_s"] > 0
+    assert "what a step or an image costs is not told" in capsys.readouterr().out
+
+
+def fail_with(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let training end with an error that says this."""
+    from kdlab.training.distiller import Distiller
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(Distiller, "parse_losses", fails)
+
+
+def test_broken_gpu_ends_the_job_as_one_to_try_elsewhere(
+    tmp_path: Path, teacher: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_with("CUDA error: uncorrectable ECC error encountered", monkeypatch)
+    paths = lay(tmp_path, teacher)
+    assert main(str(paths.folder)) == PREEMPTED
+    assert not paths.failure.exists()
+
+
+ASSERT = "CUDA error: device-side assert triggered\nmore of it"
+SHARED = "NCCL error in: x.cpp:94, unhandled system error\nLast error:\nno room in /dev/shm\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "fix"),
+    [
+        (ASSERT, "device-side assert triggered", "CUDA_LAUNCH_BLOCKING=1"),
+        (SHARED, "no room in /dev/shm", "--shm-size"),
+    ],
+)
+def test_errors_of_cuda_s_libraries_say_what_helps(
+    tmp_path: Path, teacher: Job, monkeypatch: pytest.MonkeyPatch, text: str, what: str, fix: str
+) -> None:
+    fail_with(text, monkeypatch)
+    paths = lay(tmp_path, teacher)
+    assert main(str(paths.folder)) == 1
+    failure = json.loads(paths.failure.read_text())
+    assert failure["what"].endswith(what)
+    assert fix in failure["fix"]

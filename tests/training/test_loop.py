@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -382,3 +383,15 @@ def test_a_weight_whose_first_gradient_is_late_is_trained() -> None:
     for loss in (early.sum, lambda: early.sum() + late.sum()):
         optim.update_params(loss())
     assert late.item() == pytest.approx(before - 1)
+
+
+def test_half_precision_that_skips_step_after_step_is_an_error(
+    make_loop: Callable[..., TrainingLoop],
+) -> None:
+    loop = make_loop()
+    loop.optim.loss_scaler = SimpleNamespace(get_scale=lambda: 0.5)
+    with pytest.raises(JobError, match=r"gradients are not finite.*\n.*loss scale 0.5"):
+        loop.run()
+    loop = make_loop("good")
+    loop.optim.loss_scaler = SimpleNamespace(get_scale=lambda: 1.0)
+    loop.run()

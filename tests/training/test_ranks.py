@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from kdlab import catalog
 from kdlab.errors import JobError
@@ -169,3 +170,23 @@ def test_a_process_alone_agrees_with_itself() -> None:
     assert ranks.gathered("mine") == ["mine"]
     assert ranks.broadcast("mine") == "mine"
     assert not ranks.is_loss_of_peer(RuntimeError("gloo"))
+
+
+REMOTE = "NCCL communicator was aborted: remote process exited or there was a network error"
+SYSTEM = "NCCL error in: ../NCCLUtils.cpp:94, unhandled system error (run with NCCL_DEBUG=INFO for details)"
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (dist.DistBackendError(REMOTE), True),
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"), True),
+        (dist.DistBackendError(SYSTEM), False),
+        (RuntimeError("shapes differ"), False),
+    ],
+)
+def test_what_nccl_met_itself_is_no_loss_of_a_peer(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, lost: bool
+) -> None:
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    assert ranks.is_loss_of_peer(error) is lost

@@ -17,7 +17,8 @@ from typing import Any
 
 import kdlab
 from kdlab.errors import Fault, MachineError
-from kdlab.running.executors.base import PREEMPTED, Node
+from kdlab.jobs.handle import PREEMPTED
+from kdlab.running.executors.base import Node
 
 # Ray reads this when it is imported, and would print what befalls its nodes among the command's own output
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".?")

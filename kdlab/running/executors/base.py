@@ -15,10 +15,6 @@ from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
 
-PREEMPTED = 75
-"""Exit code of a job that lost its machine: preemption, a time limit, a lost node. Unix calls it EX_TEMPFAIL,
-"try again"."""
-
 
 class Executor(Protocol):
     """Starts jobs as processes, watches and ends them; knows nothing of plans, results or retries."""

@@ -11,11 +11,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 from kdlab.devices import Machine
 from kdlab.errors import MachineError, UsageError
-from kdlab.jobs.handle import Handle
+from kdlab.jobs.handle import PREEMPTED, Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
 from kdlab.running.executors import _slurm, base
-from kdlab.running.executors.base import PREEMPTED, Node
+from kdlab.running.executors.base import Node
 
 _STOPPED = 128 + signal.SIGTERM
 _WARNED_S = 120

@@ -11,13 +11,13 @@ import pytest
 from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.events import Event, JobCancelled, JobFinished, JobRetried, JobStarted
 from kdlab.jobs.files import write_json
-from kdlab.jobs.handle import Handle
+from kdlab.jobs.handle import PREEMPTED, Handle
 from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.result import JobResult
 from kdlab.running import scheduler
 from kdlab.running.executors import _slurm
-from kdlab.running.executors.base import PREEMPTED, load
+from kdlab.running.executors.base import load
 from kdlab.running.executors.slurm import Slurm
 from tests.stubs import stub_slurm
 from tests.stubs.stub_job import COMMAND, make_job, make_plan, prepared
@@ -273,7 +273,9 @@ def test_preempted_job_goes_on_from_its_checkpoint_in_another_batch_job(
             time.sleep(0.3)
             cluster.take("1", "PREEMPTED")
     starts = [event for event in events if isinstance(event, JobStarted)]
-    assert [event.why for event in events if isinstance(event, JobRetried)] == ["the process was preempted"]
+    assert [event.why for event in events if isinstance(event, JobRetried)] == [
+        "the process lost its machine or its GPU"
+    ]
     assert starts[1].iteration > 0
     assert isinstance(events[-1], JobFinished)
     result = JobResult.read(runs.job(job.id))
