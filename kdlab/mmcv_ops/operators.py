@@ -281,7 +281,10 @@ def _ms_deform_attn(value: Tensor, shapes: Tensor, locations: Tensor, weights: T
     # mmcv.ops asks for this module while it is imported
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
-    return multi_scale_deformable_attn_pytorch(_wide(value), shapes, _wide(locations), _wide(weights))
+    # one wait for a GPU, in place of two a level
+    return multi_scale_deformable_attn_pytorch(
+        _wide(value), shapes.tolist(), _wide(locations), _wide(weights)
+    )
 
 
 @_serve

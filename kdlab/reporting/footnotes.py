@@ -161,11 +161,12 @@ def provenance(records: Sequence[JobStatus]) -> Iterator[str]:
         label, dataset, environment = record.job.label, record.job.spec.dataset, record.result.environment
         versions = [f"{name} {environment.get(name, 'unknown')}" for name in ("kdlab", "torch", "mmdet")]
         counts = [f"{name} {environment[name]}" for name in ("cores", "threads") if environment.get(name)]
+        rounds = [f"TF32 in {environment['tf32']}"] if "tf32" in environment else []
         told = {
             "data": f"{dataset.name}, fingerprint {dataset.fingerprint}",
             "commit": environment.get("commit") or "unknown",
             "versions": ", ".join(versions),
-            "machine": ", ".join([str(environment.get("device", "unknown")), *counts]),
+            "machine": ", ".join([str(environment.get("device", "unknown")), *counts, *rounds]),
         }
         for name, value in told.items():
             groups.setdefault(name, {}).setdefault(value, []).append(label)

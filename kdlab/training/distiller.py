@@ -183,8 +183,8 @@ class Term(nn.Module):
         # equal weights on all processes of a job, and other masks, for they have other images
         masks = f"{name} of rank {ranks.rank()}" if ranks.rank() else name
         self.generator = torch.Generator().manual_seed(seed_of(seed, masks))
-        with torch.random.fork_rng():
-            torch.manual_seed(own_seed)
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(own_seed)
             self.method: Method = method(Pair(student, teacher, tuple(self.levels)), **settings.options)
             if self.method.prepared is not None:
                 self.method.prepared.requires_grad_(False)

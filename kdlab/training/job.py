@@ -250,6 +250,22 @@ def environment(job: Job, device: str) -> dict[str, Any]:
         "device": device,
         "threads": job.spec.threads,
         "cores": os.cpu_count(),
+        **(_cuda() if device.startswith("cuda") else {}),
+    }
+
+
+def _cuda() -> dict[str, Any]:
+    """What a GPU computes with: versions, and where it rounds fp32 to TF32."""
+    import torch
+
+    places = {
+        "convolutions": torch.backends.cudnn.allow_tf32,
+        "products": torch.backends.cuda.matmul.allow_tf32,
+    }
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "tf32": ", ".join(name for name, on in places.items() if on) or "nowhere",
     }
 
 

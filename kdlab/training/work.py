@@ -66,7 +66,7 @@ class Work:
 
     def teacher(self, model: ModelSpec) -> nn.Module:
         """The trained teacher, the first parent; no generator that others draw from is moved."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=()):
             teacher = detectors.build(model, len(self.reading.classes))
         checkpoints.load_finished(teacher, self.parent(self.job.parents[0]))
         return teacher

@@ -220,8 +220,10 @@ def test_table_prints_as_plain_data(bench):
 def test_machine_with_a_gpu_names_no_threads(bench):
     job = bench.job("baseline")
     plan = bench.plan([job])
-    bench.finish(job, environment={"device": "cuda: H100", "cores": 16, "threads": None})
-    assert "machine: cuda: H100, cores 16" in table(of_plan(plan, bench.runs)).usual().footnotes
+    told = {"device": "cuda: H100", "cores": 16, "threads": None, "tf32": "convolutions"}
+    bench.finish(job, environment=told)
+    notes = table(of_plan(plan, bench.runs)).usual().footnotes
+    assert "machine: cuda: H100, cores 16, TF32 in convolutions" in notes
 
 
 INHERITING = {

@@ -25,7 +25,7 @@ from kdlab.jobs.job import Inputs, Job, Resources
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.resampled import Resampled
 from kdlab.jobs.result import Curves, JobResult
-from kdlab.training.job import _signals, main, run_job
+from kdlab.training.job import _signals, environment, main, run_job
 from tests.stubs.jobs import MODEL, SCHEDULE, changed, make, method
 
 
@@ -417,3 +417,12 @@ def test_errors_of_cuda_s_libraries_say_what_helps(
     failure = json.loads(paths.failure.read_text())
     assert failure["what"].endswith(what)
     assert fix in failure["fix"]
+
+
+@pytest.mark.parametrize(("allowed", "where"), [(True, "convolutions"), (False, "nowhere")])
+def test_environment_on_a_gpu_says_where_fp32_is_rounded(teacher: Job, allowed: bool, where: str) -> None:
+    import torch
+
+    with torch.backends.cudnn.flags(allow_tf32=allowed):
+        assert environment(teacher, "cuda: NVIDIA H200")["tf32"] == where
+        assert "tf32" not in environment(teacher, "cpu: EPYC")

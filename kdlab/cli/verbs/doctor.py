@@ -161,7 +161,13 @@ def torch():
 
 def torchvision():
     import torch, torchvision
-    torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
+        boxes = torch.zeros(1, 4, device=device)
+        torchvision.ops.nms(boxes, boxes[:, 0], 0.5)
+        maps = torch.nn.functional.conv2d(boxes.view(1, 1, 2, 2), boxes.view(1, 1, 2, 2))
+        torchvision.ops.roi_align(maps, [boxes], 1)
+    if device == "cuda":
+        torch.cuda.synchronize()
     return {"version": torchvision.__version__}
 
 def mmcv():
