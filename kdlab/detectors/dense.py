@@ -19,6 +19,8 @@ from kdlab.detectors.base import Adapter, Recording, strides_of, wrapped
 from kdlab.detectors.outputs import Assignment, Branch, DetectorOutputs, Facts, Priors, Tail
 
 BACKGROUND, IGNORED = -1, -2
+_SIZES = 16
+"""Sizes of inputs of which the priors are kept."""
 
 
 class DenseAdapter(Adapter):
@@ -54,7 +56,19 @@ class DenseAdapter(Adapter):
         return strides_of(self.head.prior_generator), self.head.in_channels
 
     def priors(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> Priors:
-        """The head's priors for maps of these sizes."""
+        """The head's priors for maps of these sizes; those of the last sizes are kept: they come again."""
+        key = tuple(sizes), device
+        if key not in self._priors:
+            if len(self._priors) == _SIZES:
+                del self._priors[next(iter(self._priors))]
+            self._priors[key] = self._made_priors(*key)
+        return self._priors[key]
+
+    @cached_property
+    def _priors(self) -> dict[tuple[Sequence[tuple[int, int]], torch.device], Priors]:
+        return {}
+
+    def _made_priors(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> Priors:
         levels = self.head.prior_generator.grid_priors(sizes, device=device)
         counts = torch.tensor([len(level) for level in levels])
         level = torch.repeat_interleave(torch.arange(len(levels)), counts).to(device)

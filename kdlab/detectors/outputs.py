@@ -271,12 +271,13 @@ class DetectorOutputs:
     def _gather(self, maps: Sequence[Tensor], image: Tensor, prior: Tensor) -> Tensor:
         """(P, X) of maps over levels (B, A*X, H, W) without flattening them."""
         anchors = self.adapter.facts.anchors
-        level_of = self.priors.level[prior]
-        places, rows = [], []
+        level_of = self.priors.level[prior][:, None]
+        found = None
         for level, level_map in enumerate(maps):
-            place = (level_of == level).nonzero().squeeze(1)
-            local = prior[place] - self.priors.first[level]
+            # of all places in each level, so that no number of places is asked of the device
+            first, last = self.priors.first[level : level + 2]
+            local = (prior - first).clamp(0, last - first - 1)
             cells = level_map.flatten(2).unflatten(1, (anchors, -1))
-            rows.append(cells[image[place], local % anchors, :, local // anchors])
-            places.append(place)
-        return torch.cat(rows)[torch.cat(places).argsort()]
+            rows = cells[image, local % anchors, :, local // anchors]
+            found = rows if found is None else torch.where(level_of == level, rows, found)
+        return found

@@ -50,12 +50,12 @@ def rank_mimicking_loss(
             f"group {tuple(group.shape)}",
             fix="teacher and student need equal priors: the same strides and anchors",
         )
-    _, group = group.unique(return_inverse=True)
-    groups = int(group.max()) + 1 if len(group) else 0
+    objects, group = group.unique(return_inverse=True)
+    groups = len(objects)
     log_teacher = segment_log_softmax(scores_teacher.detach() / temperature, group, groups)
     log_student = segment_log_softmax(scores_student / temperature, group, groups)
     total = (log_teacher.exp() * (log_teacher - log_student)).sum()
-    return total / averaged(total.new_tensor(groups))
+    return total / averaged(total.new_full((), groups))
 
 
 class RankMimicking(Method):

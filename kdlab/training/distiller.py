@@ -246,17 +246,20 @@ def matched_levels(
 def make_batch(data_samples: Sequence[Any], inputs: Tensor, iteration: int, max_iterations: int) -> Batch:
     """The ground truth of mmdet's samples, all images together."""
     objects = [sample.gt_instances for sample in data_samples]
-    counts = torch.tensor([len(image) for image in objects], device=inputs.device)
-
-    def shapes(name: str) -> Tensor:
-        return torch.tensor([sample.metainfo[name][:2] for sample in data_samples], device=inputs.device)
-
+    rows = [
+        (len(sample.gt_instances), *sample.metainfo["img_shape"][:2], *sample.metainfo["pad_shape"][:2])
+        for sample in data_samples
+    ]
+    # one copy to the device, and nothing of it is asked back
+    numbers = torch.tensor(rows, device=inputs.device)
+    images = torch.arange(len(rows), device=inputs.device)
+    total = sum(row[0] for row in rows)
     return Batch(
         gt_boxes=torch.cat([getattr(image.bboxes, "tensor", image.bboxes) for image in objects]).view(-1, 4),
         gt_labels=torch.cat([image.labels for image in objects]),
-        gt_image=torch.repeat_interleave(torch.arange(len(objects), device=inputs.device), counts),
-        image_shapes=shapes("img_shape"),
-        pad_shapes=shapes("pad_shape"),
+        gt_image=torch.repeat_interleave(images, numbers[:, 0], output_size=total),
+        image_shapes=numbers[:, 1:3],
+        pad_shapes=numbers[:, 3:5],
         input_shape=(inputs.shape[-2], inputs.shape[-1]),
         iteration=iteration,
         max_iterations=max_iterations,
