@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -19,8 +19,7 @@ from kdlab.detectors.base import Adapter, Recording, strides_of, wrapped
 from kdlab.detectors.outputs import Assignment, Branch, DetectorOutputs, Facts, Priors, Tail
 
 BACKGROUND, IGNORED = -1, -2
-_SIZES = 16
-"""Sizes of inputs of which the priors are kept."""
+_KEPT = 32
 
 
 class DenseAdapter(Adapter):
@@ -57,18 +56,22 @@ class DenseAdapter(Adapter):
 
     def priors(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> Priors:
         """The head's priors for maps of these sizes; those of the last sizes are kept: they come again."""
-        key = tuple(sizes), device
-        if key not in self._priors:
-            if len(self._priors) == _SIZES:
-                del self._priors[next(iter(self._priors))]
-            self._priors[key] = self._made_priors(*key)
-        return self._priors[key]
+        sizes = tuple(sizes)
+        return self._kept(("priors", sizes, device), lambda: self._priors_of(sizes, device))
+
+    def _kept(self, key: tuple[Any, ...], made: Callable[[], Any]) -> Any:
+        """What follows from the size of the inputs alone, of the last sizes."""
+        if key not in self._of_sizes:
+            if len(self._of_sizes) == _KEPT:
+                del self._of_sizes[next(iter(self._of_sizes))]
+            self._of_sizes[key] = made()
+        return self._of_sizes[key]
 
     @cached_property
-    def _priors(self) -> dict[tuple[Sequence[tuple[int, int]], torch.device], Priors]:
+    def _of_sizes(self) -> dict[tuple[Any, ...], Any]:
         return {}
 
-    def _made_priors(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> Priors:
+    def _priors_of(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> Priors:
         levels = self.head.prior_generator.grid_priors(sizes, device=device)
         counts = torch.tensor([len(level) for level in levels])
         level = torch.repeat_interleave(torch.arange(len(levels)), counts).to(device)
@@ -178,17 +181,26 @@ class DenseAdapter(Adapter):
         return self.head.bbox_coder.encode(priors, boxes)
 
     @torch.no_grad()
-    def match(self, boxes: Tensor, pad_shape: Tensor, priors: Priors) -> Tensor:
+    def match(self, boxes: Tensor, pad_shape: tuple[int, int], priors: Priors) -> Tensor:
         """(N,) which of `boxes` (M, 4) the head's own assigner gives to each prior; -1 none, -2 ignored."""
-        shape = tuple(pad_shape.tolist())
-        inside = self._inside(priors, shape, shape)
+        inside, tried, per_level = self._tried(priors, pad_shape)
         assigned = self.head.assigner.assign(
-            InstanceData(priors=priors.boxes[inside]),
+            InstanceData(priors=tried),
             gt_instances=InstanceData(bboxes=boxes, labels=boxes.new_zeros(len(boxes), dtype=torch.long)),
-            num_level_priors=priors.level[inside].bincount(minlength=len(priors.sizes)).tolist(),
+            num_level_priors=per_level,
         )
         # mmdet counts objects from 1: 0 is background, -1 ignored
         return _of_all(assigned.gt_inds - 1, inside)
+
+    def _tried(self, priors: Priors, pad_shape: tuple[int, int]) -> tuple[Tensor, Tensor, list[int]]:
+        """Which priors (N,) of an image are tried, their boxes, and how many there are of each level."""
+
+        def made() -> tuple[Tensor, Tensor, list[int]]:
+            inside = self._inside(priors, pad_shape, pad_shape)
+            per_level = priors.level[inside].bincount(minlength=len(priors.sizes)).tolist()
+            return inside, priors.boxes[inside], per_level
+
+        return self._kept(("tried", priors.sizes, priors.boxes.device, pad_shape), made)
 
     def run_tail(self, branch: Branch, conv: int, maps: Sequence[Tensor]) -> Tail:
         """The head from the activation of tower conv `conv` on, over levels (B, C, H_l, W_l)."""

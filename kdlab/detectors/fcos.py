@@ -93,7 +93,7 @@ class FCOS(DenseAdapter):
             yield
 
     @torch.no_grad()
-    def match(self, boxes: Tensor, pad_shape: Tensor, priors: Priors) -> Tensor:
+    def match(self, boxes: Tensor, pad_shape: tuple[int, int], priors: Priors) -> Tensor:
         """(N,) which of `boxes` (M, 4) the head gives to each prior; -1 none."""
         objects = InstanceData(bboxes=boxes, labels=boxes.new_zeros(len(boxes), dtype=torch.long))
         ranges = priors.boxes.new_tensor(self.head.regress_ranges)[priors.level]

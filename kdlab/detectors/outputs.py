@@ -245,8 +245,11 @@ class DetectorOutputs:
         """This model's head from the activation of tower conv `conv` on; gradients reach `maps`."""
         return self.adapter.run_tail(branch, conv, maps)
 
-    def match(self, boxes: Tensor, pad_shape: Tensor) -> Tensor:
-        """(N,) which of `boxes` (M, 4) this model's own matcher gives to each prior; -1 none, -2 ignored."""
+    def match(self, boxes: Tensor, pad_shape: tuple[int, int]) -> Tensor:
+        """(N,) which of `boxes` (M, 4) this model's own matcher gives to each prior; -1 none, -2 ignored.
+
+        `pad_shape` are the height and width of the image of these boxes, after padding to the divisor.
+        """
         return self.adapter.match(boxes, pad_shape, self.priors)
 
     def encode(self, prior: Tensor, boxes: Tensor) -> Tensor:

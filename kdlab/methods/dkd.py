@@ -18,9 +18,9 @@ def decoupled_log_softmax(logits: Tensor, target: Tensor) -> tuple[Tensor, Tenso
         logits: (R, K + 1) of classes and background.
         target: (R,) int64 in [0, K].
     """
-    is_target = F.one_hot(target, logits.shape[1]).bool()
-    others = logits[~is_target].view(len(logits), logits.shape[1] - 1)
-    pair = torch.stack([logits[is_target], others.logsumexp(1)], dim=1)
+    columns = torch.arange(logits.shape[1] - 1, device=logits.device)
+    others = logits.gather(1, columns + (columns >= target[:, None]))
+    pair = torch.stack([logits.gather(1, target[:, None]).squeeze(1), others.logsumexp(1)], dim=1)
     return pair.log_softmax(1), others.log_softmax(1)
 
 
@@ -99,7 +99,7 @@ class DecoupledKnowledgeDistillation(Method):
         logits = [student.roi_outputs(rois).cls_logits.float(), logits_teacher]
         if self.standardise:
             logits = [standardised(rows) for rows in logits]
-        count = averaged(logits_teacher.new_tensor(len(rois.labels)))
+        count = averaged(logits_teacher.new_full((), len(rois.labels)))
         target, others = decoupled_losses(*logits, rois.labels, self.temperature)
         parts = {
             "target": self.target * target.sum() / count,

@@ -61,20 +61,26 @@ def general_instances(
     surer = difference[image, prior, None] > 0
     boxes = torch.where(surer, teacher.gather_boxes(image, prior), student.gather_boxes(image, prior))
     boxes = torch.minimum(boxes.clamp(min=0), image_shapes[image].flip(1).repeat(1, 2))
-    large = (boxes[:, 2:] - boxes[:, :2] > min_side_px).all(1)
+    # places rather than masks: a GPU is asked once how many there are
+    large = (boxes[:, 2:] - boxes[:, :2] > min_side_px).all(1).nonzero().squeeze(1)
     image, gain, boxes = image[large], gain[large], boxes[large]
     kept = batched_nms(boxes, gain, image, NMS_IOU)
     kept = kept[image[kept].argsort(stable=True)]
     image, boxes = image[kept], boxes[kept]
     place = torch.arange(len(image), device=image.device) - torch.searchsorted(image, image)
-    first = place < most
+    first = (place < most).nonzero().squeeze(1)
     return Instances(image[first], place[first], boxes[first])
+
+
+def counted(numbers: Tensor, kinds: int) -> list[int]:
+    """How often each of 0 to `kinds` - 1 is among `numbers` (K,); `bincount` would ask a GPU for more."""
+    return (numbers[:, None] == torch.arange(kinds, device=numbers.device)).sum(0).tolist()
 
 
 def pooled_level(boxes: Tensor, strides: Sequence[int]) -> Tensor:
     """(K,) the level that FPN's rule gives to boxes (K, 4), of any ascending `strides`."""
     sides = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt() / CANONICAL_CELLS
-    return torch.bucketize(sides, sides.new_tensor(strides[1:]), right=True)
+    return torch.stack([sides >= stride for stride in strides]).sum(0).sub(1).clamp(min=0)
 
 
 def regions(feats: Sequence[Tensor], strides: Sequence[int], instances: Instances) -> Tensor:
@@ -90,12 +96,13 @@ def regions(feats: Sequence[Tensor], strides: Sequence[int], instances: Instance
     """
     level = pooled_level(instances.boxes, strides)
     rois = torch.cat([instances.image[:, None].to(instances.boxes), instances.boxes], dim=1)
-    places = [(level == number).nonzero().squeeze(1) for number in range(len(strides))]
+    order = level.argsort(stable=True)
+    counts = counted(level, len(strides))
     pooled = [
-        roi_align(feat, rois[place], CELLS, 1 / stride, sampling_ratio=2, aligned=True)
-        for feat, stride, place in zip(feats, strides, places, strict=True)
+        roi_align(feat, part, CELLS, 1 / stride, sampling_ratio=2, aligned=True)
+        for feat, stride, part in zip(feats, strides, rois[order].split(counts), strict=True)
     ]
-    return torch.cat(pooled)[torch.cat(places).argsort()]
+    return torch.cat(pooled)[order.argsort()]
 
 
 def gid_feature_loss(regions_student: Tensor, regions_teacher: Tensor) -> Tensor:
@@ -113,7 +120,7 @@ def gid_feature_loss(regions_student: Tensor, regions_teacher: Tensor) -> Tensor
     Differs: their count is the GPU's own.
     """
     squares = (regions_student - regions_teacher.detach()).square().sum(1)
-    return squares.mean((1, 2)).sum() / averaged(squares.new_tensor(len(squares)))
+    return squares.mean((1, 2)).sum() / averaged(squares.new_full((), len(squares)))
 
 
 def relative_distances(vectors: Tensor, pairs: Tensor) -> Tensor:
@@ -165,7 +172,7 @@ def gid_response_losses(
     Source: Dai et al., CVPR 2021, section "Response-based Distillation", and the authors' code.
     Differs: their count is the GPU's own.
     """
-    count = averaged(logits_student.new_tensor(len(logits_student)))
+    count = averaged(logits_student.new_full((), len(logits_student)))
     target = logits_teacher.detach().sigmoid()
     cls = F.binary_cross_entropy_with_logits(logits_student, target, reduction="sum")
     return cls / count, F.l1_loss(boxes_student, boxes_teacher.detach(), reduction="sum") / count
@@ -256,9 +263,10 @@ class GeneralInstanceDistillation(Method):
     @staticmethod
     def matched(batch: Batch, student: DetectorOutputs, found: Instances) -> tuple[Tensor, Tensor]:
         """Image (P,) and prior (P,) of what the student's own matcher gives to the instances."""
+        counts = counted(found.image, len(batch.pad_shapes))
         per_image = [
-            student.match(found.boxes[found.image == number], shape)
-            for number, shape in enumerate(batch.pad_shapes)
+            student.match(boxes, tuple(shape))
+            for boxes, shape in zip(found.boxes.split(counts), batch.pad_shapes.tolist(), strict=True)
         ]
         image, prior = (torch.stack(per_image) >= 0).nonzero(as_tuple=True)
         return image, prior

@@ -118,7 +118,7 @@ def box_tower_losses(
     mine, theirs = (level[image, :, row, column] for level in (map_student, map_teacher.detach()))
     attention, attention_teacher = (channel_attention(cells.abs(), temperature) for cells in (mine, theirs))
     difference = (attention_teacher * (mine - theirs).square()).mean(1) * foreground[image, row, column]
-    count = averaged(foreground.new_tensor(len(image)))
+    count = averaged(foreground.new_full((), len(image)))
     return {
         "regression": difference.sum() / count,
         "attention": (attention - attention_teacher).abs().sum() / count,

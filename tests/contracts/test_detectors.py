@@ -262,7 +262,7 @@ def test_matching_the_ground_truth_gives_the_assignment_of_the_loss(
         if variant == "gfl-within-a-border" and image == 2:
             continue  # a border is one of the image before padding, which `match` is not told
         boxes = batch.gt_boxes[batch.gt_image == image]
-        matched = outputs.match(boxes, batch.pad_shapes[image])
+        matched = outputs.match(boxes, tuple(batch.pad_shapes[image].tolist()))
         assert torch.equal(matched, assignment.gt_index[image])
 
 

@@ -48,9 +48,9 @@ class Adapter:
     def encode(self, priors: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
         return boxes
 
-    def match(self, boxes: Tensor, pad_shape: Tensor, priors: Priors) -> Tensor:
+    def match(self, boxes: Tensor, pad_shape: tuple[int, int], priors: Priors) -> Tensor:
         """As many of the first priors as there are boxes; of the next it is unsure."""
-        self.matched.append((boxes, pad_shape.tolist()))
+        self.matched.append((boxes, pad_shape))
         served = torch.full((len(priors.level),), -1)
         served[: len(boxes)] = torch.arange(len(boxes))
         served[len(boxes) : len(boxes) + 1] = -2
@@ -276,7 +276,7 @@ def test_each_image_asks_the_students_matcher_for_its_own_instances() -> None:
     losses_of(student, outputs([[1.0, 2.0], [4.0, 3.0]], equal), images=2)
     (first, pad_shape), (second, _) = student.adapter.matched
     assert (first.tolist(), second.tolist()) == ([RIGHT, LEFT], [LEFT, RIGHT])
-    assert pad_shape == [104, 104]
+    assert pad_shape == (104, 104)
 
 
 def related(**options: Any) -> float:
