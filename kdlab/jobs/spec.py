@@ -114,6 +114,9 @@ class ModelSettings(Settings):
         return strides
 
 
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
 class Schedule(Settings):
     """`schedule:`; keys that are left out come from the preset.
 
@@ -133,7 +136,8 @@ class Schedule(Settings):
         clip_grad: largest norm of the gradient; None does not clip.
         gpus: of one job, each with a process of its own. Without GPUs it is that many processes of `threads`
             threads each, for trials: docs/several-gpus.md.
-        precision: "fp32" or "amp".
+        precision: of convolutions and products: "fp32", or in 16 bits "fp16" (losses are scaled, so that no
+            gradient vanishes) or "bf16" (the range of fp32).
         channels_last: memory layout of images and features.
         threads: CPU threads of each process.
         eval_every: epochs between evaluations; 0 evaluates after the last epoch only.
@@ -153,7 +157,7 @@ class Schedule(Settings):
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
     clip_grad: PositiveFloat | None = None
     gpus: Annotated[int, Field(ge=1, le=64)] = 1
-    precision: Literal["fp32", "amp"] = "fp32"
+    precision: Precision = "fp32"
     channels_last: bool = False
     threads: Annotated[PositiveInt, Field(le=1024)] = 1
     eval_every: Annotated[NonNegativeInt, Field(le=100_000)] = 1
@@ -346,12 +350,14 @@ class DetectorSpec(TrainingSpec):
     Args:
         methods: by instance ("cwd@neck").
         teacher: model of its teacher; None where it learns from none.
+        teacher_precision: in which that computes; None is the schedule's.
         inherit: whether its neck and head start from the teacher's.
         prepared: the job that prepared what a method instance needs, by instance.
     """
 
     methods: dict[str, MethodSettings] = {}
     teacher: ModelSpec | None = None
+    teacher_precision: Precision | None = None
     inherit: bool = False
     prepared: dict[str, str] = {}
 

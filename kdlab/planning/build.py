@@ -153,10 +153,13 @@ def _untrainable(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
         if not model["trains"]:
             what = f"{key} cannot be trained: it learns masks, and datasets have none"
             yield Fault(what, recipe.path, model["detector"], fix=fix)
-    for key, schedule in schedules.items():
-        if schedule.precision == "amp" and facts.device == "cpu":
-            what, fix = f"{key}.precision: amp needs a GPU", f"--set {key}.precision=fp32"
-            yield Fault(what, recipe.path, "a machine without one", "fp32, amp", fix)
+    precisions = {key: schedule.precision for key, schedule in schedules.items()}
+    if recipe.teacher:
+        precisions["teacher"] = recipe.teacher.precision
+    for key, precision in precisions.items():
+        if precision == "fp16" and facts.device == "cpu":
+            what, fix = f"{key}.precision: fp16 needs a GPU", f"--set {key}.precision=fp32"
+            yield Fault(what, recipe.path, "a machine without one", "fp32, bf16", fix)
 
 
 def _model_notes(recipe: Recipe, facts: Facts) -> Iterator[str]:

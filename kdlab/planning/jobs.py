@@ -143,6 +143,7 @@ def _student(
         schedule=_schedule(recipe.schedule),
         methods=recipe.arms[arm],
         teacher=teacher.spec.model if teacher else None,
+        teacher_precision=recipe.teacher.precision if teacher and recipe.teacher else None,
         inherit=arm in recipe.inherits,
         prepared=dict(prepared),
         **{**common, "dataset": common["dataset"].model_copy(update={"fingerprint": files.fingerprint})},

@@ -16,7 +16,16 @@ from pydantic import (
     model_validator,
 )
 
-from kdlab.jobs.spec import ImageSettings, Listed, MethodSettings, ModelSettings, Schedule, Seed, Settings
+from kdlab.jobs.spec import (
+    ImageSettings,
+    Listed,
+    MethodSettings,
+    ModelSettings,
+    Precision,
+    Schedule,
+    Seed,
+    Settings,
+)
 from kdlab.redaction import masked
 
 _Choices = Annotated[tuple[Any, ...], Field(min_length=2), Listed]
@@ -43,6 +52,7 @@ class TeacherSettings(ModelSettings):
     Args:
         seed: of its training.
         schedule: of its training; keys that are left out are the recipe's.
+        precision: in which it computes where students learn from it; None is their schedule's.
         checkpoint: path or URL of its weights; None trains it.
         partial: accept a checkpoint that is not whole.
         ema: take the averaged weights of a checkpoint that holds them beside those of the last step.
@@ -51,6 +61,7 @@ class TeacherSettings(ModelSettings):
 
     seed: Seed = 0
     schedule: Schedule
+    precision: Precision | None = None
     checkpoint: Annotated[str, Field(min_length=1)] | None = None
     partial: bool = False
     ema: bool = False

@@ -16,10 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kdlab.detectors import adapt
 from kdlab.detectors.outputs import Assignment, Batch, DetectorOutputs, Facts
 from kdlab.errors import JobError
-from kdlab.jobs.spec import MethodSettings
+from kdlab.jobs.spec import MethodSettings, Precision
 from kdlab.methods import method_class
 from kdlab.methods.base import Method, Pair
 from kdlab.training import ranks
+from kdlab.training.precision import computing_in
 
 
 class Distiller(BaseModel):
@@ -33,6 +34,7 @@ class Distiller(BaseModel):
         methods: settings by instance name.
         teacher: a trained mmdet detector; required with methods.
         seed: from which, with the instance's name, each method draws its own trained parts and masks.
+        teacher_precision: in which the teacher computes; None is the student's. Its outputs are fp32.
 
     Raises:
         JobError: there are methods and no teacher, or a method meets the teacher at no level.
@@ -44,6 +46,7 @@ class Distiller(BaseModel):
         methods: Mapping[str, MethodSettings] | None = None,
         teacher: nn.Module | None = None,
         seed: int = 0,
+        teacher_precision: Precision | None = None,
     ) -> None:
         methods = methods or {}
         teachers: tuple[nn.Module, ...] = ()
@@ -54,7 +57,7 @@ class Distiller(BaseModel):
         super().__init__(PairPreprocessor(*(model.data_preprocessor for model in (student, *teachers))))
         self.student, self.adapter = student, adapt(student)
         # a tuple, because a module kept as an attribute would be registered
-        self._teacher = teachers
+        self._teacher, self._teacher_precision = teachers, teacher_precision
         self.terms = nn.ModuleDict()
         self.distilling = bool(methods)
         self.iteration, self.max_iterations = 0, 1
@@ -116,7 +119,8 @@ class Distiller(BaseModel):
     def teacher_outputs(self, inputs: Tensor) -> DetectorOutputs:
         """The teacher's view of (B, 3, H, W) inputs, its head's only where a method reads it."""
         with_head = any(term.reads_head for term in self.terms.values())
-        return self.adapter_teacher.observe(inputs, self._towers, with_head)
+        with computing_in(self._teacher_precision, inputs.device):
+            return self.adapter_teacher.observe(inputs, self._towers, with_head)
 
     def init_weights(self) -> None:
         """Nothing: the weights were drawn when the student was built, before anything else could draw."""

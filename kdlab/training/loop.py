@@ -21,7 +21,10 @@ from kdlab.errors import JobError, OutOfMemory
 from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress, JobStarted
 from kdlab.jobs.result import Curves, Evaluation
 from kdlab.jobs.spec import Schedule
-from kdlab.training import ranks
+from kdlab.training import (
+    precision,  # noqa: F401 - its optimiser is named in a config
+    ranks,
+)
 from kdlab.training.attempt import Attempt
 from kdlab.training.checkpoints import TrainingCheckpoints, random_state, restore_random_state
 from kdlab.training.data import batches_of
@@ -284,8 +287,8 @@ def build_optimiser(distiller: Distiller, schedule: Schedule) -> OptimWrapper:
     if schedule.optimizer == "sgd":
         optimizer |= {"type": "SGD", "momentum": schedule.momentum}
     config = {"type": "OptimWrapper", "optimizer": optimizer}
-    if schedule.precision == "amp":
-        config["type"] = "AmpOptimWrapper"
+    if schedule.precision != "fp32":
+        config["type"] = {"fp16": "AmpOptimWrapper", "bf16": "Bf16OptimWrapper"}[schedule.precision]
     if schedule.clip_grad:
         config["clip_grad"] = {"max_norm": schedule.clip_grad}
     optim = build_optim_wrapper(distiller, config)

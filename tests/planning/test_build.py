@@ -210,9 +210,19 @@ def test_levels_must_be_strides_of_the_student() -> None:
 
 
 def test_mixed_precision_is_refused_without_a_gpu() -> None:
-    with pytest.raises(UsageError, match="precision: amp needs a GPU"):
-        build("schedule.precision=amp")
-    assert build("schedule.precision=amp", facts=replace(FACTS, device="cuda")).jobs
+    for key in ("schedule", "teacher"):
+        with pytest.raises(UsageError, match=f"{key}.precision: fp16 needs a GPU"):
+            build(f"{key}.precision=fp16")
+        assert build(f"{key}.precision=fp16", facts=replace(FACTS, device="cuda")).jobs
+        assert build(f"{key}.precision=bf16").jobs
+
+
+def test_the_teacher_s_precision_is_that_of_the_students_that_learn_from_it() -> None:
+    plain, bf16 = build(), build("teacher.precision=bf16")
+    for before, now in zip(plain.jobs, bf16.jobs, strict=True):
+        learns = now.job.kind == "student" and bool(now.job.spec.methods)
+        assert (now.job.id != before.job.id) is learns
+        assert getattr(now.job.spec, "teacher_precision", None) == ("bf16" if learns else None)
 
 
 def test_levels_of_a_method_without_neck_maps_are_refused() -> None:
