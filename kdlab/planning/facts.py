@@ -29,6 +29,10 @@ FROM_CONFIG = ("detector", "backbone", "code", "config", "imports")
 """Facts of the model in an mmdet config that are settings of a job."""
 
 
+MOST_WORKERS = 8
+"""Loader processes that a GPU gets where nobody says how many."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """Handed to `plan.build`, which looks at nothing itself.
@@ -42,6 +46,7 @@ class Facts:
         versions: of the packages that decide numbers.
         weights: files that the recipe names, by their key in it; `student` and `teacher` say what they hold.
         notes: what to know of the data.
+        workers: loader processes for each process of a job, where the recipe does not say.
         learned: what students learn from and are measured on, where that is not `files`.
     """
 
@@ -54,6 +59,7 @@ class Facts:
     gpu_gb: float | None = None
     learned: DatasetFiles | None = None
     notes: tuple[str, ...] = ()
+    workers: int = 0
 
 
 def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = lambda text: None) -> Facts:
@@ -96,7 +102,9 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
     found = dict(zip(requests, answers, strict=True))
     gpu_gb = min((gpu.memory_gb for gpu in machine.gpus), default=None)
     student, teacher = found["student"], found.get("teacher")
-    return Facts(files, student, teacher, machine.device, versions(), weights, gpu_gb, notes=notes)
+    workers = min(MOST_WORKERS, len(machine.cores) // len(machine.gpus)) if machine.gpus else 0
+    known = {"gpu_gb": gpu_gb, "notes": notes, "workers": workers}
+    return Facts(files, student, teacher, machine.device, versions(), weights, **known)
 
 
 def _dataset(recipe: Recipe) -> DatasetFiles:

@@ -180,11 +180,13 @@ def _job(arm: str, spec: Any, parents: tuple[str, ...], recipe: Recipe, facts: F
     own = [folder for model in models.values() for folder in model.get("modules", ())]
     inputs = replace(inputs, modules=tuple(dict.fromkeys(own)))
     gpus = 0 if facts.device == "cpu" else spec.ranks
+    share = recipe.resources.share if gpus == 1 else 1
+    asked = recipe.resources.workers
     resources = Resources(
         threads=spec.threads or 1,
         gpus=gpus,
-        share=recipe.resources.share if gpus == 1 else 1,
-        workers=recipe.resources.workers,
+        share=share,
+        workers=facts.workers // share if asked is None else asked,
         checkpoint_minutes=recipe.resources.checkpoint_minutes,
         ranks=spec.ranks,
     )

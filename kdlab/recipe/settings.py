@@ -79,7 +79,8 @@ class Resources(Settings):
     """`resources:`, what does not change results.
 
     Args:
-        workers: loader processes of one job.
+        workers: loader processes of each of a job's processes; None is none on the CPU, and on GPUs their
+            share of the cores, 8 at most.
         checkpoint_minutes: time between checkpoints for resuming.
         share: jobs of one GPU that may run on one side by side, as far as its memory holds them.
         on_oom: what becomes of a job that its GPU is too small for: "micro_batch" trains it in smaller
@@ -88,7 +89,7 @@ class Resources(Settings):
         executors: what an executor is told, by its key; in YAML each stands beside `workers`.
     """
 
-    workers: Annotated[NonNegativeInt, Field(le=256)] = 0
+    workers: Annotated[NonNegativeInt, Field(le=256)] | None = None
     checkpoint_minutes: Annotated[PositiveFloat, Field(le=100_000)] = 10.0
     share: Annotated[int, Field(ge=1, le=8)] = 1
     on_oom: Literal["micro_batch", "fail"] = "micro_batch"

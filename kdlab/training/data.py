@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmdet.datasets import CocoDataset
@@ -277,21 +278,28 @@ class EpochBatches(Sampler):
             yield [(self.epoch, int(index)) for index in members]
 
 
-def training_loader(dataset: CocoImages, batch_size: int, seed: int, workers: int) -> DataLoader:
-    """This process's share of the batches; `loader.batch_sampler.start_at` chooses where to begin."""
+def training_loader(
+    dataset: CocoImages, batch_size: int, seed: int, workers: int, *, pinned: bool = False
+) -> DataLoader:
+    """This process's share of the batches; `loader.batch_sampler.start_at` chooses where to begin.
+
+    Where they are `pinned`, their copies to a GPU can go beside what it computes.
+    """
     return DataLoader(
         SeededSamples(dataset, seed),
         batch_sampler=EpochBatches(len(dataset), batch_size, seed, ranks.rank(), ranks.count()),
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=_one_thread,
+        pin_memory=pinned,
         # otherwise each new iterator would draw its workers' seed from the global generator
         generator=torch.Generator(),
     )
 
 
 def evaluation_loader(
-    dataset: CocoImages, batch_size: int, workers: int, rank: int = 0, ranks: int = 1
+    dataset: CocoImages, batch_size: int, workers: int, rank: int = 0, ranks: int = 1, *, pinned: bool = False
 ) -> DataLoader:
     """All images in order, or of the same batches those that fall to this rank."""
     # whole batches, because an image is padded as its batch is, which a convolution sees
@@ -301,8 +309,15 @@ def evaluation_loader(
         batch_sampler=batches[rank::ranks],
         collate_fn=collate,
         num_workers=workers,
+        worker_init_fn=_one_thread,
+        pin_memory=pinned,
         generator=torch.Generator(),
     )
+
+
+def _one_thread(_worker: int) -> None:
+    """Keep a worker to its core: OpenCV takes all of them."""
+    cv2.setNumThreads(0)
 
 
 def reading_report(dataset: CocoImages) -> dict[str, int]:

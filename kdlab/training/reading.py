@@ -40,7 +40,8 @@ class Reading:
         if note := first_look(self.files.train)[1]:
             print(note, flush=True)
         batch_size, workers = self._job.spec.batch_size, self._job.resources.workers
-        return data.training_loader(images, batch_size, self._job.seed, workers)
+        pinned = self._job.resources.gpus > 0
+        return data.training_loader(images, batch_size, self._job.seed, workers, pinned=pinned)
 
     def validation(self) -> DataLoader:
         """All validation images in order, or those of them that fall to this process."""
@@ -48,7 +49,10 @@ class Reading:
         spec, workers = self._job.spec, self._job.resources.workers
         # what does not fit into the GPU in training does not either here; padding follows from the batch
         batch_size = getattr(spec, "micro_batch", None) or spec.batch_size
-        return data.evaluation_loader(images, batch_size, workers, ranks.rank(), ranks.count())
+        place = ranks.rank(), ranks.count()
+        return data.evaluation_loader(
+            images, batch_size, workers, *place, pinned=self._job.resources.gpus > 0
+        )
 
     def metric(self) -> CocoMetric:
         """The metric of the validation images."""

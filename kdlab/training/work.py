@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from mmengine.model import BaseDataPreprocessor
 from mmengine.runner import set_random_seed
 from torch import nn
 
@@ -76,6 +77,10 @@ class Work:
     ) -> TrainingLoop:
         """The loop that trains a model, a Distiller or what looks like one, over the training images."""
         model.to(self.device)
+        for part in model.modules():
+            if isinstance(part, BaseDataPreprocessor):
+                # from pinned memory
+                part._non_blocking = self.device.type == "cuda"
         if self.spec.schedule.channels_last:
             model.to(memory_format=torch.channels_last)
         loader = self.reading.training()

@@ -560,3 +560,14 @@ def test_a_recipe_without_a_teacher_has_nothing_to_compare_with() -> None:
     built = build("arms={baseline: {}}")
     with pytest.raises(UsageError, match="has no teacher"):
         diagnosis(built, past_of(built, "baseline seed 0"), VERSIONS)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "workers"),
+    [((), 6), (("resources.share=2",), 3), (("resources.workers=1",), 1), (("resources.workers=0",), 0)],
+)
+def test_jobs_on_gpus_share_the_cores_among_their_loader_processes(
+    overrides: tuple[str, ...], workers: int
+) -> None:
+    made = build(*overrides, facts=replace(FACTS, device="cuda", workers=6))
+    assert {planned.job.resources.workers for planned in made.jobs} == {workers}

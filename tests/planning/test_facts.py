@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdlab.devices import Machine
+from kdlab.devices import Gpu, Machine
 from kdlab.errors import UsageError
 from kdlab.planning import facts
 from kdlab.planning.facts import Facts
@@ -34,7 +34,9 @@ def gather(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fac
     monkeypatch.setattr(facts, "_probe", lambda requests, _: [{"input": one["input"]} for one in requests])
     (tmp_path / "r.yaml").write_text(RECIPE.replace("ROOT", str(tmp_path)))
 
-    def gathered(name: str, pixels: Any, *overrides: str, **box: Any) -> Facts:
+    def gathered(
+        name: str, pixels: Any, *overrides: str, machine: Machine | None = None, **box: Any
+    ) -> Facts:
         for split, file, content in (("train", name, pixels), ("val", "v.png", GREY.astype(np.uint8))):
             (tmp_path / split).mkdir(exist_ok=True)
             Image.fromarray(content).save(tmp_path / split / Path(file.replace("\\", "/")).name)
@@ -45,7 +47,7 @@ def gather(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fac
                 "annotations": [entry],
             }
             (tmp_path / f"{split}.json").write_text(json.dumps(labels))
-        return facts.gather(recipes.load(str(tmp_path / "r.yaml"), overrides), Machine((0,)))
+        return facts.gather(recipes.load(str(tmp_path / "r.yaml"), overrides), machine or Machine((0,)))
 
     return gathered
 
@@ -80,3 +82,12 @@ def test_pixels_that_arrive_dark_are_noted(gather: Any) -> None:
 def test_labels_of_which_no_object_is_left_are_refused(gather: Any) -> None:
     with pytest.raises(UsageError, match="no object is left"):
         gather("a.png", GREY.astype(np.uint8), area=0)
+
+
+@pytest.mark.parametrize(("cores", "gpus", "workers"), [(2, 0, 0), (16, 1, 8), (12, 2, 6), (3, 4, 0)])
+def test_loader_processes_are_a_gpu_s_share_of_the_cores(
+    gather: Callable[..., Facts], cores: int, gpus: int, workers: int
+) -> None:
+    devices = tuple(Gpu(number, f"GPU-{number}", 80.0) for number in range(gpus))
+    machine = Machine(tuple(range(cores)), devices)
+    assert gather("a.png", GREY.astype(np.uint8), machine=machine).workers == workers
