@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,7 @@ def _cuda() -> dict[str, Any]:
     }
 
 
+@cache
 def commit() -> str:
     """The commit of the checkout that kdlab runs from, "+dirty" where files differ; "" outside a checkout."""
     root = Path(__file__).parents[2]

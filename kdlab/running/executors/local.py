@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from typing import IO
 
 from kdlab import devices
 from kdlab.errors import MachineError
@@ -16,6 +17,7 @@ from kdlab.jobs.job import Job
 from kdlab.jobs.lease import Process
 from kdlab.jobs.paths import JobPaths
 from kdlab.running.executors import base
+from kdlab.running.warm import Lost, WarmJob, WarmProcess
 
 _LOOK_AGAIN_S = 10.0
 
@@ -31,7 +33,9 @@ class Local:
     def __init__(self, gpus: Collection[int] | None = None, command: Sequence[str] | None = None) -> None:
         self._only, self._command = gpus, command
         self._machine, self._looked = devices.detect(gpus), time.monotonic()
-        self._children: dict[Process, subprocess.Popen[bytes]] = {}
+        self._warm: WarmProcess | None = None
+        self._cold = command is not None
+        self._children: dict[Process, subprocess.Popen[bytes] | WarmJob] = {}
         self._kill_at: dict[Process, float] = {}
 
     @property
@@ -50,6 +54,8 @@ class Local:
         """See `Executor.start`."""
         if self._machine.gpus and time.monotonic() - self._looked > _LOOK_AGAIN_S:
             self._look_again()
+        if not self._is_ready(job):
+            return None
         wants = job.resources
         if not wants.gpus:
             lease = self._machine.lease("core", self._cores_for(job))
@@ -63,15 +69,7 @@ class Local:
         with lease, paths.log.open("ab", buffering=0) as log:
             lease.sign(f"{job.label} ({job.id}) in {paths.folder.parent.parent.absolute()}")
             log.write(f"{time.strftime('%F %T')} starting on {kind} {', '.join(lease.ids)}\n".encode())
-            child = subprocess.Popen(
-                base.command(job, paths, self._command),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | base.environment(job, lease.ids),
-                start_new_session=True,
-                pass_fds=lease.files,
-            )
+            child = self._started(job, paths, log, lease)
         process = Process.of(child.pid)
         handle = Handle("local", process, lease.ids)
         try:
@@ -82,6 +80,38 @@ class Local:
             raise
         self._children[process] = child
         return handle
+
+    def _is_ready(self, job: Job) -> bool:
+        """Whether what the job starts out of has all its imports; it is made with the first job."""
+        if self._cold or job.resources.ranks > 1:
+            return True
+        try:
+            self._warm = self._warm or WarmProcess()
+            return self._warm.ready()
+        except (OSError, Lost):
+            self._cold = True
+            return True
+
+    def _started(
+        self, job: Job, paths: JobPaths, log: IO[bytes], lease: devices.DeviceLease
+    ) -> subprocess.Popen[bytes] | WarmJob:
+        env = os.environ | base.environment(job, lease.ids)
+        if self._warm and not self._cold and job.resources.ranks == 1:
+            try:
+                return self._warm.start(str(paths.folder.absolute()), env, [log.fileno(), *lease.files])
+            except Lost:
+                self._cold = True
+        if self._cold and self._command is None:
+            log.write(b"started cold: the process that had its imports is gone\n")
+        return subprocess.Popen(
+            base.command(job, paths, self._command),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,
+            pass_fds=lease.files,
+        )
 
     def _look_again(self) -> None:
         """See which GPUs are busy now; where none answers, as on a loaded machine, go by the last look."""
@@ -110,16 +140,25 @@ class Local:
             assert process is not None
             if time.monotonic() > self._kill_at.get(process, float("inf")):
                 _signal(process, signal.SIGKILL)
-            child = self._children.get(process)
-            if child.poll() is None if child else process.alive():
+            runs, code = self._look_at(process)
+            if runs:
                 continue
-            ended[job] = child.returncode if child else None
+            ended[job] = code
             # loader processes of a leader that was killed hold its lease and its devices
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             self._children.pop(process, None)
             self._kill_at.pop(process, None)
         return ended
+
+    def _look_at(self, process: Process) -> tuple[bool, int | None]:
+        """Whether a process runs, and of a child of ours the exit code."""
+        child = self._children.get(process)
+        with suppress(Lost):
+            if child:
+                code = child.poll()
+                return code is None, code
+        return process.alive(), None
 
     def cancel(self, handle: Handle, grace_s: float) -> None:
         """See `Executor.cancel`."""
