@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kdlab import children
 from kdlab.errors import JobError, KdlabError, OutOfMemory
@@ -285,7 +285,7 @@ def commit() -> str:
     return git("rev-parse", "--short=12", "HEAD") + dirty
 
 
-def leave(code: int) -> None:
+def leave(code: int) -> NoReturn:
     """End this process; at once where it failed among others, for torch could wait for them."""
     try:
         sys.stdout.flush()

@@ -21,7 +21,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from kdlab.training import job
 
@@ -38,8 +38,8 @@ _LATER = (
 """What torch and mmdet import when they are first used."""
 
 
-def main(descriptor: str) -> int | None:
-    """Serve until the other end of the socket is gone; None in a fork, which has done its job."""
+def main(descriptor: str) -> int:
+    """Serve until the other end of the socket is gone; a fork leaves by `SystemExit` when its job is done."""
     client = socket.socket(fileno=int(descriptor))
     for name in _NEEDED:
         import_module(f"kdlab.training.{name}")
@@ -52,7 +52,6 @@ def main(descriptor: str) -> int | None:
     client.send(b'{"ready": true}')
     if request := _serve(client):
         _become(*request)
-        return None
     return 0
 
 
@@ -86,8 +85,8 @@ def _serve(client: socket.socket) -> tuple[Mapping[str, Any], list[int]] | None:
         client.send(json.dumps({"pid": pid}).encode())
 
 
-def _become(told: Mapping[str, Any], files: Sequence[int]) -> None:
-    """Be the process of a job, as if started as one; ends this process."""
+def _become(told: Mapping[str, Any], files: Sequence[int]) -> NoReturn:
+    """Be the process of a job, as if started as one."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     log = files[0]

@@ -2,7 +2,8 @@
 
 A start then costs milliseconds and not the seconds that torch, mmdet and mlflow take to import. All code
 that runs is the real one; starts alone are others: a fork in a session of its own stands for the `Popen` of
-a job, one in its launcher's for the `Popen` of each of its several processes, and one for the probe. And jobs
+the process out of which kdlab starts jobs, or of a job's launcher, one in that one's for the `Popen` of each
+of a job's several processes, and one for the probe. And jobs
 time a step and an image once at their end, since as often as usual is longer than such jobs train. Takes a
 line of JSON a request and answers with one:
 
@@ -90,6 +91,12 @@ def start_rank(
     return Fork(lambda: _job(command[-1]), out=out, err=2, keep=None, env=env, session=False)
 
 
+def start_warm(command: Sequence[str], *, pass_fds: Sequence[int], env: Mapping[str, str], **_: Any) -> Fork:
+    """What kdlab asks of `Popen`: the process out of which it starts jobs, whose imports are here already."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    return Fork(lambda: _warm(command[-1]), out=null, keep=pass_fds, env=env)
+
+
 def run_probe(_command: Sequence[str], *, input: str, **_: Any) -> subprocess.CompletedProcess[str]:
     """What `children` asks of `subprocess.run`: answers about models."""
     with TemporaryFile("w+") as asked, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
@@ -160,6 +167,12 @@ def _job(folder: str) -> int:
     return main(folder)
 
 
+def _warm(descriptor: str) -> int:
+    from kdlab.training.warm import main
+
+    return main(descriptor)
+
+
 def _launch(folder: str) -> int:
     from kdlab.training import launch
 
@@ -179,11 +192,13 @@ def _probe() -> int:
 def _command(argv: Sequence[str], cwd: str) -> int:
     from kdlab import children
     from kdlab.cli.app import main
+    from kdlab.running import warm
     from kdlab.running.executors import local
 
     os.chdir(cwd)
     jobs = SimpleNamespace(Popen=start_job, DEVNULL=Fork.DEVNULL, STDOUT=Fork.STDOUT)
     local.subprocess = jobs  # type: ignore[attr-defined]
+    warm.subprocess = SimpleNamespace(Popen=start_warm, DEVNULL=Fork.DEVNULL)  # type: ignore[attr-defined]
     children.subprocess = SimpleNamespace(run=run_probe)  # type: ignore[attr-defined]
     return main(argv)
 
@@ -249,7 +264,10 @@ def import_all(database: Path) -> None:
         import_module(name)
     for name in ("kdlab.training.job", "kdlab.training.trainer", "kdlab.training.probe", "mlflow"):
         import_module(name)
-    import_module("matplotlib.pyplot")
+    for name in ("evaluating", "preparing", "scaling", "diagnosing"):
+        import_module(f"kdlab.training.{name}")
+    for name in ("matplotlib.pyplot", "pandas", "sklearn.metrics", "torch._dynamo", "torch.distributed.fsdp"):
+        import_module(name)
     bench = import_module("kdlab.training.bench")
     bench.step_times.__defaults__ = bench.latencies_s.__defaults__ = (1,)
     from kdlab.jobs.paths import Runs
