@@ -44,6 +44,7 @@ class WarmProcess:
             )
         self.close = weakref.finalize(self, _end, self._socket, process)
         """Lets it end; its jobs go on."""
+        self.pid = process.pid
         self._ready = False
         self._codes: dict[int, int] = {}
 
