@@ -176,12 +176,13 @@ def _place_on(gpu: Gpu, parts: int, need_gb: float) -> tuple[int, DeviceLease] |
     return len(taken_gb), DeviceLease((gpu.uuid,), (free[0], whole))
 
 
-def detect(only: Collection[int] | None = None) -> Machine:
+def detect(only: Collection[int] | None = None, *, some: bool = False) -> Machine:
     """Look at this machine; never imports torch.
 
     Args:
         only: numbers of the GPUs to use, also where they are busy; None for all that
             `CUDA_VISIBLE_DEVICES` allows.
+        some: be content with those of them that are there.
 
     Raises:
         MachineError: a number in `only` is none of a GPU here, or nvidia-smi does not answer though there
@@ -191,7 +192,8 @@ def detect(only: Collection[int] | None = None) -> Machine:
     if only is None:
         return Machine(cores(), tuple(_marked_busy(gpus)))
     known = dict.fromkeys(gpu.index for gpu in gpus)
-    if missing := [str(index) for index in only if index not in known]:
+    missing = [str(index) for index in only if index not in known]
+    if missing and not some:
         raise MachineError(
             "there is no such GPU here",
             got=", ".join(missing),

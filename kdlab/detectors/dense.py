@@ -19,7 +19,7 @@ from kdlab.detectors.base import Adapter, Recording, strides_of, wrapped
 from kdlab.detectors.outputs import Assignment, Branch, DetectorOutputs, Facts, Priors, Tail
 
 BACKGROUND, IGNORED = -1, -2
-_KEPT = 32
+_KEPT = 16
 
 
 class DenseAdapter(Adapter):
@@ -60,12 +60,14 @@ class DenseAdapter(Adapter):
         return self._kept(("priors", sizes, device), lambda: self._priors_of(sizes, device))
 
     def _kept(self, key: tuple[Any, ...], made: Callable[[], Any]) -> Any:
-        """What follows from the size of the inputs alone, of the last sizes."""
-        if key not in self._of_sizes:
+        """What follows from the size of the inputs alone, of the sizes that were used last."""
+        found = self._of_sizes.pop(key, None)
+        if found is None:
+            found = made()
             if len(self._of_sizes) == _KEPT:
                 del self._of_sizes[next(iter(self._of_sizes))]
-            self._of_sizes[key] = made()
-        return self._of_sizes[key]
+        self._of_sizes[key] = found
+        return found
 
     @cached_property
     def _of_sizes(self) -> dict[tuple[Any, ...], Any]:

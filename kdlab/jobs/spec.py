@@ -350,7 +350,8 @@ class DetectorSpec(TrainingSpec):
     Args:
         methods: by instance ("cwd@neck").
         teacher: model of its teacher; None where it learns from none.
-        teacher_precision: in which that computes; None is the schedule's.
+        teacher_precision: of its forward pass; None is the schedule's. What methods run again of its heads
+            is fp32.
         inherit: whether its neck and head start from the teacher's.
         prepared: the job that prepared what a method instance needs, by instance.
     """

@@ -102,7 +102,9 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
     found = dict(zip(requests, answers, strict=True))
     gpu_gb = min((gpu.memory_gb for gpu in machine.gpus), default=None)
     student, teacher = found["student"], found.get("teacher")
-    workers = min(MOST_WORKERS, len(machine.cores) // len(machine.gpus)) if machine.gpus else 0
+    # a core is left to each job's own process
+    spare = len(machine.cores) // len(machine.gpus) - 1 if machine.gpus else 0
+    workers = max(0, min(MOST_WORKERS, spare))
     known = {"gpu_gb": gpu_gb, "notes": notes, "workers": workers}
     return Facts(files, student, teacher, machine.device, versions(), weights, **known)
 

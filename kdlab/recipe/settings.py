@@ -52,7 +52,7 @@ class TeacherSettings(ModelSettings):
     Args:
         seed: of its training.
         schedule: of its training; keys that are left out are the recipe's.
-        precision: in which it computes where students learn from it; None is their schedule's.
+        precision: of its forward pass where students learn from it; None is their schedule's.
         checkpoint: path or URL of its weights; None trains it.
         partial: accept a checkpoint that is not whole.
         ema: take the averaged weights of a checkpoint that holds them beside those of the last step.

@@ -204,7 +204,9 @@ class Task:
             return self.says(JobRetried, why=f"the process {how}")
         times = f" {self.kills} times without getting further" if self.kills > 1 else ""
         fix += "; kdlab run again goes on from the last checkpoint"
-        if number in (signal.SIGKILL, None):
+        if code == PREEMPTED:
+            fix += "; kdlab doctor and nvidia-smi, whether its GPU is broken"
+        elif number in (signal.SIGKILL, None):
             fix = "most often the memory is full: run fewer jobs at once (-j 1) or lower schedule.batch_size"
         return self.status.failed(self.paths, Fault(f"the process {how}{times}", fix=fix), after_s)
 

@@ -12,9 +12,23 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import nn
 
+from kdlab.training import ranks
+from kdlab.training.device import is_out_of_memory
 from kdlab.training.distiller import Distiller
 
 _WARMUP = 2
+
+
+def affordable(measured: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What is measured when the work is done, which is not lost where the GPU's memory does not hold that."""
+    try:
+        return measured()
+    except RuntimeError as error:
+        # other processes may be in the middle of the same
+        if ranks.count() > 1 or not is_out_of_memory(error):
+            raise
+        print("the GPU is out of memory: what a step or an image costs is not told", flush=True)
+        return {}
 
 
 def step_times(distiller: Distiller, optim: OptimWrapper, data: Any, rounds: int = 10) -> dict[str, float]:

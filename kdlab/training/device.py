@@ -24,8 +24,9 @@ def device_of(job: Job) -> torch.device:
     Raises:
         MachineError: the job needs a GPU that torch does not see.
     """
+    # not by the environment alone: the process may have imported torch under another one
+    torch.set_num_threads(job.resources.threads)
     if not job.resources.gpus:
-        torch.set_num_threads(job.spec.threads)
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise MachineError(
@@ -83,6 +84,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _is_nearly_full() -> bool:
     """Whether less than a tenth of the GPU's memory is left, whoever has it."""
     with suppress(RuntimeError):
+        # what torch keeps for itself is free
+        torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
         return free < 0.1 * total
     return False

@@ -34,7 +34,8 @@ class Distiller(BaseModel):
         methods: settings by instance name.
         teacher: a trained mmdet detector; required with methods.
         seed: from which, with the instance's name, each method draws its own trained parts and masks.
-        teacher_precision: in which the teacher computes; None is the student's. Its outputs are fp32.
+        teacher_precision: of the teacher's forward pass; None is the student's. Its outputs are fp32, and so
+            is what methods run of its heads again.
 
     Raises:
         JobError: there are methods and no teacher, or a method meets the teacher at no level.

@@ -12,7 +12,7 @@ from kdlab.errors import JobError
 from kdlab.jobs.events import JobEvaluated, JobStarted
 from kdlab.training import checkpoints, weights
 from kdlab.training.attempt import Attempt
-from kdlab.training.bench import latencies_s
+from kdlab.training.bench import affordable, latencies_s
 from kdlab.training.data import batches_of
 from kdlab.training.evaluation import evaluate
 from kdlab.training.reported import ReportedLoader
@@ -61,7 +61,8 @@ class Measurement(Work):
         self.paths.checkpoints.mkdir(parents=True, exist_ok=True)
         digest = checkpoints.save_model(self.paths.weights, self.model, self.reading.classes)
         wall_s = time.monotonic() - began
-        single = latencies_s({"latency_s": self.model}, next(batches_of(self.loader)))
+        images = next(batches_of(self.loader))
+        single = affordable(lambda: latencies_s({"latency_s": self.model}, images))
         return {
             "last": found,
             "best": replace(found, per_class={}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from kdlab.jobs.result import Evaluation
 from kdlab.training import ranks
 from kdlab.training.data import batches_of
 from kdlab.training.matching import Matches, Met, matches_of, met_of
+from kdlab.training.step import parts_of
 from kdlab.training.voc import ImageBoxes, voc_metrics
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -184,14 +185,24 @@ def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 6) for name, value in metrics.items()}
 
 
+def _in_parts(model: nn.Module, data: Any, images: int) -> Iterator[Any]:
+    """The samples with a model's detections, a few images a forward."""
+    for part in parts_of(model.data_preprocessor(data, False), images):
+        yield from model(**part, mode="predict")
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: DataLoader, metric: CocoMetric) -> Evaluation:
+def evaluate(
+    model: nn.Module, loader: DataLoader, metric: CocoMetric, micro_batch: int | None = None
+) -> Evaluation:
     """The metrics of a model in eval mode over the loaders of all processes; its mode is put back.
 
     Args:
         model: any detector.
         loader: this process's share of the images.
         metric: of these images; rank 0 may ask it for `matches` afterwards.
+        micro_batch: images of one forward where a GPU does not hold more; None for all of a batch. They are
+            padded as the whole batch is, for convolutions see that.
 
     Raises:
         JobError: an image cannot be read, or none that holds an object can.
@@ -200,7 +211,8 @@ def evaluate(model: nn.Module, loader: DataLoader, metric: CocoMetric) -> Evalua
     ranks.share_buffers(model)
     model.eval()
     for data in batches_of(loader):
-        metric.process(sample.to_dict() for sample in model.val_step(data))
+        found = model.val_step(data) if micro_batch is None else _in_parts(model, data, micro_batch)
+        metric.process(sample.to_dict() for sample in found)
     model.train(was_training)
     shares = ranks.gathered(metric.results)
     metric.results = []

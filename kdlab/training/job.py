@@ -49,9 +49,14 @@ def main(folder: str) -> int:
                 print(error, file=sys.stderr, flush=True)
             else:
                 traceback.print_exc()
-        if is_disk_full(error):
-            return DISK_FULL
-        return PREEMPTED if _is_hardware_fault(error) else 1
+        return exit_code(error)
+
+
+def exit_code(error: Exception) -> int:
+    """Exit code of a job that ended with an error; see `main`."""
+    if is_disk_full(error):
+        return DISK_FULL
+    return PREEMPTED if _is_hardware_fault(error) else 1
 
 
 def _is_hardware_fault(error: Exception) -> bool:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlab import children
+from kdlab.jobs.handle import PREEMPTED
 from kdlab.jobs.job import read_job
 from kdlab.jobs.paths import JobPaths
 
@@ -96,8 +97,9 @@ def exit_code(children: Sequence[subprocess.Popen[bytes]]) -> int:
     first, deadline = 0, math.inf
     while True:
         codes = [child.poll() for child in children]
-        # a killed one first: the others fail because it is gone
-        failed = sorted(code for code in codes if code not in (None, 0, STOPPED))
+        # a killed one first, or one whose GPU is broken: the others fail because it is gone
+        failed = [code for code in codes if code not in (None, 0, STOPPED)]
+        failed.sort(key=lambda code: (code > 0, code != PREEMPTED, code))
         if failed and not first:
             first, deadline = failed[0], time.monotonic() + _GRACE_S
         if None not in codes or time.monotonic() > deadline:

@@ -124,7 +124,9 @@ def share_buffers(model: nn.Module) -> None:
 def is_loss_of_peer(error: BaseException) -> bool:
     """Whether an error only says that another process of the job has gone, which then told why."""
     text = str(error)
-    if count() == 1 or not isinstance(error, RuntimeError) or any(words in text for words in _NCCL_S_OWN):
+    if count() == 1 or not isinstance(error, RuntimeError):
+        return False
+    if any(words in text for words in _NCCL_S_OWN) and "remote" not in text:
         return False
     # gloo's errors are plain ones that begin with the place in its source
     return isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text

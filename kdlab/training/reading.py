@@ -46,9 +46,7 @@ class Reading:
     def validation(self) -> DataLoader:
         """All validation images in order, or those of them that fall to this process."""
         images = data.mmdet_dataset(self.files, self.files.val, self._settings.scale, None, self._skips)
-        spec, workers = self._job.spec, self._job.resources.workers
-        # what does not fit into the GPU in training does not either here; padding follows from the batch
-        batch_size = getattr(spec, "micro_batch", None) or spec.batch_size
+        batch_size, workers = self._job.spec.batch_size, self._job.resources.workers
         place = ranks.rank(), ranks.count()
         return data.evaluation_loader(
             images, batch_size, workers, *place, pinned=self._job.resources.gpus > 0

@@ -11,7 +11,6 @@ from kdlab.jobs.result import Evaluation
 from kdlab.training import bench, checkpoints, ranks
 from kdlab.training.attempt import Attempt
 from kdlab.training.data import batches_of
-from kdlab.training.device import is_out_of_memory
 from kdlab.training.distiller import Distiller
 from kdlab.training.evaluation import evaluate
 from kdlab.training.resampling import resample
@@ -52,7 +51,7 @@ class Trainer(Work):
         metric = self.reading.metric()
 
         def measured() -> Evaluation:
-            found = evaluate(self.distiller, self.val_loader, metric)
+            found = evaluate(self.distiller, self.val_loader, metric, self.spec.micro_batch)
             if self.iteration == self.loop.iterations and ranks.rank() == 0:
                 self.attempt.may_write()
                 resample(metric.matches()).write(self.paths.resampled)
@@ -73,7 +72,7 @@ class Trainer(Work):
         self.loop.loader.batch_sampler.start_at(0, 0)
         batch = next(batches_of(self.loop.loader))
         data = next(parts_of(batch, self.spec.micro_batch or len(batch["data_samples"])))
-        result["timing"] |= self._cost(lambda: bench.step_times(self.distiller, self.loop.optim, data))
+        result["timing"] |= bench.affordable(lambda: bench.step_times(self.distiller, self.loop.optim, data))
         history = self.loop.progress.history
         best = max(history, key=lambda one: one.metrics["AP"])
         return {**result, "last": history[-1], "best": replace(best, per_class={})}
@@ -88,7 +87,7 @@ class Trainer(Work):
             self.attempt.may_write()
             progress.curves().write(self.paths)
             images = next(batches_of(self.val_loader))
-            latencies = self._cost(lambda: bench.latencies_s(self.distiller.models, images))
+            latencies = bench.affordable(lambda: bench.latencies_s(self.distiller.models, images))
         return {
             "timing": {"step_s": step_s, "data_s": data_s, **latencies},
             "model": {
@@ -100,14 +99,3 @@ class Trainer(Work):
             "data": self.reading.report(),
             "wall_s": progress.wall_s,
         }
-
-    def _cost(self, measured: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """What is measured after training, which is not lost where the GPU's memory does not hold that."""
-        try:
-            return measured()
-        except RuntimeError as error:
-            # other processes may be in the middle of the same
-            if ranks.count() > 1 or not is_out_of_memory(error):
-                raise
-            print("the GPU is out of memory: what a step or an image costs is not told", flush=True)
-            return {}

@@ -6,9 +6,10 @@ What starts jobs talks to it over a socket (`kdlab/running/warm.py`), in message
   a request     {"folder": "...", "env": {...}}        with files: the log, then what leases the job's devices
   the answer    {"pid": 7}
   a request     {"ended": true}
-  the answer    {"ended": {"7": 0}}                    exit codes since the last time
+  the answer    {"ended": {"7": 0}}                    exit codes of those that have ended since the last time
 
-It has no thread and no GPU, so that a fork of it is a clean start. When the socket closes it ends; jobs stay.
+A value of `env` that is null takes the variable away. There is no thread here and no GPU, so that a fork is a
+clean start. When the socket closes this process ends, and its jobs go on.
 """
 
 from __future__ import annotations
@@ -16,35 +17,31 @@ from __future__ import annotations
 import gc
 import json
 import os
-import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, NoReturn
 
 from kdlab.training import job
 
-BYTES, FILES = 1 << 20, 64
-_NEEDED = ("trainer", "evaluating", "preparing", "scaling", "diagnosing")
+_BYTES, _FILES = 1 << 20, 253
+_KINDS = ("trainer", "evaluating", "preparing", "scaling", "diagnosing")
 """Modules here that do the work of all kinds of jobs."""
-_LATER = (
-    "matplotlib.pyplot",
-    "pandas",
-    "sklearn.metrics",
-    "torch._dynamo",
-    "torch.distributed.fsdp",
-)
+_PLUGINS = ("backbones", "datasets", "detectors", "methods")
+_LATER = ("matplotlib.pyplot", "pandas", "sklearn.metrics", "torch._dynamo", "torch.distributed.fsdp")
 """What torch and mmdet import when they are first used."""
 
 
 def main(descriptor: str) -> int:
     """Serve until the other end of the socket is gone; a fork leaves by `SystemExit` when its job is done."""
     client = socket.socket(fileno=int(descriptor))
-    for name in _NEEDED:
-        import_module(f"kdlab.training.{name}")
-    for name in _LATER:
-        import_module(name)
+    import_all()
+    if "libcuda.so" in Path("/proc/self/maps").read_text():
+        print("its imports have begun to use CUDA, which no fork can go on with", file=sys.stderr)
+        return 1
     # what is imported now is what its jobs run, wherever the checkout moves to
     job.commit()
     gc.collect()
@@ -55,26 +52,27 @@ def main(descriptor: str) -> int:
     return 0
 
 
+def import_all() -> None:
+    """Import all that jobs run, plugins too: one that is imported later could be of another commit."""
+    for name in _KINDS:
+        import_module(f"kdlab.training.{name}")
+    for name in _PLUGINS:
+        package = import_module(f"kdlab.{name}")
+        for module in iter_modules(package.__path__, f"kdlab.{name}."):
+            import_module(module.name)
+    for name in _LATER:
+        import_module(name)
+
+
 def _serve(client: socket.socket) -> tuple[Mapping[str, Any], list[int]] | None:
     """Answer requests; in each fork, the request that it is for and its files."""
-    ended: dict[int, int] = {}
-
-    def reap(*_: object) -> None:
-        try:
-            while (found := os.waitpid(-1, os.WNOHANG))[0]:
-                ended[found[0]] = os.waitstatus_to_exitcode(found[1])
-        except ChildProcessError:
-            return
-
-    signal.signal(signal.SIGCHLD, reap)
     while True:
-        text, files, *_ = socket.recv_fds(client, BYTES, FILES)
+        text, files, *_ = socket.recv_fds(client, _BYTES, _FILES)
         if not text:
             return None
         told = json.loads(text)
         if "ended" in told:
-            codes = {str(pid): ended.pop(pid) for pid in list(ended)}
-            client.send(json.dumps({"ended": codes}).encode())
+            client.send(json.dumps({"ended": _ended()}).encode())
             continue
         pid = os.fork()
         if pid == 0:
@@ -85,16 +83,35 @@ def _serve(client: socket.socket) -> tuple[Mapping[str, Any], list[int]] | None:
         client.send(json.dumps({"pid": pid}).encode())
 
 
+def _ended() -> dict[str, int]:
+    """Exit codes of children; only now are their numbers free for others."""
+    codes = {}
+    try:
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            codes[str(found[0])] = os.waitstatus_to_exitcode(found[1])
+    except ChildProcessError:
+        pass
+    return codes
+
+
 def _become(told: Mapping[str, Any], files: Sequence[int]) -> NoReturn:
     """Be the process of a job, as if started as one."""
     os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     log = files[0]
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
-    os.environ.clear()
-    os.environ.update(told["env"])
+    for name, value in told["env"].items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    # `ps` and `top` have it
+    Path("/proc/self/comm").write_text(Path(told["folder"]).name[:15])
+    from mmengine.device import utils
+
+    # it was told when there was none to be seen
+    utils.DEVICE = "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu"
     job.leave(job.main(told["folder"]))
 
 

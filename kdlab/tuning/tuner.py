@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
+from kdlab.errors import MachineError
 from kdlab.jobs import store
 from kdlab.jobs.events import (
     Event,
@@ -186,7 +187,7 @@ class Tuner:
         results = {student: JobResult.read(self.runs.job(job.id)) for student, job in self._scales.items()}
         scales = {student: result for student, result in results.items() if result}
         if "latency" in self.study.objectives:
-            self._latency_s = {student: result.timing["latency_s"] for student, result in scales.items()}
+            self._latency_s = {student: _latency_s(result) for student, result in scales.items()}
         curves = [Curves.read(self.runs.job(job.id)) for job in self._scales.values()]
         measured = [scale.shares(one.losses) for one in curves]
         self.study.space = scale.following(self.trials.space, measured)
@@ -269,3 +270,15 @@ class Tuner:
     def _ap(self, metrics: Mapping[str, float]) -> float:
         """AP as the recipe chooses it; 0 where no object of that size is there to be found."""
         return metrics.get(self.study.objectives[0], 0.0)
+
+
+def _latency_s(result: JobResult) -> float:
+    """What one image takes a student.
+
+    Raises:
+        MachineError: its memory did not allow to measure it.
+    """
+    if "latency_s" not in result.timing:
+        what = "the latency of a student could not be measured, for the GPU's memory was full"
+        raise MachineError(what, where=result.id, fix="--objectives AP, or a GPU that is free")
+    return result.timing["latency_s"]

@@ -17,13 +17,13 @@ from kdlab.devices import detect
 from kdlab.errors import UsageError
 from kdlab.jobs.events import JobStarted, read_from
 from kdlab.jobs.files import read_json
-from kdlab.jobs.handle import Handle
+from kdlab.jobs.handle import PREEMPTED, Handle
 from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.lease import holder
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.result import JobResult
 from kdlab.running.executors import local
-from kdlab.running.executors.base import PREEMPTED, Executor, command, load
+from kdlab.running.executors.base import Executor, command, load
 from kdlab.running.executors.inline import Inline
 from kdlab.running.executors.local import Local
 from kdlab.running.executors.slurm import Slurm
@@ -265,6 +265,7 @@ def test_local_keeps_its_gpus_where_nvidia_smi_fails_once(
     install_two_gpus(tmp_path, monkeypatch)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     executor = Local(only, command=["sh", "-c", "true"])
+    assert executor.machine.gpus
     monkeypatch.setattr(local, "_LOOK_AGAIN_S", 0.0)
     for answer in ("exit 1", "true"):
         (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answer}\n")

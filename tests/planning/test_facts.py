@@ -84,7 +84,7 @@ def test_labels_of_which_no_object_is_left_are_refused(gather: Any) -> None:
         gather("a.png", GREY.astype(np.uint8), area=0)
 
 
-@pytest.mark.parametrize(("cores", "gpus", "workers"), [(2, 0, 0), (16, 1, 8), (12, 2, 6), (3, 4, 0)])
+@pytest.mark.parametrize(("cores", "gpus", "workers"), [(2, 0, 0), (16, 1, 8), (12, 2, 5), (3, 4, 0)])
 def test_loader_processes_are_a_gpu_s_share_of_the_cores(
     gather: Callable[..., Facts], cores: int, gpus: int, workers: int
 ) -> None:

@@ -784,9 +784,25 @@ def test_job_whose_neighbours_filled_the_gpu_gets_one_to_itself(
     assert shares == ([2, 1] if share == 2 else [1])
 
 
-def test_job_whose_gpu_is_broken_is_tried_on_another(runs: Runs) -> None:
-    script = f"test -e {runs.folder}/tried || {{ touch {runs.folder}/tried; exit {PREEMPTED}; }}"
-    executor = Local(command=["sh", "-c", f'{script}; exec "$0" "$@"', *COMMAND])
-    events = list(scheduler.run(make_plan(make_job()), executor, runs, poll_s=0.02))
+def test_job_whose_gpu_is_broken_is_tried_on_another(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(
+        "#!/bin/sh\ncase $1 in --query-gpu*) printf '0, GPU-aa, 8192\\n1, GPU-bb, 8192\\n';; esac\n"
+    )
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    script = f'test "$CUDA_VISIBLE_DEVICES" = GPU-aa && exit {PREEMPTED}; exec "$0" "$@"'
+    executor = Local(command=["sh", "-c", script, *COMMAND])
+    job = make_job(resources=Resources(gpus=1))
+    events = list(scheduler.run(make_plan(job), executor, runs, poll_s=0.02))
     assert only(events, JobRetried).why == "the process lost its machine or its GPU"
     assert outcomes(events) == {"student-a": "JobFinished"}
+
+
+def test_job_that_meets_broken_gpus_alone_fails_with_where_to_look(runs: Runs) -> None:
+    executor = Local(command=["sh", "-c", f"exit {PREEMPTED}"])
+    failed = only(scheduler.run(make_plan(make_job()), executor, runs, poll_s=0.02), JobFailed)
+    assert "nvidia-smi, whether its GPU is broken" in failed.fix

@@ -37,28 +37,73 @@ def start(warm: WarmProcess, folder: Path, **env: str) -> tuple[WarmJob, Path]:
     """A job that fails at once, for its folder is empty."""
     log = folder / "log.txt"
     with log.open("wb") as file:
-        return warm.start(str(folder), {**os.environ, **env}, [file.fileno()]), log
+        return warm.start(str(folder), env, [file.fileno()]), log
 
 
-def test_a_job_leads_its_own_session_and_its_words_and_code_are_its_own(
-    warm: WarmProcess, tmp_path: Path
-) -> None:
+def test_a_job_that_ended_has_said_why_and_has_its_code(warm: WarmProcess, tmp_path: Path) -> None:
     job, log = start(warm, tmp_path)
-    until(lambda: job.poll() is not None)
-    assert job.returncode == 1
+    assert job.wait() == 1
     assert "job.json" in log.read_text()
     assert job.poll() == 1
+
+
+def test_a_job_is_as_if_started_by_itself(warm: WarmProcess, tmp_path: Path) -> None:
+    """What lies in the pipe of its `job.json` keeps it at its start."""
+    os.mkfifo(tmp_path / "job.json")
+    lease = (tmp_path / "lease").open("wb")
+    log = (tmp_path / "log.txt").open("wb")
+    env = {"CUDA_VISIBLE_DEVICES": "GPU-7", "OMP_NUM_THREADS": "3", "OWN": "yes"}
+    job = warm.start(str(tmp_path), env, [log.fileno(), lease.fileno()])
+    log.close(), lease.close()
+    process = Path(f"/proc/{job.pid}")
+    until(lambda: (process / "comm").read_text().strip() == tmp_path.name[:15])
+    assert os.getsid(job.pid) == os.getpgid(job.pid) == job.pid
+    assert (process / "cwd").readlink() == Path.cwd()
+    files = {os.path.realpath(file) for file in (process / "fd").iterdir()}
+    assert {str(tmp_path / "lease"), str(tmp_path / "log.txt")} <= files
+    assert not [file for file in files if "socket" in file]
+    assert job.poll() is None
+    job.kill()
+    assert job.wait() == -signal.SIGKILL
 
 
 def test_jobs_that_end_together_keep_their_codes(warm: WarmProcess, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "abc"]
     for folder in folders:
         folder.mkdir()
+        os.mkfifo(folder / "job.json")
     jobs = [start(warm, folder)[0] for folder in folders]
     jobs[0].kill()
-    until(lambda: all(job.poll() is not None for job in jobs))
-    assert jobs[0].returncode in (1, -signal.SIGKILL)
-    assert [job.returncode for job in jobs[1:]] == [1, 1]
+    jobs[1].kill()
+    until(lambda: jobs[0].poll() is not None)
+    assert jobs[2].poll() is None
+    assert jobs[1].wait() == -signal.SIGKILL
+    jobs[2].kill()
+    assert jobs[2].wait() == -signal.SIGKILL
+    # its code was told once, and its number may be another's
+    assert warm.code(jobs[2].pid) is None
+
+
+def test_what_does_not_fit_into_a_message_is_told(tmp_path: Path) -> None:
+    process = WarmProcess()
+    until(process.ready)
+    with pytest.raises(Lost, match="too long"):
+        start(process, tmp_path, LONG="x" * (1 << 20))
+
+
+def test_a_process_that_never_is_ready_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdlab.running.warm.IMPORTS_S", 0.0)
+    process = WarmProcess()
+    time.sleep(0.01)
+    with pytest.raises(Lost, match="not ready after 0 s"):
+        process.ready()
+
+
+def test_why_it_ended_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdlab.running.warm.children.python", lambda *_: ["sh", "-c", "echo no torch >&2"])
+    process = WarmProcess()
+    with pytest.raises(Lost, match="it has ended: no torch"):
+        until(process.ready)
 
 
 def test_a_lost_warm_process_is_told_and_jobs_are_started_cold(
@@ -74,6 +119,7 @@ def test_a_lost_warm_process_is_told_and_jobs_are_started_cold(
 
     assert begun() is None, "it has its imports before they can be done"
     assert local._warm is not None
+    assert not local.waits_for(job)
     os.kill(local._warm.pid, signal.SIGKILL)
     found: list[tuple[Handle, JobPaths]] = []
     until(lambda: found.extend(filter(None, [begun()])) or found)

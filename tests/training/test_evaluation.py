@@ -303,6 +303,20 @@ def test_shares_of_several_processes_are_worth_what_one_finds(build: Any, digits
     assert whole.of_all(shares) == evaluate(model, evaluation_loader(dataset, 3, 0), whole)
 
 
+def test_a_few_images_at_once_are_worth_what_a_batch_finds(build: Any, digits: DatasetFiles) -> None:
+    model = build("gfl", classes=10).eval()
+    model.bbox_head.test_cfg.score_thr = 0.0
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _m, args, kw: seen.append(len(kw["inputs"])), with_kwargs=True)
+    loader = evaluation_loader(mmdet_dataset(digits, digits.val, None, None), 3, 0)
+    found = [
+        evaluate(model, loader, CocoMetric(digits.val.labels, digits.classes), micro_batch)
+        for micro_batch in (None, 2)
+    ]
+    assert seen == [3, 3, 2, 2, 1, 2, 1, 2]
+    assert found[1].metrics == pytest.approx(found[0].metrics, abs=1e-6)
+
+
 def test_evaluation_is_in_the_coordinates_of_the_unresized_image(build: Any, digits: DatasetFiles) -> None:
     class Oracle(torch.nn.Module):
         """Finds each object where it is in the image that it is shown."""

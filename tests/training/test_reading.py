@@ -44,12 +44,6 @@ def test_validation_images_come_in_order_and_are_no_part_of_the_report(reading: 
     assert "images" not in reading.report()
 
 
-def test_validation_images_come_in_the_parts_that_training_fits_into(digits: Any, tmp_path: Path) -> None:
-    job = make("student-1", inputs={"dataset": digits}, schedule={"batch_size": 4}, micro_batch=2)
-    loader = Reading(job, JobPaths(tmp_path)).validation()
-    assert [len(batch["inputs"]) for batch in loader] == [2] * 4
-
-
 def real_set(name: str) -> DatasetFiles:
     if name == "bccd":
         folders = {folder: folder for folder in ("images", "annotations", "splits")}

@@ -33,7 +33,7 @@ def prepare(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Prepare:
     monkeypatch.setattr(search, "images_of", lambda split: (800, 200))
 
     def prepare(*overrides: str, **options: Any) -> Search:
-        return search.prepare("digits/retinanet", overrides, runs, Machine((0, 1)), **options)
+        return search.prepare("digits/fcos", overrides, runs, Machine((0, 1)), **options)
 
     return prepare
 
@@ -47,7 +47,7 @@ def done(runs: Runs, *jobs: Job) -> None:
 def test_plan_holds_what_comes_before_the_first_trial(prepare: Prepare) -> None:
     found = prepare()
     assert [planned.job.kind for planned in found.plan.jobs] == ["teacher", "scale"]
-    assert found.plan.recipe["study"] == found.study == f"digits/retinanet-{found.trials.key}"
+    assert found.plan.recipe["study"] == found.study == f"digits/fcos-{found.trials.key}"
     assert found.plan.dataset["fingerprint"] == LEARNED.fingerprint
     assert found.images == (800, 200)
 

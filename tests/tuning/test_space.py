@@ -16,7 +16,7 @@ ARMS = "arms={baseline: {}, rm: {rm: {}}, pfi: {pfi: {}}, both: {rm: {}, pfi: {}
 
 
 def load(*overrides: str) -> Recipe:
-    return recipes.load("digits/retinanet", overrides)
+    return recipes.load("digits/fcos", overrides)
 
 
 def one(over: str, arm: str, *overrides: str) -> Dimension:

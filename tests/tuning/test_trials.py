@@ -96,7 +96,7 @@ class TestJob:
     def test_seed_and_epochs_are_those_of_tuning(self) -> None:
         job = make_trials("tune.epochs=3", "tune.seed=7").job({})
         assert (job.seed, job.spec.schedule.epochs) == (7, 3)
-        assert make_trials().job({}).spec.schedule.epochs == 8
+        assert make_trials().job({}).spec.schedule.epochs == 4
 
     @pytest.mark.parametrize(("objectives", "every"), [("[AP]", 1), ("[AP, latency]", 0)])
     def test_is_measured_after_each_epoch_where_that_can_end_it(self, objectives: str, every: int) -> None:
@@ -176,7 +176,7 @@ class TestCheck:
     def test_seed_of_the_final_table_is_refused(self) -> None:
         (fault,) = self.faults(make_trials("tune.seed=2"))
         assert fault.got == "2"
-        assert fault.fix == "--set tune.seed=1002"
+        assert fault.fix == "--set tune.seed=1004"
 
     def test_value_that_cannot_serve_the_pair_is_told_though_the_recipe_s_own_can(self) -> None:
         (fault,) = self.faults(make_trials("tune.over=[rm.quality, rm.rank]"))

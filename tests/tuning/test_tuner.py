@@ -27,14 +27,14 @@ LEARNED = replace(FILES, fingerprint="e" * 16)
 
 @cache
 def make_trials(*overrides: str) -> Trials:
-    base = recipes.load("digits/retinanet", overrides)
+    base = recipes.load("digits/fcos", overrides)
     arm = space.searched_arm(base)
     facts = replace(FACTS, learned=LEARNED, device="cuda", gpu_gb=80.0)
     widths = base.tune.student.get("width", ())
     students: list[Student] = [(("width", width),) for width in widths] or [()]
     variants = {
         student: Variant(
-            recipes.load("digits/retinanet", [*overrides, *(f"student.{k}={v}" for k, v in student)]), facts
+            recipes.load("digits/fcos", [*overrides, *(f"student.{k}={v}" for k, v in student)]), facts
         )
         for student in students
     }

@@ -49,9 +49,9 @@ class Inline:
         try:
             done = importlib.import_module(self._module).run_job(paths)
             self._codes[job.id] = 0 if done else _STOPPED
-        except Exception:
+        except Exception as error:
             traceback.print_exc()
-            self._codes[job.id] = 1
+            self._codes[job.id] = importlib.import_module(MODULE).exit_code(error)
         self._told = False
         return Handle("inline", Process.of(os.getpid()))
 

@@ -8,16 +8,17 @@ import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import IO
 
 from kdlab import devices
 from kdlab.errors import MachineError
-from kdlab.jobs.handle import Handle
+from kdlab.jobs.handle import PREEMPTED, Handle
 from kdlab.jobs.job import Job
 from kdlab.jobs.lease import Process
 from kdlab.jobs.paths import JobPaths
 from kdlab.running.executors import base
-from kdlab.running.warm import Lost, WarmJob, WarmProcess
+from kdlab.running.warm import MOST_FILES, Lost, WarmJob, WarmProcess
 
 _LOOK_AGAIN_S = 10.0
 
@@ -32,37 +33,41 @@ class Local:
 
     def __init__(self, gpus: Collection[int] | None = None, command: Sequence[str] | None = None) -> None:
         self._only, self._command = gpus, command
-        self._machine, self._looked = devices.detect(gpus), time.monotonic()
+        self._found: devices.Machine | None = None
+        self._looked = 0.0
+        self._broken: set[str] = set()
         self._warm: WarmProcess | None = None
-        self._cold = command is not None
+        self._is_cold, self._why_cold = command is not None, ""
         self._children: dict[Process, subprocess.Popen[bytes] | WarmJob] = {}
         self._kill_at: dict[Process, float] = {}
 
     @property
     def machine(self) -> devices.Machine:
-        """See `Executor.machine`."""
-        return self._machine
+        """See `Executor.machine`; looked at when it is first asked for, as jobs can be ended without it."""
+        if self._found is None:
+            self._found, self._looked = devices.detect(self._only), time.monotonic()
+        return self._found
 
     def slots(self, job: Job) -> int:
         """See `Executor.slots`."""
         wants = job.resources
         if wants.gpus:
-            return wants.share * len(self._machine.gpus) // wants.gpus
-        return len(self._machine.cores) // self._cores_for(job)
+            return wants.share * len(self.machine.gpus) // wants.gpus
+        return len(self.machine.cores) // self._cores_for(job)
 
     def start(self, job: Job, paths: JobPaths) -> Handle | None:
         """See `Executor.start`."""
-        if self._machine.gpus and time.monotonic() - self._looked > _LOOK_AGAIN_S:
-            self._look_again()
         if not self._is_ready(job):
             return None
-        wants = job.resources
+        if self.machine.gpus and time.monotonic() - self._looked > _LOOK_AGAIN_S:
+            self._look_again()
+        wants, machine = job.resources, self._without_broken()
         if not wants.gpus:
-            lease = self._machine.lease("core", self._cores_for(job))
+            lease = machine.lease("core", self._cores_for(job))
         elif wants.share > 1:
-            lease = self._machine.lease_share(wants.share, wants.memory_gb)
+            lease = machine.lease_share(wants.share, wants.memory_gb)
         else:
-            lease = self._machine.lease("gpu", wants.gpus)
+            lease = machine.lease("gpu", wants.gpus)
         if lease is None:
             return None
         kind = "GPU" if wants.gpus else "core"
@@ -83,50 +88,57 @@ class Local:
 
     def _is_ready(self, job: Job) -> bool:
         """Whether what the job starts out of has all its imports; it is made with the first job."""
-        if self._cold or job.resources.ranks > 1:
+        if self._is_cold or job.resources.ranks > 1:
             return True
         try:
             self._warm = self._warm or WarmProcess()
             return self._warm.ready()
-        except (OSError, Lost):
-            self._cold = True
+        except (OSError, Lost) as error:
+            self._is_cold, self._why_cold = True, str(error)
             return True
 
     def _started(
         self, job: Job, paths: JobPaths, log: IO[bytes], lease: devices.DeviceLease
     ) -> subprocess.Popen[bytes] | WarmJob:
-        env = os.environ | base.environment(job, lease.ids)
-        if self._warm and not self._cold and job.resources.ranks == 1:
+        own, files = base.environment(job, lease.ids), [log.fileno(), *lease.files]
+        if self._warm and not self._is_cold and job.resources.ranks == 1 and len(files) <= MOST_FILES:
             try:
-                return self._warm.start(str(paths.folder.absolute()), env, [log.fileno(), *lease.files])
-            except Lost:
-                self._cold = True
-        if self._cold and self._command is None:
-            log.write(b"started cold: the process that had its imports is gone\n")
+                return self._warm.start(str(paths.folder.absolute()), own, files)
+            except Lost as error:
+                self._is_cold, self._why_cold = True, str(error)
+        if self._why_cold:
+            log.write(f"started cold, for the process with the imports is lost: {self._why_cold}\n".encode())
         return subprocess.Popen(
             base.command(job, paths, self._command),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=env,
+            env=os.environ | own,
             start_new_session=True,
             pass_fds=lease.files,
         )
 
     def _look_again(self) -> None:
-        """See which GPUs are busy now; where none answers, as on a loaded machine, go by the last look."""
+        """See which GPUs are there and free; where nvidia-smi does not answer, the last look holds."""
         with suppress(MachineError):
-            seen = devices.detect(self._only)
-            self._machine = seen if seen.gpus else self._machine
+            seen = devices.detect(self._only, some=True)
+            self._found = seen if seen.gpus else self._found
         self._looked = time.monotonic()
+
+    def _without_broken(self) -> devices.Machine:
+        """The machine without GPUs on which a job has met broken hardware, unless no other is left."""
+        gpus = tuple(gpu for gpu in self.machine.gpus if gpu.uuid not in self._broken)
+        return replace(self.machine, gpus=gpus or self.machine.gpus)
 
     def waits_for(self, job: Job) -> str:
         """See `Executor.waits_for`."""
+        if not self._is_ready(job):
+            return ""
         gpus = job.resources.gpus
         wanted = gpus or self._cores_for(job)
         by: dict[str, list[str]] = {}
-        numbers = {gpu.uuid: str(gpu.index) for gpu in self._machine.gpus}
-        for name, holder in self._machine.holders("gpu" if gpus else "core").items():
+        numbers = {gpu.uuid: str(gpu.index) for gpu in self.machine.gpus}
+        for name, holder in self.machine.holders("gpu" if gpus else "core").items():
             by.setdefault(holder, []).append(numbers.get(name, name))
         word = "GPU" if gpus else "core"
         held = "; ".join(f"{word} {', '.join(names)} held by {holder}" for holder, names in by.items())
@@ -144,6 +156,8 @@ class Local:
             if runs:
                 continue
             ended[job] = code
+            if code == PREEMPTED:
+                self._broken |= {*handle.devices}
             # loader processes of a leader that was killed hold its lease and its devices
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -174,7 +188,7 @@ class Local:
 
     def _cores_for(self, job: Job) -> int:
         # More threads than cores are slow but right, and the thread count is part of the result.
-        return min(job.resources.cores, len(self._machine.cores))
+        return min(job.resources.cores, len(self.machine.cores))
 
 
 def _signal(process: Process, number: signal.Signals) -> None:
