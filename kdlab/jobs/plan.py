@@ -58,8 +58,13 @@ class Plan:
 
     @property
     def compares(self) -> bool:
-        """Whether it is a recipe's own: no search, and no diagnosis of finished students."""
-        return not (self.is_search or "diagnoses" in self.recipe)
+        """Whether it is a recipe's own: no search, no diagnosis of students and no measuring of times."""
+        return not (self.is_search or self.about)
+
+    @property
+    def about(self) -> str:
+        """The verb that made it of another plan, whose id its recipe has by that name; "" of others."""
+        return next((verb for verb in ("diagnoses", "benches") if verb in self.recipe), "")
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""

@@ -389,6 +389,24 @@ class ScaleSpec(DetectorSpec):
     kind: Literal["scale"] = "scale"
 
 
+class BenchSpec(DetectorSpec):
+    """Time the steps of a student and what is around them; weights are random, and so are a teacher's.
+
+    Args:
+        asked: when, in UTC, for what was measured then says nothing of now.
+        rounds: how often each thing is measured.
+    """
+
+    work = "benching.Bench"
+    instead = "measures time and memory and keeps no weights"
+    counts = "steps"
+    shrinks = False
+
+    kind: Literal["bench"] = "bench"
+    asked: str
+    rounds: PositiveInt
+
+
 class PrepareSpec(TrainingSpec):
     """Learn what a method needs of the teacher before any student is trained.
 
@@ -408,7 +426,7 @@ class PrepareSpec(TrainingSpec):
     pad_divisor: PositiveInt
 
 
-Spec = TeacherSpec | EvaluateSpec | PrepareSpec | StudentSpec | ScaleSpec | DiagnoseSpec
+Spec = TeacherSpec | EvaluateSpec | PrepareSpec | StudentSpec | ScaleSpec | BenchSpec | DiagnoseSpec
 _SPEC: TypeAdapter[Spec] = TypeAdapter(Annotated[Spec, Field(discriminator="kind")])
 
 BY_CONTENT = 2

@@ -45,7 +45,7 @@ def newest_plan(runs: Runs, *, comparing: bool = False) -> Plan:
 
     Args:
         runs: where the plans are.
-        comparing: passes over the plans of `kdlab tune` and `kdlab diagnose`, which compare no arms.
+        comparing: passes over the plans of `kdlab tune`, `diagnose` and `bench`, which compare no arms.
 
     Raises:
         UsageError: there is none yet.
@@ -83,8 +83,9 @@ def plan(runs: Runs, word: str | None, *, comparing: bool = False, recipes: Coll
             what = f"plan {found.id} is a search: its trials are compared by kdlab tune"
             raise UsageError(what, got=found.id, fix=found.recipe["command"])
         if comparing and not found.compares:
-            what = f"plan {found.id} is a diagnosis, of plan {found.recipe['diagnoses']}"
-            raise UsageError(what, got=found.id, fix=f"kdlab report {found.recipe['diagnoses']}")
+            of = found.recipe[found.about]
+            what = f"plan {found.id} {found.about} plan {of}"
+            raise UsageError(what, got=found.id, fix=f"kdlab report {of}")
         return found
     names = []
     for one in plans(runs):

@@ -32,7 +32,12 @@ def affordable(measured: Callable[[], dict[str, float]]) -> dict[str, float]:
 
 
 def step_times(distiller: Distiller, optim: OptimWrapper, data: Any, rounds: int = 10) -> dict[str, float]:
-    """Median seconds of steps that take turns on one batch, so that a noisy machine slows all alike.
+    """Median seconds of steps; as `step_seconds`."""
+    return {name: median(found) for name, found in step_seconds(distiller, optim, data, rounds).items()}
+
+
+def step_seconds(distiller: Distiller, optim: OptimWrapper, data: Any, rounds: int) -> dict[str, list[float]]:
+    """Seconds of steps that take turns on one batch, so that a noisy machine slows all alike.
 
     The weights move: call it when they are no longer needed.
 
@@ -56,17 +61,22 @@ def step_times(distiller: Distiller, optim: OptimWrapper, data: Any, rounds: int
     seconds = defaultdict(list)
     for _ in range(_WARMUP + rounds):
         distiller.distilling = False
-        seconds["student_step_s"].append(_timed(train_step))
+        seconds["student_step_s"].append(timed(train_step))
         if distils:
-            seconds["teacher_forward_s"].append(_timed(teacher_forward))
+            seconds["teacher_forward_s"].append(timed(teacher_forward))
             distiller.distilling = True
-            seconds["distill_step_s"].append(_timed(train_step))
-    return {name: median(values[_WARMUP:]) for name, values in seconds.items()}
+            seconds["distill_step_s"].append(timed(train_step))
+    return {name: values[_WARMUP:] for name, values in seconds.items()}
+
+
+def latencies_s(models: Mapping[str, nn.Module], data: Any, runs: int = 20) -> dict[str, float]:
+    """Median seconds from one image to its boxes; as `latency_seconds`."""
+    return {name: median(found) for name, found in latency_seconds(models, data, runs).items()}
 
 
 @torch.no_grad()
-def latencies_s(models: Mapping[str, nn.Module], data: Any, runs: int = 20) -> dict[str, float]:
-    """Median seconds from one image, read and resized, to its boxes, on the device that the models are on.
+def latency_seconds(models: Mapping[str, nn.Module], data: Any, runs: int) -> dict[str, list[float]]:
+    """Seconds from one image, read and resized, to its boxes, on the device that the models are on.
 
     The models take turns at each image, so that a noisy machine slows all alike.
 
@@ -84,13 +94,13 @@ def latencies_s(models: Mapping[str, nn.Module], data: Any, runs: int = 20) -> d
         place = run % len(data["inputs"])
         for name, model in models.items():
             image = {key: [data[key][place]] for key in ("inputs", "data_samples")}
-            seconds[name].append(_timed(lambda image=image, model=model: model.val_step(image)))
+            seconds[name].append(timed(lambda image=image, model=model: model.val_step(image)))
     for model, mode in modes:
         model.train(mode)
-    return {name: median(values[first:]) for name, values in seconds.items()}
+    return {name: values[first:] for name, values in seconds.items()}
 
 
-def _timed(step: Callable[[], Any]) -> float:
+def timed(step: Callable[[], Any]) -> float:
     """Seconds of a call, with what it left running on the GPU."""
     gpu = torch.cuda.is_available()
     if gpu:

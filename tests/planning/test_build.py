@@ -13,6 +13,7 @@ from kdlab.jobs.job import Job
 from kdlab.jobs.result import Evaluation, JobResult
 from kdlab.jobs.store import PastJob
 from kdlab.planning import build as plan
+from kdlab.planning.benching import benching
 from kdlab.planning.diagnosis import diagnosis
 from kdlab.planning.facts import Facts
 from kdlab.planning.weights import WeightFile
@@ -571,3 +572,15 @@ def test_jobs_on_gpus_share_the_cores_among_their_loader_processes(
 ) -> None:
     made = build(*overrides, facts=replace(FACTS, device="cuda", workers=6))
     assert {planned.job.resources.workers for planned in made.jobs} == {workers}
+
+
+def test_bench_times_the_first_student_of_each_arm_anew() -> None:
+    made = build("seeds=[3, 4]")
+    timed = benching(made, "2026-12-01 10:00:00", 20)
+    assert [one.job.arm for one in timed.jobs] == [*made.recipe["arms"]]
+    assert {one.job.seed for one in timed.jobs} == {3}
+    assert {(one.job.parents, one.done) for one in timed.jobs} == {((), False)}
+    assert timed.about == "benches"
+    assert not timed.compares
+    again = benching(made, "2026-12-01 10:00:01", 20)
+    assert not {one.job.id for one in timed.jobs} & {one.job.id for one in again.jobs}
