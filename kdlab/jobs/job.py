@@ -31,6 +31,7 @@ class Resources:
         share: how many jobs of one GPU may run on one, this one among them.
         memory_gb: of each GPU, as jobs like this one took; None where nobody knows.
         workers: loader processes of each process; 0 loads in the training process.
+        cache: "ram" keeps decoded images in memory; "none" reads them each time.
         checkpoint_minutes: longest time between two checkpoints.
         ranks: processes that train together, one a GPU or, without GPUs, `threads` cores each.
     """
@@ -40,6 +41,7 @@ class Resources:
     share: int = 1
     memory_gb: float | None = None
     workers: int = 0
+    cache: str = "none"
     checkpoint_minutes: float = 10.0
     ranks: int = 1
 

@@ -187,6 +187,7 @@ def _job(arm: str, spec: Any, parents: tuple[str, ...], recipe: Recipe, facts: F
         gpus=gpus,
         share=share,
         workers=facts.workers // share if asked is None else asked,
+        cache=recipe.resources.cache,
         checkpoint_minutes=recipe.resources.checkpoint_minutes,
         ranks=spec.ranks,
     )

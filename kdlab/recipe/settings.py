@@ -81,6 +81,7 @@ class Resources(Settings):
     Args:
         workers: loader processes of each of a job's processes; None is none on the CPU, and on GPUs their
             share of the cores, 8 at most.
+        cache: "ram" keeps decoded images in memory, shared by a job's loader processes.
         checkpoint_minutes: time between checkpoints for resuming.
         share: jobs of one GPU that may run on one side by side, as far as its memory holds them.
         on_oom: what becomes of a job that its GPU is too small for: "micro_batch" trains it in smaller
@@ -90,6 +91,7 @@ class Resources(Settings):
     """
 
     workers: Annotated[NonNegativeInt, Field(le=256)] | None = None
+    cache: Literal["none", "ram"] = "none"
     checkpoint_minutes: Annotated[PositiveFloat, Field(le=100_000)] = 10.0
     share: Annotated[int, Field(ge=1, le=8)] = 1
     on_oom: Literal["micro_batch", "fail"] = "micro_batch"

@@ -30,7 +30,7 @@ from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.datasets.coco import load_labels
 from kdlab.errors import JobError
 from kdlab.training import ranks
-from kdlab.training.images import BrokenImage, BrokenImages, LoadImage
+from kdlab.training.images import BrokenImage, BrokenImages, ImageCache, LoadImage
 
 SHARED = Path("/dev/shm")
 """Where loader workers leave their batches."""
@@ -185,14 +185,21 @@ def mmdet_dataset(
     scale: Sequence[int] | None,
     flip: float | None,
     broken: BrokenImages | None = None,
+    *,
+    cached: bool = False,
 ) -> CocoImages:
-    """mmdet's view of a split; `flip` None is for evaluation, where no image is dropped."""
-    pipeline = [LoadImage(), {"type": "LoadAnnotations", "with_bbox": True}, resizing(scale)]
+    """mmdet's view of a split; `flip` None is for evaluation, where no image is dropped.
+
+    Raises:
+        JobError: decoded images are to be kept and do not fit into memory.
+    """
+    loading = LoadImage()
+    pipeline = [loading, {"type": "LoadAnnotations", "with_bbox": True}, resizing(scale)]
     keys = META_KEYS
     if flip is not None:
         pipeline.append({"type": "RandomFlip", "prob": flip})
         keys = (*META_KEYS, "flip", "flip_direction")
-    return CocoImages(
+    images = CocoImages(
         broken=broken,
         ann_file=str(split.labels),
         data_prefix={"img": str(split.images)},
@@ -202,6 +209,10 @@ def mmdet_dataset(
         filter_cfg={"filter_empty_gt": True, "min_size": 1},
         pipeline=[*pipeline, {"type": "PackDetInputs", "meta_keys": keys}],
     )
+    if cached:
+        infos = map(images.get_data_info, range(len(images)))
+        loading.cache = ImageCache([(info["height"], info["width"]) for info in infos])
+    return images
 
 
 class SeededSamples(Dataset):

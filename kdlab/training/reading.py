@@ -29,12 +29,14 @@ class Reading:
         self.broken = BrokenImages(None if ranks.rank() else paths.folder / "broken_images.json")
         self._job, self._settings = job, job.spec.dataset
         self._skips = self.broken if self._settings.broken_images == "skip" else None
+        self._cached = job.resources.cache == "ram"
         self._trained: dict[str, int] = {}
 
     def training(self) -> DataLoader:
         """The training images in the order of the job's seed; says in the log what is left out."""
         scale, flip = self._settings.scale, self._settings.flip
-        images = data.mmdet_dataset(self.files, self.files.train, scale, flip, self._skips)
+        split, told = self.files.train, {"broken": self._skips, "cached": self._cached}
+        images = data.mmdet_dataset(self.files, split, scale, flip, **told)
         self._trained = data.reading_report(images)
         print(data.reading_words(self._trained), flush=True)
         if note := first_look(self.files.train)[1]:
@@ -45,7 +47,8 @@ class Reading:
 
     def validation(self) -> DataLoader:
         """All validation images in order, or those of them that fall to this process."""
-        images = data.mmdet_dataset(self.files, self.files.val, self._settings.scale, None, self._skips)
+        split, told = self.files.val, {"broken": self._skips, "cached": self._cached}
+        images = data.mmdet_dataset(self.files, split, self._settings.scale, None, **told)
         batch_size, workers = self._job.spec.batch_size, self._job.resources.workers
         place = ranks.rank(), ranks.count()
         return data.evaluation_loader(

@@ -82,6 +82,7 @@ def test_recipe_without_methods_has_no_teacher_job() -> None:
     "override",
     [
         "resources.workers=2",
+        "resources.cache=ram",
         "resources.checkpoint_minutes=1",
         "resources.share=2",
         "resources.on_oom=fail",

@@ -16,6 +16,7 @@ from PIL import Image
 from kdlab.datasets import coco, voc
 from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.errors import JobError, UsageError
+from kdlab.training import images as image_files
 from kdlab.training.data import (
     EpochBatches,
     batches_of,
@@ -26,7 +27,7 @@ from kdlab.training.data import (
     training_loader,
 )
 from kdlab.training.evaluation import CocoMetric, evaluate
-from kdlab.training.images import BrokenImages
+from kdlab.training.images import BrokenImages, ImageCache
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 
@@ -54,6 +55,51 @@ def same(one: list[tuple[Any, ...]], other: list[tuple[Any, ...]]) -> bool:
         for rows in zip(one, other, strict=True)
         for mine, theirs in zip(*rows, strict=True)
     )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kept_images_are_read_once_and_change_no_pixel(
+    digits: DatasetFiles, dataset: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: int
+) -> None:
+    read = image_files.content_of
+
+    def noted(path: Path) -> bytes:
+        with (tmp_path / "read").open("a") as file:
+            file.write(f"{path.name}\n")
+        return read(path)
+
+    monkeypatch.setattr(image_files, "content_of", noted)
+    kept = mmdet_dataset(digits, digits.train, None, flip=0.5, cached=True)
+    loaders = training_loader(dataset, 5, 0, 0), training_loader(kept, 5, 0, workers)
+    for epoch in (0, 1):
+        if epoch:
+            (tmp_path / "read").unlink()
+        for loader in loaders:
+            loader.batch_sampler.start_at(epoch, 0)
+        for plain, cached in zip(*map(batches_of, loaders), strict=True):
+            assert all(map(torch.equal, plain["inputs"], cached["inputs"]))
+    # 20 of the 24 images for the plain loader; 4 had no turn in the first epoch
+    assert 20 <= len((tmp_path / "read").read_text().split()) <= 20 + 4
+
+
+def test_images_of_another_size_than_their_labels_say_are_not_kept() -> None:
+    cache, wide = ImageCache([(2, 3), (2, 2)]), np.ones((4, 4, 3), np.uint8)
+    assert cache.image(0, lambda: wide) is wide
+    small = np.full((2, 2, 3), 7, np.uint8)
+    cache.image(1, lambda: small)[:] = 0
+    assert (cache.image(1, lambda: pytest.fail("read again")) == 7).all()
+
+
+def test_images_that_do_not_fit_into_memory_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(JobError, match=r"do not fit into memory\n +got +30000.0 GB"):
+        ImageCache([(100_000, 100_000)] * 1000)
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    monkeypatch.setattr(image_files, "_CGROUP", tmp_path)
+    with pytest.raises(JobError, match=r"0.0 GB, 0.0 GB free"):
+        ImageCache([(200, 200)])
 
 
 def test_workers_change_no_pixel(dataset: Any) -> None:
