@@ -44,9 +44,9 @@ class Lab:
     def job(name: str, arm: str, seed: int = 0, parents: tuple[str, ...] = (), **settings: Any) -> Job:
         return make(name, arm, seed, parents=parents, stub={}, **settings)
 
-    def save(self, plan_id: str = "7f3a0001", recipe: str = "digits/quickstart") -> Plan:
+    def save(self, plan_id: str = "7f3a0001", recipe: str = "digits/quickstart", **more: str) -> Plan:
         planned = tuple(PlannedJob(job, False, "new", 60.0) for job in self.jobs.values())
-        plan = Plan(plan_id, {"name": recipe, "seeds": [0, 1]}, planned, "cpu", {})
+        plan = Plan(plan_id, {"name": recipe, "seeds": [0, 1], **more}, planned, "cpu", {})
         plan.save(self.runs)
         return plan
 

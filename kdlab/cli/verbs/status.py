@@ -73,7 +73,8 @@ def status(
     if seen.driven or seen.counts["running"]:
         screen.next("kdlab status -w")
     elif seen.counts["done"] == len(seen.plan.jobs) and not seen.plan.is_search:
-        screen.next(f"kdlab report --table {shlex.quote(seen.plan.recipe['name'])}")
+        verb = {"diagnoses": "diagnose", "benches": "bench"}.get(seen.plan.about, "report --table")
+        screen.next(f"kdlab {verb} {shlex.quote(seen.plan.recipe['name'])}")
     else:
         screen.next(seen.command)
 

@@ -62,6 +62,15 @@ def test_a_plan_that_is_done_leads_to_its_table(lab: Lab) -> None:
     assert err.splitlines() == ["next: kdlab report --table digits/quickstart"]
 
 
+@pytest.mark.parametrize(("about", "verb"), [("diagnoses", "diagnose"), ("benches", "bench")])
+def test_a_plan_that_compares_no_arms_leads_to_its_own_table(lab: Lab, about: str, verb: str) -> None:
+    for key in lab.jobs:
+        lab.done(key)
+    lab.save(**{about: "9c2e0001"})
+    _, _, err = lab("status")
+    assert err.splitlines() == [f"next: kdlab {verb} digits/quickstart"]
+
+
 def test_a_plan_can_be_chosen(lab: Lab) -> None:
     lab.save()
     lab.save("aaaa0001", "digits/bench")
