@@ -1,4 +1,4 @@
-"""Sessions of nox: `tests`, `lint`, `types`, `bench`, `stats`; each has an environment of tested versions."""
+"""Sessions of nox, each in an environment of tested versions."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ def bench(session: nox.Session) -> None:
     install(session, "test")
     for name in ("planning", "packing", "tuning", "watching", "starting", "reporting"):
         session.run("python", "-m", f"tests.benchmarks.{name}")
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """On a machine with a GPU: what it is, all tests that need one, and what a step costs at COCO's size."""
+    install(session, "test")
+    session.run("kdlab", "doctor", success_codes=range(256))
+    session.run("pytest", "-m", "gpu", "-q", success_codes=[0, 1])
+    session.run("python", "-m", "tests.benchmarks.coco_size")
 
 
 @nox.session

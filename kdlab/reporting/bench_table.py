@@ -46,12 +46,14 @@ def cost(title: str, measured: Mapping[str, tuple[Job, JobResult]]) -> Table:
     if with_teacher:
         rows.insert(0, _teacher(*with_teacher[0]))
     made = result.environment
+    own = {one.spec.teacher_precision for one, _ in measured.values()} - {None}
+    precision = ", teacher ".join([job.spec.schedule.precision, *sorted(own)])
     notes = [
         *(column.reading for column in _COLUMNS if column.reading),
         f"medians of {job.spec.rounds} that took turns on batches of {job.spec.batch_size}; {_QUARTILES}",
         "teacher: its forward pass; weights are random, so NMS finds little to do",
         f"measured on {job.spec.asked} UTC, commit {made.get('commit') or 'unknown'}",
-        f"machine: {made.get('device')}, cores {made.get('cores')}, precision {job.spec.schedule.precision}",
+        f"machine: {made.get('device')}, cores {made.get('cores')}, precision {precision}",
         ", ".join(f"{name} {made.get(name, 'unknown')}" for name in ("kdlab", "torch", "mmdet")),
     ]
     return Table(f"{title}: what a step and an image cost", _COLUMNS, tuple(rows), tuple(notes))
