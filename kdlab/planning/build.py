@@ -153,7 +153,7 @@ def _untrainable(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
         if not model["trains"]:
             what = f"{key} cannot be trained: it learns masks, and datasets have none"
             yield Fault(what, recipe.path, model["detector"], fix=fix)
-    precisions = {key: schedule.precision for key, schedule in schedules.items()}
+    precisions: dict[str, str | None] = {key: one.precision for key, one in schedules.items()}
     if recipe.teacher:
         precisions["teacher"] = recipe.teacher.precision
     for key, precision in precisions.items():

@@ -105,8 +105,8 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
     # a core is left to each job's own process
     spare = len(machine.cores) // len(machine.gpus) - 1 if machine.gpus else 0
     workers = max(0, min(MOST_WORKERS, spare))
-    known = {"gpu_gb": gpu_gb, "notes": notes, "workers": workers}
-    return Facts(files, student, teacher, machine.device, versions(), weights, **known)
+    models = student, teacher
+    return Facts(files, *models, machine.device, versions(), weights, gpu_gb, notes=notes, workers=workers)
 
 
 def _dataset(recipe: Recipe) -> DatasetFiles:

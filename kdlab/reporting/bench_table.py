@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from kdlab.jobs.job import Job
 from kdlab.jobs.result import JobResult
+from kdlab.jobs.spec import BenchSpec
 from kdlab.reporting.statistics import Interval
 from kdlab.reporting.tables import Cell, Column, Table
 
@@ -41,18 +42,19 @@ def cost(title: str, measured: Mapping[str, tuple[Job, JobResult]]) -> Table:
         measured: the job and its result, by arm.
     """
     rows = [_row(arm, job, result) for arm, (job, result) in measured.items()]
-    job, result = next(iter(measured.values()))
+    _, result = next(iter(measured.values()))
     with_teacher = [pair for pair in measured.values() if "teacher_forward_s" in pair[1].timing]
     if with_teacher:
         rows.insert(0, _teacher(*with_teacher[0]))
     made = result.environment
-    own = {one.spec.teacher_precision for one, _ in measured.values()} - {None}
-    precision = ", teacher ".join([job.spec.schedule.precision, *sorted(own)])
+    specs = [one.spec for one, _ in measured.values() if isinstance(one.spec, BenchSpec)]
+    spec, teachers = specs[0], {one.teacher_precision for one in specs if one.teacher_precision}
+    precision = ", teacher ".join([spec.schedule.precision, *sorted(teachers)])
     notes = [
         *(column.reading for column in _COLUMNS if column.reading),
-        f"medians of {job.spec.rounds} that took turns on batches of {job.spec.batch_size}; {_QUARTILES}",
+        f"medians of {spec.rounds} that took turns on batches of {spec.batch_size}; {_QUARTILES}",
         "teacher: its forward pass; weights are random, so NMS finds little to do",
-        f"measured on {job.spec.asked} UTC, commit {made.get('commit') or 'unknown'}",
+        f"measured on {spec.asked} UTC, commit {made.get('commit') or 'unknown'}",
         f"machine: {made.get('device')}, cores {made.get('cores')}, precision {precision}",
         ", ".join(f"{name} {made.get(name, 'unknown')}" for name in ("kdlab", "torch", "mmdet")),
     ]
