@@ -66,7 +66,7 @@ HEAVY = {
     "optuna": {"tuning/study.py", "reporting/study_plots.py"},
     "matplotlib": {"reporting/plots/", "reporting/study_plots.py"},
     "jinja2": {"reporting/renderers/"},
-    "psutil": {"jobs/lease.py"},
+    "psutil": {"jobs/lease.py", "training/images.py"},
     "pandas": {"reporting/tables.py"},
     "ray": {"running/executors/_ray.py"},
     **{

@@ -84,7 +84,7 @@ def plan(runs: Runs, word: str | None, *, comparing: bool = False, recipes: Coll
             raise UsageError(what, got=found.id, fix=found.recipe["command"])
         if comparing and not found.compares:
             of = found.recipe[found.about]
-            what = f"plan {found.id} {found.about} plan {of}"
+            what = f"plan {found.id} {found.about} plan {of} and compares no arms"
             raise UsageError(what, got=found.id, fix=f"kdlab report {of}")
         return found
     names = []

@@ -296,7 +296,7 @@ def test_unknown_key_is_told_with_its_section(told: Told) -> None:
     assert told(with_line(14, "resources: {worker: 4}")) == dedent("""\
         error: my.yaml:14  resources.worker is not a key of resources
           got    worker
-          known  checkpoint_minutes, on_oom, share, trackers, workers
+          known  cache, checkpoint_minutes, on_oom, share, trackers, workers
           fix    did you mean workers?   see: kdlab plan digits/quickstart --json""")
 
 

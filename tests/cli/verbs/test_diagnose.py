@@ -204,7 +204,7 @@ def test_missing_comparisons_run_as_jobs_and_their_plan_is_no_comparison(world: 
     assert (code, "nothing to compare was run here yet" in err) == (2, True)
     code, _, err = kdlab(f"report {plan.id}")
     assert code == 2
-    assert f"is a diagnosis, of plan {plan.recipe['diagnoses']}" in err
+    assert f"diagnoses plan {plan.recipe['diagnoses']} and compares no arms" in err
     assert kdlab("status")[1].startswith(f"plan {plan.id[:4]}")
 
 
