@@ -193,7 +193,8 @@ class _Schedule:
                 # somebody asked it to stop before it started
                 if task.paths.stop_request.exists():
                     del self._waiting[task.job.id]
-                    yield from self._settle(task, task.says(JobCancelled))
+                    end = task.says(JobCancelled, iteration=task.status.saved)
+                    yield from self._settle(task, end)
             yield from self.ask_for_more()
             yield from self._start()
             # what another scheduler has done by now has made room

@@ -68,5 +68,5 @@ class Bench(Trainer):
 
 def _spread(key: str, seconds: list[float]) -> list[tuple[str, float]]:
     """Median and quartiles by their names: "step_s", "step_s.low", "step_s.high"."""
-    low, middle, high = quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+    low, middle, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
     return [(key, middle), (f"{key}.low", low), (f"{key}.high", high)]

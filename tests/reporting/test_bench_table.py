@@ -65,3 +65,10 @@ def test_footnotes_name_when_where_and_on_what(table: Table) -> None:
     assert "measured on 2026-12-01 10:00:00 UTC, commit abc" in notes
     assert "machine: cpu: EPYC, cores 2, precision fp32" in notes
     assert "medians of 20 that took turns on batches of" in notes
+
+
+def test_a_busy_machine_is_named() -> None:
+    fast = measured(
+        "pfi", student_step_s=0.030, teacher_forward_s=0.010, distill_step_s=0.035, teacher_latency_s=0.008
+    )
+    assert "the machine was busy with other work: pfi" in " | ".join(cost("digits", {"pfi": fast}).footnotes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated
@@ -74,6 +73,7 @@ def _run(screen: Screen, made: Prepared, *, live: bool) -> int:
 def _tell(screen: Screen, own: Prepared, made: Prepared) -> int:
     """Show the table and write it."""
     from kdlab.jobs.result import JobResult
+    from kdlab.recipe.files import go_on
     from kdlab.reporting import bench_table, renderers
 
     results = {one.job.arm: (one.job, JobResult.read(made.runs.job(one.job.id))) for one in made.plan.jobs}
@@ -87,5 +87,5 @@ def _tell(screen: Screen, own: Prepared, made: Prepared) -> int:
         screen.say(f"written: {', '.join(map(str, files))}")
     if screen.json:
         screen.emit(tables=[table.to_dict()], files=[str(path) for path in files])
-    screen.next(f"kdlab run {shlex.quote(own.plan.recipe['name'])}")
+    screen.next(own.plan.recipe.get("command") or go_on(own.plan.recipe))
     return 0

@@ -168,10 +168,13 @@ class Local:
     def _look_at(self, process: Process) -> tuple[bool, int | None]:
         """Whether a process runs, and of a child of ours the exit code."""
         child = self._children.get(process)
-        with suppress(Lost):
+        try:
             if child:
                 code = child.poll()
                 return code is None, code
+        except Lost as error:
+            if not self._is_cold:
+                self._is_cold, self._why_cold = True, str(error)
         return process.alive(), None
 
     def cancel(self, handle: Handle, grace_s: float) -> None:
