@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,6 +68,13 @@ class Plan:
     def about(self) -> str:
         """The verb that made it of another plan, whose id its recipe has by that name; "" of others."""
         return next((verb for verb in ("diagnoses", "benches") if verb in self.recipe), "")
+
+    def derived(self, verb: str, jobs: Sequence[PlannedJob]) -> Self:
+        """A plan of other jobs about this one, which says so under `verb`; see `about`."""
+        key = json.dumps([self.id, *(one.job.id for one in jobs)])
+        recipe = {**self.recipe, verb: self.id}
+        made = hashlib.sha256(key.encode()).hexdigest()[:8]
+        return replace(self, id=made, recipe=recipe, jobs=tuple(jobs), notes=())
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import replace
 
 from kdlab.jobs.job import Job
@@ -25,14 +23,7 @@ def benching(plan: Plan, asked: str, rounds: int) -> Plan:
         if one.job.spec.is_student:
             firsts.setdefault(one.job.arm, one.job)
     jobs = [_timing(student, asked, rounds) for student in firsts.values()]
-    key = json.dumps([plan.id, *(job.id for job in jobs)])
-    return replace(
-        plan,
-        id=hashlib.sha256(key.encode()).hexdigest()[:8],
-        recipe={**plan.recipe, "benches": plan.id},
-        jobs=tuple(PlannedJob(job, False, "measured now") for job in jobs),
-        notes=(),
-    )
+    return plan.derived("benches", [PlannedJob(job, False, "measured now") for job in jobs])
 
 
 def _timing(student: Job, asked: str, rounds: int) -> Job:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import replace
 
 from kdlab.errors import UsageError
 from kdlab.jobs.job import Job
@@ -49,12 +46,4 @@ def diagnosis(plan: Plan, past: Mapping[str, PastJob], versions: Mapping[str, st
     history = History(past)
     wanted = [diagnosing(student, teacher) for student in done]
     new = [planned(job, versions, past, history) for job in (teacher, *done, *wanted)]
-    key = json.dumps([plan.id, *(one.job.id for one in new)])
-    made = replace(
-        plan,
-        id=hashlib.sha256(key.encode()).hexdigest()[:8],
-        recipe={**plan.recipe, "diagnoses": plan.id},
-        jobs=tuple(new),
-        notes=(),
-    )
-    return made, [job for job in students if job.id not in past]
+    return plan.derived("diagnoses", new), [job for job in students if job.id not in past]

@@ -106,6 +106,11 @@ def memory_gb(device: torch.device) -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
+def memory_facts(device: torch.device) -> dict[str, float]:
+    """What a job that ran out of memory tells of it: "peak_gb" of "total_gb"."""
+    return {"peak_gb": round(peak_memory_gb(device), 2), "total_gb": round(memory_gb(device), 2)}
+
+
 def seed_ranks(seed: int) -> None:
     """Let the processes of a job draw different numbers from here on; the first draws as if alone."""
     if rank := ranks.rank():

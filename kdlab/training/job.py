@@ -104,7 +104,7 @@ def work_on(attempt: Attempt) -> JobResult | None:
 
     from kdlab.training import ranks
     from kdlab.training.checkpoints import TrainingCheckpoints
-    from kdlab.training.device import is_out_of_memory, memory_gb, name_of, peak_memory_gb
+    from kdlab.training.device import is_out_of_memory, memory_facts, name_of, peak_memory_gb
     from kdlab.training.loop import Stopped
     from kdlab.training.work import Work
 
@@ -128,7 +128,7 @@ def work_on(attempt: Attempt) -> JobResult | None:
                 where=job.id,
                 got=str(error).splitlines()[0][:200],
                 fix="take a smaller model or a larger GPU",
-                facts={"peak_gb": round(peak_memory_gb(place), 2), "total_gb": round(memory_gb(place), 2)},
+                facts=memory_facts(place),
             ) from error
         raise
     result = JobResult(

@@ -28,7 +28,7 @@ from kdlab.training import (
 from kdlab.training.attempt import Attempt
 from kdlab.training.checkpoints import TrainingCheckpoints, random_state, restore_random_state
 from kdlab.training.data import batches_of
-from kdlab.training.device import is_out_of_memory, memory_gb, peak_memory_gb
+from kdlab.training.device import is_out_of_memory, memory_facts
 from kdlab.training.distiller import Distiller, averages_batches
 from kdlab.training.step import Step
 
@@ -131,17 +131,17 @@ class TrainingLoop:
             if not is_out_of_memory(error):
                 raise
             place = next(self.distiller.parameters()).device
-            peak, total = round(peak_memory_gb(place), 2), round(memory_gb(place), 2)
+            memory = memory_facts(place)
             # it can also have happened in an evaluation
             batchnorm = averages_batches(self.distiller.train())
             raise OutOfMemory(
                 "the GPU is out of memory",
                 where=f"iteration {self.progress.iteration + 1}",
-                got=f"{peak} GB of {total} GB at {self.step.images} images a forward",
+                got="{peak_gb} GB of {total_gb} GB".format(**memory)
+                + f" at {self.step.images} images a forward",
                 fix="lower schedule.batch_size, or take a smaller model or a larger GPU",
                 facts={
-                    "peak_gb": peak,
-                    "total_gb": total,
+                    **memory,
                     "micro_batch": self.step.images,
                     "batchnorm": batchnorm,
                 },

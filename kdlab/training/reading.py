@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from kdlab.datasets._images import first_look
+from kdlab.datasets.base import Split
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
 from kdlab.training import data, ranks
@@ -29,14 +30,11 @@ class Reading:
         self.broken = BrokenImages(None if ranks.rank() else paths.folder / "broken_images.json")
         self._job, self._settings = job, job.spec.dataset
         self._skips = self.broken if self._settings.broken_images == "skip" else None
-        self._cached = job.resources.cache == "ram"
         self._trained: dict[str, int] = {}
 
     def training(self) -> DataLoader:
         """The training images in the order of the job's seed; says in the log what is left out."""
-        scale, flip = self._settings.scale, self._settings.flip
-        split, told = self.files.train, {"broken": self._skips, "cached": self._cached}
-        images = data.mmdet_dataset(self.files, split, scale, flip, **told)
+        images = self._images(self.files.train, self._settings.flip)
         self._trained = data.reading_report(images)
         print(data.reading_words(self._trained), flush=True)
         if note := first_look(self.files.train)[1]:
@@ -47,13 +45,16 @@ class Reading:
 
     def validation(self) -> DataLoader:
         """All validation images in order, or those of them that fall to this process."""
-        split, told = self.files.val, {"broken": self._skips, "cached": self._cached}
-        images = data.mmdet_dataset(self.files, split, self._settings.scale, None, **told)
+        images = self._images(self.files.val, None)
         batch_size, workers = self._job.spec.batch_size, self._job.resources.workers
         place = ranks.rank(), ranks.count()
         return data.evaluation_loader(
             images, batch_size, workers, *place, pinned=self._job.resources.gpus > 0
         )
+
+    def _images(self, split: Split, flip: float | None) -> data.CocoImages:
+        cached = self._job.resources.cache == "ram"
+        return data.mmdet_dataset(self.files, split, self._settings.scale, flip, self._skips, cached=cached)
 
     def metric(self) -> CocoMetric:
         """The metric of the validation images."""

@@ -12,7 +12,7 @@ from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import DryRun, ExecutorName, Gpus, Overrides, RecipeName, Yes
 from kdlab.cli.screen.results import RESULTS, forgiving, results_stem
 from kdlab.cli.verbs.plan import Prepared, prepare, preview
-from kdlab.cli.verbs.run import conclude, confirm_cost, drive
+from kdlab.cli.verbs.run import carry, confirm_cost
 
 ROUNDS = 20
 
@@ -57,17 +57,10 @@ def bench(
         return 0
     if not yes:
         confirm_cost(screen, made.plan)
-    if code := _run(screen, made, live=executor != "inline"):
+    # one after the other, for two at once would slow each other
+    if code := carry(screen, made, 1, live=executor != "inline"):
         return code
     return _tell(screen, own, made)
-
-
-def _run(screen: Screen, made: Prepared, *, live: bool) -> int:
-    """Measure one arm after the other, for two at once would slow each other; the exit code."""
-    from kdlab.cli.screen.progress import PlanStatus
-
-    outcome = drive(screen, made, PlanStatus(made.plan, made.machine, 1), live=live)
-    return conclude(screen, made.plan, outcome, outcome.complete)
 
 
 def _tell(screen: Screen, own: Prepared, made: Prepared) -> int:

@@ -14,7 +14,7 @@ from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import DryRun, ExecutorName, Gpus, Jobs, Overrides, RecipeName, Yes
 from kdlab.cli.screen.results import RESULTS, forgiving, results_stem
 from kdlab.cli.verbs.plan import Prepared, prepare, preview
-from kdlab.cli.verbs.run import conclude, confirm_cost, drive
+from kdlab.cli.verbs.run import carry, confirm_cost
 from kdlab.errors import MachineError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def diagnose(
     if not all(planned.done for planned in made.plan.jobs):
         if not yes:
             confirm_cost(screen, made.plan)
-        code = _run(screen, made, jobs, live=executor != "inline")
+        code = carry(screen, made, jobs, live=executor != "inline")
     # what is finished is told also where one of the jobs failed
     return code if code > 1 else _tell(screen, own, images) or code
 
@@ -85,14 +85,6 @@ def _compared(screen: Screen, own: Prepared) -> Prepared:
     if missing:
         screen.say(f"not finished, so left out: {', '.join(job.label for job in missing)}")
     return replace(own, plan=plan)
-
-
-def _run(screen: Screen, made: Prepared, jobs: int | None, *, live: bool) -> int:
-    """Make what is missing, with the board on the screen; the exit code."""
-    from kdlab.cli.screen.progress import PlanStatus
-
-    outcome = drive(screen, made, PlanStatus(made.plan, made.machine, jobs), live=live)
-    return conclude(screen, made.plan, outcome, outcome.complete)
 
 
 def _tell(screen: Screen, own: Prepared, images: str) -> int:

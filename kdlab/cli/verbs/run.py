@@ -154,6 +154,14 @@ def execute(
     return 0
 
 
+def carry(screen: Screen, made: Prepared, jobs_at_once: int | None, *, live: bool) -> int:
+    """Bring a plan without a table of arms to its end, with its board on the screen; the exit code."""
+    from kdlab.cli.screen.progress import PlanStatus
+
+    outcome = drive(screen, made, PlanStatus(made.plan, made.machine, jobs_at_once), live=live)
+    return conclude(screen, made.plan, outcome, outcome.complete)
+
+
 def drive(
     screen: Screen,
     made: Prepared,

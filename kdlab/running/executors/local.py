@@ -37,7 +37,7 @@ class Local:
         self._looked = 0.0
         self._broken: set[str] = set()
         self._warm: WarmProcess | None = None
-        self._is_cold, self._why_cold = command is not None, ""
+        self._why_cold = ""
         self._children: dict[Process, subprocess.Popen[bytes] | WarmJob] = {}
         self._kill_at: dict[Process, float] = {}
 
@@ -86,6 +86,10 @@ class Local:
         self._children[process] = child
         return handle
 
+    @property
+    def _is_cold(self) -> bool:
+        return self._command is not None or bool(self._why_cold)
+
     def _is_ready(self, job: Job) -> bool:
         """Whether what the job starts out of has all its imports; it is made with the first job."""
         if self._is_cold or job.resources.ranks > 1:
@@ -94,7 +98,7 @@ class Local:
             self._warm = self._warm or WarmProcess()
             return self._warm.ready()
         except (OSError, Lost) as error:
-            self._is_cold, self._why_cold = True, str(error)
+            self._why_cold = str(error)
             return True
 
     def _started(
@@ -105,7 +109,7 @@ class Local:
             try:
                 return self._warm.start(str(paths.folder.absolute()), own, files)
             except Lost as error:
-                self._is_cold, self._why_cold = True, str(error)
+                self._why_cold = str(error)
         if self._why_cold:
             log.write(f"started cold, for the process with the imports is lost: {self._why_cold}\n".encode())
         return subprocess.Popen(
@@ -173,8 +177,8 @@ class Local:
                 code = child.poll()
                 return code is None, code
         except Lost as error:
-            if not self._is_cold:
-                self._is_cold, self._why_cold = True, str(error)
+            # the first says most
+            self._why_cold = self._why_cold or str(error)
         return process.alive(), None
 
     def cancel(self, handle: Handle, grace_s: float) -> None:
