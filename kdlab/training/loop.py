@@ -131,20 +131,15 @@ class TrainingLoop:
             if not is_out_of_memory(error):
                 raise
             place = next(self.distiller.parameters()).device
-            memory = memory_facts(place)
+            memory, images = memory_facts(place), self.step.images
             # it can also have happened in an evaluation
             batchnorm = averages_batches(self.distiller.train())
             raise OutOfMemory(
                 "the GPU is out of memory",
                 where=f"iteration {self.progress.iteration + 1}",
-                got="{peak_gb} GB of {total_gb} GB".format(**memory)
-                + f" at {self.step.images} images a forward",
+                got=f"{memory['peak_gb']} GB of {memory['total_gb']} GB at {images} images a forward",
                 fix="lower schedule.batch_size, or take a smaller model or a larger GPU",
-                facts={
-                    **memory,
-                    "micro_batch": self.step.images,
-                    "batchnorm": batchnorm,
-                },
+                facts={**memory, "micro_batch": images, "batchnorm": batchnorm},
             ) from error
 
     def resume(self) -> list[str]:
