@@ -29,12 +29,12 @@ def inspected(tmp_path_factory: pytest.TempPathFactory, recipe: str) -> Inspecti
 
 @pytest.fixture(scope="module")
 def bccd(tmp_path_factory: pytest.TempPathFactory) -> Inspection:
-    return inspected(tmp_path_factory, "bccd/gfl_mbv2_r18")
+    return inspected(tmp_path_factory, "bccd/gfl_mbv2")
 
 
 @pytest.fixture(scope="module")
 def foosball(tmp_path_factory: pytest.TempPathFactory) -> Inspection:
-    return inspected(tmp_path_factory, "foosball/gfl_mbv2_r18")
+    return inspected(tmp_path_factory, "foosball/gfl_mbv2")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from kdlab.inspection.examine import Inspection
 from kdlab.inspection.findings import Defect, Place
 from kdlab.inspection.summary import Summary
 
-RECIPE = "foosball/gfl_mbv2_r18"
+RECIPE = "foosball/gfl_mbv2"
 
 
 def labels(images: dict[str, int], first: int) -> dict[str, Any]:
