@@ -459,6 +459,24 @@ def test_sigmoid_focal_loss_gradient(device: str, reduction: str) -> None:
     assert gradcheck(lambda x: ops.sigmoid_focal_loss(x, target, 1.5, 0.3, weight, reduction), logits)
 
 
+@pytest.mark.parametrize("rows", [0, 3, 4, 7])
+def test_sigmoid_focal_loss_of_many_rows_is_that_of_its_parts(
+    device: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, weight = torch.arange(rows, device=device) % 4, torch.tensor([0.5, 2, 3], device=device).double()
+
+    def loss_and_gradient() -> tuple[Tensor, Tensor]:
+        logits = random(rows, 3, device=device, grad=True)
+        loss = ops.sigmoid_focal_loss(logits, target, 1.5, 0.3, weight, "none")
+        return loss, torch.autograd.grad(loss.sum(), logits)[0]
+
+    whole = loss_and_gradient()
+    monkeypatch.setattr(mmcv_ops, "FOCAL_ROWS", 3)
+    assert all(
+        torch.equal(part, all_at_once) for part, all_at_once in zip(loss_and_gradient(), whole, strict=True)
+    )
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_sigmoid_focal_loss_stays_finite_where_the_sigmoid_saturates(device: str, gamma: float) -> None:
     logits = torch.tensor([[-200.0, 200.0], [200.0, -200.0]], device=device, requires_grad=True)
