@@ -352,6 +352,7 @@ class DetectorSpec(TrainingSpec):
         teacher: model of its teacher; None where it learns from none.
         teacher_precision: of its forward pass; None is the schedule's. What methods run again of its heads
             is fp32.
+        teacher_compiled: whether that pass is compiled; what methods run again of its heads is not.
         inherit: whether its neck and head start from the teacher's.
         prepared: the job that prepared what a method instance needs, by instance.
     """
@@ -359,6 +360,7 @@ class DetectorSpec(TrainingSpec):
     methods: dict[str, MethodSettings] = {}
     teacher: ModelSpec | None = None
     teacher_precision: Precision | None = None
+    teacher_compiled: bool = False
     inherit: bool = False
     prepared: dict[str, str] = {}
 

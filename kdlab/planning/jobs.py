@@ -144,6 +144,7 @@ def _student(
         methods=recipe.arms[arm],
         teacher=teacher.spec.model if teacher else None,
         teacher_precision=recipe.teacher.precision if teacher and recipe.teacher else None,
+        teacher_compiled=bool(teacher and recipe.teacher and recipe.teacher.compile),
         inherit=arm in recipe.inherits,
         prepared=dict(prepared),
         **{**common, "dataset": common["dataset"].model_copy(update={"fingerprint": files.fingerprint})},

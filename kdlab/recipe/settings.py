@@ -53,6 +53,7 @@ class TeacherSettings(ModelSettings):
         seed: of its training.
         schedule: of its training; keys that are left out are the recipe's.
         precision: of its forward pass where students learn from it; None is their schedule's.
+        compile: run that pass as torch.compile makes it, which takes a minute at the start of each student.
         checkpoint: path or URL of its weights; None trains it.
         partial: accept a checkpoint that is not whole.
         ema: take the averaged weights of a checkpoint that holds them beside those of the last step.
@@ -62,6 +63,7 @@ class TeacherSettings(ModelSettings):
     seed: Seed = 0
     schedule: Schedule
     precision: Precision | None = None
+    compile: bool = False
     checkpoint: Annotated[str, Field(min_length=1)] | None = None
     partial: bool = False
     ema: bool = False

@@ -49,6 +49,7 @@ def cost(title: str, measured: Mapping[str, tuple[Job, JobResult]]) -> Table:
     made = result.environment
     specs = [one.spec for one, _ in measured.values() if isinstance(one.spec, BenchSpec)]
     spec, teachers = specs[0], {one.teacher_precision for one in specs if one.teacher_precision}
+    teachers |= {"compiled" for one in specs if one.teacher_compiled}
     precision = ", teacher ".join([spec.schedule.precision, *sorted(teachers)])
     notes = [
         *(column.reading for column in _COLUMNS if column.reading),

@@ -20,6 +20,7 @@ from kdlab.jobs.spec import MethodSettings, Precision
 from kdlab.methods import method_class
 from kdlab.methods.base import Method, Pair
 from kdlab.training import ranks
+from kdlab.training.compiling import compiled_parts, running
 from kdlab.training.precision import computing_in
 
 
@@ -36,6 +37,7 @@ class Distiller(BaseModel):
         seed: from which, with the instance's name, each method draws its own trained parts and masks.
         teacher_precision: of the teacher's forward pass; None is the student's. Its outputs are fp32, and so
             is what methods run of its heads again.
+        teacher_compiled: whether that pass is compiled by torch, on its first call.
 
     Raises:
         JobError: there are methods and no teacher, or a method meets the teacher at no level.
@@ -48,6 +50,7 @@ class Distiller(BaseModel):
         teacher: nn.Module | None = None,
         seed: int = 0,
         teacher_precision: Precision | None = None,
+        teacher_compiled: bool = False,
     ) -> None:
         methods = methods or {}
         teachers: tuple[nn.Module, ...] = ()
@@ -68,6 +71,8 @@ class Distiller(BaseModel):
         for name, settings in methods.items():
             self.terms[name] = Term(name, settings, self.adapter.facts, self.adapter_teacher.facts, seed)
         self._towers = sorted({tower for term in self.terms.values() for tower in term.method.towers})
+        compiled = teachers if teacher_compiled else ()
+        self._compiled = [part for one in compiled for part in compiled_parts(one, bool(self._towers))]
 
     @property
     def trained_parts(self) -> dict[str, int]:
@@ -120,7 +125,7 @@ class Distiller(BaseModel):
     def teacher_outputs(self, inputs: Tensor) -> DetectorOutputs:
         """The teacher's view of (B, 3, H, W) inputs, its head's only where a method reads it."""
         with_head = any(term.reads_head for term in self.terms.values())
-        with computing_in(self._teacher_precision, inputs.device):
+        with computing_in(self._teacher_precision, inputs.device), running(self._compiled):
             return self.adapter_teacher.observe(inputs, self._towers, with_head)
 
     def init_weights(self) -> None:

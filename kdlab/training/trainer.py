@@ -40,7 +40,9 @@ class Trainer(Work):
         if spec.inherit:
             # after all draws of the student, so that the rest of it equals that of the other arms
             self.inherited = {"inherited": inherit(student, teacher)}
-        self.distiller = Distiller(student, spec.methods, teacher, self.job.seed, spec.teacher_precision)
+        self.distiller = Distiller(
+            student, spec.methods, teacher, self.job.seed, spec.teacher_precision, spec.teacher_compiled
+        )
         for name, prepared in spec.prepared.items():
             checkpoints.load_finished(self.distiller.terms[name].method.prepared, self.parent(prepared))
         self.val_loader = self.reading.validation()

@@ -23,6 +23,8 @@ PRECISIONS = {
     "bf16": ("schedule.precision=bf16",),
     "bf16, channels last": ("schedule.precision=bf16", "schedule.channels_last=true"),
     "fp32, teacher in bf16": ("teacher.precision=bf16",),
+    "fp32, teacher in bf16 and compiled": ("teacher.precision=bf16", "teacher.compile=true"),
+    "bf16, teacher compiled": ("schedule.precision=bf16", "teacher.compile=true"),
 }
 RECIPE = """\
 # RetinaNet {teacher} to {student} on made-up images

@@ -219,12 +219,21 @@ def test_mixed_precision_is_refused_without_a_gpu() -> None:
         assert build(f"{key}.precision=bf16").jobs
 
 
-def test_the_teacher_s_precision_is_that_of_the_students_that_learn_from_it() -> None:
-    plain, bf16 = build(), build("teacher.precision=bf16")
-    for before, now in zip(plain.jobs, bf16.jobs, strict=True):
+@pytest.mark.parametrize(
+    ("setting", "key", "value", "otherwise"),
+    [
+        ("teacher.precision=bf16", "teacher_precision", "bf16", None),
+        ("teacher.compile=true", "teacher_compiled", True, False),
+    ],
+)
+def test_how_the_teacher_computes_is_a_matter_of_the_students_that_learn_from_it(
+    setting: str, key: str, value: object, otherwise: object
+) -> None:
+    plain, changed = build(), build(setting)
+    for before, now in zip(plain.jobs, changed.jobs, strict=True):
         learns = now.job.kind == "student" and bool(now.job.spec.methods)
         assert (now.job.id != before.job.id) is learns
-        assert getattr(now.job.spec, "teacher_precision", None) == ("bf16" if learns else None)
+        assert getattr(now.job.spec, key, otherwise) == (value if learns else otherwise)
 
 
 def test_levels_of_a_method_without_neck_maps_are_refused() -> None:
