@@ -55,8 +55,8 @@ class PredictionGuidedFeatureImitation(Method):
     Args:
         pair: the two models; they need equal classes and equal sizes of class maps.
         y: predictions compared as probabilities or as logits. The paper does not say; its weight 1.5 is
-            small for probabilities (their squared differences are 1e-2 and less). GFL, ATSS and RetinaNet
-            have larger ones, as measured.
+            small for probabilities (their squared differences are 1e-2 and less). All dense families
+            have larger ones here, as measured.
         detach_weight: keep the gradient from flowing through P; the paper does not say.
         region: `prediction` is the method; the others imitate under a 0/1 mask (the paper's Tab. 5):
             all cells, cells with a positive prior, cells without one that the loss does not ignore, and
@@ -73,8 +73,13 @@ class PredictionGuidedFeatureImitation(Method):
         ("region", "negatives"): 0.027,
         ("region", "gt_mask"): 0.012,
     }
-    defaults_for = {"gfl": {"weight": 1e2}, "atss": {"weight": 1e3}, "retinanet": {"weight": 3e4}}
-    measured_for = ("gfl", "atss", "retinanet")
+    defaults_for = {
+        "gfl": {"weight": 1e2},
+        "atss": {"weight": 1e3},
+        "fcos": {"weight": 1e3},
+        "retinanet": {"weight": 3e4},
+    }
+    measured_for = ("gfl", "atss", "fcos", "retinanet")
     needs = ("feats", "cls_maps")
     needs_when = {("region", "positives"): ("assignment",), ("region", "negatives"): ("assignment",)}
     requires_equal = ("classes", "strides", "anchors")

@@ -70,7 +70,7 @@ class RankMimicking(Method):
             reading of the paper's Tab. 4).
         quality: rank classes by their probability times the sigmoid of the head's quality (FCOS: centerness),
             as the head does before NMS; with `score: logit` by the logit of that product. The paper does not
-            say. It has no part in `rank: loc`. True for ATSS, as measured.
+            say. It has no part in `rank: loc`. True for ATSS and FCOS, as measured.
         temperature: the paper's tau.
 
     Source: Li et al., AAAI 2022, arXiv:2112.04840.  Differs: none known.
@@ -79,8 +79,12 @@ class RankMimicking(Method):
     default_weight = 4.0
     # overlaps rank alike whatever the class scores are
     default_weight_when = {("rank", "loc"): 4.0, ("score", "logit"): 1.0}
-    defaults_for = {"gfl": {"score": "logit"}, "atss": {"score": "logit", "quality": True}}
-    measured_for = ("gfl", "atss")
+    defaults_for = {
+        "gfl": {"score": "logit"},
+        "atss": {"score": "logit", "quality": True},
+        "fcos": {"quality": True},
+    }
+    measured_for = ("gfl", "atss", "fcos")
     limits = {"temperature": (0.01, 100.0)}
     needs = ("cls_maps", "assignment")
     needs_when = {

@@ -175,7 +175,8 @@ def _reason(jobs: Sequence[PlannedJob], runs: Runs) -> str:
     parts = [first.why.removeprefix("new: ")]
     if first.cost_s is not None:
         parts = [first.cost_source, parts[0].removeprefix("new")]
-    if begun := sum(any(runs.job(planned.job.id).checkpoints.glob("*")) for planned in jobs):
+    begun = sum(any(runs.job(planned.job.id).checkpoints.glob("*")) for planned in jobs)
+    if begun and first.why != "--fresh":
         parts.append("goes on from its checkpoint" if len(jobs) == 1 else f"{begun} go on from checkpoints")
     return ", ".join(filter(None, parts))
 

@@ -221,7 +221,8 @@ def conclude(screen: Screen, plan: Plan, outcome: Outcome, complete: bool) -> in
 
     tell_lacking(screen, outcome.lacking)
     if outcome.stopped_by:
-        screen.say("stopped; the jobs that ran go on from their checkpoints")
+        keeps = any(not planned.job.spec.instead for planned in plan.jobs)
+        screen.say("stopped; the jobs that ran go on from their checkpoints" if keeps else "stopped")
         screen.next(again(screen))
         return 128 + outcome.stopped_by
     if complete:
