@@ -397,6 +397,7 @@ class BenchSpec(DetectorSpec):
     Args:
         asked: when, in UTC, for what was measured then says nothing of now.
         rounds: how often each thing is measured.
+        student: id of the one that would train so.
     """
 
     work = "benching.Bench"
@@ -407,6 +408,7 @@ class BenchSpec(DetectorSpec):
     kind: Literal["bench"] = "bench"
     asked: str
     rounds: PositiveInt
+    student: str = ""
 
 
 class PrepareSpec(TrainingSpec):

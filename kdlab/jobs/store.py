@@ -170,14 +170,28 @@ def diagnosed(runs: Runs, students: Collection[str], teachers: Collection[str]) 
 
     A folder without such jobs is listed once and no file of it is read.
     """
-    paths = (runs.folder / "jobs").glob("diagnose-*/result.json")
-    found = {}
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns):
-        with suppress(MachineError):
-            result = JobResult.read(runs.job(path.parent.name))
-            if result and result.diagnosis.get("teacher") in teachers:
-                found[result.diagnosis.get("student")] = result
+    found = {
+        result.diagnosis.get("student"): result
+        for _, result in _finished(runs, "diagnose")
+        if result.diagnosis.get("teacher") in teachers
+    }
     return {student: found[student] for student in students if student in found}
+
+
+def benched(runs: Runs, students: Collection[str]) -> dict[str, JobResult]:
+    """The newest result of a job that timed the steps of each of these students, by student."""
+    found = {read_job(paths).spec.student: result for paths, result in _finished(runs, "bench")}
+    return {student: found[student] for student in students if student in found}
+
+
+def _finished(runs: Runs, kind: str) -> Iterator[tuple[JobPaths, JobResult]]:
+    """Jobs of a kind and their results, the newest last; what is damaged is left out."""
+    found = (runs.folder / "jobs").glob(f"{kind}-*/result.json")
+    for path in sorted(found, key=lambda path: path.stat().st_mtime_ns):
+        with suppress(MachineError):
+            paths = runs.job(path.parent.name)
+            if result := JobResult.read(paths):
+                yield paths, result
 
 
 def results(runs: Runs, ids: Iterable[str]) -> dict[str, JobResult]:

@@ -29,6 +29,7 @@ def benching(plan: Plan, asked: str, rounds: int) -> Plan:
 def _timing(student: Job, asked: str, rounds: int) -> Job:
     """The job that times this student, on one GPU with that one's share of a batch."""
     told = {**plain(student.spec), "kind": "bench", "asked": asked, "rounds": rounds, "prepared": {}}
+    told["student"] = student.id
     told["schedule"] |= {"gpus": 1, "batch_size": student.spec.batch_size // student.spec.ranks}
     resources = replace(student.resources, gpus=min(1, student.resources.gpus), ranks=1, share=1)
     return with_id(replace(student, spec=read_spec(told), parents=(), resources=resources))

@@ -13,7 +13,7 @@ from kdlab.reporting.tables import Cell, Column
 
 NONE = Cell("-", mark="dim")
 _LEAST_P = 0.001
-_STEPS = "median over seeds of medians of steps that took turns in the job"
+_STEPS = "median over seeds of medians of steps that took turns in the job, or by kdlab bench"
 ALONE = ("student_step_s",)
 WITH_TEACHER = ("student_step_s", "teacher_forward_s")
 """Parts of a job's timing that its training step is compared with."""
@@ -180,9 +180,14 @@ def _n(comparison: Comparison, arm: Arm, column: Column) -> Cell:
     return Cell(f"{done}" if arm.whole else f"{done} of {arm.planned}", done)
 
 
-def step_ratios(arm: Arm, parts: Sequence[str]) -> list[float]:
-    """Time of a training step over the sum of `parts`, one a seed that took them in turns."""
-    timings = [result.timing for result in arm.results.values()]
+def step_ratios(comparison: Comparison, arm: Arm, parts: Sequence[str]) -> list[float]:
+    """Time of a training step over the sum of `parts`, one a seed that took them in turns.
+
+    What `kdlab bench` measured with nothing beside it stands for what the jobs did.
+    """
+    results = arm.results.values()
+    benched = [comparison.benched[one.id] for one in results if one.id in comparison.benched]
+    timings = [result.timing for result in benched or results]
     measured = [timing for timing in timings if "distill_step_s" in timing]
     return [timing["distill_step_s"] / sum(timing[part] for part in parts) for timing in measured]
 
@@ -194,7 +199,7 @@ _STEP = "step x: time of a training step, the student alone = 1"
 def _step_x(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
     if arm is comparison.teacher or not arm.results:
         return None
-    return _median(column, step_ratios(arm, ALONE), _STEPS) if arm.distils else column.cell(1.0)
+    return _median(column, step_ratios(comparison, arm, ALONE), _STEPS) if arm.distils else column.cell(1.0)
 
 
 _METHOD = "method x: the same, the student alone and a teacher's forward pass = 1"
@@ -202,7 +207,7 @@ _METHOD = "method x: the same, the student alone and a teacher's forward pass = 
 
 @_fills(Column("method_x", "method x", digits=2, reading=_METHOD))
 def _method_x(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
-    return _median(column, step_ratios(arm, WITH_TEACHER), _STEPS)
+    return _median(column, step_ratios(comparison, arm, WITH_TEACHER), _STEPS)
 
 
 _BEST = "best AP: of the best epoch, which was chosen on the evaluation set; enters no test"

@@ -152,6 +152,7 @@ class Comparison:
         unlike: whether models were measured on other images or objects, so that some cannot be paired there.
         curves: learning curves by job, where they were asked for.
         diagnosed: by student the result of the job that compared it with the plan's teacher, where one has.
+        benched: by student the result of the job that timed its steps on its machine, where one has.
         outdated: whether the recipe is not here as it was, so that its command makes another plan.
     """
 
@@ -167,6 +168,7 @@ class Comparison:
     unlike: bool = False
     curves: Mapping[str, Curves] = field(default_factory=dict)
     diagnosed: Mapping[str, JobResult] = field(default_factory=dict)
+    benched: Mapping[str, JobResult] = field(default_factory=dict)
     outdated: bool = False
 
     @property
@@ -234,7 +236,13 @@ def of_plan(plan: Plan, runs: Runs, *, pool: bool = False, curves: bool = False)
     compared = compare(plan, records, resampled, pool=pool)
     students = [record.job.id for record in records if record.job.spec.is_student]
     teachers = [record.job.id for record in records if record.job.spec.is_teacher]
-    compared = replace(compared, diagnosed=store.diagnosed(runs, students, teachers))
+    made = {record.job.id: record.result.environment for record in records if record.result is not None}
+    benched = {
+        student: result
+        for student, result in store.benched(runs, students).items()
+        if student in made and made[student].get("device") == result.environment.get("device")
+    }
+    compared = replace(compared, diagnosed=store.diagnosed(runs, students, teachers), benched=benched)
     if not curves:
         return compared
     return replace(compared, curves={job: Curves.read(paths) for job, paths in done.items()})

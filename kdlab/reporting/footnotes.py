@@ -28,6 +28,8 @@ def footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]:
     if has_gains:
         yield from _least_gains(comparison.gains)
     yield from (column.reading for column in shown if column.reading)
+    if any(column.key in ("step_x", "method_x") for column in shown):
+        yield from _benched(comparison)
     if has_gains:
         yield from _stars(comparison)
     yield from _doubts(comparison)
@@ -85,9 +87,18 @@ def _stars(comparison: Comparison) -> Iterator[str]:
         yield f"{', '.join(these)}: dAP 95 % and p are for other seeds on these images alone"
 
 
+def _benched(comparison: Comparison) -> Iterator[str]:
+    """Whose steps were timed with nothing beside them."""
+    arms = [arm for arm in comparison.arms if arm.distils]
+    names = [arm.name for arm in arms if any(one.id in comparison.benched for one in arm.results.values())]
+    if names:
+        whose = "" if len(names) == len(arms) else f" of {', '.join(names)}"
+        yield f"step x, method x{whose}: by kdlab bench, with nothing else of kdlab beside it"
+
+
 def _doubts(comparison: Comparison) -> Iterator[str]:
     """Times that cannot be, and whose images cannot be resampled, or not together."""
-    ratios = {arm.name: step_ratios(arm, WITH_TEACHER) for arm in comparison.arms}
+    ratios = {arm.name: step_ratios(comparison, arm, WITH_TEACHER) for arm in comparison.arms}
     quick = [name for name, own in ratios.items() if own and median(own) < 1]
     if quick:
         yield f"method x below 1 cannot be; the machine was busy with other work: {', '.join(quick)}"

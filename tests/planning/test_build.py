@@ -589,6 +589,8 @@ def test_bench_times_the_first_student_of_each_arm_anew() -> None:
     timed = benching(made, "2026-12-01 10:00:00", 20)
     assert [one.job.arm for one in timed.jobs] == [*made.recipe["arms"]]
     assert {one.job.seed for one in timed.jobs} == {3}
+    students = [one.job.id for one in made.jobs if one.job.spec.is_student and one.job.seed == 3]
+    assert [one.job.spec.student for one in timed.jobs] == students
     assert {(one.job.parents, one.done) for one in timed.jobs} == {((), False)}
     assert timed.about == "benches"
     assert not timed.compares

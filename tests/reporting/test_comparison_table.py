@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from kdlab.jobs.files import write_json
 from kdlab.jobs.resampled import RESAMPLES, Resampled
 from kdlab.jobs.result import Evaluation
 from kdlab.reporting.comparison import of_plan
 from kdlab.reporting.comparison_table import by_class, table
+from tests.stubs.jobs import make
 
 
 def ended(bench, results):
@@ -136,6 +140,25 @@ def test_step_time_is_the_median_over_seeds_beside_the_student_and_beside_both_m
     shown = table(of_plan(plan, bench.runs)).usual()
     assert (texts(shown, "baseline")["step_x"], texts(shown, "rm")["step_x"]) == ("1.00", "2.50")
     assert (texts(shown, "baseline")["method_x"], texts(shown, "rm")["method_x"]) == ("", "2.00")
+
+
+def test_steps_that_kdlab_bench_timed_on_this_machine_stand_for_those_of_the_jobs(bench):
+    students = [bench.job("baseline"), *(bench.job(arm, seed) for arm in ("rm", "pfi") for seed in (0, 1))]
+    plan, parts = bench.plan(students), {"student_step_s": 0.2, "teacher_forward_s": 0.05}
+    for job in students:
+        bench.finish(job, timing={**parts, "distill_step_s": 2.0}, environment={"device": "cpu"})
+    for number, (device, student, step_s) in enumerate(
+        [("cpu", students[1], 0.4), ("cpu", students[1], 0.3), ("cuda: H200", students[3], 0.1)]
+    ):
+        timed = make(f"bench-{number}", student.arm, student=student.id)
+        bench.finish(timed, timing={**parts, "distill_step_s": step_s}, environment={"device": device})
+        paths = bench.runs.job(timed.id)
+        write_json(paths.job, timed.to_dict())
+        os.utime(paths.result, (number, number))
+    shown = table(of_plan(plan, bench.runs)).usual()
+    assert (texts(shown, "rm")["step_x"], texts(shown, "rm")["method_x"]) == ("1.50", "1.20")
+    assert texts(shown, "pfi")["step_x"] == "10.00"
+    assert "step x, method x of rm: by kdlab bench, with nothing else of kdlab beside it" in shown.footnotes
 
 
 def test_best_epoch_is_a_column_that_says_how_it_was_chosen(bench):

@@ -83,6 +83,7 @@ def make(
         "teacher": {"schedule": {}},
         "student": {"schedule": {}},
         "scale": {"schedule": {}, "iterations": 4},
+        "bench": {"schedule": {}, "asked": "2026-12-01 10:00:00", "rounds": 2},
         "prepare": {"schedule": {}, "method": "maskd", "pad_divisor": 32, "iterations": 4},
         "diagnose": {"teacher": MODEL, "batch_size": 4},
         "evaluate": {"checkpoint": "c" * 64, "pad_divisor": 32, "batch_size": 4},
