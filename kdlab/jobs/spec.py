@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import marshal
+import math
 from functools import lru_cache
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -134,6 +135,11 @@ class Schedule(Settings):
         warmup_iters: steps of linear warm-up.
         warmup_factor: where the warm-up starts, as a fraction of `lr`.
         clip_grad: largest norm of the gradient; None does not clip.
+        decay_norms: whether weight decay is applied to normalisers and biases too.
+        lr_factors: of the learning rate, by part of the student as its weights are called: {backbone: 0.1}.
+        accumulate: forward passes of one step, whose gradients are summed; each normalises by its own images.
+        ema: share of the newest weights in a moving average of the detector, 2e-4 in mmdet's recipes. What is
+            measured, kept and exported is that average; None has none.
         gpus: of one job, each with a process of its own. Without GPUs it is that many processes of `threads`
             threads each, for trials: docs/several-gpus.md.
         precision: of convolutions and products: "fp32", or in 16 bits "fp16" (losses are scaled, so that no
@@ -156,6 +162,10 @@ class Schedule(Settings):
     warmup_iters: Annotated[NonNegativeInt, Field(le=10**8)] = 500
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
     clip_grad: PositiveFloat | None = None
+    decay_norms: bool = True
+    lr_factors: dict[str, NonNegativeFloat] = {}
+    accumulate: Annotated[PositiveInt, Field(le=65_536)] = 1
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     gpus: Annotated[int, Field(ge=1, le=64)] = 1
     precision: Precision = "fp32"
     channels_last: bool = False
@@ -183,6 +193,12 @@ class Schedule(Settings):
             near = " or ".join(str(size) for size in (whole, whole + gpus) if size)
             raise ValueError(f"must divide batch_size {batch_size}; with {gpus} GPUs {near} would do")
         return gpus
+
+    @model_validator(mode="after")
+    def _accumulates_images(self) -> Self:
+        if self.accumulate > (share := self.batch_size // self.gpus):
+            raise ValueError(f"accumulate: a step has {share} images, so at most {share} forward passes")
+        return self
 
     @field_validator("milestones")
     @classmethod
@@ -332,6 +348,14 @@ class TrainingSpec(JobSpec):
     def batch_size(self) -> int:
         """Images of one step, over all processes."""
         return self.schedule.batch_size
+
+    @property
+    def images_a_forward(self) -> int | None:
+        """At most, of each process; None for all of a batch."""
+        schedule = self.schedule
+        parts = math.ceil(self.batch_size / self.ranks / schedule.accumulate)
+        limits = [self.micro_batch, parts if schedule.accumulate > 1 else None]
+        return min((limit for limit in limits if limit), default=None)
 
     @property
     def ranks(self) -> int:

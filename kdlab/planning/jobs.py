@@ -34,6 +34,10 @@ PREPARING = {
     "warmup_iters": 0,
     "warmup_factor": 1.0,
     "clip_grad": 35.0,
+    "decay_norms": True,
+    "lr_factors": {},
+    "accumulate": 1,
+    "ema": None,
     "eval_every": 0,
     "keep_best": False,
 }

@@ -20,6 +20,7 @@ from kdlab.jobs.spec import MethodSettings, Precision
 from kdlab.methods import method_class
 from kdlab.methods.base import Method, Pair
 from kdlab.training import ranks
+from kdlab.training.averaging import Average
 from kdlab.training.compiling import compiled_parts, running
 from kdlab.training.precision import computing_in
 
@@ -70,6 +71,7 @@ class Distiller(BaseModel):
             self.adapter_teacher = adapt(teachers[0])
         for name, settings in methods.items():
             self.terms[name] = Term(name, settings, self.adapter.facts, self.adapter_teacher.facts, seed)
+        self.average: Average | None = None
         self._towers = sorted({tower for term in self.terms.values() for tower in term.method.towers})
         compiled = teachers if teacher_compiled else ()
         self._compiled = [part for one in compiled for part in compiled_parts(one, bool(self._towers))]
@@ -81,6 +83,11 @@ class Distiller(BaseModel):
             name: sum(p.numel() for p in term.parameters() if p.requires_grad)
             for name, term in self.terms.items()
         }
+
+    @property
+    def kept(self) -> nn.Module:
+        """The detector that is measured and kept: the student, or the average of its weights."""
+        return self.student if self.average is None else self.average.model
 
     @property
     def models(self) -> dict[str, nn.Module]:
@@ -102,7 +109,9 @@ class Distiller(BaseModel):
             mode: "loss", "predict" or "tensor".
             inputs_teacher: (B, 3, H, W) the same pixels as the teacher's preprocessor made them.
         """
-        if mode != "loss" or not self.distilling:
+        if mode != "loss":
+            return self.kept(inputs, data_samples, mode=mode)
+        if not self.distilling:
             return self.student(inputs, data_samples, mode=mode)
         with self.adapter.recording(self._towers) as caught, self.adapter.capturing(caught):
             losses = self.student.loss(inputs, data_samples)

@@ -8,28 +8,22 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from operator import attrgetter
 from statistics import median
-from typing import Any, Self
+from typing import Self
 
-import torch
-from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import PARAM_SCHEDULERS
 from torch.utils.data import DataLoader
 
 from kdlab.errors import JobError, OutOfMemory
 from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress, JobStarted
 from kdlab.jobs.result import Curves, Evaluation
-from kdlab.jobs.spec import Schedule
-from kdlab.training import (
-    precision,  # noqa: F401 - its optimiser is named in a config
-    ranks,
-)
+from kdlab.training import ranks
 from kdlab.training.attempt import Attempt
+from kdlab.training.averaging import Average
 from kdlab.training.checkpoints import TrainingCheckpoints, random_state, restore_random_state
 from kdlab.training.data import batches_of
 from kdlab.training.device import is_out_of_memory, memory_facts
 from kdlab.training.distiller import Distiller, averages_batches
+from kdlab.training.optimising import build_optimiser, build_schedulers
 from kdlab.training.step import Step
 
 REPORTS = 100
@@ -95,8 +89,10 @@ class TrainingLoop:
         self.interval = max(1, min(50, self.iterations // REPORTS))
         self.optim = build_optimiser(distiller, schedule)
         self.schedulers = build_schedulers(self.optim, schedule, self.iterations)
+        if schedule.ema is not None:
+            distiller.average = Average(distiller.student, schedule.ema, self.iterations)
         self.optim.initialize_count_status(distiller, 0, self.iterations)
-        self.step = Step(distiller, self.optim, spec.micro_batch)
+        self.step = Step(distiller, self.optim, spec.images_a_forward)
         self.progress = Progress()
         self.seconds: list[tuple[float, float]] = []
         """Of each step of this process, and of it of the wait for data."""
@@ -178,6 +174,8 @@ class TrainingLoop:
             at.window.append(self.step(data))
             for scheduler in self.schedulers:
                 scheduler.step()
+            if self.distiller.average is not None:
+                self.distiller.average.follow(self.distiller.student, at.iteration)
             self.seconds.append((time.perf_counter() - asked, got - asked))
             at.batch, at.iteration = at.batch + 1, at.iteration + 1
             self._report_and_save()
@@ -199,7 +197,7 @@ class TrainingLoop:
         history.append(found)
         if self.schedule.keep_best and is_best and ranks.rank() == 0:
             self.may_write()
-            self.checkpoints.save_best({"state_dict": self.distiller.student.state_dict()})
+            self.checkpoints.save_best({"state_dict": self.distiller.kept.state_dict()})
         self.emit(JobEvaluated, epoch=found.epoch, iteration=found.iteration, metrics=found.metrics)
 
     def _report_and_save(self) -> None:
@@ -274,40 +272,3 @@ class TrainingLoop:
         if ranks.rank() == 0:
             self.checkpoints.save(at.iteration, state)
         self.emit(JobCheckpointed, iteration=at.iteration)
-
-
-def build_optimiser(distiller: Distiller, schedule: Schedule) -> OptimWrapper:
-    """The optimiser over everything that trains: the student and what the methods brought."""
-    optimizer = {"type": "AdamW", "fused": True, "lr": schedule.lr, "weight_decay": schedule.weight_decay}
-    if schedule.optimizer == "sgd":
-        optimizer |= {"type": "SGD", "momentum": schedule.momentum}
-    config = {"type": "OptimWrapper", "optimizer": optimizer}
-    if schedule.precision != "fp32":
-        config["type"] = {"fp16": "AmpOptimWrapper", "bf16": "Bf16OptimWrapper"}[schedule.precision]
-    if schedule.clip_grad:
-        config["clip_grad"] = {"max_norm": schedule.clip_grad}
-    optim = build_optim_wrapper(distiller, config)
-    if schedule.optimizer == "sgd":
-        # torch's fused SGD makes them of freed memory, which a first step that a scaler skips leaves as it is
-        for group in optim.param_groups:
-            for weight in filter(attrgetter("requires_grad"), group["params"]):
-                optim.optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-    return optim
-
-
-def build_schedulers(optim: OptimWrapper, schedule: Schedule, iterations: int) -> list[Any]:
-    """Linear warm-up, then steps or a cosine, all counted in iterations."""
-    warmup = min(schedule.warmup_iters, iterations - 1)
-    configs: list[dict[str, Any]] = []
-    # mmengine's ramp ends one step early: one of a single step would never leave its start
-    if warmup > 1:
-        configs.append({"type": "LinearLR", "start_factor": schedule.warmup_factor, "end": warmup})
-    if schedule.decay == "cosine":
-        configs.append({"type": "CosineAnnealingLR", "T_max": iterations - warmup, "begin": warmup})
-    else:
-        milestones = [round(part * iterations) for part in schedule.milestones]
-        configs.append({"type": "MultiStepLR", "milestones": milestones, "gamma": 0.1})
-    return [
-        PARAM_SCHEDULERS.build({**config, "by_epoch": False}, default_args={"optimizer": optim})
-        for config in configs
-    ]

@@ -69,8 +69,8 @@ class Trainer(Work):
         result = self.train()
         if ranks.rank() == 0:
             self.attempt.may_write()
-            student, classes = self.distiller.student, self.reading.classes
-            result["model"]["weights_sha256"] = checkpoints.save_model(self.paths.weights, student, classes)
+            kept, classes = self.distiller.kept, self.reading.classes
+            result["model"]["weights_sha256"] = checkpoints.save_model(self.paths.weights, kept, classes)
         self.loop.loader.batch_sampler.start_at(0, 0)
         batch = next(batches_of(self.loop.loader))
         data = next(parts_of(batch, self.spec.micro_batch or len(batch["data_samples"])))

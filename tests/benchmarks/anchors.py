@@ -37,7 +37,8 @@ from kdlab.jobs.spec import MethodSettings
 from kdlab.training.attempt import Attempt
 from kdlab.training.distiller import Distiller
 from kdlab.training.evaluation import CocoMetric
-from kdlab.training.loop import TrainingLoop, build_optimiser
+from kdlab.training.loop import TrainingLoop
+from kdlab.training.optimising import build_optimiser
 from tests.stubs.jobs import make, model, schedule
 
 PX, IMAGES, OBJECTS, DIGITS = 64, 8, 3, 10

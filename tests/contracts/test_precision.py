@@ -12,7 +12,7 @@ from kdlab import catalog
 from kdlab.detectors import family
 from kdlab.errors import MachineError
 from kdlab.jobs.spec import Schedule
-from kdlab.training.loop import build_optimiser
+from kdlab.training.optimising import build_optimiser
 from kdlab.training.precision import computing_in
 
 DETECTORS = [name for name in catalog.detectors() if not family(name).masks]

@@ -13,7 +13,7 @@ import torch
 from kdlab import catalog
 from kdlab.detectors import family
 from kdlab.jobs.spec import Schedule
-from kdlab.training.loop import build_optimiser
+from kdlab.training.optimising import build_optimiser
 from tests.gpu.pretended import gpu
 
 DETECTORS = [name for name in catalog.detectors() if not family(name).masks]

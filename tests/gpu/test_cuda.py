@@ -19,7 +19,7 @@ from kdlab.jobs.paths import Runs
 from kdlab.jobs.result import JobResult
 from kdlab.running.executors.local import Local
 from kdlab.training.device import is_out_of_memory
-from kdlab.training.loop import build_optimiser
+from kdlab.training.optimising import build_optimiser
 from tests.gpu.conftest import DETECTORS, Step, schedule, served
 from tests.stubs.jobs import make
 from tests.stubs.stub_job import prepared

@@ -87,3 +87,27 @@ def test_label_names_the_seed_of_a_student_but_not_of_a_teacher() -> None:
 
 def test_jobs_live_side_by_side_in_the_runs_folder(tmp_path: Path) -> None:
     assert Runs(tmp_path).job("student-1a").events == tmp_path / "jobs" / "student-1a" / "events.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "gpus", "micro_batch", "images"),
+    [
+        (1, 1, None, None),
+        (4, 1, None, 2),
+        (3, 1, None, 3),
+        (2, 2, None, 2),
+        (2, 1, 1, 1),
+        (2, 1, 6, 4),
+        (1, 1, 6, 6),
+    ],
+)
+def test_a_forward_takes_its_share_of_a_step_or_what_the_gpu_holds(
+    accumulate: int, gpus: int, micro_batch: int | None, images: int | None
+) -> None:
+    told = {"batch_size": 8, "accumulate": accumulate, "gpus": gpus}
+    assert make("student-1", schedule=told, micro_batch=micro_batch).spec.images_a_forward == images
+
+
+def test_no_step_is_cut_into_more_forwards_than_it_has_images() -> None:
+    with pytest.raises(ValueError, match="a step has 4 images, so at most 4 forward passes"):
+        make("student-1", schedule={"batch_size": 8, "gpus": 2, "accumulate": 5})

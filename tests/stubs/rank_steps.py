@@ -20,7 +20,7 @@ from kdlab.jobs.job import read_job
 from kdlab.jobs.paths import JobPaths
 from kdlab.training import ranks
 from kdlab.training.distiller import Distiller
-from kdlab.training.loop import build_optimiser
+from kdlab.training.optimising import build_optimiser
 from kdlab.training.step import Step
 from tests.stubs.jobs import schedule
 

@@ -10,7 +10,7 @@ import pytest
 from kdlab.training import bench
 from kdlab.training.bench import latencies_s, step_times
 from kdlab.training.distiller import Distiller
-from kdlab.training.loop import build_optimiser
+from kdlab.training.optimising import build_optimiser
 from tests.stubs.jobs import schedule
 
 

@@ -17,7 +17,7 @@ from kdlab.detectors import family
 from kdlab.errors import JobError
 from kdlab.methods.base import Connector, Method
 from kdlab.training.distiller import Distiller, make_batch, matched_levels
-from kdlab.training.loop import build_optimiser
+from kdlab.training.optimising import build_optimiser
 from tests.stubs.jobs import schedule
 
 DETECTORS = [name for name in catalog.detectors() if not family(name).masks]

@@ -24,7 +24,8 @@ from kdlab.training.attempt import Attempt
 from kdlab.training.checkpoints import load
 from kdlab.training.data import mmdet_dataset, training_loader
 from kdlab.training.distiller import Distiller
-from kdlab.training.loop import Stopped, TrainingLoop, build_optimiser, build_schedulers
+from kdlab.training.loop import Stopped, TrainingLoop
+from kdlab.training.optimising import build_optimiser, build_schedulers
 from tests.stubs.jobs import make, schedule
 
 SCHEDULE: dict[str, Any] = {"epochs": 2, "warmup_iters": 3}
@@ -108,12 +109,16 @@ def whole(make_loop: Callable[..., TrainingLoop]) -> TrainingLoop:
 
 
 @pytest.mark.parametrize(
-    ("stop_at", "decay"), [(2, "cosine"), (4, "cosine"), (7, "cosine"), (8, "cosine"), (5, "step")]
+    ("stop_at", "changes"),
+    [
+        *((place, {"decay": "cosine"}) for place in (2, 4, 7, 8)),
+        (5, {"decay": "step", "milestones": (0.5, 0.75)}),
+        (3, {"ema": 0.1, "lr_factors": {"backbone": 0.5}, "decay_norms": False, "accumulate": 2}),
+    ],
 )
 def test_a_stop_and_a_resume_change_no_bit(
-    make_loop: Callable[..., TrainingLoop], stop_at: int, decay: str
+    make_loop: Callable[..., TrainingLoop], stop_at: int, changes: dict[str, Any]
 ) -> None:
-    changes = {"decay": decay, "milestones": (0.5, 0.75) if decay == "step" else ()}
     whole = make_loop("whole", changes=changes)
     whole.run()
     with pytest.raises(Stopped):

@@ -21,7 +21,7 @@ from kdlab import catalog
 from kdlab.detectors import family
 from kdlab.jobs.spec import VERSIONS
 from kdlab.training.distiller import Distiller
-from kdlab.training.loop import build_optimiser
+from kdlab.training.optimising import build_optimiser
 from tests.stubs.jobs import schedule
 
 FILE = Path(__file__).parent / "golden_losses.json"

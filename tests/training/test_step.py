@@ -9,7 +9,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import nn
 
-from kdlab.training.loop import build_optimiser
+from kdlab.training.optimising import build_optimiser
 from kdlab.training.step import Step, parts_of
 from tests.stubs.jobs import schedule
 
