@@ -210,6 +210,24 @@ class Schedule(Settings):
         return milestones
 
 
+class Share(Settings):
+    """A part of the gradient that a method is held to, by its weight.
+
+    Args:
+        target: of the gradient on the student's neck, in percent.
+        band: the weight changes after an epoch whose mean is further away than this, in percent.
+    """
+
+    target: Annotated[float, Field(gt=0, lt=100)]
+    band: NonNegativeFloat = 1.0
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if not self.band < min(self.target, 100 - self.target):
+            raise ValueError(f"band {self.band:g} around {self.target:g} reaches 0 or 100 percent")
+        return self
+
+
 class MethodSettings(Settings):
     """One method of an arm.
 
@@ -217,6 +235,9 @@ class MethodSettings(Settings):
         method: a method of the catalog.
         weight: factor of its loss.
         warmup_iters: steps over which the weight rises linearly from 0.
+        decay: how the weight falls to 0 at the end of the training, or where it stops.
+        stop: fraction of the iterations after which the weight is 0.
+        share: hold its part of the gradient; the weight is what it starts from.
         match: "stride" pairs levels of equal stride, "index" pairs them by position.
         levels: strides of the levels to use; None uses all.
         options: all options of the method; in YAML they stand beside `weight`.
@@ -225,6 +246,9 @@ class MethodSettings(Settings):
     method: str
     weight: NonNegativeFloat
     warmup_iters: NonNegativeInt = 0
+    decay: Literal["none", "linear", "cosine"] = "none"
+    stop: Fraction | None = None
+    share: Share | None = None
     match: Literal["stride", "index"] = "stride"
     levels: Annotated[tuple[PositiveInt, ...], Field(min_length=1), Listed] | None = None
     options: dict[str, Any] = {}

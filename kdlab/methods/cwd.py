@@ -11,6 +11,15 @@ from torch import Tensor
 from kdlab.detectors.outputs import Assignment, Batch, DetectorOutputs
 from kdlab.methods.base import Connector, Method, Pair
 
+_EPSILON = 1e-5  # BatchNorm's
+
+
+def normalised(feat: Tensor) -> Tensor:
+    """(B, C, H, W) with mean 0 and variance 1 of each channel over images and cells; 0 where all is equal."""
+    return (feat - feat.mean((0, 2, 3), keepdim=True)) * (
+        feat.var((0, 2, 3), correction=0, keepdim=True) + _EPSILON
+    ).rsqrt()
+
 
 def channel_wise_loss(map_student: Tensor, map_teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """KL between teacher and student distributions of each channel over the cells of one level.
@@ -39,21 +48,32 @@ class ChannelWiseDistillation(Method):
         pair: the two models; class logits need equal classes, strides and anchors.
         on: `neck` maps (weight 10), or `cls`, each class logit of each anchor as a channel (weight 5).
         temperature: the paper's tau.
+        normalise: standardise each channel of a neck map over the batch first, of the student behind a 1x1
+            convolution that is trained also where channels agree; weight 1. MMYOLO distils RTMDet so.
 
-    Source: Shu et al., ICCV 2021, arXiv:2011.13256; weights of mmrazor's detection recipes.
+    Source: Shu et al., ICCV 2021, arXiv:2011.13256; weights of mmrazor's detection recipes; `normalise` of
+    MMYOLO's RTMDet recipes.
     Differs: where the neck's channels differ a 1x1 convolution is trained, mmrazor's loss has none.
     """
 
     default_weight = 10.0
-    default_weight_when = {("on", "cls"): 5.0}
+    default_weight_when = {("on", "cls"): 5.0, ("normalise", True): 1.0}
+    unused_when = {("on", "cls"): ("normalise",)}
     limits = {"temperature": (0.01, 100.0)}
     needs_when = {("on", "neck"): ("feats",), ("on", "cls"): ("cls_maps",)}
     requires_equal_when = {("on", "cls"): ("classes", "strides", "anchors")}
 
-    def __init__(self, pair: Pair, *, on: Literal["neck", "cls"] = "neck", temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        on: Literal["neck", "cls"] = "neck",
+        temperature: float = 1.0,
+        normalise: bool = False,
+    ) -> None:
         super().__init__(pair)
-        self.on, self.temperature = on, temperature
-        self.connector = Connector(kernel=1) if on == "neck" else None
+        self.on, self.temperature, self.normalise = on, temperature, normalise
+        self.connector = Connector(kernel=1, always=normalise) if on == "neck" else None
 
     def forward(
         self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment
@@ -65,4 +85,6 @@ class ChannelWiseDistillation(Method):
 
     def maps(self, outputs: DetectorOutputs) -> list[Tensor]:
         """The maps that are compared, by level."""
-        return outputs.feats if self.on == "neck" else outputs.cls_maps
+        if self.on == "cls":
+            return outputs.cls_maps
+        return [normalised(feat) for feat in outputs.feats] if self.normalise else outputs.feats

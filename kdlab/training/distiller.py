@@ -23,6 +23,7 @@ from kdlab.training import ranks
 from kdlab.training.averaging import Average
 from kdlab.training.compiling import compiled_parts, running
 from kdlab.training.precision import computing_in
+from kdlab.training.weighting import LOOK_EVERY, Weight, gradient_shares
 
 
 class Distiller(BaseModel):
@@ -67,6 +68,8 @@ class Distiller(BaseModel):
         self.distilling = bool(methods)
         self.iteration, self.max_iterations = 0, 1
         self.raw_terms: dict[str, Tensor] = {}
+        self.shares: dict[str, Tensor] = {}
+        """Of each method in the gradient on the student's neck, in percent, where the last step looked."""
         if teachers:
             self.adapter_teacher = adapt(teachers[0])
         for name, settings in methods.items():
@@ -83,6 +86,11 @@ class Distiller(BaseModel):
             name: sum(p.numel() for p in term.parameters() if p.requires_grad)
             for name, term in self.terms.items()
         }
+
+    @property
+    def looks_at_shares(self) -> bool:
+        """Whether this step looks at each method's share of the gradient: a pass back to the neck each."""
+        return self.iteration % LOOK_EVERY == 0
 
     @property
     def kept(self) -> nn.Module:
@@ -111,7 +119,13 @@ class Distiller(BaseModel):
         """
         if mode != "loss":
             return self.kept(inputs, data_samples, mode=mode)
-        if not self.distilling:
+        self.raw_terms, self.shares = {}, {}
+        weights = {
+            name: weight
+            for name, term in self.terms.items()
+            if self.distilling and (weight := term.weight.at(self.iteration, self.max_iterations)) is not None
+        }
+        if not weights:
             return self.student(inputs, data_samples, mode=mode)
         with self.adapter.recording(self._towers) as caught, self.adapter.capturing(caught):
             losses = self.student.loss(inputs, data_samples)
@@ -121,13 +135,20 @@ class Distiller(BaseModel):
             student = self.adapter.outputs(caught)
             assignment = self.adapter.assignment(caught, student, data_samples)
             batch = make_batch(data_samples, inputs, self.iteration, self.max_iterations)
-            self.raw_terms = {}
-            for term in self.terms.values():
+            parts = {"": self.parse_losses(losses)[0]} if self.looks_at_shares else {}
+            for name, weight in weights.items():
+                term = self.terms[name]
                 own = replace(batch, generator=term.generator)
-                weight = term.weight_at(self.iteration)
-                for key, raw in term(own, student, teacher, assignment).items():
+                found = term(own, student, teacher, assignment)
+                for key, raw in found.items():
                     losses[f"loss_{key}"] = weight * raw
                     self.raw_terms[key] = raw.detach()
+                if parts:
+                    parts[name] = torch.stack([losses[f"loss_{key}"] for key in found]).sum()
+            if parts:
+                self.shares = gradient_shares(parts, caught.feats)
+                for name, share in self.shares.items():
+                    self.terms[name].weight.saw(share)
         return losses
 
     @torch.no_grad()
@@ -186,13 +207,13 @@ def _preprocessing(preprocessor: nn.Module) -> tuple[Any, ...]:
 
 
 class Term(nn.Module):
-    """One method instance: its connectors, levels, weight, warm-up and random numbers."""
+    """One method instance: its connectors, levels, weight over time and random numbers."""
 
     def __init__(
         self, name: str, settings: MethodSettings, student: Facts, teacher: Facts, seed: int
     ) -> None:
         super().__init__()
-        self.name, self.weight, self.warmup_iters = name, settings.weight, settings.warmup_iters
+        self.name, self.weight = name, Weight(settings)
         self.levels = matched_levels(student.strides, teacher.strides, settings.match, settings.levels)
         if not self.levels:
             strides = f"student {student.strides}, teacher {teacher.strides}"
@@ -217,10 +238,6 @@ class Term(nn.Module):
                 needs.update(more)
         self.reads_head = bool(needs - {"feats", "assignment", "anchor_boxes"} or self.method.towers)
         """Whether the method looks at more of the teacher than its neck's maps."""
-
-    def weight_at(self, iteration: int) -> float:
-        """The weight, which grows linearly over the warm-up."""
-        return self.weight * min(1.0, (iteration + 1) / (self.warmup_iters + 1))
 
     def forward(
         self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from statistics import median
@@ -56,6 +56,12 @@ class Progress:
     def curves(self) -> Curves:
         """All evaluations, and as many reports of losses as a plot can show."""
         return Curves(self.history, self.losses[:: max(1, len(self.losses) // _SHOWN)])
+
+
+def _mean(name: str, steps: Sequence[Mapping[str, float]]) -> float:
+    """Of a loss over steps, 0 in those without it; of a share of the gradient over those that looked."""
+    told = [one[name] for one in steps if name in one]
+    return sum(told) / len(told if name.startswith("share_") else steps)
 
 
 class TrainingLoop:
@@ -187,6 +193,8 @@ class TrainingLoop:
                 # an evaluation can take long, and its images can be broken
                 self._save()
             self._keep(replace(self.evaluate(), epoch=epoch, iteration=at.iteration))
+        for term in self.distiller.terms.values():
+            term.weight.end_epoch()
         at.epoch, at.batch = epoch, 0
         self._save()
 
@@ -208,7 +216,9 @@ class TrainingLoop:
         if at.iteration % self.interval == 0 or at.iteration == self.iterations:
             self._settle_window()
             steps, at.window = at.window, []
-            means = ranks.mean({name: sum(one[name] for one in steps) / len(steps) for name in steps[0]})
+            # a method that stops is in some of them only
+            names = dict.fromkeys(name for one in steps for name in one)
+            means = ranks.mean({name: _mean(name, steps) for name in names})
             lr = self.optim.get_lr()["lr"][0]
             at.losses.append({"iteration": at.iteration, "lr": lr, **means})
             self._check_scale()

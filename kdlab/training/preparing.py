@@ -29,7 +29,7 @@ class TeacherWith(BaseModel):
         # a tuple, because a module kept as an attribute would be registered
         self._teacher = (teacher.requires_grad_(False),)
         self.terms: dict[str, Any] = {}
-        self.average = None
+        self.average, self.shares = None, {}
         self.raw_terms: dict[str, Tensor] = {}
         self.iteration, self.max_iterations = 0, 1
 

@@ -58,7 +58,8 @@ class Step:
 
     def _told(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         raw = {f"raw_{name}": value for name, value in self._distiller.raw_terms.items()}
-        return {name: value.detach() for name, value in {**losses, **raw}.items()}
+        shares = {f"share_{name}": value for name, value in self._distiller.shares.items()}
+        return {name: value.detach() for name, value in {**losses, **raw, **shares}.items()}
 
 
 def parts_of(data: Any, size: int) -> Iterator[Any]:

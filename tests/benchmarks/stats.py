@@ -48,7 +48,7 @@ STOPS: dict[str, list[str]] = {
         "kdlab/jobs/job.py:Job.to_dict",
         "kdlab/jobs/spec.py:read_spec",
         "kdlab/training/trainer.py:Trainer",
-        "kdlab/training/distiller.py:Term.weight_at",
+        "kdlab/training/weighting.py:Weight.at",
     ],
     "stops of an AP to its cell": [
         "kdlab/training/evaluation.py:CocoMetric.of_all",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdlab import catalog
-from kdlab.methods.cwd import ChannelWiseDistillation, channel_wise_loss
+from kdlab.methods.cwd import ChannelWiseDistillation, channel_wise_loss, normalised
 from kdlab.training.distiller import Distiller
 
 LN3 = math.log(3)
@@ -98,7 +98,8 @@ def test_what_it_needs_depends_on_the_maps() -> None:
     info = catalog.methods()["cwd"]
     assert info.needs_for({}) == (("feats",), ())
     assert info.needs_for({"on": "cls"}) == (("cls_maps",), ("classes", "strides", "anchors"))
-    assert [info.weight_for({"on": on}) for on in ("neck", "cls")] == [10, 5]
+    assert [info.weight_for({"on": on, "normalise": False}) for on in ("neck", "cls")] == [10, 5]
+    assert info.weight_for({"on": "neck", "normalise": True}) == 1
 
 
 def test_one_instance_of_each_works_in_one_arm(
@@ -122,3 +123,34 @@ def test_neck_maps_of_other_sizes_meet_by_position(
     losses = distiller(**distiller.data_preprocessor(raw_batch(), True), mode="loss")
     assert losses["loss_cwd"].isfinite()
     assert losses["loss_cwd"] > 0
+
+
+# --- normalised, as MMYOLO has it ---
+
+
+def test_a_normalised_map_is_what_batchnorm_without_weights_makes_of_it() -> None:
+    feat = 3 * random(2, 3, 4, 5) + 7
+    expected = torch.nn.BatchNorm2d(3, affine=False).train()(feat)
+    torch.testing.assert_close(normalised(feat), expected)
+
+
+def test_a_channel_of_one_value_is_normalised_to_nothing_with_a_finite_gradient() -> None:
+    feat = torch.full((1, 2, 1, 1), 5.0, requires_grad=True)
+    normalised(feat).sum().backward()
+    assert torch.equal(normalised(feat), torch.zeros(1, 2, 1, 1))
+    assert torch.isfinite(feat.grad).all()
+
+
+def test_normalised_maps_are_compared_and_scale_and_shift_of_a_channel_cost_nothing(
+    distil: Callable[..., Any], term: Callable[..., Any]
+) -> None:
+    distiller = distil("gfl", {"cwd": term("cwd", normalise=True)})
+    assert distiller.terms["cwd"].weight.settings.weight == 1.0
+    assert all(isinstance(one, torch.nn.Conv2d) for one in distiller.terms["cwd"].connectors)
+    method, feat = distiller.terms["cwd"].method, random(2, 3, 4, 5)
+    moved = feat * torch.tensor([2.0, 0.5, 9.0]).view(3, 1, 1) + 4
+    same = method(None, seen(feat, feat), seen(moved, feat), None).item()
+    assert same == pytest.approx(0.0, abs=1e-6)
+    other = method(None, seen(feat, feat), seen(random(2, 3, 4, 5, seed=1), feat), None).item()
+    expected = channel_wise_loss(normalised(feat), normalised(random(2, 3, 4, 5, seed=1))).item()
+    assert other == pytest.approx(expected) != same

@@ -40,7 +40,7 @@ def curves(one: JobResult) -> Curves:
     methods = [] if one.arm in ("baseline", "teacher") else one.arm.split("+")
     weighted = {f"loss_{name}": 0.5 for name in methods}
     terms = {"loss_cls": 1.0, **weighted, "loss": 1.0 + sum(weighted.values())}
-    terms |= {f"raw_{name}": 9.0 for name in methods}
+    terms |= {f"raw_{name}": 9.0 for name in methods} | {f"share_{name}": 4.0 for name in methods}
     first = Evaluation({"AP": one.metrics["AP"] / 2}, epoch=1, iteration=5)
     return Curves([first, one.last], [{"iteration": step, "lr": 0.1, **terms} for step in (5, 10)])
 
@@ -199,6 +199,21 @@ def test_losses_are_the_weighted_terms_beside_the_detectors_own():
         ["rm+pfi", "rm", 0.5, 2],
         ["rm+pfi", "pfi", 0.5, 2],
     ]
+
+
+def test_shares_of_the_gradient_are_those_of_the_reports_in_which_somebody_looked():
+    comparison = compared({"baseline": (30.0,), "rm": (31.0, 31.5)})
+    none = {job: Curves() for job in comparison.curves}
+    assert draw(replace(comparison, curves=none), ["gradient_shares"]) == {}
+    told = {
+        comparison.arms[1].results[seed].id: Curves([], [
+            {"iteration": 50, "lr": 0.1, "loss": 1.0, "share_rm": 4.0 + seed},
+            {"iteration": 60, "lr": 0.1, "loss": 1.0},
+        ])
+        for seed in (0, 1)
+    }  # fmt: skip
+    rows = numbers(replace(comparison, curves={**comparison.curves, **told}), "gradient_shares")
+    assert rows.to_numpy().tolist() == [["rm", "rm", 50, 4.5, 2]]
 
 
 def test_gain_of_a_class_is_the_mean_over_the_common_seeds():

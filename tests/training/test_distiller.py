@@ -223,8 +223,8 @@ def test_weight_grows_linearly_over_the_warm_up(
     distil: Callable[..., Distiller], term: Callable[..., Any]
 ) -> None:
     made = distil("gfl", {"rm": term("rm", weight=8.0, warmup_iters=3)}).terms["rm"]
-    assert [made.weight_at(iteration) for iteration in range(5)] == [2, 4, 6, 8, 8]
-    assert distil("gfl", {"rm": term("rm", weight=8.0)}).terms["rm"].weight_at(0) == 8
+    assert [made.weight.at(iteration, 100) for iteration in range(5)] == [2, 4, 6, 8, 8]
+    assert distil("gfl", {"rm": term("rm", weight=8.0)}).terms["rm"].weight.at(0, 100) == 8
 
 
 def test_losses_are_weighted_and_raw_ones_kept(

@@ -23,6 +23,7 @@ class Mean(BaseModel):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([1.0, -2.0]))
         self.raw_terms: dict[str, Any] = {}
+        self.shares: dict[str, Any] = {}
         self.forwards: list[int] = []
 
     def forward(self, inputs: list[Any], data_samples: list[Any], mode: str = "loss") -> dict[str, Any]:

@@ -62,9 +62,15 @@ def row(status: JobStatus, now: float, numbers: Mapping[str, int] = NO_GPUS) -> 
         "bar": f"{status.fraction:.4f}",
         "AP": "" if status.ap is None else f"AP {status.ap:.1f}",
         "det": "" if det is None else f"det {_loss(det)}",
-        "terms": GAP.join(f"{name} {_loss(value)}" for name, value in terms.items()),
+        "terms": GAP.join(f"{name} {_loss(value)}{_share(status, name)}" for name, value in terms.items()),
         "ETA": f"ETA {'?' if left is None else duration(left)}",
     }
+
+
+def _share(status: JobStatus, name: str) -> str:
+    """ " (4 %)", a method's share of the gradient; nothing where nobody looked."""
+    share = status.last.losses.get(f"share_{name}") if status.last else None
+    return "" if share is None else f" ({share:.0f} %)"
 
 
 def losses(status: JobStatus) -> tuple[float | None, dict[str, float]]:

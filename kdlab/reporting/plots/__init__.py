@@ -21,6 +21,7 @@ PLOTS: dict[str, Callable[[Comparison], Plot | None]] = {
     "ap_by_size": sizes.draw,
     "ap_by_latency": latency.draw,
     "losses": losses.draw,
+    "gradient_shares": losses.draw_shares,
     "gains_by_class": classes.draw,
 }
 """All plots by the end of their files' names; each is None where a comparison lacks its numbers."""

@@ -1,8 +1,8 @@
-"""Loss terms over time: which of them pulls, beside what detection itself asks for."""
+"""Loss terms and their shares of the gradient over time: which pulls, beside what detection asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import fmean
 from typing import Any
 
@@ -15,6 +15,7 @@ from kdlab.reporting.plots.plot import COLOURS, DASHES, INK, Plot, framed, label
 
 _COLUMNS = ("arm", "term", "iteration", "loss", "n")
 _DETECTION = "detection"
+_SHARE = "share_"
 _LEGEND_LINE = 0.1
 """Of a panel's height."""
 _SPAN = 1e-6
@@ -28,20 +29,10 @@ _Curve = dict[int, list[float]]
 
 def draw(comparison: Comparison) -> Plot | None:
     """A panel for the teacher and each arm: the detector's own loss, each method's term with its weight."""
-    curves: dict[str, dict[str, _Curve]] = {}
-    for arm in comparison.rows:
-        for result in arm.results.values():
-            for iteration, terms in _terms(comparison.curves[result.id]):
-                for term, value in terms.items():
-                    curve = curves.setdefault(arm.name, {}).setdefault(term, {})
-                    curve.setdefault(iteration, []).append(value)
+    curves = _gathered(comparison, _terms)
     if not curves:
         return None
-    means = {
-        (name, term): {iteration: fmean(values) for iteration, values in curve.items()}
-        for name, parts in curves.items()
-        for term, curve in parts.items()
-    }
+    means = _means(curves)
     least = _SPAN * max(max(curve.values()) for curve in means.values())
     grid, places = panels(list(curves), "iteration", "loss")
     looks = _looks(curves)
@@ -60,6 +51,62 @@ def draw(comparison: Comparison) -> Plot | None:
         "What is below a millionth of the largest loss has no place on this scale."
     )
     return framed("Loss terms", of_what(comparison), caption, grid, _COLUMNS, rows)
+
+
+def draw_shares(comparison: Comparison) -> Plot | None:
+    """A panel for each arm: each method's share of the gradient, in percent; None where nobody looked."""
+    curves = _gathered(comparison, _shares)
+    if not curves:
+        return None
+    grid, places = panels(list(curves), "iteration", "share of the gradient, %")
+    means, looks = _means(curves), _looks(curves)
+    rows: list[list[str | float]] = []
+    for axes, (name, parts) in zip(places, curves.items(), strict=True):
+        for term, curve in parts.items():
+            own = means[name, term]
+            axes.plot([*own], [*own.values()], linewidth=1.2, label=label(term), **looks[name][term])
+            rows += [[name, term, place, own[place], len(curve[place])] for place in sorted(curve)]
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper right", fontsize=7, handlelength=3, borderpad=0, labelspacing=0.2)
+    caption = (
+        "Mean over seeds of each method's share of the gradient's L1 norm on the student's neck, "
+        "of single steps, mostly 50 apart; what is left to 100 % is detection's own."
+    )
+    columns = ("arm", "term", "iteration", "share", "n")
+    return framed("Shares of the gradient", of_what(comparison), caption, grid, columns, rows)
+
+
+def _gathered(
+    comparison: Comparison, told: Callable[[Curves], Iterator[tuple[int, dict[str, float]]]]
+) -> dict[str, dict[str, _Curve]]:
+    """Curves by arm and term, of arms that have any."""
+    curves: dict[str, dict[str, _Curve]] = {}
+    for arm in comparison.rows:
+        for result in arm.results.values():
+            for iteration, terms in told(comparison.curves[result.id]):
+                for term, value in terms.items():
+                    curve = curves.setdefault(arm.name, {}).setdefault(term, {})
+                    curve.setdefault(iteration, []).append(value)
+    return curves
+
+
+def _means(curves: dict[str, dict[str, _Curve]]) -> dict[tuple[str, str], dict[int, float]]:
+    return {
+        (name, term): {iteration: fmean(values) for iteration, values in curve.items()}
+        for name, parts in curves.items()
+        for term, curve in parts.items()
+    }
+
+
+def _shares(of_job: Curves) -> Iterator[tuple[int, dict[str, float]]]:
+    """A job's shares of the gradient, of the reports in whose steps somebody looked."""
+    for report in of_job.losses:
+        shares = {name: value for name, value in report.items() if name.startswith(_SHARE)}
+        if shares:
+            yield (
+                int(report["iteration"]),
+                {name.removeprefix(_SHARE): value for name, value in shares.items()},
+            )
 
 
 def _terms(of_job: Curves) -> Iterator[tuple[int, dict[str, float]]]:
