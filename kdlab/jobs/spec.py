@@ -237,7 +237,7 @@ class MethodSettings(Settings):
         warmup_iters: steps over which the weight rises linearly from 0.
         decay: how the weight falls to 0 at the end of the training, or where it stops.
         stop: fraction of the iterations after which the weight is 0.
-        share: hold its part of the gradient; the weight is what it starts from.
+        gradient_share: hold its part of the gradient; the weight is what it starts from.
         match: "stride" pairs levels of equal stride, "index" pairs them by position.
         levels: strides of the levels to use; None uses all.
         options: all options of the method; in YAML they stand beside `weight`.
@@ -248,7 +248,7 @@ class MethodSettings(Settings):
     warmup_iters: NonNegativeInt = 0
     decay: Literal["none", "linear", "cosine"] = "none"
     stop: Fraction | None = None
-    share: Share | None = None
+    gradient_share: Share | None = None
     match: Literal["stride", "index"] = "stride"
     levels: Annotated[tuple[PositiveInt, ...], Field(min_length=1), Listed] | None = None
     options: dict[str, Any] = {}

@@ -25,12 +25,12 @@ class Weight(nn.Module):
     Args:
         settings: of the method.
 
-    Source of `share`: RT-DETRv4 (public code); of `stop`: MMYOLO's RTMDet recipes.
+    Source of `gradient_share`: RT-DETRv4 (public code); of `stop`: MMYOLO's RTMDet recipes.
     """
 
     def __init__(self, settings: MethodSettings) -> None:
         super().__init__()
-        self.settings, self.share = settings, settings.share
+        self.settings, self.share = settings, settings.gradient_share
         if self.share is not None:
             # in the checkpoint, for a weight that followed its share goes on from there
             self.register_buffer("factor", torch.ones((), dtype=torch.float64))

@@ -325,7 +325,7 @@ def test_override_is_its_own_place(told: Told) -> None:
     assert told(FULL, "schedule.optimiser=sgd") == dedent("""\
         error: --set schedule.optimiser=sgd  schedule.optimiser is not a key of schedule
           got    optimiser
-          known  batch_size, channels_last, clip_grad, decay, epochs, ..., %s
+          known  accumulate, batch_size, channels_last, clip_grad, decay, ..., %s
           fix    did you mean optimizer?   see: kdlab plan digits/quickstart --json""") % (
         "threads, warmup_factor, warmup_iters, weight_decay"
     )

@@ -55,11 +55,11 @@ def test_a_weight_follows_its_share_to_the_near_edge_of_the_band(found: float, f
 
 
 def test_a_share_that_is_held_changes_the_weight_at_the_end_of_an_epoch_and_is_in_the_state() -> None:
-    held = weight(share={"target": 11, "band": 1})
+    held = weight(gradient_share={"target": 11, "band": 1})
     for percent in (4.0, 6.0):
         held.saw(torch.tensor(percent))
     assert float(held.at(0, 100)) == 8.0
-    again = weight(share={"target": 11, "band": 1})
+    again = weight(gradient_share={"target": 11, "band": 1})
     again.load_state_dict(held.state_dict())
     for one in (held, again):
         one.end_epoch()
@@ -123,9 +123,9 @@ def test_where_all_methods_have_stopped_no_teacher_runs(
     ("setting", "message"),
     [
         ("methods.rm.stop=1.5", "must be less than 1"),
-        ("methods.rm.share={target: 0}", "greater than 0"),
-        ("methods.rm.share={target: 5, band: 5}", "band 5 around 5 reaches 0 or 100 percent"),
-        ("methods.rm.share=5", "must hold keys and values"),
+        ("methods.rm.gradient_share={target: 0}", "greater than 0"),
+        ("methods.rm.gradient_share={target: 5, band: 5}", "band 5 around 5 reaches 0 or 100 percent"),
+        ("methods.rm.gradient_share=5", "must hold keys and values"),
         ("methods.rm.decay=fast", "must be none, linear or cosine"),
     ],
 )
