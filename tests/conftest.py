@@ -130,6 +130,9 @@ def build(torch_: Any, model_settings: Callable[..., ModelSpec]) -> Callable[...
                         torch_.nn.init.zeros_(layer.bias)
             for level, layer in enumerate(getattr(heads[0], "scales", ())):
                 layer.scale.data.fill_(1 + level / 10)
+            for layer in getattr(heads[0], "rtm_reg", ()):
+                # distances in strides, mostly above 0
+                torch_.nn.init.constant_(layer.bias, 1.5)
         return model
 
     def build(detector: str, seed: int = 0, classes: int = CLASSES, **changes: Any) -> Any:

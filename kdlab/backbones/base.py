@@ -17,8 +17,9 @@ class Backbone:
 
     names: ClassVar[tuple[str, ...]]
     """What recipes call it; torchvision's weights are looked for under the same name."""
-    width: ClassVar[int]
-    """Channels of the first stage in its paper, and the only width of torchvision's weights."""
+    width: ClassVar[int | tuple[int, ...]]
+    """Channels of the first stage in its paper, of each name where they differ; torchvision's weights have
+    no other."""
     width_step: ClassVar[int] = 1
     """Every width is a multiple of it."""
     one_width: ClassVar[bool] = False

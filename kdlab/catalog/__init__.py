@@ -292,9 +292,17 @@ def _backbones(file: PluginFile) -> list[BackboneInfo]:
     written = assignments(classes[0].body)
     own = {name: file.literal(value, name) for name, value in written.items() if name in _BACKBONE_FACTS}
     names = own.pop("names", None)
-    if not isinstance(names, tuple) or not isinstance(own.get("width"), int):
-        file.refuse(f"class {classes[0].name} must say `names`, a tuple, and `width`, a number", classes[0])
-    return [BackboneInfo(**{**vars(file.info), "key": name}, **own) for name in names]
+    width = own.pop("width", None)
+    widths = (width,) * len(names or ()) if isinstance(width, int) else width
+    if not (isinstance(names, tuple) and isinstance(widths, tuple) and len(widths) == len(names)):
+        file.refuse(
+            f"class {classes[0].name} must say `names`, a tuple, and `width`, a number or one a name",
+            classes[0],
+        )
+    return [
+        BackboneInfo(**{**vars(file.info), "key": name, "width": width}, **own)
+        for name, width in zip(names, widths, strict=True)
+    ]
 
 
 _BACKBONE_FACTS = ("names", "width", "width_step", "one_width")

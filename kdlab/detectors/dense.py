@@ -37,7 +37,7 @@ class DenseAdapter(Adapter):
         priors = torch.cat(head.prior_generator.grid_priors(sizes, device="cpu")).double().numpy().round(3)
         # methods read class maps as sigmoid logits
         lacking = [] if head.use_sigmoid_cls else ["cls_maps"]
-        if not head.stacked_convs:
+        if not self.has_towers:
             lacking.append("towers")
         found = super().facts
         return replace(
@@ -89,10 +89,12 @@ class DenseAdapter(Adapter):
         yield self.head, lambda _m, _i, out: setattr(caught, "raw", tuple(out))
         for key in towers:
             maps = caught.towers.setdefault(key, [])
-            layer = self._convs(key[0])[key[1]]
-            before_activation = layer.norm if layer.with_norm else layer.conv
-            # a copy, because the activation works in place
-            yield before_activation, lambda _m, _i, out, maps=maps: maps.append(out.clone())
+            # most heads have one for all levels
+            layers = (self._convs(key[0], level)[key[1]] for level in range(len(self.facts.strides)))
+            for layer in dict.fromkeys(layers):
+                before_activation = layer.norm if layer.with_norm else layer.conv
+                # a copy, because the activation works in place
+                yield before_activation, lambda _m, _i, out, maps=maps: maps.append(out.clone())
 
     def look(self, inputs: Tensor, with_head: bool = True) -> None:
         """The neck's maps and, unless nobody asks for them, the head's."""
@@ -162,6 +164,11 @@ class DenseAdapter(Adapter):
         )
 
     @property
+    def has_towers(self) -> bool:
+        """Whether there are convolutions between the neck and the predictions."""
+        return bool(self.head.stacked_convs)
+
+    @property
     def positive_weight(self) -> float:
         """The weight of positives in the loss of classes, where that of background is 1."""
         weight = self.head.train_cfg.get("pos_weight", -1)
@@ -206,9 +213,9 @@ class DenseAdapter(Adapter):
 
     def run_tail(self, branch: Branch, conv: int, maps: Sequence[Tensor]) -> Tail:
         """The head from the activation of tower conv `conv` on, over levels (B, C, H_l, W_l)."""
-        convs = self._convs(branch)
         out, quality = [], []
         for level, level_map in enumerate(maps):
+            convs = self._convs(branch, level)
             x = convs[conv].activate(level_map.clone())
             for layer in convs[conv + 1 :]:
                 x = layer(x)
@@ -227,7 +234,7 @@ class DenseAdapter(Adapter):
         """The quality logits of a level where this branch makes them, else nothing."""
         return []
 
-    def _convs(self, branch: Branch) -> nn.ModuleList:
+    def _convs(self, branch: Branch, level: int) -> nn.ModuleList:
         return self.head.cls_convs if branch == "cls" else self.head.reg_convs
 
     def _inside(self, priors: Priors, pad_shape: tuple[int, ...], img_shape: tuple[int, ...]) -> Tensor:

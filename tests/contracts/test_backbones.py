@@ -27,11 +27,8 @@ def test_the_catalog_and_the_files_know_the_same_backbones() -> None:
     for kind in backbones.kinds():
         for name in kind.names:
             info = INFOS[name]
-            assert (info.width, info.width_step, info.one_width) == (
-                kind.width,
-                kind.width_step,
-                kind.one_width,
-            )
+            width = kind.width if isinstance(kind.width, int) else kind.width[kind.names.index(name)]
+            assert (info.width, info.width_step, info.one_width) == (width, kind.width_step, kind.one_width)
 
 
 @pytest.mark.parametrize("name", INFOS)
@@ -75,6 +72,8 @@ def test_learned_statistics_stand_still(name: str) -> None:
         ("resnext101_64x4d", [256, 512, 1024, 2048]),
         ("mobilenet_v2", [24, 32, 96, 320]),
         ("swin_t", [96, 192, 384, 768]),
+        ("cspnext_tiny", [48, 96, 192, 384]),
+        ("cspnext_x", [160, 320, 640, 1280]),
     ],
 )
 def test_at_its_own_width_a_backbone_is_that_of_its_paper(name: str, channels: list[int]) -> None:
@@ -83,7 +82,7 @@ def test_at_its_own_width_a_backbone_is_that_of_its_paper(name: str, channels: l
     assert name != "swin_t" or config["num_heads"] == (3, 6, 12, 24)
 
 
-@pytest.mark.parametrize("name", [*KINDS, "resnet50"])
+@pytest.mark.parametrize("name", [*(name for name in KINDS if name != "cspnext_tiny"), "resnet50"])
 def test_torchvisions_weights_fit_the_backbone_of_that_name(
     model_settings: Callable[..., Any], name: str
 ) -> None:

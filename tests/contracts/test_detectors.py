@@ -68,7 +68,9 @@ def head_targets(adapter: Any, outputs: DetectorOutputs, data: dict[str, Any]) -
         found = torch.cat([level.view(len(objects), -1) for level in labels], dim=1)
         return found, torch.ones_like(found, dtype=torch.float32)
     anchors, flags = adapter.head.get_anchors(sizes, metas, device="cpu")
-    targets = adapter.head.get_targets(anchors, flags, objects, metas)
+    # labels that follow predictions ask for them
+    predicted = (outputs.cls_logits, outputs.boxes) if adapter.facts.detector == "rtmdet" else ()
+    targets = adapter.head.get_targets(*predicted, anchors, flags, objects, metas)
     levels = [part for part in targets if isinstance(part, list)]
     labels = next(part for part in levels if part[0].dtype == torch.int64)
     weights = next(part for part in levels if part[0].dtype != torch.int64 and part[0].dim() == 2)
@@ -108,7 +110,7 @@ def test_quality_is_given_where_it_is_promised(adapter: Any, data: dict[str, Any
 
 
 def test_an_eval_teacher_shows_the_raw_boxes_of_training(adapter: Any, data: dict[str, Any]) -> None:
-    for layer in adapter.model.backbone.modules():
+    for layer in adapter.model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.eval()
     training, _ = observe(adapter, data)
@@ -226,7 +228,8 @@ def test_the_batch_has_positives_of_most_objects_and_none_in_the_empty_image(
 ) -> None:
     _, assignment, batch, _ = observe_loss(adapter, data)
     image, _, group = assignment.positives(batch)
-    assert len(group.unique()) >= 5
+    # labels that follow predictions leave out objects whose priors others want more
+    assert len(group.unique()) >= (3 if adapter.facts.detector == "rtmdet" else 5)
     assert set(image.tolist()) == {0, 2}
     assert torch.equal(batch.gt_image[group], image)
     assert assignment.num_positives == len(group)
@@ -257,6 +260,8 @@ def test_without_objects_nothing_is_positive(
 def test_matching_the_ground_truth_gives_the_assignment_of_the_loss(
     adapter: Any, data: dict[str, Any], variant: str
 ) -> None:
+    if adapter.facts.detector == "rtmdet":
+        pytest.skip("its labels follow predictions, which boxes of others lack")
     outputs, assignment, batch, _ = observe_loss(adapter, data)
     for image in range(len(batch.image_shapes)):
         if variant == "gfl-within-a-border" and image == 2:

@@ -247,7 +247,8 @@ def losses_of_equal_models(distiller: Distiller, data: dict[str, Any]) -> dict[s
     """The losses where the student's BatchNorm reads its statistics, as the teacher's does."""
     distiller.eval()
     if hasattr(distiller.student, "bbox_head"):
-        distiller.student.bbox_head.train()
+        for module in distiller.student.bbox_head.train().modules():
+            module.train(not isinstance(module, nn.BatchNorm2d))
     losses = distiller(**distiller.data_preprocessor(data, True), mode="loss")
     return {name: losses[f"loss_{name}"] for name in distiller.raw_terms}
 
