@@ -56,6 +56,9 @@ Pixels = NDArray[np.uint8]
 class UnreadableError(Exception):
     """Why an image file cannot be read; raised by nothing else, so that no bug passes for a broken image."""
 
+    path = ""
+    """Of the file, where it is not the one that was asked for."""
+
 
 @dataclass(frozen=True)
 class Header:

@@ -13,27 +13,19 @@ from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    Strict,
     TypeAdapter,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Channels = Annotated[PositiveInt, Field(le=8192)]
-Side = Annotated[PositiveInt, Field(le=16_384)]
-"""Of an image in pixels. This bound and those of sizes below are beyond what can be meant: a slip of
-the keyboard is told, before it fills the memory of whatever builds it."""
-Listed = Strict(False)  # a YAML list is read as a tuple; its entries stay strict
+from kdlab.jobs.augment import Augment
+from kdlab.jobs.settings import Channels, Fraction, Listed, Seed, Settings, Side
 
 VERSIONS = {"loop": 1, "evaluation": 1}
 """Of what all jobs share: training (batches, augmentation, optimiser) and measuring. The commit that moves a
@@ -47,24 +39,31 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class Settings(BaseModel):
-    """One section of a recipe: frozen, no unknown keys, no value of another type."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
 class ImageSettings(Settings):
     """How images are read.
 
     Args:
         scale: width and height that images are resized to fit, keeping their ratio; None leaves them.
-        flip: probability of a horizontal flip in training.
+        flip: probability of a horizontal flip in training, after `augment`.
+        augment: what else is done to training images, in this order; a list of steps or a preset.
+        augment_stop: so many epochs at the end mix no images (mosaic, mixup, random_affine).
         broken_images: what a job does at an image that cannot be read: "stop", or "skip" it and say so.
     """
 
     scale: Annotated[tuple[Side, Side], Listed] | None = None
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    augment: Augment = ()
+    augment_stop: Annotated[NonNegativeInt, Field(le=100_000)] = 0
     broken_images: Literal["stop", "skip"] = "stop"
+
+    @model_validator(mode="after")
+    def _augments_to_a_size(self) -> Self:
+        sized = [one.step for one in self.augment if one.needs_scale]
+        if sized and self.scale is None:
+            raise ValueError(f"augment: {sized[0]} needs dataset.scale, the size that it makes")
+        if self.augment_stop and not any(one.mixes for one in self.augment):
+            raise ValueError("augment_stop has no effect: no step of augment mixes images")
+        return self
 
 
 class DatasetSpec(ImageSettings):

@@ -98,7 +98,9 @@ def _teacher(recipe: Recipe, teacher: TeacherSettings, facts: Facts) -> Job:
         )
         return _job("teacher", spec, (), recipe, facts, Inputs(facts.files, expect_ap=teacher.expect_ap))
     common = _common(recipe, facts, recipe.schedule, seed=0)
-    reading = common["dataset"].model_copy(update={"flip": DatasetSpec.model_fields["flip"].default})
+    untrained = ("flip", "augment", "augment_stop")
+    defaults = {name: DatasetSpec.model_fields[name].default for name in untrained}
+    reading = common["dataset"].model_copy(update=defaults)
     spec = EvaluateSpec(
         model=model_spec(teacher, facts.teacher or {}),
         checkpoint=checkpoint.sha256,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import pickle
 import random
 import shutil
@@ -21,6 +22,8 @@ import numpy as np
 import torch
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
+from mmdet.registry import TRANSFORMS
+from mmengine.dataset import Compose
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, get_worker_info
 
 from kdlab.datasets._coco_objects import fate
@@ -29,7 +32,8 @@ from kdlab.datasets._images import broken as fault_of
 from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.datasets.coco import load_labels
 from kdlab.errors import JobError
-from kdlab.training import ranks
+from kdlab.jobs.augment import AnyStep
+from kdlab.training import augmenting, ranks
 from kdlab.training.images import BrokenImage, BrokenImages, ImageCache, LoadImage
 
 SHARED = Path("/dev/shm")
@@ -57,6 +61,8 @@ class CheckedLabels(COCO):
 class CocoImages(CocoDataset):
     """mmdet's dataset with label k for the k-th lowest category id.
 
+    Where `unmixed` is a pipeline, it takes the place of the other while `mixing` is off.
+
     Args:
         broken: takes down the images that cannot be read and are left out; None stops at the first one.
         kwargs: of mmdet's dataset.
@@ -71,6 +77,7 @@ class CocoImages(CocoDataset):
         self.broken = broken
         self.images_listed = 0
         self.fates: Counter[str] = Counter()
+        self.mixing, self.unmixed = True, None
         super().__init__(**kwargs)
 
     def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
@@ -82,10 +89,12 @@ class CocoImages(CocoDataset):
 
     def prepare_data(self, idx: int) -> Any:
         """One sample, or a `BrokenImage` where it cannot be read."""
+        pipeline = self.pipeline if self.mixing or self.unmixed is None else self.unmixed
         try:
-            return super().prepare_data(idx)
+            return pipeline(self.get_data_info(idx))
         except UnreadableError as error:
-            path, folder = self.get_data_info(idx)["img_path"], self.data_prefix["img"]
+            # that of a mix can be another one
+            path, folder = error.path or self.get_data_info(idx)["img_path"], self.data_prefix["img"]
             why = elsewhere(Path(folder), path.removeprefix(f"{folder}/")) or str(error)
             return BrokenImage(path, why)
 
@@ -173,12 +182,6 @@ def too_small(why: str) -> JobError:
     )
 
 
-def resizing(scale: Sequence[int] | None) -> dict[str, Any]:
-    """mmdet's `Resize` to fit (width, height), or to the size that images have."""
-    size = {"scale": tuple(scale)} if scale else {"scale_factor": 1.0}
-    return {"type": "Resize", "keep_ratio": True, **size}
-
-
 def mmdet_dataset(
     files: DatasetFiles,
     split: Split,
@@ -187,18 +190,29 @@ def mmdet_dataset(
     broken: BrokenImages | None = None,
     *,
     cached: bool = False,
+    augment: Sequence[AnyStep] = (),
 ) -> CocoImages:
     """mmdet's view of a split; `flip` None is for evaluation, where no image is dropped.
+
+    `augment` is done before the flip; what mixes images in it only while the dataset is `mixing`.
 
     Raises:
         JobError: decoded images are to be kept and do not fit into memory.
     """
     loading = LoadImage()
-    pipeline = [loading, {"type": "LoadAnnotations", "with_bbox": True}, resizing(scale)]
-    keys = META_KEYS
+    reading = [loading, TRANSFORMS.build({"type": "LoadAnnotations", "with_bbox": True})]
+    keys, last = META_KEYS, []
     if flip is not None:
-        pipeline.append({"type": "RandomFlip", "prob": flip})
+        last.append({"type": "RandomFlip", "prob": flip})
         keys = (*META_KEYS, "flip", "flip_direction")
+    if augment:
+        # what crops and mixes has no single one
+        keys = tuple(key for key in keys if key != "scale_factor")
+    last.append({"type": "PackDetInputs", "meta_keys": keys})
+    mixed, unmixed = (
+        [*reading, *augmenting.stages(augment, scale, reading, mixing=mixing), *last]
+        for mixing in (True, False)
+    )
     images = CocoImages(
         broken=broken,
         ann_file=str(split.labels),
@@ -207,8 +221,13 @@ def mmdet_dataset(
         # in this mode nothing is filtered
         test_mode=flip is None,
         filter_cfg={"filter_empty_gt": True, "min_size": 1},
-        pipeline=[*pipeline, {"type": "PackDetInputs", "meta_keys": keys}],
+        pipeline=mixed,
     )
+    if any(step.mixes for step in augment):
+        images.unmixed = Compose(unmixed)
+        for stage in mixed:
+            if isinstance(stage, augmenting.Mixed):
+                stage.dataset = images
     if cached:
         infos = map(images.get_data_info, range(len(images)))
         loading.cache = ImageCache([(info["height"], info["width"]) for info in infos])
@@ -221,11 +240,13 @@ class SeededSamples(Dataset):
     Where an image is broken and left out, the next one that can be read stands in for it.
     """
 
-    def __init__(self, dataset: CocoImages, seed: int) -> None:
+    def __init__(self, dataset: CocoImages, seed: int, mixed_epochs: float) -> None:
         self.dataset, self.seed, self.broken = dataset, seed, dataset.broken
+        self.mixed_epochs = mixed_epochs
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
         epoch, index = place
+        self.dataset.mixing = epoch < self.mixed_epochs
         broken: list[BrokenImage] = []
         tries = 1 if self.broken is None else len(self)
         for step in range(tries):
@@ -290,14 +311,21 @@ class EpochBatches(Sampler):
 
 
 def training_loader(
-    dataset: CocoImages, batch_size: int, seed: int, workers: int, *, pinned: bool = False
+    dataset: CocoImages,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    *,
+    pinned: bool = False,
+    mixed_epochs: float = math.inf,
 ) -> DataLoader:
     """This process's share of the batches; `loader.batch_sampler.start_at` chooses where to begin.
 
-    Where they are `pinned`, their copies to a GPU can go beside what it computes.
+    Where they are `pinned`, their copies to a GPU can go beside what it computes. Images are mixed in the
+    first `mixed_epochs` only.
     """
     return DataLoader(
-        SeededSamples(dataset, seed),
+        SeededSamples(dataset, seed, mixed_epochs),
         batch_sampler=EpochBatches(len(dataset), batch_size, seed, ranks.rank(), ranks.count()),
         collate_fn=collate,
         num_workers=workers,

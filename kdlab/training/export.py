@@ -28,7 +28,8 @@ from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import JobResult
 from kdlab.training import checkpoints
-from kdlab.training.data import META_KEYS, resizing
+from kdlab.training.augmenting import resizing
+from kdlab.training.data import META_KEYS
 
 ENDINGS = ("safetensors", "pth", "py", "onnx")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from kdlab.datasets._images import first_look
 from kdlab.datasets.base import Split
+from kdlab.jobs.augment import AnyStep
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
 from kdlab.training import data, ranks
@@ -34,14 +36,17 @@ class Reading:
 
     def training(self) -> DataLoader:
         """The training images in the order of the job's seed; says in the log what is left out."""
-        images = self._images(self.files.train, self._settings.flip)
+        images = self._images(self.files.train, self._settings.flip, self._settings.augment)
         self._trained = data.reading_report(images)
         print(data.reading_words(self._trained), flush=True)
         if note := first_look(self.files.train)[1]:
             print(note, flush=True)
         batch_size, workers = self._job.spec.batch_size, self._job.resources.workers
         pinned = self._job.resources.gpus > 0
-        return data.training_loader(images, batch_size, self._job.seed, workers, pinned=pinned)
+        mixed = self._job.spec.schedule.epochs - self._settings.augment_stop
+        return data.training_loader(
+            images, batch_size, self._job.seed, workers, pinned=pinned, mixed_epochs=mixed
+        )
 
     def validation(self) -> DataLoader:
         """All validation images in order, or those of them that fall to this process."""
@@ -52,9 +57,9 @@ class Reading:
             images, batch_size, workers, *place, pinned=self._job.resources.gpus > 0
         )
 
-    def _images(self, split: Split, flip: float | None) -> data.CocoImages:
-        cached = self._job.resources.cache == "ram"
-        return data.mmdet_dataset(self.files, split, self._settings.scale, flip, self._skips, cached=cached)
+    def _images(self, split: Split, flip: float | None, augment: Sequence[AnyStep] = ()) -> data.CocoImages:
+        cached, scale = self._job.resources.cache == "ram", self._settings.scale
+        return data.mmdet_dataset(self.files, split, scale, flip, self._skips, cached=cached, augment=augment)
 
     def metric(self) -> CocoMetric:
         """The metric of the validation images."""

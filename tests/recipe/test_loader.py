@@ -172,7 +172,7 @@ def test_what_is_written_is_kept(load: Load) -> None:
     assert made.path == "my.yaml"
     assert made.dataset.model_dump() == {
         "name": "digits", "options": {"image_px": 64, "size": (1, 3)}, "scale": None, "flip": 0.0,
-        "broken_images": "stop",
+        "broken_images": "stop", "augment": (), "augment_stop": 0,
     }  # fmt: skip
     assert made.teacher is not None
     assert (made.teacher.backbone, made.teacher.seed) == ("resnet101", 3)
