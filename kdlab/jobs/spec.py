@@ -31,10 +31,23 @@ VERSIONS = {"loop": 1, "evaluation": 1}
 """Of what all jobs share: training (batches, augmentation, optimiser) and measuring. The commit that moves a
 number raises its version, and with it the ids of the jobs that use it. A plugin has its own `VERSION`."""
 
+_WITHOUT_MILESTONES = ("cosine", "flat_cosine")
 _STEP = {"milestones": (8 / 12, 11 / 12), "optimizer": "sgd", "lr": 0.01, "batch_size": 16}
 _PRESETS: dict[str, dict[str, Any]] = {
     "1x": {"epochs": 12, **_STEP},
     "2x": {"epochs": 24, **_STEP},
+    "3x": {"epochs": 36, **_STEP, "milestones": (27 / 36, 33 / 36)},
+    "300e": {
+        "epochs": 300,
+        "batch_size": 256,
+        "optimizer": "adamw",
+        "lr": 4e-3,
+        "decay": "flat_cosine",
+        "warmup_iters": 1000,
+        "warmup_factor": 1e-5,
+        "decay_norms": False,
+        "ema": 2e-4,
+    },
     "custom": {},
 }
 
@@ -121,15 +134,16 @@ class Schedule(Settings):
     """`schedule:`; keys that are left out come from the preset.
 
     Args:
-        preset: "1x" and "2x" are mmdet's 12 and 24 epochs; "custom" leaves epochs, batch size, learning rate
-            and optimizer to be said.
+        preset: "1x", "2x" and "3x" are mmdet's 12, 24 and 36 epochs, "300e" is RTMDet's; "custom" leaves
+            epochs, batch size, learning rate and optimizer to be said.
         epochs: passes over the training images.
         batch_size: images of one step, over all GPUs of the job; each takes an equal share.
         lr: the peak learning rate.
         optimizer: "sgd" or "adamw".
         momentum: of sgd.
         weight_decay: 1e-4 for sgd and 0.05 for adamw where it is left out.
-        decay: "step" divides the learning rate by ten at each milestone, "cosine" lowers it to zero.
+        decay: "step" divides the learning rate by ten at each milestone, "cosine" lowers it to zero,
+            "flat_cosine" in the second half of the training to a twentieth.
         milestones: ascending fractions of the epochs.
         warmup_iters: steps of linear warm-up.
         warmup_factor: where the warm-up starts, as a fraction of `lr`.
@@ -149,14 +163,14 @@ class Schedule(Settings):
         keep_best: keep the weights of the best evaluation besides the last.
     """
 
-    preset: Literal["1x", "2x", "custom"] = "1x"
+    preset: Literal["1x", "2x", "3x", "300e", "custom"] = "1x"
     epochs: Annotated[PositiveInt, Field(le=100_000)]
     batch_size: Annotated[PositiveInt, Field(le=65_536)]
     lr: PositiveFloat
     optimizer: Literal["sgd", "adamw"]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegativeFloat
-    decay: Literal["step", "cosine"] = "step"
+    decay: Literal["step", "cosine", "flat_cosine"] = "step"
     milestones: Annotated[tuple[Fraction, ...], Listed] = ()
     warmup_iters: Annotated[NonNegativeInt, Field(le=10**8)] = 500
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
@@ -179,7 +193,7 @@ class Schedule(Settings):
         if not isinstance(data, dict):
             return data
         full = dict(_PRESETS.get(str(data.get("preset", "1x")), _PRESETS["1x"]))
-        if data.get("decay") == "cosine":
+        if data.get("decay") in _WITHOUT_MILESTONES:
             full["milestones"] = ()
         full |= data
         return {"weight_decay": 0.05 if full.get("optimizer") == "adamw" else 1e-4} | full
@@ -202,8 +216,8 @@ class Schedule(Settings):
     @field_validator("milestones")
     @classmethod
     def _ascending(cls, milestones: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
-        if milestones and info.data.get("decay") == "cosine":
-            raise ValueError("has no effect with decay: cosine")
+        if milestones and (decay := info.data.get("decay")) in _WITHOUT_MILESTONES:
+            raise ValueError(f"has no effect with decay: {decay}")
         if list(milestones) != sorted(set(milestones)):
             raise ValueError("must ascend")
         return milestones

@@ -192,7 +192,7 @@ def _complete_teacher(teacher: dict[str, Any], schedule: Any, document: Document
     path = ("teacher", "schedule")
     own = _known_only(teacher.get("schedule", {}), Schedule.model_fields, path, "a key of schedule", document)
     if isinstance(own, dict) and isinstance(schedule, dict) and "preset" not in own:
-        without = {"milestones"} if own.get("decay") == "cosine" else set()
+        without = {"milestones"} if own.get("decay", "step") != "step" else set()
         own = {key: value for key, value in schedule.items() if key not in without} | own
     teacher["schedule"] = own
 

@@ -17,6 +17,7 @@ from kdlab.errors import JobError
 from kdlab.jobs.spec import Schedule
 from kdlab.training import precision  # noqa: F401 - its optimiser is named in a config
 
+FLAT_COSINE_ENDS = 0.05  # of the peak, as in RTMDet's recipes
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -89,6 +90,10 @@ def build_schedulers(optim: OptimWrapper, schedule: Schedule, iterations: int) -
         configs.append({"type": "LinearLR", "start_factor": schedule.warmup_factor, "end": warmup})
     if schedule.decay == "cosine":
         configs.append({"type": "CosineAnnealingLR", "T_max": iterations - warmup, "begin": warmup})
+    elif schedule.decay == "flat_cosine":
+        flat = iterations // 2
+        falling = {"T_max": max(1, iterations - flat), "begin": flat, "eta_min_ratio": FLAT_COSINE_ENDS}
+        configs.append({"type": "CosineAnnealingLR", **falling})
     else:
         milestones = [round(part * iterations) for part in schedule.milestones]
         configs.append({"type": "MultiStepLR", "milestones": milestones, "gamma": 0.1})

@@ -192,6 +192,18 @@ def test_adamw_has_its_own_weight_decay(load: Load) -> None:
     assert load(FULL, "schedule.optimizer=adamw", "schedule.weight_decay=0").schedule.weight_decay == 0.0
 
 
+def test_300e_is_rtmdet_s_schedule(load: Load) -> None:
+    schedule = load(with_line(5, "schedule: {preset: 300e}")).schedule
+    assert (schedule.epochs, schedule.batch_size, schedule.lr, schedule.decay) == (
+        300,
+        256,
+        0.004,
+        "flat_cosine",
+    )
+    assert (schedule.weight_decay, schedule.decay_norms, schedule.ema) == (0.05, False, 2e-4)
+    assert schedule.milestones == ()
+
+
 def test_cosine_drops_the_milestones_of_the_preset(load: Load) -> None:
     assert load(FULL, "schedule.decay=cosine").schedule.milestones == ()
 

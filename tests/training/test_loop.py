@@ -337,7 +337,13 @@ def test_cosine_falls_from_the_peak_after_the_warm_up_towards_zero() -> None:
     assert rates == pytest.approx([0.1, 0.4, 0.7, 1.0, *falling])
 
 
-@pytest.mark.parametrize("decay", ["cosine", "step"])
+def test_flat_cosine_falls_in_the_second_half_to_a_twentieth() -> None:
+    rates = learning_rates(20, warmup_iters=4, warmup_factor=0.1, decay="flat_cosine")
+    falling = [0.05 + 0.95 * (1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
+    assert rates == pytest.approx([0.1, 0.4, 0.7] + [1.0] * 7 + falling)
+
+
+@pytest.mark.parametrize("decay", ["cosine", "flat_cosine", "step"])
 @pytest.mark.parametrize(("iterations", "warmup"), [(20, 1), (2, 50), (1, 50)])
 def test_a_warm_up_of_one_step_still_reaches_the_peak(iterations: int, warmup: int, decay: str) -> None:
     assert max(learning_rates(iterations, warmup_iters=warmup, decay=decay)) == pytest.approx(1.0)
