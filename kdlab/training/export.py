@@ -70,8 +70,10 @@ def export(job_folder: Path, to: Path, *, force: bool = False, wish: dict[str, A
     words = as_words(origin)
     pickled = io.BytesIO()
     torch.save({"state_dict": state, "meta": origin}, pickled)
+    # the format knows no tensor of two names, as RTMDet's shared convolutions are
+    apart = {name: tensor.clone() for name, tensor in state.items()}
     content = [
-        safetensors(state, {"format": "pt", **words}),
+        safetensors(apart, {"format": "pt", **words}),
         pickled.getvalue(),
         config_text(job).encode(),
     ]

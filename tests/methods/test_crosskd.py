@@ -146,7 +146,7 @@ def equal_losses(distiller: Distiller, data: dict[str, Any]) -> dict[str, Tensor
     return {name.removeprefix("crosskd."): losses[f"loss_{name}"] for name in distiller.raw_terms}
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "fcos", "atss", "gfl"])
+@pytest.mark.parametrize("detector", ["retinanet", "fcos", "atss", "gfl", "rtmdet"])
 def test_an_equal_teacher_costs_its_entropy_of_centerness_alone(
     build: Callable[..., Any], term: Callable[..., Any], raw_batch: Callable[..., Any], detector: str
 ) -> None:

@@ -37,7 +37,7 @@ def test_without_detections_or_objects_nothing_is_kept() -> None:
     assert kept(one, torch.ones(1), torch.tensor([0]), none, labels).tolist() == []
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "fcos", "atss", "gfl"])
+@pytest.mark.parametrize("detector", ["retinanet", "fcos", "atss", "gfl", "rtmdet"])
 def test_every_detection_has_the_prior_that_made_it(detector: str, build: Any, raw_batch: Any) -> None:
     model = build(detector).eval()
     adapter = adapt(model)

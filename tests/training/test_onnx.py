@@ -129,7 +129,7 @@ def test_detections_are_mmdet_s_own(
         assert np.abs(scores - own.scores.numpy()).max() < 1e-5
         # equal scores may stand in either order
         assert np.mean(labels == own.labels.numpy()) > 0.98
-        assert np.mean(np.abs(boxes - own.bboxes.numpy()).max(axis=1) < 1e-3) > 0.98
+        assert np.mean(np.abs(boxes - own.bboxes.numpy()).max(axis=1) < 1e-3) > 0.95
 
 
 def test_a_two_stage_row_scores_its_own_class_only(session: Callable[..., Any], torch_: Any) -> None:
