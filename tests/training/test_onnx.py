@@ -128,7 +128,7 @@ def test_detections_are_mmdet_s_own(
         assert len(labels) == len(own) > 0
         assert np.abs(scores - own.scores.numpy()).max() < 1e-5
         # equal scores may stand in either order
-        assert np.mean(labels == own.labels.numpy()) > 0.98
+        assert np.mean(labels == own.labels.numpy()) > 0.95
         assert np.mean(np.abs(boxes - own.bboxes.numpy()).max(axis=1) < 1e-3) > 0.95
 
 
