@@ -35,19 +35,21 @@ class Connector:
         shared_over_levels: one convolution for all levels.
         init: "default" of torch, or "near_zero": N(0, 1e-4).
         always: a convolution also where the channels agree; else the identity there.
+        mlp: two 1x1 convolutions with a ReLU between them in place of one of `kernel`.
     """
 
     kernel: Literal[1, 3] = 1
     shared_over_levels: bool = False
     init: Literal["default", "near_zero"] = "default"
     always: bool = False
+    mlp: bool = False
 
     def build(self, channels_student: int, channels_teacher: int, levels: int) -> nn.ModuleList:
         """One module a level: a convolution, the same convolution, or the identity."""
         if channels_student == channels_teacher and not self.always:
             return nn.ModuleList(nn.Identity() for _ in range(levels))
         convs = [
-            nn.Conv2d(channels_student, channels_teacher, self.kernel, padding=self.kernel // 2)
+            self._layer(channels_student, channels_teacher)
             for _ in range(1 if self.shared_over_levels else levels)
         ]
         if self.init == "near_zero":
@@ -55,6 +57,12 @@ class Connector:
                 nn.init.normal_(conv.weight, std=1e-4)
                 nn.init.zeros_(conv.bias)
         return nn.ModuleList(convs * levels if self.shared_over_levels else convs)
+
+    def _layer(self, channels_student: int, channels_teacher: int) -> nn.Module:
+        if not self.mlp:
+            return nn.Conv2d(channels_student, channels_teacher, self.kernel, padding=self.kernel // 2)
+        first = nn.Conv2d(channels_student, channels_teacher, 1)
+        return nn.Sequential(first, nn.ReLU(), nn.Conv2d(channels_teacher, channels_teacher, 1))
 
 
 class Preparation(nn.Module):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdlab.detectors.outputs import Assignment, Batch, DetectorOutputs
-from kdlab.methods.base import Connector, Method
+from kdlab.methods.base import Connector, Method, Pair
 
 
 def whole_map_loss(feat_student: Tensor, feat_teacher: Tensor) -> Tensor:
@@ -32,13 +34,21 @@ class FitNet(Method):
     Each level has a 1x1 convolution, also where the channels agree. The weight is HEAD's, with the sum over
     levels.
 
+    Args:
+        pair: the two models.
+        projector: what brings the student's maps to the teacher's channels: `conv`, or `mlp`, two 1x1
+            convolutions with a ReLU between them (second-hand: CWT).
+
     Source: Romero et al., ICLR 2015, arXiv:1412.6550; weight and connector of HEAD.
     Differs: HEAD also starts the student's head from the teacher's; here that is `inherit: true` of an arm.
     """
 
     default_weight = 1.0
     needs = ("feats",)
-    connector = Connector(kernel=1, always=True)
+
+    def __init__(self, pair: Pair, *, projector: Literal["conv", "mlp"] = "conv") -> None:
+        super().__init__(pair)
+        self.connector = Connector(kernel=1, always=True, mlp=projector == "mlp")
 
     def forward(
         self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from mmdet.utils import reduce_mean
@@ -77,6 +79,8 @@ class FeatureRichnessScore(Method):
         feature: factor of the feature part; the authors' configs have 0.005 for RetinaNet, 0.1 for GFL, 0.01
             for FCOS. ATSS has FCOS's (unverified: the authors have none).
         cls: factor of the class part: 0.02 for RetinaNet, 0.05 for GFL and FCOS, and for ATSS (unverified).
+        projector: what brings the student's maps to the teacher's channels: `conv`, 3x3, or `mlp`, two 1x1
+            convolutions with a ReLU between them (Ultralytics' score-guided features).
 
     Source: Du et al., NeurIPS 2021, "Distilling Object Detectors with Feature Richness", and their code.
     Differs: the ramp over the first 500 iterations is any recipe's `warmup_iters`, not the method's.
@@ -90,11 +94,18 @@ class FeatureRichnessScore(Method):
     }
     needs = ("feats", "cls_maps")
     requires_equal = ("classes", "strides", "anchors")
-    connector = Connector(kernel=3, always=True)
 
-    def __init__(self, pair: Pair, *, feature: float = 0.005, cls: float = 0.02) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        feature: float = 0.005,
+        cls: float = 0.02,
+        projector: Literal["conv", "mlp"] = "conv",
+    ) -> None:
         super().__init__(pair)
         self.feature, self.cls = feature, cls
+        self.connector = Connector(kernel=3, always=True, mlp=projector == "mlp")
 
     def forward(
         self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from mmdet.structures.bbox import bbox_overlaps
+from mmdet.utils import reduce_mean
 from torch import Tensor
 from torchvision.ops import box_iou, distance_box_iou
 
@@ -15,6 +17,7 @@ from kdlab.detectors.outputs import Assignment, Batch, DetectorOutputs
 from kdlab.errors import ShapeError
 from kdlab.methods.base import Method, Pair, averaged
 
+IGNORED = -2  # by the loss, in `Assignment.gt_index`
 NEAREST = 9  # anchors a level that ATSS looks at
 VALUABLE_FROM = 0.25  # of ATSS's threshold
 VALUABLE_PARITY = 4.0  # the code divides this region's sum by 16 and not by 4 edges
@@ -101,6 +104,27 @@ def valuable_weights(
     return overlaps.new_zeros(counted.shape).scatter_reduce(0, index, overlaps * inside, "amax")
 
 
+def balanced_mean(losses: Tensor, positive: Tensor) -> Tensor:
+    """Mean over positives and mean over the rest, weighted by the roots of their counts.
+
+    Args:
+        losses: (P,) >= 0.
+        positive: (P,) bool.
+
+    Returns:
+        Scalar; a part without members counts 0 and has no weight.
+
+    Source: D-FINE's decoupled distillation focal loss, public code.
+    Differs: counts are averaged over ranks.
+    """
+    total, weights = losses.sum() * 0, 0.0
+    for members in (positive, ~positive):
+        count = reduce_mean(members.sum().float())
+        total = total + count.sqrt() * (losses * members).sum() / count.clamp(min=1)
+        weights = weights + count.sqrt()
+    return total / weights.clamp(min=1)
+
+
 class LocalizationDistillation(Method):
     """LD on heads that predict distributions over box edges (GFL).
 
@@ -118,6 +142,9 @@ class LocalizationDistillation(Method):
             whose weights add up to 70 at a mean score of 0.4 (estimated). The sum of the valuable part's is
             558 there, in the region of the true DIoU, of which the code takes a quarter: `valuable: 0.5`
             would match it on that region.
+        balanced: D-FINE's form instead, weight 1.5, published with a temperature of 5: all priors, positives
+            weighted by the IoU of the student's box with its object, all others by the teacher's best class
+            probability; a mean over each, together by the roots of their counts.
 
     Source: Zheng et al., CVPR 2022, arXiv:2102.12252.
     Differs: the code's DIoU has the anchor's area for the union of both (anchor [80, 60, 100, 80] and box
@@ -127,12 +154,20 @@ class LocalizationDistillation(Method):
     """
 
     default_weight = 70.0
-    default_weight_when = {("parity", True): 1.0}
+    default_weight_when = {("parity", True): 1.0, ("balanced", True): 1.5}
     limits = {"temperature": (0.01, 100.0)}
     needs = ("cls_maps", "box_maps", "box_distributions", "assignment")
-    needs_when = {("region", "valuable"): ("anchor_boxes",), ("region", "both"): ("anchor_boxes",)}
+    needs_when = {
+        ("balanced", True): ("boxes",),
+        ("region", "valuable"): ("anchor_boxes",),
+        ("region", "both"): ("anchor_boxes",),
+    }
     requires_equal = ("priors", "bins")
-    unused_when = {("region", "main"): ("valuable",), ("region", "valuable"): ("main",)}
+    unused_when = {
+        ("region", "main"): ("valuable",),
+        ("region", "valuable"): ("main",),
+        ("balanced", True): ("region", "main", "valuable", "parity"),
+    }
 
     def __init__(
         self,
@@ -143,15 +178,18 @@ class LocalizationDistillation(Method):
         valuable: float = 0.25,
         temperature: float = 10.0,
         parity: bool = False,
+        balanced: bool = False,
     ) -> None:
         super().__init__(pair)
         self.region, self.temperature, self.parity = region, temperature, parity
-        self.main, self.valuable = main, valuable
+        self.main, self.valuable, self.balanced = main, valuable, balanced
 
     def forward(
         self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment
     ) -> dict[str, Tensor]:
         """The parts of the chosen regions."""
+        if self.balanced:
+            return {"balanced": self.everywhere(batch, student, teacher, assignment)}
         parts = {}
         if self.region != "valuable":
             image, prior, _ = assignment.positives(batch)
@@ -166,6 +204,21 @@ class LocalizationDistillation(Method):
                 student, teacher, (image, prior), weights[image, prior]
             )
         return parts
+
+    def everywhere(
+        self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment
+    ) -> Tensor:
+        """Scalar: positives by IoU, all others by the teacher's score, each a mean of its own."""
+        weight = teacher.cls_logits.detach().sigmoid().amax(2)
+        image, prior, group = assignment.positives(batch)
+        with torch.no_grad():
+            boxes = student.gather_boxes(image, prior)
+            weight[image, prior] = bbox_overlaps(boxes, batch.gt_boxes[group], is_aligned=True)
+        places = (assignment.gt_index > IGNORED).nonzero(as_tuple=True)
+        logits = student.gather_distributions(*places), teacher.gather_distributions(*places)
+        # the published sum over bins, where `distribution_divergence` is a mean
+        divergence = logits[0].shape[-1] * distribution_divergence(*logits, self.temperature)
+        return balanced_mean(weight[places] * divergence, assignment.gt_index[places] >= 0)
 
     def weighted(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -50,3 +51,16 @@ def test_each_level_trains_a_convolution_also_where_channels_agree(
     shapes = [connector.weight.shape for connector in distiller.terms["fitnet"].connectors]
     assert shapes == [(16, 16, 1, 1)] * 3
     assert distiller.trained_parts["fitnet"] == 3 * (16 * 16 + 16)
+
+
+@pytest.mark.parametrize("method", ["fitnet", "frs"])
+def test_a_projector_of_two_convolutions_stands_in_for_the_one(
+    distil: Callable[..., Any], term: Callable[..., Any], raw_batch: Callable[..., Any], method: str
+) -> None:
+    distiller = distil("retinanet", {method: term(method, projector="mlp")}, neck_channels=8).train()
+    (first, activation, second), *others = distiller.terms[method].connectors
+    assert [tuple(layer.weight.shape) for layer in (first, second)] == [(16, 8, 1, 1), (16, 16, 1, 1)]
+    assert isinstance(activation, torch.nn.ReLU)
+    assert len({id(one) for one in (first, *others)}) == 3
+    losses = distiller(**distiller.data_preprocessor(raw_batch(), True), mode="loss")
+    assert sum(losses[f"loss_{name}"] for name in distiller.raw_terms).isfinite()

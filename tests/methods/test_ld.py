@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from kdlab.errors import ShapeError
 from kdlab.methods.ld import (
     LocalizationDistillation,
     atss_thresholds,
+    balanced_mean,
     distribution_divergence,
     valuable_weights,
 )
@@ -247,3 +249,44 @@ def test_a_head_without_distributions_is_told_by_the_plan() -> None:
     assert "box_distributions" in info.needs
     assert "anchor_boxes" not in info.needs_for({"region": "main"})[0]
     assert "anchor_boxes" in info.needs_for({})[0]
+
+
+# --- balanced, as D-FINE has it ---
+
+
+def test_means_of_positives_and_of_the_rest_are_weighted_by_the_roots_of_their_counts() -> None:
+    losses = torch.tensor([2.0, 4.0, 1.0, 1.0, 1.0, 5.0])
+    positive = torch.tensor([False, False, True, True, True, True])
+    # means 3 of two and 2 of four
+    expected = (2**0.5 * 3 + 4**0.5 * 2) / (2**0.5 + 4**0.5)
+    assert balanced_mean(losses, positive).item() == pytest.approx(expected)
+    assert balanced_mean(losses, torch.ones(6, dtype=torch.bool)).item() == pytest.approx(14 / 6)
+    assert balanced_mean(losses[:0], positive[:0]).item() == 0
+
+
+def test_the_balanced_form_weighs_every_prior_that_counts(
+    distil: Callable[..., Any], term: Callable[..., Any], raw_batch: Callable[..., Any]
+) -> None:
+    distiller = distil("gfl", {"ld": term("ld", balanced=True, temperature=5.0)}).train()
+    assert catalog.methods()["ld"].weight_for({"balanced": True, "parity": False}) == 1.5
+    seen: list[Any] = []
+    distiller.terms["ld"].method.register_forward_pre_hook(lambda _, args: seen.append(args))
+    distiller(**distiller.data_preprocessor(raw_batch(), True), mode="loss")
+    batch, student, teacher, assignment = seen[0]
+    total = {True: 0.0, False: 0.0}
+    count = {True: 0, False: 0}
+    for image, prior in (assignment.gt_index > -2).nonzero().tolist():
+        at = torch.tensor([image]), torch.tensor([prior])
+        index = int(assignment.gt_index[image, prior])
+        weight = teacher.cls_logits[image, prior].sigmoid().max().item()
+        if index >= 0:
+            box = batch.gt_boxes[batch.gt_image == image][index : index + 1]
+            weight = box_iou(student.gather_boxes(*at), box).item()
+        logits = student.gather_distributions(*at), teacher.gather_distributions(*at)
+        log_student, log_teacher = ((one[0] / 5).log_softmax(1) for one in logits)
+        divergence = 25 * (log_teacher.exp() * (log_teacher - log_student)).sum(1).mean().item()
+        total[index >= 0] += weight * divergence
+        count[index >= 0] += 1
+    roots = {key: value**0.5 for key, value in count.items()}
+    expected = sum(roots[key] * total[key] / count[key] for key in count) / sum(roots.values())
+    assert distiller.raw_terms["ld.balanced"].item() == pytest.approx(expected, rel=1e-4)
