@@ -413,7 +413,7 @@ def without_values(text: str) -> str:
     return re.sub(r"[+-]?\b\d+(\.\d+)?\b", "N", text)
 
 
-@pytest.mark.parametrize("verb", ["ablate", "ls", "plan", "run", "report", "status", "logs", "stop"])
+@pytest.mark.parametrize("verb", ["ablate", "ls", "plan", "run", "report", "show", "status", "logs", "stop"])
 def test_examples_print_what_the_help_says(verb: str, kdlab: Bench) -> None:
     if verb in ("report", "status", "logs", "stop"):
         kdlab(f"run {NAME}")
