@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from kdlab.errors import suggestion
-from kdlab.jobs.settings import Listed, Settings, Side
+from kdlab.jobs.settings import Fraction, Listed, Settings, Side
 
 Size = Annotated[tuple[Side, Side], Listed]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -123,15 +131,11 @@ class Mosaic(Step):
     """Four images as tiles of `dataset.scale` around a random centre: twice as wide and high.
 
     What follows cuts that down: `random_affine`, `random_crop` or `random_resize_crop`, else it is resized.
-
-    Args:
-        prob: of it.
     """
 
     sized = mixes = scaled = True
 
     step: Literal["mosaic"]
-    prob: Probability = 1.0
 
 
 class MixUp(Step):
@@ -180,18 +184,20 @@ class Erase(Step):
     """Grey patches; a box of which little is left goes.
 
     Args:
-        patches: how many, at least and at most.
+        patches: how many: from the first number to the one before the second.
         ratio: of the sides of an image, at least and at most.
     """
 
     step: Literal["erase"]
-    patches: Annotated[tuple[NonNegativeInt, NonNegativeInt], Listed] = (1, 5)
-    ratio: Annotated[tuple[Probability, Probability], Listed] = (0.05, 0.2)
+    patches: Annotated[tuple[PositiveInt, PositiveInt], Listed] = (1, 5)
+    ratio: Annotated[tuple[Fraction, Fraction], Listed] = (0.05, 0.2)
 
     @model_validator(mode="after")
     def _both_ascend(self) -> Self:
-        _ascending(self.patches)
-        _ascending(self.ratio)
+        for name in ("patches", "ratio"):
+            low, high = getattr(self, name)
+            if low >= high:
+                raise ValueError(f"{name} must ascend: {low:g} is not below {high:g}")
         return self
 
 
@@ -232,19 +238,22 @@ def _named(given: Any) -> Any:
 
 
 def _step(one: Any) -> Any:
-    if isinstance(one, Step) or (isinstance(one, dict) and "step" in one):
+    if isinstance(one, Step):
+        return one
+    if isinstance(one, dict) and "step" in one:
+        _known(one["step"], STEPS, "is no step of augmentation")
         return one
     name, options = one, {}
     if isinstance(one, dict) and len(one) == 1:
         ((name, options),) = one.items()
     if not (isinstance(name, str) and isinstance(options, dict)):
-        raise ValueError("a step is a name, or a name with options: {mosaic: {prob: 0.5}}")
+        raise ValueError("a step is a name, or a name with options: {mixup: {ratio: [0.8, 1.6]}}")
     _known(name, STEPS, "is no step of augmentation")
     return {"step": name, **options}
 
 
-def _known(name: str, known: dict[str, Any], what: str) -> None:
-    if name not in known:
+def _known(name: Any, known: dict[str, Any], what: str) -> None:
+    if not isinstance(name, str) or name not in known:
         near = suggestion(str(name), list(known))
         raise ValueError(f"{name} {what}; known: {', '.join(known)}{f'; {near}' if near else ''}")
 

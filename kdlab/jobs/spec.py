@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import marshal
-import math
 from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -74,6 +73,9 @@ class ImageSettings(Settings):
         sized = [one.step for one in self.augment if one.needs_scale]
         if sized and self.scale is None:
             raise ValueError(f"augment: {sized[0]} needs dataset.scale, the size that it makes")
+        steps = [one.step for one in self.augment]
+        if {"mosaic", "random_affine"} <= {*steps} and self.scale and any(side % 2 for side in self.scale):
+            raise ValueError("augment: random_affine cuts a mosaic in half, so scale needs even sides")
         if self.augment_stop and not any(one.mixes for one in self.augment):
             raise ValueError("augment_stop has no effect: no step of augment mixes images")
         return self
@@ -209,8 +211,8 @@ class Schedule(Settings):
 
     @model_validator(mode="after")
     def _accumulates_images(self) -> Self:
-        if self.accumulate > (share := self.batch_size // self.gpus):
-            raise ValueError(f"accumulate: a step has {share} images, so at most {share} forward passes")
+        if (share := self.batch_size // self.gpus) % self.accumulate:
+            raise ValueError(f"accumulate: {self.accumulate} does not divide the {share} images of a step")
         return self
 
     @field_validator("milestones")
@@ -387,11 +389,16 @@ class TrainingSpec(JobSpec):
         return self.schedule.batch_size
 
     @property
+    def mixed_epochs(self) -> float:
+        """First epochs in which images are mixed; a training that counts iterations stops it never."""
+        return float("inf") if self.iterations else self.schedule.epochs - self.dataset.augment_stop
+
+    @property
     def images_a_forward(self) -> int | None:
         """At most, of each process; None for all of a batch."""
         schedule = self.schedule
-        parts = math.ceil(self.batch_size / self.ranks / schedule.accumulate)
-        limits = [self.micro_batch, parts if schedule.accumulate > 1 else None]
+        part = self.batch_size // self.ranks // schedule.accumulate
+        limits = [self.micro_batch, part if schedule.accumulate > 1 else None]
         return min((limit for limit in limits if limit), default=None)
 
     @property

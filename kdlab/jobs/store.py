@@ -180,7 +180,10 @@ def diagnosed(runs: Runs, students: Collection[str], teachers: Collection[str]) 
 
 def benched(runs: Runs, students: Collection[str]) -> dict[str, JobResult]:
     """The newest result of a job that timed the steps of each of these students, by student."""
-    found = {read_job(paths).spec.student: result for paths, result in _finished(runs, "bench")}
+    found = {}
+    for paths, result in _finished(runs, "bench"):
+        with suppress(MachineError, UsageError, FileNotFoundError):
+            found[read_job(paths).spec.student] = result
     return {student: found[student] for student in students if student in found}
 
 

@@ -67,6 +67,9 @@ def jobs_of(recipe: Recipe, facts: Facts) -> Iterator[Job]:
 def scaling(student: Job, arm: str, iterations: int) -> Job:
     """The job that trains like this student for so many steps, only to see how large each loss is."""
     settings = {**plain(student.spec), "kind": "scale", "iterations": iterations}
+    # losses are read to the last step, whatever becomes of their weights in a training
+    whole = {"stop": None, "decay": "none", "gradient_share": None}
+    settings["methods"] = {name: {**told, **whole} for name, told in settings.get("methods", {}).items()}
     return with_id(replace(student, arm=arm, spec=read_spec(settings)))
 
 

@@ -186,6 +186,16 @@ class Recipe(Settings):
             raise ValueError("must not repeat a seed")
         return seeds
 
+    @model_validator(mode="after")
+    def _mixes_in_some_epochs(self) -> Self:
+        lengths = {"schedule.epochs": self.schedule.epochs, "tune.epochs": self.tune.epochs}
+        if self.teacher and self.teacher.checkpoint is None:
+            lengths["teacher.schedule.epochs"] = self.teacher.schedule.epochs
+        for name, epochs in lengths.items():
+            if epochs and 0 < epochs <= self.dataset.augment_stop:
+                raise ValueError(f"dataset.augment_stop: none of {epochs} {name} is left that mixes images")
+        return self
+
     def __eq__(self, other: object) -> bool:
         """Where a value was written makes no other recipe."""
         return isinstance(other, Recipe) and self.to_dict() == other.to_dict()

@@ -8,9 +8,11 @@ from typing import Any
 
 from kdlab.recipe import loader
 from kdlab.recipe.document import Document, KeyPath, dotted
+from kdlab.redaction import masked
 
 SECTIONS = ("dataset", "teacher", "student", "schedule", "arms", "inherits", "seeds", "resources", "tune")
 DEFAULT = "default"
+_METHOD = 3  # keys down to an arm's method: arms, arm, instance
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,8 @@ def values_of(name: str, overrides: Sequence[str] = ()) -> list[Value]:
     found = []
     for section in SECTIONS:
         for path, value in _leaves(recipe[section], (section,)):
-            # options stand beside the other keys in a file
-            path = tuple(key for place, key in enumerate(path) if key != "options" or place in (0, len(path)))
-            found.append(Value(dotted(path), value, _place(document, path)))
+            place = masked(_place(document, path))
+            found.append(Value(dotted(path), value, place))
     return found
 
 
@@ -56,13 +57,18 @@ def differences(one: Sequence[Value], other: Sequence[Value]) -> list[tuple[str,
 
 def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
     """Scalars and lists below a value; an empty mapping is one, for that an arm without methods is there."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            # an arm's method is named by the key that it stands under
-            if not (path[:1] == ("arms",) and key == "method"):
-                yield from _leaves(inner, (*path, key))
-    elif not (isinstance(value, Mapping) and path[-1] == "options"):
+    plugin = (path[:1] == ("arms",) and len(path) == _METHOD) or path == ("dataset",)
+    if not (isinstance(value, Mapping) and value):
         yield path, value
+        return
+    for key, inner in value.items():
+        if plugin and key == "options":
+            # they stand beside the other keys in a file
+            for name, option in inner.items():
+                yield (*path, name), option
+        elif not (plugin and key == "method"):
+            # which is named by the key that it stands under
+            yield from _leaves(inner, (*path, key))
 
 
 def _place(document: Document, path: KeyPath) -> str:

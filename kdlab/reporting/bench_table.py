@@ -51,9 +51,10 @@ def cost(title: str, measured: Mapping[str, tuple[Job, JobResult]]) -> Table:
     spec, teachers = specs[0], {one.teacher_precision for one in specs if one.teacher_precision}
     teachers |= {"compiled" for one in specs if one.teacher_compiled}
     precision = ", teacher ".join([spec.schedule.precision, *sorted(teachers)])
+    images = spec.images_a_forward or spec.batch_size
     notes = [
         *(column.reading for column in _COLUMNS if column.reading),
-        f"medians of {spec.rounds} that took turns on batches of {spec.batch_size}; {_QUARTILES}",
+        f"medians of {spec.rounds} that took turns on {images} images; {_QUARTILES}",
         "teacher: its forward pass; weights are random, so NMS finds little to do",
         f"measured on {spec.asked} UTC, commit {made.get('commit') or 'unknown'}",
         f"machine: {made.get('device')}, cores {made.get('cores')}, precision {precision}",

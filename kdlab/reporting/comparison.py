@@ -223,6 +223,10 @@ def _timings(arms: Sequence[Arm]) -> list[dict[str, float]]:
     return [result.timing for arm in arms for result in arm.results.values()]
 
 
+_ALIKE = ("device", "torch", "mmdet")
+"""What a job and the measuring of its steps must have in common."""
+
+
 def of_plan(plan: Plan, runs: Runs, *, pool: bool = False, curves: bool = False) -> Comparison:
     """Compare the arms of a plan by what its jobs left in `runs`.
 
@@ -236,11 +240,16 @@ def of_plan(plan: Plan, runs: Runs, *, pool: bool = False, curves: bool = False)
     compared = compare(plan, records, resampled, pool=pool)
     students = [record.job.id for record in records if record.job.spec.is_student]
     teachers = [record.job.id for record in records if record.job.spec.is_teacher]
-    made = {record.job.id: record.result.environment for record in records if record.result is not None}
+    # a job over several GPUs exchanges gradients too, which a bench of one does not
+    made = {
+        record.job.id: record.result.environment
+        for record in records
+        if record.result is not None and record.job.spec.ranks == 1
+    }
     benched = {
         student: result
         for student, result in store.benched(runs, students).items()
-        if student in made and made[student].get("device") == result.environment.get("device")
+        if student in made and all(made[student].get(name) == result.environment.get(name) for name in _ALIKE)
     }
     compared = replace(compared, diagnosed=store.diagnosed(runs, students, teachers), benched=benched)
     if not curves:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from mmdet.registry import TRANSFORMS
 from mmengine.dataset import BaseDataset
 
@@ -35,8 +36,25 @@ def stages(
         reading: how those images are read that are mixed into one.
         mixing: with the steps that mix images.
     """
-    made = map(TRANSFORMS.build, configs(steps, scale, mixing=mixing))
-    return [Mixed(one, reading) if hasattr(one, "get_indexes") else one for one in made]
+    made = []
+    for config in configs(steps, scale, mixing=mixing):
+        transform = TRANSFORMS.build(config)
+        made.append(Mixed(transform, reading) if hasattr(transform, "get_indexes") else transform)
+        if config["type"] == "PhotoMetricDistortion":
+            made.append(_whole_numbers)
+    if made and steps:
+        made.append(_with_objects)
+    return made
+
+
+def _whole_numbers(results: dict[str, Any]) -> dict[str, Any]:
+    """The image in 8 bits again, as steps behind it expect."""
+    return results | {"img": np.ascontiguousarray(results["img"].clip(0, 255), np.uint8)}
+
+
+def _with_objects(results: dict[str, Any]) -> dict[str, Any] | None:
+    """The image if an object is left in it; else mmdet's dataset draws another one."""
+    return results if len(results["gt_bboxes"]) else None
 
 
 def configs(steps: Sequence[AnyStep], scale: Sequence[int] | None, *, mixing: bool) -> list[Config]:
@@ -53,8 +71,7 @@ def configs(steps: Sequence[AnyStep], scale: Sequence[int] | None, *, mixing: bo
     if canvas > 1:
         found.append(resizing(scale))
     if chosen:
-        # an image in which no box is left is drawn again: mmdet's word for it says the opposite
-        found.append({"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": True})
+        found.append({"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False})
     return found
 
 
@@ -79,8 +96,8 @@ def _random_resize_crop(step: augment.RandomResizeCrop, scale: Any, canvas: int)
     yield {"type": "RandomCrop", "crop_size": tuple(scale)}
 
 
-def _mosaic(step: augment.Mosaic, scale: Any, _canvas: int) -> Iterator[Config]:
-    yield {"type": "Mosaic", "img_scale": tuple(scale), "pad_val": float(GREY), "prob": step.prob}
+def _mosaic(_step: augment.Mosaic, scale: Any, _canvas: int) -> Iterator[Config]:
+    yield {"type": "Mosaic", "img_scale": tuple(scale), "pad_val": float(GREY)}
 
 
 def _mixup(step: augment.MixUp, scale: Any, _canvas: int) -> Iterator[Config]:
@@ -141,11 +158,15 @@ class Mixed:
     def __init__(self, transform: Any, reading: Sequence[Callable[[Any], Any]]) -> None:
         self.transform, self.reading = transform, reading
         self.dataset: BaseDataset | None = None
+        self._read: dict[int, dict[str, Any]] = {}
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """The image with what was drawn into it, by the generators of its own sample."""
+        # a transform may look at an image before it draws it, and draw one twice
+        self._read = {}
         drawn = self.transform.get_indexes(self)
-        results["mix_results"] = [self[index] for index in (drawn if isinstance(drawn, list) else [drawn])]
+        drawn = drawn if isinstance(drawn, list) else [drawn]
+        results["mix_results"] = [copy.deepcopy(self[index]) for index in drawn]
         mixed = self.transform(results)
         if mixed is not None:
             mixed.pop("mix_results", None)
@@ -160,6 +181,11 @@ class Mixed:
         Raises:
             UnreadableError: it cannot be read; knows its path.
         """
+        if index not in self._read:
+            self._read[index] = self._readable(index)
+        return self._read[index]
+
+    def _readable(self, index: int) -> dict[str, Any]:
         tries = 1 if self.dataset.broken is None else len(self)
         for step in range(tries):
             results = copy.deepcopy(self.dataset.get_data_info((index + step) % len(self)))

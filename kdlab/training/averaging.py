@@ -29,6 +29,7 @@ class Average(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.share, self.ramp = share, min(RAMP, max(1, iterations // 10))
+        self._tensors: tuple[list[Tensor], ...] = ()
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
@@ -37,16 +38,17 @@ class Average(nn.Module):
 
     @torch.no_grad()
     def follow(self, model: nn.Module, step: int) -> None:
-        """Take over a share of the weights after a step, the first of which is 0."""
+        """Take over a share of the weights of the one model after a step, the first of which is 0."""
         share = self.share + (1 - self.share) * math.exp(-(1 + step) / self.ramp)
-        own, theirs = _tensors(self.model), _tensors(model)
-        numbers = [place for place, tensor in enumerate(own) if tensor.is_floating_point()]
-        torch._foreach_lerp_([own[place] for place in numbers], [theirs[place] for place in numbers], share)
-        for mine, other in zip(own, theirs, strict=True):
-            if not mine.is_floating_point():
-                mine.copy_(other)
+        if not self._tensors:
+            self._tensors = (*_parts(self.model), *_parts(model))
+        numbers, counts, of_numbers, of_counts = self._tensors
+        torch._foreach_lerp_(numbers, of_numbers, share)
+        torch._foreach_copy_(counts, of_counts)
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers, in the order of the modules."""
-    return [*model.parameters(), *model.buffers()]
+def _parts(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Numbers and counts among parameters and buffers, which training changes in place."""
+    every = [*model.parameters(), *model.buffers()]
+    numbers = [tensor for tensor in every if tensor.is_floating_point()]
+    return numbers, [tensor for tensor in every if not tensor.is_floating_point()]

@@ -14,6 +14,7 @@ from kdlab.jobs.events import JobStarted
 from kdlab.jobs.spec import ModelSpec
 from kdlab.training.bench import latency_seconds, step_seconds, timed
 from kdlab.training.data import batches_of
+from kdlab.training.step import parts_of
 from kdlab.training.trainer import Trainer
 
 
@@ -36,6 +37,7 @@ class Bench(Trainer):
         rounds, began = self.spec.rounds, time.monotonic()
         self.attempt.emit(JobStarted, device=str(self.device), epochs=1, iterations=rounds)
         batch, data_s = self._batches(rounds)
+        batch = next(parts_of(batch, self.spec.images_a_forward or len(batch["data_samples"])))
         seconds = step_seconds(self.distiller, self.loop.optim, batch, rounds)
         student, images = self.distiller.student.eval(), next(batches_of(self.val_loader))
         with torch.no_grad():

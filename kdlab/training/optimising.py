@@ -65,7 +65,7 @@ def _factors(student: nn.Module, wanted: Mapping[str, float]) -> Iterator[tuple[
     parts = dict(student.named_modules())
     if unknown := [name for name in wanted if name not in parts or not name]:
         raise JobError(
-            "schedule.lr_factors names no part of the student",
+            "schedule.lr_factors names no part of the model",
             got=", ".join(unknown),
             known=", ".join(name for name, _ in student.named_children()),
             fix="name one of these, or a part of one as its weights are called: backbone.layer4",

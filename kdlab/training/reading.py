@@ -43,7 +43,7 @@ class Reading:
             print(note, flush=True)
         batch_size, workers = self._job.spec.batch_size, self._job.resources.workers
         pinned = self._job.resources.gpus > 0
-        mixed = self._job.spec.schedule.epochs - self._settings.augment_stop
+        mixed = self._job.spec.mixed_epochs
         return data.training_loader(
             images, batch_size, self._job.seed, workers, pinned=pinned, mixed_epochs=mixed
         )

@@ -47,11 +47,13 @@ def drawn(job: Job, count: int, epoch: int, to: Path) -> list[dict[str, Any]]:
         Of each image its "file", "width" and "height" as the model gets it, and the number of "boxes".
     """
     settings, files = job.spec.dataset, job.inputs.dataset
+    broken = BrokenImages() if settings.broken_images == "skip" else None
     images = data.mmdet_dataset(
-        files, files.train, settings.scale, settings.flip, BrokenImages(), augment=settings.augment
+        files, files.train, settings.scale, settings.flip, broken, augment=settings.augment
     )
-    mixed = job.spec.schedule.epochs - settings.augment_stop
-    loader = data.training_loader(images, job.spec.batch_size, job.seed, 0, mixed_epochs=mixed)
+    loader = data.training_loader(
+        images, job.spec.batch_size, job.seed, 0, mixed_epochs=job.spec.mixed_epochs
+    )
     loader.batch_sampler.start_at(epoch, 0)
     pairs = (
         pair

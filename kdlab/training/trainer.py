@@ -53,7 +53,7 @@ class Trainer(Work):
         metric = self.reading.metric()
 
         def measured() -> Evaluation:
-            found = evaluate(self.distiller, self.val_loader, metric, self.spec.micro_batch)
+            found = evaluate(self.distiller, self.val_loader, metric, self.spec.images_a_forward)
             if self.iteration == self.loop.iterations and ranks.rank() == 0:
                 self.attempt.may_write()
                 resample(metric.matches()).write(self.paths.resampled)
@@ -73,7 +73,7 @@ class Trainer(Work):
             result["model"]["weights_sha256"] = checkpoints.save_model(self.paths.weights, kept, classes)
         self.loop.loader.batch_sampler.start_at(0, 0)
         batch = next(batches_of(self.loop.loader))
-        data = next(parts_of(batch, self.spec.micro_batch or len(batch["data_samples"])))
+        data = next(parts_of(batch, self.spec.images_a_forward or len(batch["data_samples"])))
         result["timing"] |= bench.affordable(lambda: bench.step_times(self.distiller, self.loop.optim, data))
         history = self.loop.progress.history
         best = max(history, key=lambda one: one.metrics["AP"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdlab.jobs.spec import MethodSettings
 
 LOOK_EVERY = 50  # steps between two looks at the shares: each costs a backward pass of the head per method
+_SCALE = 1024.0
 _FALLS = {
     "none": lambda _part: 1.0,
     "linear": lambda part: 1 - part,
@@ -86,6 +87,9 @@ def gradient_shares(parts: Mapping[str, Tensor], maps: Sequence[Tensor]) -> dict
         parts: the weighted loss of each, and under "" the detector's own.
         maps: the student's neck maps, in the graph; where they are not, nothing is found.
 
+    Returns:
+        Scalars 0 to 100 by method; 0 for all where half precision overflows.
+
     Source: RT-DETRv4 (public code).  Differs: of single steps, `LOOK_EVERY` apart, where it takes all.
     """
     maps = [level for level in maps if level.requires_grad]
@@ -93,13 +97,15 @@ def gradient_shares(parts: Mapping[str, Tensor], maps: Sequence[Tensor]) -> dict
         return {}
     norms = {}
     for name, part in parts.items():
+        # gradients of half precision vanish where nothing scales them
+        part = _SCALE * part
         found = (
             torch.autograd.grad(part, maps, retain_graph=True, allow_unused=True)
             if part.requires_grad
             else ()
         )
         norms[name] = sum(
-            (level.abs().sum() for level in found if level is not None), part.new_zeros(()).detach()
+            (level.float().abs().sum() for level in found if level is not None), part.new_zeros(()).detach()
         )
     total = torch.stack([*norms.values()]).sum().clamp(min=torch.finfo(torch.float32).tiny)
-    return {name: 100 * norm / total for name, norm in norms.items() if name}
+    return {name: (100 * norm / total).nan_to_num(0.0) for name, norm in norms.items() if name}

@@ -65,7 +65,8 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def planned(
     torch_: Any, roots: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], plan.Plan]]:
-    """`planned(name)`: the plan, of the real models; teachers are trained, as no checkpoint can be fetched.
+    """`planned(name)`: the plan, of the real models; teachers are trained and students start from nothing where that
+    would be fetched.
 
     The probe answers in this process and counts no FLOPs: a process a pair would take minutes.
     """
@@ -77,7 +78,10 @@ def planned(
     @cache
     def planned(name: str) -> plan.Plan:
         root = roots[name.partition("/")[0]]
-        wanted = recipe.load(name, [f"dataset.root={root}", "teacher.checkpoint=null"])
+        changes = [f"dataset.root={root}", "teacher.checkpoint=null"]
+        if recipe.load(name).student.init.startswith("https:"):
+            changes.append("student.init=none")
+        wanted = recipe.load(name, changes)
         return plan.prepare(wanted, Runs(root / "runs"), Machine((0,)))
 
     with pytest.MonkeyPatch.context() as patch:

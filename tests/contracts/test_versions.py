@@ -17,7 +17,8 @@ import pytest
 
 from kdlab import catalog
 from kdlab.errors import UsageError
-from kdlab.jobs.spec import VERSIONS, ImageSettings, MethodSettings, ModelSettings, Schedule
+from kdlab.jobs.augment import STEPS
+from kdlab.jobs.spec import VERSIONS, ImageSettings, MethodSettings, ModelSettings, Schedule, Share
 from tests.planning.test_build import build, finished, ids
 from tests.stubs.jobs import changed as changed_spec
 
@@ -25,7 +26,11 @@ ROOT = Path(__file__).parents[2]
 
 FILE = Path(__file__).parent / "defaults.json"
 WRITE = "KDLAB_WRITE_GOLDEN"
-SECTIONS = {"images": ImageSettings, "model": ModelSettings, "schedule": Schedule, "method": MethodSettings}
+SECTIONS: dict[str, Any] = {
+    **{"images": ImageSettings, "model": ModelSettings, "schedule": Schedule, "method": MethodSettings},
+    "gradient_share": Share,
+    **{f"augment.{name}": step for name, step in STEPS.items()},
+}
 
 
 def defaults() -> dict[str, dict[str, Any]]:

@@ -94,7 +94,6 @@ def test_jobs_live_side_by_side_in_the_runs_folder(tmp_path: Path) -> None:
     [
         (1, 1, None, None),
         (4, 1, None, 2),
-        (3, 1, None, 3),
         (2, 2, None, 2),
         (2, 1, 1, 1),
         (2, 1, 6, 4),
@@ -108,6 +107,7 @@ def test_a_forward_takes_its_share_of_a_step_or_what_the_gpu_holds(
     assert make("student-1", schedule=told, micro_batch=micro_batch).spec.images_a_forward == images
 
 
-def test_no_step_is_cut_into_more_forwards_than_it_has_images() -> None:
-    with pytest.raises(ValueError, match="a step has 4 images, so at most 4 forward passes"):
-        make("student-1", schedule={"batch_size": 8, "gpus": 2, "accumulate": 5})
+@pytest.mark.parametrize("accumulate", [3, 8])
+def test_a_step_is_cut_into_equal_parts(accumulate: int) -> None:
+    with pytest.raises(ValueError, match=f"accumulate: {accumulate} does not divide the 4 images of a step"):
+        make("student-1", schedule={"batch_size": 8, "gpus": 2, "accumulate": accumulate})

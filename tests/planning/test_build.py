@@ -16,6 +16,7 @@ from kdlab.planning import build as plan
 from kdlab.planning.benching import benching
 from kdlab.planning.diagnosis import diagnosis
 from kdlab.planning.facts import Facts
+from kdlab.planning.jobs import scaling
 from kdlab.planning.weights import WeightFile
 from kdlab.recipe import loader as recipe
 from kdlab.recipe.loader import Recipe
@@ -582,6 +583,18 @@ def test_jobs_on_gpus_share_the_cores_among_their_loader_processes(
 ) -> None:
     made = build(*overrides, facts=replace(FACTS, device="cuda", workers=6))
     assert {planned.job.resources.workers for planned in made.jobs} == {workers}
+
+
+def test_the_job_that_measures_losses_reads_them_to_its_end() -> None:
+    made = build("methods.rm.stop=0.5", "methods.rm.decay=linear")
+    student = next(one.job for one in made.jobs if one.job.arm == "rm")
+    assert student.spec.methods["rm"].stop == 0.5
+    settings = scaling(student, "rm", 100).spec.methods["rm"]
+    assert (settings.stop, settings.decay, settings.weight) == (
+        None,
+        "none",
+        student.spec.methods["rm"].weight,
+    )
 
 
 def test_bench_times_the_first_student_of_each_arm_anew() -> None:

@@ -64,7 +64,7 @@ def test_footnotes_name_when_where_and_on_what(table: Table) -> None:
     notes = " | ".join(table.footnotes)
     assert "measured on 2026-12-01 10:00:00 UTC, commit abc" in notes
     assert "machine: cpu: EPYC, cores 2, precision fp32" in notes
-    assert "medians of 20 that took turns on batches of" in notes
+    assert "medians of 20 that took turns on 4 images" in notes
 
 
 def test_a_busy_machine_is_named() -> None:

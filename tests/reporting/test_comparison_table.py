@@ -155,6 +155,9 @@ def test_steps_that_kdlab_bench_timed_on_this_machine_stand_for_those_of_the_job
         paths = bench.runs.job(timed.id)
         write_json(paths.job, timed.to_dict())
         os.utime(paths.result, (number, number))
+    damaged = bench.runs.job("bench-9")
+    bench.finish(make("bench-9", "rm"), timing=parts)
+    damaged.job.write_text("{")
     shown = table(of_plan(plan, bench.runs)).usual()
     assert (texts(shown, "rm")["step_x"], texts(shown, "rm")["method_x"]) == ("1.50", "1.20")
     assert texts(shown, "pfi")["step_x"] == "10.00"

@@ -100,11 +100,39 @@ def test_the_last_epochs_mix_nothing(digits: DatasetFiles, workers: int) -> None
     assert same(read(stopping, 1), read(unmixed, 1))
 
 
-def test_an_image_that_no_box_is_left_in_is_drawn_again(digits: DatasetFiles) -> None:
-    # crops of 8 x 8 pixels of scenes that are mostly ground
-    found = read(data.training_loader(augmented(digits, [{"random_crop": {"size": [8, 8]}}]), 4, 0, 0))
-    assert found
+@pytest.mark.parametrize(
+    "augment",
+    [
+        # of scenes that are mostly ground
+        [{"random_crop": {"size": [8, 8]}}],
+        [{"random_affine": {"shift": 1, "scaling": [2, 3]}}],
+        ["mosaic", {"random_affine": {"shift": 1, "scaling": [3, 4]}}],
+        [{"erase": {"patches": [3, 5], "ratio": [0.6, 0.9]}}],
+    ],
+)
+def test_an_image_that_no_box_is_left_in_is_drawn_again(digits: DatasetFiles, augment: Any) -> None:
+    loader = data.training_loader(augmented(digits, augment), 4, 0, 0)
+    found = [one for epoch in range(4) for one in read(loader, epoch)]
+    assert len(found) == 4 * 4 * len(loader.batch_sampler)
     assert all(len(boxes) for _, boxes, _ in found)
+
+
+def test_pixels_are_whole_numbers_again_behind_the_photometric_step(digits: DatasetFiles) -> None:
+    loader = data.training_loader(augmented(digits, ["photometric", "hsv", "mixup"]), 4, 0, 0)
+    assert all(image.dtype == torch.uint8 for image, _, _ in read(loader))
+
+
+@pytest.mark.parametrize("setting", ["schedule.epochs=4", "tune.epochs=3"])
+def test_a_plan_without_an_epoch_that_mixes_is_refused(setting: str) -> None:
+    mixing = ["dataset.scale=[64, 64]", "dataset.augment=[mosaic]"]
+    assert recipes.load("digits/quickstart", [*mixing, "dataset.augment_stop=3"])
+    with pytest.raises(UsageError, match=r"augment_stop: none of . .*epochs is left that mixes images"):
+        recipes.load("digits/quickstart", [*mixing, "dataset.augment_stop=4", setting])
+
+
+def test_a_mosaic_of_odd_sides_cannot_be_cut_in_half() -> None:
+    with pytest.raises(UsageError, match="scale needs even sides"):
+        recipes.load("digits/quickstart", ["dataset.scale=[65, 64]", "dataset.augment=yolox"])
 
 
 def test_a_mosaic_and_a_mixup_of_a_single_image_are_of_itself(digits: DatasetFiles) -> None:
@@ -183,7 +211,11 @@ def test_an_image_far_smaller_than_the_largest_stride_is_trained_on(
         ("augment=7", "must be a list of steps, or a preset"),
         ("augment=[{hsv: 5}]", "a step is a name, or a name with options"),
         ("augment=[{mosaic: {p: 1}}]", "dataset.augment.0.mosaic.p"),
-        ("augment=[{mosaic: {prob: 2}}]", "less than or equal to 1"),
+        ("augment=[{step: mosiac}]", "mosiac is no step of augmentation"),
+        ("augment=[{random_affine: {shift: 2}}]", "less than or equal to 1"),
+        ("augment=[{erase: {patches: [3, 3]}}]", "patches must ascend: 3 is not below 3"),
+        ("augment=[{erase: {patches: [0, 2]}}]", "must be greater than 0"),
+        ("augment=[{erase: {ratio: [0.2, 1.0]}}]", "must be less than 1"),
         ("augment=[{mixup: {ratio: [2, 1]}}]", "must ascend: 2 is above 1"),
         ("augment=[{multi_scale: {}}]", "needs either scales, two sizes, or ratio"),
         ("augment=[mosaic]", "mosaic needs dataset.scale, the size that it makes"),

@@ -31,6 +31,20 @@ def test_without_methods_there_is_only_the_students_step(
     assert times["student_step_s"] > 0
 
 
+def test_what_is_timed_is_a_usual_step_whatever_the_place_in_the_training(
+    distil: Callable[..., Distiller], term: Callable[..., Any], raw_batch: Callable[..., Any]
+) -> None:
+    distiller = distil("gfl", {"rm": term("rm", stop=0.5)})
+    distiller.iteration, distiller.max_iterations = 950, 1000
+    looks: list[dict[str, Any]] = []
+    distiller.terms["rm"].register_forward_hook(lambda *_: looks.append(distiller.shares))
+    step_times(distiller, build_optimiser(distiller, SCHEDULE), raw_batch([0]), rounds=1)
+    # its method had stopped there, and its shares were looked at
+    assert looks == [{}] * 3
+    assert distiller.shares == {}
+    assert (distiller.iteration, distiller.max_iterations) == (950, 1000)
+
+
 def test_with_methods_all_three_are_timed_and_only_one_distils(
     distil: Callable[..., Distiller], term: Callable[..., Any], raw_batch: Callable[..., Any]
 ) -> None:

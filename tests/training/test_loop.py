@@ -66,10 +66,10 @@ def make_loop(
 
     def make_loop(
         folder: str = "job", methods: tuple[str, ...] = ("rm", "pfi", "noise"), stop_at: int = 0,
-        changes: Any = (), minutes: float = 10.0, **options: Any,
+        changes: Any = (), minutes: float = 10.0, told: Any = (), **options: Any,
     ) -> TrainingLoop:  # fmt: skip
         models = [build("gfl", seed, classes=10, neck_channels=8, head_convs=1) for seed in (0, 1)]
-        distiller = Distiller(models[0], {name: term(name) for name in methods}, models[1])
+        distiller = Distiller(models[0], {name: term(name, **dict(told)) for name in methods}, models[1])
         resources = Resources(checkpoint_minutes=minutes)
         attempt = Attempt(
             make("teacher-1", schedule=SCHEDULE | dict(changes), resources=resources),
@@ -133,6 +133,23 @@ def test_a_stop_and_a_resume_change_no_bit(
     assert progress.losses == whole.progress.losses
     assert progress.history == whole.progress.history
     assert len(progress.losses) == 8
+
+
+@pytest.mark.parametrize("stop_at", [2, 5])
+def test_a_weight_that_follows_its_share_goes_on_from_where_it_was(
+    make_loop: Callable[..., TrainingLoop], stop_at: int
+) -> None:
+    own: dict[str, Any] = {"methods": ("rm", "pfi"), "told": {"gradient_share": {"target": 30, "band": 1}}}
+    whole = make_loop("whole", **own)
+    whole.run()
+    with pytest.raises(Stopped):
+        make_loop(stop_at=stop_at, **own).run()
+    resumed = make_loop(**own)
+    resumed.resume()
+    assert resumed.run().losses == whole.progress.losses
+    expected = whole.distiller.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.distiller.state_dict().items())
+    assert expected["terms.rm.weight.factor"] != 1
 
 
 def test_a_state_of_before_there_were_several_processes_is_gone_on_with(
@@ -237,7 +254,11 @@ def test_every_report_is_the_mean_of_its_window(make_loop: Callable[..., Trainin
     assert len(each) == 8
     assert len(means) == 4
     assert {"loss", "loss_rm", "raw_rm", "loss_cls"} <= each[0].keys()
-    for name in each[0]:
+    # of a share of the gradient that of the one step that looked
+    shares = {name for name in each[0] if name.startswith("share_")}
+    assert shares == {"share_rm", "share_pfi", "share_noise"} <= means[0].keys()
+    assert all(means[0][name] == each[0][name] for name in shares)
+    for name in each[0].keys() - shares:
         expected = [(a[name] + b[name]) / 2 for a, b in zip(each[::2], each[1::2], strict=True)]
         assert [mean[name] for mean in means] == pytest.approx(expected)
 

@@ -10,6 +10,7 @@ import typer
 from kdlab.cli.screen.console import Screen, grid
 from kdlab.cli.screen.options import Overrides, RecipeName, recipe_names
 from kdlab.cli.screen.results import RESULTS, results_stem
+from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,6 +52,10 @@ def show(
     """
     from kdlab.recipe.values import differences, values_of
 
+    if images is None and epoch != 1:
+        raise UsageError("--epoch has no effect without --images", fix="--images 8")
+    if images is not None and diff is not None:
+        raise UsageError("--diff has no effect beside --images", fix="leave one of the two out")
     if images is not None:
         _draw(screen, recipe, overrides or [], images, epoch - 1)
         return
@@ -99,10 +104,13 @@ def _draw(screen: Screen, recipe: str, overrides: list[str], images: int, epoch:
     """Write the picture of the first student's training images, and say what is on it."""
     from kdlab import children
     from kdlab.cli.verbs.plan import prepare
-    from kdlab.errors import Fault, JobError, KdlabError, MachineError, UsageError
+    from kdlab.errors import Fault, JobError, KdlabError, MachineError
 
     made = prepare(screen, recipe, overrides, "local", None)
     student = next(planned.job for planned in made.plan.jobs if planned.job.spec.is_student)
+    if epoch >= student.spec.schedule.epochs:
+        known = f"1 to {student.spec.schedule.epochs}"
+        raise UsageError("the schedule has no such epoch", got=f"--epoch {epoch + 1}", known=known)
     to = RESULTS / f"{results_stem(made.plan)}-images.png"
     to.parent.mkdir(parents=True, exist_ok=True)
     request = {"job": student.to_dict(), "images": images, "epoch": epoch, "to": str(to)}

@@ -82,6 +82,36 @@ def test_the_screen_and_json_say_the_same(recipe: str, capfd: pytest.CaptureFixt
     assert (out, "the two are equal" in err) == ("", True)
 
 
+def test_secrets_of_an_address_are_masked_also_where_it_was_written(
+    recipe: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    address = "teacher.checkpoint=https://user:secretpw@host/x.pth?token=abcdef"
+    for flag in ("", "--json"):
+        code, out, err = kdlab(f"show {recipe} --set '{address}' {flag}", capfd)
+        assert code == 0
+        assert "host/x.pth" in out
+        assert "secretpw" not in out + err
+        assert "abcdef" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--images 2 --diff my.yaml", "--diff has no effect beside --images"),
+        ("--epoch 2", "--epoch has no effect without --images"),
+        ("--images 2 --epoch 3", "the schedule has no such epoch"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    recipe: str, flags: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("KDLAB_RUNS", str(tmp_path / "runs"))
+    code, _, err = kdlab(f"show {recipe} {flags}", capfd)
+    assert code == 2
+    assert message in err
+
+
 @pytest.mark.e2e
 def test_images_are_drawn_as_they_are_given_to_a_model(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
