@@ -65,8 +65,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def planned(
     torch_: Any, roots: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], plan.Plan]]:
-    """`planned(name)`: the plan, of the real models; teachers are trained and students start from nothing where that
-    would be fetched.
+    """`planned(name)`: the plan, of the real models, which start from nothing where weights would be fetched.
 
     The probe answers in this process and counts no FLOPs: a process a pair would take minutes.
     """
