@@ -48,9 +48,8 @@ class Weight(nn.Module):
         return weight if self.share is None else weight * self.factor.float()
 
     def saw(self, percent: Tensor) -> None:
-        """Note the method's share of the gradient in a step, the mean over ranks."""
+        """Note the method's share of the gradient in a step, equal on all ranks."""
         if self.share is not None:
-            percent = reduce_mean(percent)
             self.seen += torch.stack([percent.double(), torch.ones_like(percent, dtype=torch.float64)])
 
     def end_epoch(self) -> None:
@@ -95,17 +94,15 @@ def gradient_shares(parts: Mapping[str, Tensor], maps: Sequence[Tensor]) -> dict
     maps = [level for level in maps if level.requires_grad]
     if not maps:
         return {}
-    norms = {}
-    for name, part in parts.items():
+    norms = []
+    for part in parts.values():
         # gradients of half precision vanish where nothing scales them
-        part = _SCALE * part
-        found = (
-            torch.autograd.grad(part, maps, retain_graph=True, allow_unused=True)
-            if part.requires_grad
-            else ()
-        )
-        norms[name] = sum(
-            (level.float().abs().sum() for level in found if level is not None), part.new_zeros(()).detach()
-        )
-    total = torch.stack([*norms.values()]).sum().clamp(min=torch.finfo(torch.float32).tiny)
-    return {name: (100 * norm / total).nan_to_num(0.0) for name, norm in norms.items() if name}
+        scaled = _SCALE * part
+        learns = scaled.requires_grad
+        found = torch.autograd.grad(scaled, maps, retain_graph=True, allow_unused=True) if learns else ()
+        sizes = [level.float().abs().sum() for level in found if level is not None]
+        norms.append(torch.stack(sizes).sum() if sizes else part.new_zeros(()).detach())
+    # of the images of all processes
+    all_norms = reduce_mean(torch.stack(norms))
+    shares = 100 * all_norms / all_norms.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return {name: share for name, share in zip(parts, shares.nan_to_num(0.0), strict=True) if name}

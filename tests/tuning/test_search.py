@@ -16,7 +16,7 @@ from kdlab.tuning import search
 from kdlab.tuning.search import Search
 from tests.planning.test_build import FACTS, FILES, finished
 from tests.stubs.stub_job import prepared
-from tests.tuning.test_tuner import LEARNED
+from tests.tuning.test_tuner import LEARNED, PLAIN
 
 Prepare = Callable[..., Search]
 
@@ -33,7 +33,7 @@ def prepare(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Prepare:
     monkeypatch.setattr(search, "images_of", lambda split: (800, 200))
 
     def prepare(*overrides: str, **options: Any) -> Search:
-        return search.prepare("digits/fcos", overrides, runs, Machine((0, 1)), **options)
+        return search.prepare("digits/fcos", [*PLAIN, *overrides], runs, Machine((0, 1)), **options)
 
     return prepare
 

@@ -11,12 +11,13 @@ from kdlab.jobs.study import Dimension
 from kdlab.recipe import loader as recipes
 from kdlab.recipe.settings import Recipe
 from kdlab.tuning.space import dimensions, methods_with, published, searched_arm
+from tests.tuning.test_tuner import PLAIN
 
 ARMS = "arms={baseline: {}, rm: {rm: {}}, pfi: {pfi: {}}, both: {rm: {}, pfi: {}}}"
 
 
 def load(*overrides: str) -> Recipe:
-    return recipes.load("digits/fcos", overrides)
+    return recipes.load("digits/fcos", [*PLAIN, *overrides])
 
 
 def one(over: str, arm: str, *overrides: str) -> Dimension:

@@ -23,8 +23,8 @@ from tests.planning.test_build import FACTS
 BASE = """
     # A pair.
     dataset: {name: digits, image_px: 64, flip: 0}
-    teacher: {detector: fcos, backbone: resnet50}
-    student: {detector: fcos, backbone: resnet18, width: 8}
+    teacher: {detector: rtmdet, backbone: resnet50}
+    student: {detector: rtmdet, backbone: resnet18, width: 8}
     schedule: {preset: custom, epochs: 2, batch_size: 8, lr: 1e-4, optimizer: adamw}
     methods:
       pfi: {weight: 10, levels: [8, 16]}
