@@ -243,7 +243,8 @@ def _step(one: Any) -> Any:
     if isinstance(one, dict) and "step" in one:
         _known(one["step"], STEPS, "is no step of augmentation")
         return one
-    name, options = one, {}
+    name: Any = one
+    options: Any = {}
     if isinstance(one, dict) and len(one) == 1:
         ((name, options),) = one.items()
     if not (isinstance(name, str) and isinstance(options, dict)):

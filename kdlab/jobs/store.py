@@ -14,6 +14,7 @@ from kdlab.jobs.job import Job, check_schema, read_job
 from kdlab.jobs.paths import JobPaths, Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.jobs.result import JobResult
+from kdlab.jobs.spec import BenchSpec
 
 QUICKSTART = "kdlab run digits/quickstart"
 _SHOWN = 12
@@ -183,7 +184,9 @@ def benched(runs: Runs, students: Collection[str]) -> dict[str, JobResult]:
     found = {}
     for paths, result in _finished(runs, "bench"):
         with suppress(MachineError, UsageError, FileNotFoundError):
-            found[read_job(paths).spec.student] = result
+            spec = read_job(paths).spec
+            assert isinstance(spec, BenchSpec)
+            found[spec.student] = result
     return {student: found[student] for student in students if student in found}
 
 

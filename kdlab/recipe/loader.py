@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from kdlab import catalog
 from kdlab.catalog.plugin_files import PluginInfo
 from kdlab.errors import fixes, suggestion
-from kdlab.jobs.spec import MethodSettings, ModelSettings, Schedule, Settings
+from kdlab.jobs.settings import Settings
+from kdlab.jobs.spec import MethodSettings, ModelSettings, Schedule
 from kdlab.recipe.document import MOST_FAULTS, Document, KeyPath, dotted, shown
 from kdlab.recipe.files import command_of, find, told
 from kdlab.recipe.settings import DatasetSettings, Recipe, Resources, TeacherSettings, TuneSettings

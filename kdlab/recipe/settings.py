@@ -16,16 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from kdlab.jobs.spec import (
-    ImageSettings,
-    Listed,
-    MethodSettings,
-    ModelSettings,
-    Precision,
-    Schedule,
-    Seed,
-    Settings,
-)
+from kdlab.jobs.settings import Listed, Seed, Settings
+from kdlab.jobs.spec import ImageSettings, MethodSettings, ModelSettings, Precision, Schedule
 from kdlab.redaction import masked
 
 _Choices = Annotated[tuple[Any, ...], Field(min_length=2), Listed]

@@ -48,7 +48,7 @@ def cost(title: str, measured: Mapping[str, tuple[Job, JobResult]]) -> Table:
         rows.insert(0, _teacher(*with_teacher[0]))
     made = result.environment
     specs = [one.spec for one, _ in measured.values() if isinstance(one.spec, BenchSpec)]
-    spec, teachers = specs[0], {one.teacher_precision for one in specs if one.teacher_precision}
+    spec, teachers = specs[0], {str(one.teacher_precision) for one in specs if one.teacher_precision}
     teachers |= {"compiled" for one in specs if one.teacher_compiled}
     precision = ", teacher ".join([spec.schedule.precision, *sorted(teachers)])
     images = spec.images_a_forward or spec.batch_size
