@@ -90,7 +90,10 @@ def kdlabs_ld() -> Distiller:
     """kdlab's, where mmdet has the loss: at the positives, as a sum."""
     ld = MethodSettings(method="ld", weight=1.0, options={"region": "main", "parity": True})
     student, teacher = (detectors.build(spec, DIGITS) for spec in (STUDENT, TEACHER))
-    return Distiller(student, {"ld": ld}, teacher)
+    made = Distiller(student, {"ld": ld}, teacher)
+    # one step in fifty looks at shares of the gradient besides, the first among them
+    made.iteration, made.max_iterations = 1, 1000
+    return made
 
 
 def in_turns(rounds: int, **works: Callable[[], Any]) -> dict[str, list[float]]:
