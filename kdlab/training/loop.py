@@ -103,6 +103,8 @@ class TrainingLoop:
         self.seconds: list[tuple[float, float]] = []
         """Of each step of this process, and of it of the wait for data."""
         self._saved, self._saved_at = 0, time.monotonic()
+        self._shares: dict[str, float] = {}
+        """Of the gradient, as they were looked at last."""
 
     def run(self) -> Progress:
         """Train to the end of the schedule, from where `resume` put it or from the start.
@@ -225,7 +227,9 @@ class TrainingLoop:
             step_s, data_s = self.median_s(last=self.interval)
             counts = {"epochs": self.epochs, "iteration": at.iteration, "iterations": self.iterations}
             times = {"step_s": step_s, "data_s": data_s, "eta_s": (self.iterations - at.iteration) * step_s}
-            self.emit(JobProgress, epoch=at.epoch, losses=means, lr=lr, **counts, **times)
+            self._shares |= {name: value for name, value in means.items() if name.startswith("share_")}
+            told = means | self._shares
+            self.emit(JobProgress, epoch=at.epoch, losses=told, lr=lr, **counts, **times)
         late = time.monotonic() - self._saved_at > self.checkpoint_s
         stop, due = ranks.any_of(self.should_stop(), late)
         if stop or due:
