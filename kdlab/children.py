@@ -6,15 +6,19 @@ config needs of its own has a path of its own, in `Inputs.modules`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from kdlab.errors import Fault, JobError, KdlabError, MachineError, UsageError
 
 ROOT = str(Path(__file__).parents[1])
 """Where this kdlab was found."""
@@ -57,6 +61,48 @@ def ask(module: str, request: Any) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
+    """In the process that `ask` started: do what the request says, and write what comes of it; the exit code.
+
+    What kdlab refuses is answered as "faults".
+    """
+    for parent in sys.argv[1:]:
+        end_with_parent(int(parent))
+    request, code = json.load(sys.stdin), 0
+    # mmengine talks on standard output
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            told = work(request)
+        except KdlabError as error:
+            told, code = {"faults": [vars(fault) for fault in error.faults]}, error.exit_code
+    json.dump(told, sys.stdout)
+    return code
+
+
+def told(module: str, request: dict[str, Any], cut_off: str) -> dict[str, Any]:
+    """What a module that ends in `answer` says to a request.
+
+    Args:
+        module: of kdlab.
+        request: plain data.
+        cut_off: what is told where it says nothing.
+
+    Raises:
+        KdlabError: its faults, as the kind that they were there.
+        MachineError: it was cut off.
+    """
+    done = ask(module, request)
+    try:
+        found: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        last = "\n         ".join(done.stderr.strip().splitlines()[-15:])
+        raise MachineError(cut_off, got=last, fix="kdlab doctor") from None
+    if faults := found.get("faults"):
+        kinds: dict[int, type[KdlabError]] = {2: UsageError, 3: MachineError}
+        raise kinds.get(done.returncode, JobError)(faults=[Fault(**fault) for fault in faults])
+    return found
 
 
 def end_with_parent(pid: int) -> None:

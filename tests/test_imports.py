@@ -17,7 +17,7 @@ BELOW = {
     "errors": set(),
     "redaction": set(),
     "deadline": set(),
-    "children": set(),
+    "children": {"errors"},
     "devices": {"errors"},
     "catalog": {"errors"},
     "jobs": {"redaction", "errors", "datasets"},

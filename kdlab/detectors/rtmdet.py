@@ -26,8 +26,6 @@ class RTMDet(DenseAdapter):
     """One point a cell, its top left corner; raw boxes are distances to the four edges in pixels."""
 
     heads = ("RTMDetSepBNHead",)
-    cls_predictor = "rtm_cls"
-    reg_predictor = "rtm_reg"
 
     @staticmethod
     def config(settings: ModelSettings, num_classes: int) -> ConfigDict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -25,6 +26,10 @@ def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] > bounds[1]:
         raise ValueError(f"must ascend: {bounds[0]:g} is above {bounds[1]:g}")
     return bounds
+
+
+Range = Annotated[tuple[PositiveFloat, PositiveFloat], Listed, AfterValidator(_ascending)]
+"""The smallest and the largest of a factor."""
 
 
 class Step(Settings):
@@ -56,14 +61,12 @@ class MultiScale(Step):
 
     step: Literal["multi_scale"]
     scales: Annotated[tuple[Size, Size], Listed] | None = None
-    ratio: Annotated[tuple[PositiveFloat, PositiveFloat], Listed] | None = None
+    ratio: Range | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
         if (self.scales is None) == (self.ratio is None):
             raise ValueError("needs either scales, two sizes, or ratio, two factors of dataset.scale")
-        if self.ratio is not None:
-            _ascending(self.ratio)
         return self
 
     @property
@@ -98,12 +101,7 @@ class RandomResizeCrop(Step):
     sized = scaled = True
 
     step: Literal["random_resize_crop"]
-    ratio: Annotated[tuple[PositiveFloat, PositiveFloat], Listed] = (0.5, 2.0)
-
-    @model_validator(mode="after")
-    def _ratio_ascends(self) -> Self:
-        _ascending(self.ratio)
-        return self
+    ratio: Range = (0.5, 2.0)
 
 
 class Photometric(Step):
@@ -148,12 +146,7 @@ class MixUp(Step):
     mixes = scaled = True
 
     step: Literal["mixup"]
-    ratio: Annotated[tuple[PositiveFloat, PositiveFloat], Listed] = (0.5, 1.5)
-
-    @model_validator(mode="after")
-    def _ratio_ascends(self) -> Self:
-        _ascending(self.ratio)
-        return self
+    ratio: Range = (0.5, 1.5)
 
 
 class RandomAffine(Step):
@@ -171,13 +164,8 @@ class RandomAffine(Step):
     step: Literal["random_affine"]
     rotate: NonNegativeFloat = 10.0
     shift: Probability = 0.1
-    scaling: Annotated[tuple[PositiveFloat, PositiveFloat], Listed] = (0.5, 1.5)
+    scaling: Range = (0.5, 1.5)
     shear: NonNegativeFloat = 2.0
-
-    @model_validator(mode="after")
-    def _scaling_ascends(self) -> Self:
-        _ascending(self.scaling)
-        return self
 
 
 class Erase(Step):

@@ -36,7 +36,8 @@ def values_of(name: str, overrides: Sequence[str] = ()) -> list[Value]:
     Raises:
         UsageError: as `loader.load`.
     """
-    recipe, document = loader.load(name, overrides).to_dict(), loader.opened(name, overrides)[1]
+    name, document = loader.opened(name, overrides)
+    recipe = loader.resolve(document, name).to_dict()
     found = []
     for section in SECTIONS:
         for path, value in _leaves(recipe[section], (section,)):

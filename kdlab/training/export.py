@@ -22,7 +22,7 @@ from safetensors.torch import save as safetensors
 
 from kdlab import children, detectors
 from kdlab.detectors.mmdet_config import see
-from kdlab.errors import KdlabError, MachineError, UsageError
+from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.files import replacing
 from kdlab.jobs.job import Job, read_job
 from kdlab.jobs.paths import JobPaths
@@ -207,20 +207,9 @@ def _model_config(job: Job) -> Any:
 
 def main() -> int:
     """Do what the request on standard input says."""
-    for parent in sys.argv[1:]:
-        children.end_with_parent(int(parent))
-    request = json.load(sys.stdin)
-    # mmengine talks on standard output
-    with contextlib.redirect_stdout(sys.stderr):
-        try:
-            answer = export(
-                Path(request["job"]), Path(request["to"]), force=request["force"], wish=request["onnx"]
-            )
-            code = 0
-        except KdlabError as error:
-            answer, code = {"faults": [vars(fault) for fault in error.faults]}, error.exit_code
-    json.dump(answer, sys.stdout)
-    return code
+    return children.answer(
+        lambda asked: export(Path(asked["job"]), Path(asked["to"]), force=asked["force"], wish=asked["onnx"])
+    )
 
 
 if __name__ == "__main__":

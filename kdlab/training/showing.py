@@ -7,8 +7,6 @@ is on it.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import sys
 from itertools import islice
@@ -19,7 +17,6 @@ import cv2
 import numpy as np
 
 from kdlab import children, detectors  # noqa: F401 - which registers mmdet's parts
-from kdlab.errors import KdlabError
 from kdlab.jobs.job import Job
 from kdlab.training import data
 from kdlab.training.images import BrokenImages
@@ -103,20 +100,12 @@ def _grid(cells: list[Any]) -> Any:
 
 def main() -> int:
     """Do what the request on standard input says."""
-    for parent in sys.argv[1:]:
-        children.end_with_parent(int(parent))
-    request = json.load(sys.stdin)
-    answer: dict[str, Any]
-    # mmengine talks on standard output
-    with contextlib.redirect_stdout(sys.stderr):
-        try:
-            job = Job.from_dict(request["job"])
-            answer = {"images": drawn(job, request["images"], request["epoch"], Path(request["to"]))}
-            code = 0
-        except KdlabError as error:
-            answer, code = {"faults": [vars(fault) for fault in error.faults]}, error.exit_code
-    json.dump(answer, sys.stdout)
-    return code
+
+    def asked(request: dict[str, Any]) -> dict[str, Any]:
+        job, to = Job.from_dict(request["job"]), Path(request["to"])
+        return {"images": drawn(job, request["images"], request["epoch"], to)}
+
+    return children.answer(asked)
 
 
 if __name__ == "__main__":

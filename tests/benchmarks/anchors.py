@@ -28,7 +28,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval as Comparison
 
 import kdlab.mmcv_ops  # noqa: F401 - from here on mmdet finds its compiled operators
 from kdlab import detectors
@@ -192,7 +192,7 @@ def measuring(rounds: int) -> None:
 
         def anchor() -> None:
             with contextlib.redirect_stdout(io.StringIO()):
-                evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
+                evaluation = Comparison(truth, truth.loadRes(rows), "bbox")
                 evaluation.evaluate()
                 evaluation.accumulate()
                 evaluation.summarize()

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdlab import session
-from kdlab.cli.verbs import export, stop
+from kdlab import children, session
+from kdlab.cli.verbs import stop
 from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobFailed
 from kdlab.jobs.files import write_json
 from kdlab.jobs.handle import Handle
@@ -72,7 +72,7 @@ def worked(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setattr(plots, "write_plots", lambda *_: [])
     monkeypatch.setattr(stop, "PATIENCE_S", 0.0)
     files = [{"name": name, "bytes": 1} for name in ("student.py", "student.pth")]
-    monkeypatch.setattr(export, "_ask", lambda request: {"folder": "exports", "files": files, "checks": []})
+    monkeypatch.setattr(children, "told", lambda *_: {"folder": "exports", "files": files, "checks": []})
     plan = lab.save()
     plan = replace(plan, recipe={**plan.recipe, "arms": {"baseline": {}, "rm": {"rm": {}}}})
     plan.save(lab.runs)

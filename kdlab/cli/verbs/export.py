@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from importlib import util
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from kdlab import children
 from kdlab.cli.screen.console import Screen, grid
 from kdlab.cli.screen.options import job_names
-from kdlab.errors import Fault, JobError, KdlabError, MachineError, UsageError
+from kdlab.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
     from kdlab.jobs.job import Job
@@ -85,7 +84,7 @@ def export(
     folder = to or EXPORTS / chosen.id
     request = {"job": str(runs.job(chosen.id).folder), "to": str(folder), "force": force, "onnx": wish}
     with screen.working(f"exporting {chosen.label} ({chosen.id})"):
-        done = _ask(request)
+        done = children.told(PROCESS, request, "the export was cut off")
     if screen.json:
         screen.emit(**done)
     else:
@@ -156,22 +155,6 @@ def _wish(onnx: bool, size: str | None, nms: bool) -> dict[str, Any] | None:
     if not (found := re.fullmatch(r"(\d+)x(\d+)", size)):
         raise UsageError("--size must be height and width", got=size, fix="--size 800x1344")
     return {"size": [int(found[1]), int(found[2])], "nms": nms}
-
-
-def _ask(request: dict[str, Any]) -> dict[str, Any]:
-    """Have a process with torch write the files; what it wrote."""
-    done = children.ask(PROCESS, request)
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout)
-    except ValueError:
-        last = "\n         ".join(done.stderr.strip().splitlines()[-15:])
-        raise MachineError(
-            "the export was cut off", where=request["job"], got=last, fix="kdlab doctor"
-        ) from None
-    if faults := answer.get("faults"):
-        kinds: dict[int, type[KdlabError]] = {2: UsageError, 3: MachineError}
-        raise kinds.get(done.returncode, JobError)(faults=[Fault(**fault) for fault in faults])
-    return answer
 
 
 def _show(screen: Screen, done: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ def show(
 ) -> None:
     """Show a recipe with all its values, and where each comes from.
 
-    With --images the first training batch of the first seed: augmented, resized and padded, with its boxes.
+    With --images the first training images of the first seed, augmented and resized, with their boxes.
 
     \b
     Examples:
@@ -104,7 +104,6 @@ def _draw(screen: Screen, recipe: str, overrides: list[str], images: int, epoch:
     """Write the picture of the first student's training images, and say what is on it."""
     from kdlab import children
     from kdlab.cli.verbs.plan import prepare
-    from kdlab.errors import Fault, JobError, KdlabError, MachineError
 
     made = prepare(screen, recipe, overrides, "local", None)
     student = next(planned.job for planned in made.plan.jobs if planned.job.spec.is_student)
@@ -115,14 +114,7 @@ def _draw(screen: Screen, recipe: str, overrides: list[str], images: int, epoch:
     to.parent.mkdir(parents=True, exist_ok=True)
     request = {"job": student.to_dict(), "images": images, "epoch": epoch, "to": str(to)}
     with screen.working("reading the images"):
-        done = children.ask("kdlab.training.showing", request)
-    if not done.stdout:
-        last = "\n         ".join(done.stderr.strip().splitlines()[-15:])
-        raise MachineError("the images cannot be drawn", got=last, fix="kdlab doctor")
-    told = json.loads(done.stdout)
-    if faults := told.get("faults"):
-        kinds: dict[int, type[KdlabError]] = {2: UsageError, 3: MachineError}
-        raise kinds.get(done.returncode, JobError)(faults=[Fault(**fault) for fault in faults])
+        told = children.told("kdlab.training.showing", request, "the images cannot be drawn")
     if screen.json:
         screen.emit(files=[str(to)], **told)
         return

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdlab import children
 from kdlab.cli import app
 from kdlab.cli.verbs import export
 from kdlab.errors import JobError, MachineError, UsageError
@@ -48,12 +49,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the process with torch was asked; it answers without writing anything."""
     requests: list[dict[str, Any]] = []
 
-    def ask(request: dict[str, Any]) -> dict[str, Any]:
+    def told(_module: str, request: dict[str, Any], _cut_off: str) -> dict[str, Any]:
         requests.append(request)
         files = [{"name": f"student.{ending}", "bytes": 1_000_000} for ending in ("safetensors", "pth", "py")]
         return {"job": Path(request["job"]).name, "folder": request["to"], "files": files, "checks": []}
 
-    monkeypatch.setattr(export, "_ask", ask)
+    monkeypatch.setattr(children, "told", told)
     return requests
 
 
@@ -185,7 +186,5 @@ def test_an_error_of_the_process_comes_back_as_itself(
 ) -> None:
     (tmp_path / "answering.py").write_text(script)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(export, "PROCESS", "answering")
-    ask: Callable[[dict[str, Any]], Any] = export._ask
     with pytest.raises(kind):
-        ask({"job": "student-1"})
+        children.told("answering", {"job": "student-1"}, "it was cut off")
