@@ -242,8 +242,9 @@ class Mlflow:
                     raise Unfit(f"its experiment {name} was deleted", fix)
                 experiment = found.experiment_id if found else client.create_experiment(name, home)
                 run = client.create_run(experiment, **new)
-        params = {key(name): text[:_PARAM_CHARACTERS] for name, text in settings.items()}
-        self._send(run, params=[pair for pair in params.items() if pair[0] not in run.data.params])
+            # two plans may share the job, and a database refuses a parameter that two write at once
+            params = {key(name): text[:_PARAM_CHARACTERS] for name, text in settings.items()}
+            self._send(run, params=[pair for pair in params.items() if pair[0] not in run.data.params])
         return run
 
     def _send(self, run: Any, params: Sequence[tuple[str, str]] = (), metrics: Iterable[Point] = ()) -> None:
