@@ -133,6 +133,12 @@ def build(torch_: Any, model_settings: Callable[..., ModelSpec]) -> Callable[...
             for layer in getattr(heads[0], "rtm_reg", ()):
                 # distances in strides, mostly above 0
                 torch_.nn.init.constant_(layer.bias, 1.5)
+            for layer in getattr(heads[0], "multi_level_conv_reg", ()):
+                # sizes of three strides, so that an object has several positives
+                layer.bias.data[2:] = 1.0
+            for name in ("multi_level_conv_cls", "multi_level_conv_obj"):
+                for layer in getattr(heads[0], name, ()):
+                    layer.weight.data.mul_(20)
         return model
 
     def build(detector: str, seed: int = 0, classes: int = CLASSES, **changes: Any) -> Any:

@@ -6,7 +6,6 @@ from mmengine.config import ConfigDict
 from torch import Tensor
 
 from kdlab.detectors.dense import DenseAdapter
-from kdlab.detectors.outputs import Branch
 from kdlab.detectors.sizing import dense
 from kdlab.jobs.spec import ModelSettings
 
@@ -24,9 +23,9 @@ class ATSS(DenseAdapter):
         """mmdet's ATSS with the recipe's sizes."""
         return dense("atss/atss_r50_fpn_1x_coco.py", settings, num_classes)
 
-    def predict_quality(self, branch: Branch, x: Tensor) -> list[Tensor]:
-        """Centerness logits, from the tower of boxes."""
-        return [self.head.atss_centerness(x)] if branch == "reg" else []
+    def predict(self, level: int, cls: Tensor, reg: Tensor) -> tuple[Tensor, ...]:
+        """Logits, deltas and centerness logits; these from the tower of boxes."""
+        return *super().predict(level, cls, reg), self.head.atss_centerness(reg)
 
 
 FAMILY = ATSS

@@ -52,6 +52,10 @@ class Adapter:
     provides: ClassVar[tuple[str, ...]] = ("feats",)
     masks: ClassVar[bool] = False
     """Whether it learns masks too, which kdlab's data sets lack: then it serves as a teacher only."""
+    one_class: ClassVar[bool] = False
+    """Whether it detects at a prior the best of its classes alone."""
+    clips: ClassVar[bool] = True
+    """Whether its detections end at the image's border."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -137,6 +141,9 @@ class Adapter:
         with self.recording(towers) as caught:
             self.look(inputs, with_head)
         return self.outputs(caught)
+
+    def finish(self) -> None:
+        """Change what its family changes for the last epochs, in which images are no longer mixed."""
 
     def forward_all(self, inputs: Tensor) -> None:
         """Every layer once, without decoding, for counting FLOPs."""

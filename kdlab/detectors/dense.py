@@ -16,7 +16,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from kdlab.detectors.base import Adapter, Recording, strides_of, wrapped
-from kdlab.detectors.outputs import Assignment, Branch, DetectorOutputs, Facts, Priors, Tail
+from kdlab.detectors.outputs import Assignment, Branch, DetectorOutputs, Facts, Priors
 
 BACKGROUND, IGNORED = -1, -2
 _KEPT = 16
@@ -129,13 +129,9 @@ class DenseAdapter(Adapter):
         if not caught.raw:
             return super().outputs(caught)
         cls_maps, box_maps, *quality = ([level.float() for level in part] for part in caught.raw)
-        return replace(
-            super().outputs(caught),
-            cls_maps=cls_maps,
-            box_maps=self.as_in_training(box_maps),
-            quality_maps=quality[0] if quality else None,
-            towers={key: [level.float() for level in maps] for key, maps in caught.towers.items()},
-        )
+        towers = {key: [level.float() for level in maps] for key, maps in caught.towers.items()}
+        outputs = replace(super().outputs(caught), towers=towers)
+        return self.with_maps(outputs, cls_maps, self.as_in_training(box_maps), *quality)
 
     def assignment(
         self, caught: Recording, outputs: DetectorOutputs, data_samples: Sequence[Any]
@@ -174,6 +170,16 @@ class DenseAdapter(Adapter):
         weight = self.head.train_cfg.get("pos_weight", -1)
         return weight if weight > 0 else 1.0
 
+    def with_maps(
+        self,
+        outputs: DetectorOutputs,
+        cls_maps: list[Tensor],
+        box_maps: list[Tensor],
+        quality_maps: list[Tensor] | None = None,
+    ) -> DetectorOutputs:
+        """The same outputs with what the head gave in training mode, over all levels."""
+        return replace(outputs, cls_maps=cls_maps, box_maps=box_maps, quality_maps=quality_maps)
+
     def as_in_training(self, box_maps: list[Tensor]) -> list[Tensor]:
         """Raw box maps as the head makes them in training mode."""
         return box_maps
@@ -211,28 +217,37 @@ class DenseAdapter(Adapter):
 
         return self._kept(("tried", priors.sizes, priors.boxes.device, pad_shape), made)
 
-    def run_tail(self, branch: Branch, conv: int, maps: Sequence[Tensor]) -> Tail:
-        """The head from the activation of tower conv `conv` on, over levels (B, C, H_l, W_l)."""
-        out, quality = [], []
-        for level, level_map in enumerate(maps):
-            convs = self._convs(branch, level)
-            x = convs[conv].activate(level_map.clone())
-            for layer in convs[conv + 1 :]:
-                x = layer(x)
-            out.append(self.predict(branch, level, x))
-            quality.extend(self.predict_quality(branch, x))
-        return Tail(out, quality or None)
+    def run_tail(self, conv: int, cls: Sequence[Tensor], reg: Sequence[Tensor]) -> DetectorOutputs:
+        """What the head makes of maps before the activation of tower conv `conv`, over all levels.
 
-    def predict(self, branch: Branch, level: int, x: Tensor) -> Tensor:
-        """Logits or raw boxes (as in training mode) from the last tower map of a level."""
-        if branch == "cls":
-            return getattr(self.head, self.cls_predictor)(x)
-        out = getattr(self.head, self.reg_predictor)(x)
-        return self.head.scales[level](out).float() if hasattr(self.head, "scales") else out
+        Args:
+            conv: counted from 0; the ones after it follow.
+            cls: (B, C, H_l, W_l) of the branch of classes.
+            reg: of the branch of boxes.
+        """
+        raw = [
+            self.predict(
+                level, self._rest("cls", conv, level, of_cls), self._rest("reg", conv, level, of_reg)
+            )
+            for level, (of_cls, of_reg) in enumerate(zip(cls, reg, strict=True))
+        ]
+        outputs = DetectorOutputs(adapter=self, neck_maps=[], feats=[], levels=())
+        return self.with_maps(outputs, *map(list, zip(*raw, strict=True)))
 
-    def predict_quality(self, branch: Branch, x: Tensor) -> list[Tensor]:
-        """The quality logits of a level where this branch makes them, else nothing."""
-        return []
+    def _rest(self, branch: Branch, conv: int, level: int, level_map: Tensor) -> Tensor:
+        """The last map of a tower from the one before an activation."""
+        convs = self._convs(branch, level)
+        x = convs[conv].activate(level_map.clone())
+        for layer in convs[conv + 1 :]:
+            x = layer(x)
+        return x
+
+    def predict(self, level: int, cls: Tensor, reg: Tensor) -> tuple[Tensor, ...]:
+        """What the head gives of a level in training mode, from the last maps of its two towers."""
+        boxes = getattr(self.head, self.reg_predictor)(reg)
+        if hasattr(self.head, "scales"):
+            boxes = self.head.scales[level](boxes).float()
+        return getattr(self.head, self.cls_predictor)(cls), boxes
 
     def _convs(self, branch: Branch, level: int) -> nn.ModuleList:
         return self.head.cls_convs if branch == "cls" else self.head.reg_convs

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdlab.detectors.base import Recording, wrapped
 from kdlab.detectors.dense import BACKGROUND, DenseAdapter
-from kdlab.detectors.outputs import Branch, Priors
+from kdlab.detectors.outputs import Priors
 from kdlab.detectors.sizing import dense
 from kdlab.jobs.spec import ModelSettings
 
@@ -59,17 +59,11 @@ class FCOS(DenseAdapter):
         """(P, 4) distances from points (P, 2) to the edges of boxes (P, 4)."""
         return bbox2distance(priors, boxes) / self._unit(strides)
 
-    def predict(self, branch: Branch, level: int, x: Tensor) -> Tensor:
-        """Logits, or distances with the level's own scale."""
-        out = super().predict(branch, level, x)
-        if branch == "cls":
-            return out
-        return out.clamp(min=0) if self.head.norm_on_bbox else out.exp()
-
-    def predict_quality(self, branch: Branch, x: Tensor) -> list[Tensor]:
-        """Centerness logits, from whichever tower the head takes them."""
-        made_here = self.head.centerness_on_reg == (branch == "reg")
-        return [self.head.conv_centerness(x)] if made_here else []
+    def predict(self, level: int, cls: Tensor, reg: Tensor) -> tuple[Tensor, ...]:
+        """Logits, distances with the level's own scale, and centerness logits of whichever tower has them."""
+        logits, boxes = super().predict(level, cls, reg)
+        boxes = boxes.clamp(min=0) if self.head.norm_on_bbox else boxes.exp()
+        return logits, boxes, self.head.conv_centerness(reg if self.head.centerness_on_reg else cls)
 
     @contextmanager
     def capturing(self, caught: Recording) -> Iterator[None]:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -124,13 +125,6 @@ class RoiOutputs(NamedTuple):
     deltas: Tensor
 
 
-class Tail(NamedTuple):
-    """What a head makes of tower maps: logits or raw boxes by level, and quality where that branch has it."""
-
-    maps: list[Tensor]
-    quality: list[Tensor] | None
-
-
 @dataclass(frozen=True)
 class Facts:
     """What can be known of a detector without weights or data.
@@ -173,7 +167,8 @@ class DetectorOutputs:
         neck_maps: over all levels, (B, C, H_l, W_l) as the head reads them.
         feats: those of the matched levels; a student's have passed the method's connector.
         levels: which of all levels `feats` are.
-        cls_maps: over all levels, (B, A*K, H_l, W_l) logits.
+        cls_maps: over all levels, (B, A*K, H_l, W_l) logits; of a head whose classes mean nothing without its
+            objectness, of the product of both.
         box_maps: over all levels, raw and as in training mode, for teacher and student alike.
         quality_maps: over all levels, (B, A, H_l, W_l) logits of centerness or IoU.
         towers: pre-activation maps by (branch, conv), over all levels; only those that a method asked for.
@@ -241,9 +236,9 @@ class DetectorOutputs:
         """Over all levels, (B, C, H_l, W_l) after conv `conv`'s norm and before its activation."""
         return self.towers[branch, conv]
 
-    def run_tail(self, branch: Branch, conv: int, maps: Sequence[Tensor]) -> Tail:
-        """This model's head from the activation of tower conv `conv` on; gradients reach `maps`."""
-        return self.adapter.run_tail(branch, conv, maps)
+    def run_tail(self, conv: int, cls: Sequence[Tensor], reg: Sequence[Tensor]) -> DetectorOutputs:
+        """What this model's head makes of maps of both branches as `tower` has them; gradients reach them."""
+        return self.adapter.run_tail(conv, cls, reg)
 
     def match(self, boxes: Tensor, pad_shape: tuple[int, int]) -> Tensor:
         """(N,) which of `boxes` (M, 4) this model's own matcher gives to each prior; -1 none, -2 ignored.
@@ -284,3 +279,9 @@ class DetectorOutputs:
             rows = cells[image, local % anchors, :, local // anchors]
             found = rows if found is None else torch.where(level_of == level, rows, found)
         return found
+
+
+def joint_logit(logits: Tensor, quality: Tensor) -> Tensor:
+    """(...) the logit of the product of two probabilities that are given as logits (...)."""
+    log_product = F.logsigmoid(logits) + F.logsigmoid(quality)
+    return log_product - torch.log1p(-log_product.exp().clamp(max=1 - 1e-6))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 import torch.nn.functional as F
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
-from kdlab.detectors.outputs import Assignment, Batch, Branch, DetectorOutputs, Tail
+from kdlab.detectors.outputs import Assignment, Batch, Branch, DetectorOutputs
 from kdlab.methods._logits import disagreement_loss
 from kdlab.methods.base import Method, Pair, averaged
 
@@ -108,24 +107,23 @@ class CrossHead(Method):
         self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment
     ) -> dict[str, Tensor]:
         """The parts of the cross-head predictions."""
-        cls, reg = (self.tail(branch, student, teacher) for branch, _ in self.towers)
-        quality_maps = cls.quality or reg.quality
-        crossed = replace(teacher, cls_maps=cls.maps, box_maps=reg.maps, quality_maps=quality_maps)
+        maps = [self.maps(branch, student, teacher) for branch, _ in self.towers]
+        crossed = teacher.run_tail(self.conv, *maps)
         classes = disagreement_loss(crossed.cls_logits, teacher.cls_logits) * assignment.label_weights
         parts = {
             "cls": self.cls * classes.sum() / assignment.avg_factor,
             "reg": self.reg * self.box_loss(crossed, teacher, assignment),
         }
-        if quality_maps:
+        if crossed.quality_maps:
             parts["quality"] = self.quality * quality_loss(crossed, teacher, batch, assignment)
         return parts
 
-    def tail(self, branch: Branch, student: DetectorOutputs, teacher: DetectorOutputs) -> Tail:
-        """What the teacher's head makes of the student's maps."""
+    def maps(self, branch: Branch, student: DetectorOutputs, teacher: DetectorOutputs) -> list[Tensor]:
+        """The student's maps as the teacher's head gets them."""
         pairs = list(zip(student.tower(branch, self.conv), teacher.tower(branch, self.conv), strict=True))
         if self.published:
             pairs = [(mine.relu(), theirs.relu()) for mine, theirs in pairs]
-        return teacher.run_tail(branch, self.conv, [restandardised(*pair) for pair in pairs])
+        return [restandardised(*pair) for pair in pairs]
 
     def box_loss(self, crossed: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment) -> Tensor:
         """Scalar: the boxes' part without its factor."""

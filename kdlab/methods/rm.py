@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
-from kdlab.detectors.outputs import Assignment, Batch, DetectorOutputs
+from kdlab.detectors.outputs import Assignment, Batch, DetectorOutputs, joint_logit
 from kdlab.errors import ShapeError
 from kdlab.methods.base import Method, Pair, averaged
 
@@ -133,12 +132,6 @@ class RankMimicking(Method):
         if self.quality:
             scores = joint_logit(scores, outputs.gather_quality(image, prior))
         return scores.sigmoid() if self.score == "sigmoid" else scores
-
-
-def joint_logit(logits: Tensor, quality: Tensor) -> Tensor:
-    """(P,) the logit of the product of two probabilities that are given as logits (P,)."""
-    log_product = F.logsigmoid(logits) + F.logsigmoid(quality)
-    return log_product - torch.log1p(-log_product.exp().clamp(max=1 - 1e-6))
 
 
 def box_scores(outputs: DetectorOutputs, batch: Batch, image: Tensor, prior: Tensor, group: Tensor) -> Tensor:

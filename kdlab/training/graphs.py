@@ -64,11 +64,14 @@ class DenseGraph(nn.Module):
         found = []
         classes = self.facts.num_classes
         for level_boxes, level_ranks, level_scores in zip(boxes, ranks, scores, strict=True):
+            if self.adapter.one_class:
+                level_ranks = level_ranks * (level_ranks == level_ranks.amax(-1, keepdim=True))
             rank, place = best(level_ranks.flatten(), self.cfg.get("nms_pre", -1))
             place = place[rank > self.cfg.get("score_thr", 0)]
             prior = torch.div(place, classes, rounding_mode="floor")
             found.append((level_boxes[prior], level_scores.flatten()[place], place - prior * classes))
-        return suppressed(images, *map(torch.cat, zip(*found, strict=True)), self.cfg)
+        chosen = map(torch.cat, zip(*found, strict=True))
+        return suppressed(images, *chosen, self.cfg, clips=self.adapter.clips)
 
 
 class TwoStageGraph(nn.Module):
@@ -151,18 +154,23 @@ def best(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     return F.pad(scores, (0, limit), value=-1.0).topk(limit)
 
 
-def suppressed(images: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, cfg: Any) -> tuple[Tensor, ...]:
-    """Boxes (M, 4) inside the images, scores (M,) and labels (M,) that NMS within each label leaves."""
+def suppressed(
+    images: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, cfg: Any, *, clips: bool = True
+) -> tuple[Tensor, ...]:
+    """Boxes (M, 4), inside the images if it `clips`, scores (M,), labels (M,) that NMS in a label leaves."""
     height, width = shape_as_tensor(images)[2:].to(boxes).unbind()
     frame = torch.stack((width, height, width, height))
-    boxes = torch.minimum(boxes.clamp(min=0), frame)
+    if clips:
+        boxes = torch.minimum(boxes.clamp(min=0), frame)
     least = cfg.get("min_bbox_size", -1)
     if least >= 0:
         large = (boxes[:, 2:] - boxes[:, :2] > least).all(dim=1)
         boxes, scores, labels = boxes[large], scores[large], labels[large]
-    apart = 0 if cfg.nms.get("class_agnostic", False) else frame.max() + 1
+    # boxes beyond the border are as far apart as mmdet moves them
+    reach = frame if clips else F.pad(boxes.flatten(), (0, 1))
+    apart = 0 if cfg.nms.get("class_agnostic", False) else reach.max() + 1
     shifted = boxes + (labels * apart)[:, None]
-    kept = torchvision.ops.nms(shifted, scores, cfg.nms.iou_threshold)[: cfg.max_per_img]
+    kept = torchvision.ops.nms(shifted, scores, cfg.nms.iou_threshold)[: cfg.get("max_per_img")]
     return boxes[kept], scores[kept], labels[kept]
 
 

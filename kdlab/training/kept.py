@@ -38,8 +38,8 @@ def priors_behind(
 ) -> Tensor:
     """Which prior of a dense head made each detection of an image.
 
-    mmdet does not tell. But what NMS keeps are the head's boxes as they were, clipped to the image, so a
-    prior is known by its box and, among equal boxes, by its score for the class.
+    mmdet does not tell. But what NMS keeps are the head's boxes as they were, most heads' clipped to the
+    image, so a prior is known by its box and, among equal boxes, by its score for the class.
 
     Args:
         boxes: (D, 4) xyxy in input pixels.
@@ -52,9 +52,10 @@ def priors_behind(
     Returns:
         (D,) int64, -1 where no prior makes such a box.
     """
-    height, width = size
-    edges = boxes.new_tensor([width, height, width, height])
-    made = torch.minimum(outputs.boxes[image].clamp(min=0), edges)
+    made = outputs.boxes[image]
+    if outputs.adapter.clips:
+        height, width = size
+        made = torch.minimum(made.clamp(min=0), boxes.new_tensor([width, height, width, height]))
     known = outputs.cls_logits[image].sigmoid()
     if outputs.quality_maps is not None:
         priors = torch.arange(len(made), device=made.device)

@@ -92,6 +92,7 @@ class TrainingLoop:
         batches = len(loader.batch_sampler)
         self.iterations = spec.iterations or schedule.epochs * batches
         self.epochs = math.ceil(self.iterations / batches)
+        self.mixed_epochs = spec.mixed_epochs
         self.interval = max(1, min(50, self.iterations // REPORTS))
         self.optim = build_optimiser(distiller, schedule)
         self.schedulers = build_schedulers(self.optim, schedule, self.iterations)
@@ -173,6 +174,8 @@ class TrainingLoop:
     def _run_epoch(self) -> None:
         at, every = self.progress, self.schedule.eval_every
         self.distiller.train()
+        if at.epoch >= self.mixed_epochs:
+            self.distiller.adapter.finish()
         self.loader.batch_sampler.start_at(at.epoch, at.batch)
         asked = time.perf_counter()
         for data in islice(batches_of(self.loader), self.iterations - at.iteration):

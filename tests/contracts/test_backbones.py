@@ -47,7 +47,7 @@ def test_a_backbone_is_known_by_its_config(name: str) -> None:
 
 
 def test_a_config_of_no_kind_is_called_by_its_type() -> None:
-    assert backbones.name_of({"type": "CSPDarknet", "deepen_factor": 0.33}) == "cspdarknet"
+    assert backbones.name_of({"type": "Darknet", "depth": 53}) == "darknet"
     assert backbones.name_of({"type": "SwinTransformer", "depths": (1, 1, 1, 1)}) == "swin"
 
 
@@ -74,6 +74,8 @@ def test_learned_statistics_stand_still(name: str) -> None:
         ("swin_t", [96, 192, 384, 768]),
         ("cspnext_tiny", [48, 96, 192, 384]),
         ("cspnext_x", [160, 320, 640, 1280]),
+        ("cspdarknet_s", [64, 128, 256, 512]),
+        ("cspdarknet_m", [96, 192, 384, 768]),
     ],
 )
 def test_at_its_own_width_a_backbone_is_that_of_its_paper(name: str, channels: list[int]) -> None:
@@ -82,7 +84,7 @@ def test_at_its_own_width_a_backbone_is_that_of_its_paper(name: str, channels: l
     assert name != "swin_t" or config["num_heads"] == (3, 6, 12, 24)
 
 
-@pytest.mark.parametrize("name", [*(name for name in KINDS if name != "cspnext_tiny"), "resnet50"])
+@pytest.mark.parametrize("name", [*(name for name in KINDS if not name.startswith("csp")), "resnet50"])
 def test_torchvisions_weights_fit_the_backbone_of_that_name(
     model_settings: Callable[..., Any], name: str
 ) -> None:

@@ -23,7 +23,7 @@ OTHER_NECKS = ("gfl", "faster_rcnn")
 METHODS = catalog.methods()
 
 # the tests of these methods hold what an equal teacher costs
-NOT_ZERO_AT_EQUALITY = ("soft_label", "frs", "gid", "mgd", "fbkd", "crosskd")
+NOT_ZERO_AT_EQUALITY = ("soft_label", "frs", "gid", "mgd", "fbkd", "crosskd", "ppyoloe")
 # and of these, which draw at random, why more images cost as much as few
 RANDOM = ("mgd", "maskd", "dkd")
 # these imitate in regions that some levels of the small images lack

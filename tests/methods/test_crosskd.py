@@ -68,11 +68,9 @@ def test_the_published_form_crosses_what_the_activation_left(form: Any, crossed:
     facts = Facts("fcos", (), 3, (8,), 16, "", tower_depth=4)
     low, high = (10.0, 30.0) if form == "paper" else (-5.0, 20.0)
     student = SimpleNamespace(tower=lambda *_: [torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2)])
-    teacher = SimpleNamespace(
-        tower=lambda *_: [torch.tensor([low, high]).view(1, 1, 1, 2)], run_tail=lambda *args: args[2]
-    )
+    teacher = SimpleNamespace(tower=lambda *_: [torch.tensor([low, high]).view(1, 1, 1, 2)])
     models: list[Any] = [student, teacher]
-    (found,) = CrossHead(Pair(facts, facts, ()), form=form).tail("cls", *models)
+    (found,) = CrossHead(Pair(facts, facts, ()), form=form).maps("cls", *models)
     assert found.flatten().tolist() == pytest.approx(crossed, rel=1e-4, abs=1e-3)
 
 
@@ -146,7 +144,7 @@ def equal_losses(distiller: Distiller, data: dict[str, Any]) -> dict[str, Tensor
     return {name.removeprefix("crosskd."): losses[f"loss_{name}"] for name in distiller.raw_terms}
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "fcos", "atss", "gfl", "rtmdet"])
+@pytest.mark.parametrize("detector", ["retinanet", "fcos", "atss", "gfl", "rtmdet", "yolox"])
 def test_an_equal_teacher_costs_its_entropy_of_centerness_alone(
     build: Callable[..., Any], term: Callable[..., Any], raw_batch: Callable[..., Any], detector: str
 ) -> None:
