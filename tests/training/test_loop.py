@@ -18,6 +18,7 @@ from kdlab.jobs.events import JobCheckpointed, JobEvaluated, JobProgress
 from kdlab.jobs.job import Resources
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import Evaluation
+from kdlab.jobs.spec import TrainingSpec
 from kdlab.methods import method_class
 from kdlab.methods.base import Connector, Method
 from kdlab.training.attempt import Attempt
@@ -133,6 +134,26 @@ def test_a_stop_and_a_resume_change_no_bit(
     assert progress.losses == whole.progress.losses
     assert progress.history == whole.progress.history
     assert len(progress.losses) == 8
+
+
+@pytest.mark.parametrize(("stop_at", "finished"), [(0, [4]), (6, [4, 6])])
+def test_a_family_s_last_epochs_begin_where_images_are_no_longer_mixed(
+    make_loop: Callable[..., TrainingLoop], monkeypatch: pytest.MonkeyPatch, stop_at: int, finished: list[int]
+) -> None:
+    monkeypatch.setattr(TrainingSpec, "mixed_epochs", 1)
+    seen: list[int] = []
+
+    def watched(**options: Any) -> TrainingLoop:
+        loop = make_loop(**options)
+        loop.resume()
+        loop.distiller.adapter.finish = lambda: seen.append(loop.progress.iteration)  # type: ignore[method-assign]
+        return loop
+
+    if stop_at:
+        with pytest.raises(Stopped):
+            watched(stop_at=stop_at).run()
+    watched().run()
+    assert seen == finished
 
 
 @pytest.mark.parametrize("stop_at", [2, 5])
