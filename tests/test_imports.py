@@ -23,6 +23,7 @@ BELOW = {
     "jobs": {"redaction", "errors", "datasets"},
     "datasets": {"redaction", "errors"},
     "inspection": {"errors", "datasets"},
+    "drafting": {"errors", "datasets"},
     "recipe": {"redaction", "errors", "catalog", "jobs"},
     "planning": {
         "redaction",

@@ -1,0 +1,128 @@
+"""`kdlab init`: from a folder to a recipe that plans, and nothing written into the folder."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdlab.cli import app
+from kdlab.cli.verbs import init as verb
+from kdlab.drafting.choices import Cost
+from kdlab.recipe import loader
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps take what a test says; one test measures them."""
+    monkeypatch.setattr(verb, "_measured", lambda *_: Cost(0.1, 0.2, 0.3))
+
+
+@pytest.fixture
+def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Thirty photographs with one COCO file, and a working folder of its own."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    folder = tmp_path / "photos of cats"
+    folder.mkdir()
+    images, boxes = [], []
+    for number in range(1, 31):
+        cells = np.random.default_rng(number).integers(0, 255, (9, 16, 3), dtype=np.uint8)
+        Image.fromarray(cells).resize((320, 180), Image.Resampling.NEAREST).save(folder / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": 320, "height": 180})
+        place = {"id": number, "image_id": number, "category_id": number % 2 + 1, "iscrowd": 0}
+        boxes.append(place | {"bbox": [10, 20, 60, 50], "area": 3000})
+    names = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    labels = {"images": images, "annotations": boxes, "categories": names}
+    (folder / "labels.json").write_text(json.dumps(labels))
+    return folder
+
+
+def kdlab(line: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = app.main(shlex.split(line))
+    return code, *capfd.readouterr()
+
+
+def below(folder: Path) -> dict[str, float]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_folder_becomes_a_recipe_that_loads(
+    photographs: Path, relative: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = below(photographs)
+    folder = f"../{photographs.name}" if relative else photographs
+    code, out, err = kdlab(f"init '{folder}' --init none --minutes 30", capfd)
+    assert code == 0, err
+    assert below(photographs) == before
+    assert "next: kdlab run photos-of-cats.yaml" in err
+    assert "COCO JSON, 2 classes: cat, dog" in out
+    assert "15 to learn from, 15 to measure on" in " ".join(out.split())
+    recipe = loader.load("photos-of-cats.yaml")
+    assert recipe.seeds == (0, 1, 2)
+    assert list(recipe.arms) == ["baseline", "rm", "pfi", "rm+pfi"]
+    assert {path.name for path in Path("photos-of-cats").iterdir()} == {"train.json", "val.json"}
+
+
+def test_json_says_what_was_chosen_and_why(photographs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = kdlab(f"init '{photographs}' --init none --minutes 30 -o my.yaml --json", capfd)
+    assert code == 0
+    told = json.loads(out)
+    assert (told["recipe"], told["format"], told["usable"]) == ("my.yaml", "COCO JSON", True)
+    assert told["scale"] == [320, 180]
+    assert "30 minutes" in told["why"]["epochs"]
+    assert told["minutes"] <= 30
+
+
+def test_a_recipe_that_is_there_stays(photographs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("my.yaml").write_text("mine")
+    code, _, err = kdlab(f"init '{photographs}' --init none -o my.yaml", capfd)
+    assert code == 2
+    assert "there is a recipe of this name" in err
+    assert Path("my.yaml").read_text() == "mine"
+    assert kdlab(f"init '{photographs}' --init none -o my.yaml --force", capfd)[0] == 0
+    assert "dataset:" in Path("my.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("init nowhere", "there is no such folder"),
+        ("init . --init nowhere.pth", "there is no such file of weights"),
+        ("init . --init none", "there are no images below this folder"),
+        ("init . --minutes 0", "greater than or equal to 1"),
+    ],
+)
+def test_mistakes_are_told(
+    photographs: Path, line: str, told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = kdlab(line, capfd)
+    assert code == 2
+    assert told in err
+    assert not list(Path().glob("*.yaml"))
+
+
+def test_a_file_that_a_job_would_stop_at_is_told_at_once(
+    photographs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (photographs / "7.png").write_bytes(b"")
+    code, _, err = kdlab(f"init '{photographs}' --init none", capfd)
+    assert code == 0
+    assert "stops a job: image files of 0 bytes" in err
+    assert "kdlab doctor --data photos-of-cats.yaml" in err
+
+
+def test_time_that_allows_too_little_makes_images_smaller(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(verb, "_measured", lambda _, choice: seen.append(choice.scale) or Cost(1, 2, 3))
+    assert kdlab(f"init '{photographs}' --init none --minutes 5", capfd)[0] == 0
+    assert [max(scale) for scale in seen] == [320, 224, 160]
+    assert loader.load("photos-of-cats.yaml").dataset.scale == (160, 90)

@@ -1,0 +1,235 @@
+"""Formats and splits of folders as exports leave them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from kdlab.drafting.layout import Layout, find
+from kdlab.drafting.walk import role, tree
+from kdlab.errors import UsageError
+
+VOC = (
+    "<annotation><size><width>40</width><height>30</height></size><object><name>{name}</name>"
+    "<bndbox><xmin>5</xmin><ymin>6</ymin><xmax>15</xmax><ymax>16</ymax></bndbox></object></annotation>"
+)
+
+
+def image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30)).save(path)
+
+
+def text(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+def coco(path: Path, *names: str) -> None:
+    labels: dict[str, Any] = {
+        "images": [
+            {"id": number, "file_name": name, "width": 40, "height": 30}
+            for number, name in enumerate(names, 1)
+        ],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": 1,
+                "bbox": [1, 2, 3, 4],
+                "area": 12,
+                "iscrowd": 0,
+            }
+            for number in range(1, len(names) + 1)
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    text(path, json.dumps(labels))
+
+
+def found(folder: Path) -> Layout:
+    return find(tree(folder))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    layout = found(folder)
+    assert layout.labels is not None
+    return layout.labels()
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("annotations/instances_train2017.json", "train"),
+        ("valid/_annotations.coco.json", "val"),
+        ("images/val2017/a.jpg", "val"),
+        ("training/test.json", "test"),
+        ("trainer/labels.json", ""),
+        ("a/b.json", ""),
+    ],
+)
+def test_a_path_says_its_split(path: str, expected: str) -> None:
+    assert role(path) == expected
+
+
+def test_a_roboflow_export_in_coco_json(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        image(tmp_path / split / "a.jpg")
+        coco(tmp_path / split / "_annotations.coco.json", "a.jpg")
+    assert found(tmp_path).dataset == {
+        "name": "coco",
+        "train_images": "train",
+        "val_images": "valid",
+        "train_labels": "train/_annotations.coco.json",
+        "val_labels": "valid/_annotations.coco.json",
+    }
+
+
+def test_coco_s_own_folders_and_its_other_files(tmp_path: Path) -> None:
+    for split in ("train2017", "val2017"):
+        image(tmp_path / split / "a.jpg")
+        for kind in ("instances", "person_keypoints"):
+            coco(tmp_path / "annotations" / f"{kind}_{split}.json", "a.jpg")
+    section = found(tmp_path).dataset
+    assert section["train_labels"] == "annotations/instances_train2017.json"
+    assert (section["train_images"], section["val_images"]) == ("train2017", "val2017")
+
+
+def test_the_test_split_takes_the_place_of_a_missing_one(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        image(tmp_path / "images" / split / "a.jpg")
+        coco(tmp_path / f"{split}.json", "a.jpg")
+    layout = found(tmp_path)
+    assert layout.dataset["val_images"] == "images/test"
+    assert layout.told
+
+
+def test_one_coco_file_is_read_whole_with_names_from_the_root_on(tmp_path: Path) -> None:
+    image(tmp_path / "photos" / "a.jpg")
+    coco(tmp_path / "labels" / "result.json", "a.jpg")
+    assert [one["file_name"] for one in read(tmp_path)["images"]] == ["photos/a.jpg"]
+
+
+def test_coco_files_whose_split_nobody_says_are_refused(tmp_path: Path) -> None:
+    image(tmp_path / "a.jpg")
+    for name in ("one", "two"):
+        coco(tmp_path / f"{name}.json", "a.jpg")
+    with pytest.raises(UsageError, match="do not say which is for training"):
+        found(tmp_path)
+
+
+def test_labels_whose_images_are_elsewhere_are_refused(tmp_path: Path) -> None:
+    image(tmp_path / "b.jpg")
+    coco(tmp_path / "result.json", "a.jpg")
+    with pytest.raises(UsageError, match="images of these labels are not there"):
+        found(tmp_path)
+
+
+def test_voc_with_lists_of_its_splits(tmp_path: Path) -> None:
+    for stem in ("a", "b"):
+        image(tmp_path / "JPEGImages" / f"{stem}.jpg")
+        text(tmp_path / "Annotations" / f"{stem}.xml", VOC.format(name="cat"))
+    text(tmp_path / "ImageSets/Main/train.txt", "a\n")
+    text(tmp_path / "ImageSets/Main/val.txt", "b\n")
+    assert found(tmp_path).dataset == {
+        "name": "voc",
+        "images": "JPEGImages",
+        "annotations": "Annotations",
+        "splits": "ImageSets/Main",
+        "train": ["train"],
+        "val": ["val"],
+    }
+
+
+def test_voc_without_lists_is_read_whole(tmp_path: Path) -> None:
+    for stem in ("a", "b"):
+        image(tmp_path / f"{stem}.jpg")
+        text(tmp_path / f"{stem}.xml", VOC.format(name="cat"))
+    labels = read(tmp_path)
+    assert [one["file_name"] for one in labels["images"]] == ["a.jpg", "b.jpg"]
+    assert labels["annotations"][0]["bbox"] == [4, 5, 10, 10]
+    assert {one["role"] for one in labels["images"]} == {""}
+
+
+def test_voc_by_folders_says_the_split_of_each_image(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        image(tmp_path / split / "a.jpg")
+        text(tmp_path / split / "a.xml", VOC.format(name="cat"))
+    assert {one["file_name"]: one["role"] for one in read(tmp_path)["images"]} == {
+        "train/a.jpg": "train",
+        "valid/a.jpg": "val",
+    }
+
+
+def test_an_xml_file_without_its_image_is_refused(tmp_path: Path) -> None:
+    image(tmp_path / "a.jpg")
+    for stem in ("a", "b"):
+        text(tmp_path / f"{stem}.xml", VOC.format(name="cat"))
+    with pytest.raises(UsageError, match="XML files without an image of their name: 1"):
+        read(tmp_path)
+
+
+def test_cvat_s_boxes_and_polygons(tmp_path: Path) -> None:
+    image(tmp_path / "images" / "a.jpg")
+    text(
+        tmp_path / "annotations.xml",
+        '<annotations><image id="0" name="a.jpg" width="40" height="30">'
+        '<box label="dog" xtl="1" ytl="2" xbr="11" ybr="22"/>'
+        '<polygon label="cat" points="3.0,4.0;9.0,4.0;5.0,8.0"/></image></annotations>',
+    )
+    labels = read(tmp_path)
+    names = {one["id"]: one["name"] for one in labels["categories"]}
+    assert [(names[one["category_id"]], one["bbox"]) for one in labels["annotations"]] == [
+        ("dog", [1.0, 2.0, 10.0, 20.0]),
+        ("cat", [3.0, 4.0, 6.0, 4.0]),
+    ]
+    assert labels["images"][0]["file_name"] == "images/a.jpg"
+
+
+def test_labelme_s_shapes_and_windows_paths(tmp_path: Path) -> None:
+    image(tmp_path / "a.jpg")
+    shapes = [
+        {"label": "cat", "points": [[9, 8], [1, 2]], "shape_type": "rectangle"},
+        {"label": "cat", "points": [[10, 10], [13, 14]], "shape_type": "circle"},
+    ]
+    data = {"shapes": shapes, "imagePath": "..\\photos\\a.jpg", "imageWidth": 40, "imageHeight": 30}
+    text(tmp_path / "a.json", json.dumps(data))
+    boxes = [one["bbox"] for one in read(tmp_path)["annotations"]]
+    assert boxes == [[1, 2, 8, 6], [5, 5, 10, 10]]
+
+
+def test_a_labelme_file_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    image(tmp_path / "a.jpg")
+    text(tmp_path / "a.json", '{"imagePath": "a.jpg", "shapes": [')
+    with pytest.raises(UsageError, match=r"a\.json"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ([], "there are no images below this folder"),
+        (["a.jpg"], "there are no labels of a known format"),
+        (["a.jpg", "a.xml", "a.json"], "there are labels of several formats"),
+    ],
+)
+def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path, files: list[str], told: str) -> None:
+    for name in files:
+        if name.endswith(".jpg"):
+            image(tmp_path / name)
+        elif name.endswith(".xml"):
+            text(tmp_path / name, VOC.format(name="cat"))
+        else:
+            text(tmp_path / name, json.dumps({"shapes": [], "imagePath": "a.jpg"}))
+    with pytest.raises(UsageError, match=told):
+        found(tmp_path)
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
+    image(tmp_path / ".cache" / "a.jpg")
+    image(tmp_path / "b.jpg")
+    assert tree(tmp_path).images == ["b.jpg"]
