@@ -40,10 +40,25 @@ def find(name_or_path: str) -> tuple[str, Path]:
             return name_or_path, recipes[name_or_path].path
         if (written := derived(name_or_path)).is_file() and _derived_name(written) == name_or_path:
             return name_or_path, written
+        mine = own()
+        if name_or_path in mine:
+            return _own_name(mine[name_or_path]), mine[name_or_path]
     except OSError as error:
         what = f"{shown(name_or_path)} is not a recipe: {error.strerror}"
-    near = suggestion(name_or_path.removeprefix("recipes/").removesuffix(".yaml"), list(recipes))
+    near = suggestion(name_or_path.removeprefix("recipes/").removesuffix(".yaml"), [*recipes, *own()])
     raise UsageError(what, known=shortened(recipes), fix=fixes(near, "see: kdlab ls recipes"))
+
+
+def own() -> dict[str, Path]:
+    """File of each recipe in the working folder and below its `recipes/`, by its name without the ending."""
+    folder, known = Path("recipes"), catalog.recipe_folder()
+    below = folder.is_dir() and not folder.samefile(known)
+    paths = [(Path(), path) for path in sorted(Path().glob("*.yaml")) if _is_recipe(path)]
+    paths += [(folder, path) for path in sorted(folder.rglob("*.yaml")) if below and _is_recipe(path)]
+    found: dict[str, Path] = {}
+    for above, path in paths:
+        found.setdefault(path.relative_to(above).with_suffix("").as_posix(), path)
+    return found
 
 
 def derived(name: str) -> Path:
@@ -61,8 +76,12 @@ def write_derived(name: str, text: str) -> Path:
 
 def all_derived() -> dict[str, str]:
     """Name and first comment of each recipe that a command derived from another."""
-    paths = sorted(_derived_folder().rglob("*.yaml"))
-    return {_derived_name(path): catalog.first_comment(path.read_text("utf-8", "replace")) for path in paths}
+    return {_derived_name(path): about(path) for path in sorted(_derived_folder().rglob("*.yaml"))}
+
+
+def about(path: Path) -> str:
+    """The first comment of a recipe."""
+    return catalog.first_comment(path.read_text("utf-8", "replace"))
 
 
 def told(path: Path) -> str:
@@ -111,23 +130,27 @@ def shareable(text: str) -> str:
 def of_folder(folder: Path) -> Path | None:
     """The recipe that lies in a folder; None where there is none.
 
-    A YAML file counts that has a section `dataset:` or `student:`, whatever else in it is wrong.
-
     Raises:
         UsageError: there are several.
     """
     found = []
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".yaml", ".yml") and path.is_file():
-            with path.open(encoding="utf-8-sig", errors="replace") as stream:
-                text = stream.read(2**20)
-            if any(section.search(text) for section in _SECTIONS):
-                found.append(path)
+        if path.suffix in (".yaml", ".yml") and _is_recipe(path):
+            found.append(path)
     if len(found) > 1:
         known = ", ".join(path.name for path in found)
         what = f"there are {len(found)} recipes here"
         raise UsageError(what, where=str(folder), known=known, fix=f"name one of them: {found[0].name}")
     return found[0] if found else None
+
+
+def _is_recipe(path: Path) -> bool:
+    """Whether a YAML file has a section of a recipe, whatever else in it is wrong."""
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
+        text = stream.read(2**20)
+    return any(section.search(text) for section in _SECTIONS)
 
 
 def _own_name(path: Path) -> str:

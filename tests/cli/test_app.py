@@ -164,7 +164,7 @@ def test_an_unknown_verb_is_answered_with_the_nearest(capfd: pytest.CaptureFixtu
     assert app.main(["rnu"]) == 2
     err = capfd.readouterr().err
     assert err.startswith(
-        "error: rnu is not a verb of kdlab\n  known  ablate, bench, diagnose, doctor, export, logs, ls, plan"
+        "error: rnu is not a verb of kdlab\n  known  ablate, bench, cp, diagnose, doctor, export, init, logs"
     )
     assert "did you mean run?" in err
 

@@ -7,7 +7,7 @@ import pytest
 from kdlab import catalog
 from kdlab.errors import UsageError
 from kdlab.recipe.document import Document
-from kdlab.recipe.files import command_of, derived, find, of_folder, shareable
+from kdlab.recipe.files import command_of, derived, find, of_folder, own, shareable
 
 RECIPE = "dataset: {name: digits}\nstudent: {detector: gfl}\n"
 
@@ -121,3 +121,26 @@ def test_paths_of_this_machine_are_not_shown(text: str, shown: str) -> None:
 def test_a_recipe_with_a_slip_in_a_section_is_still_the_one_of_its_folder(here: Path) -> None:
     (here / "mine.yaml").write_text("dataset: {name: digits}\nstudnet: {detector: gfl}\n")
     assert of_folder(here) == here / "mine.yaml"
+
+
+def test_recipes_of_the_working_folder_are_found_by_name(here: Path) -> None:
+    for name in ("mine.yaml", "recipes/mine.yaml", "recipes/cells/wide.yaml"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(f"# {name}\n{RECIPE}")
+    (here / "config.yaml").write_text("a: 1\n")
+    assert own() == {"mine": Path("mine.yaml"), "cells/wide": Path("recipes/cells/wide.yaml")}
+    assert find("mine") == ("mine", Path("mine.yaml"))
+    assert find("cells/wide") == ("recipes/cells/wide", Path("recipes/cells/wide.yaml"))
+    with pytest.raises(UsageError, match="did you mean cells/wide"):
+        find("cells/wid")
+
+
+def test_the_catalog_goes_before_the_working_folder(here: Path) -> None:
+    (here / "recipes/digits").mkdir(parents=True)
+    (here / "recipes/digits/quickstart.yaml").write_text(RECIPE)
+    assert find("digits/quickstart")[1] == catalog.recipes()["digits/quickstart"].path
+
+
+def test_the_folder_of_the_catalog_is_not_listed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(catalog.recipe_folder().parent)
+    assert own() == {}

@@ -114,10 +114,11 @@ _NEXT = {
 def _entries(what: str) -> list[dict[str, Any]]:
     """A list as plain data."""
     if what == "recipes":
-        from kdlab.recipe.files import all_derived
+        from kdlab.recipe import files
 
-        # those of the catalog, then those in the runs folder that `ablate` and `tune` have written
-        found = {info.name: info.summary for info in catalog.recipes().values()} | all_derived()
+        # those of the working folder, of the catalog, and those that `ablate` and `tune` have written
+        found = {name: files.about(path) for name, path in files.own().items()}
+        found |= {info.name: info.summary for info in catalog.recipes().values()} | files.all_derived()
         return [{"name": name, "about": about} for name, about in found.items()]
     if what != "runs":
         return [_plugin(what, info) for info in _CATALOGS[what]().values()]

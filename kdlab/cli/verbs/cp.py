@@ -1,0 +1,47 @@
+"""kdlab cp: a copy of a recipe to change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdlab.cli.screen.console import Screen
+from kdlab.cli.screen.options import RecipeName
+from kdlab.errors import UsageError
+
+
+def cp(
+    screen: Screen,
+    recipe: RecipeName,
+    to: Annotated[str, typer.Argument(metavar="FILE", help="The copy.", show_default=False)],
+) -> None:
+    """Copy a recipe to a file of your own, with its comments.
+
+    \b
+    Examples:
+      $ kdlab cp digits/quickstart mine.yaml
+      written: mine.yaml
+      next: kdlab plan mine.yaml
+      $ kdlab cp coco/gfl_r101_r50 recipes/ours.yaml
+      written: recipes/ours.yaml
+      next: kdlab plan recipes/ours.yaml
+    """
+    from kdlab.jobs.files import write_text
+    from kdlab.recipe.files import find
+
+    _, path = find(recipe)
+    file = Path(to)
+    if file.is_dir() or to.endswith("/"):
+        file /= path.name
+    if file.suffix != ".yaml":
+        raise UsageError("a recipe's file ends in .yaml", got=str(file), fix=f"{file}.yaml")
+    if file.exists():
+        raise UsageError("there is such a file", where=str(file), fix="name another, or move it away")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, path.read_text("utf-8"))
+    if screen.json:
+        screen.emit(file=str(file), copied=recipe)
+    screen.say(f"written: {file}")
+    screen.next(f"kdlab plan {file}")
