@@ -58,7 +58,8 @@ def cut(labels: Labels, root: Path, seed: int = 0) -> tuple[Labels, Labels, str]
         larger = sum(len(group) > 1 for group in together)
         how = f"a fifth to measure on, by image, stratified by class, seed {seed}"
         if larger:
-            how += f"; {larger} groups of near-duplicates or frames kept together"
+            many = "s" * (larger > 1)
+            how += f"; near-duplicates and frames kept together, {larger} group{many}"
     return _part(labels, parts, "train"), _part(labels, parts, "val"), how
 
 
