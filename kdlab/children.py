@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from kdlab import plugins
 from kdlab.errors import Fault, JobError, KdlabError, MachineError, UsageError
 
 ROOT = str(Path(__file__).parents[1])
@@ -31,12 +32,14 @@ def python(*words: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Variables by which children and theirs find this kdlab, and nothing in the working folder."""
+    """Variables by which children find this kdlab and people's plugins, and nothing else that lies here."""
     parts = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     named = [part for part in parts if Path(part).is_absolute()]
     if ROOT not in sys.path:
         named.append(ROOT)
-    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(named)}
+    found = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(named)}
+    # of a working folder that is not theirs
+    return found | ({plugins.VARIABLE: os.pathsep.join(plugins.folders())} if plugins.folders() else {})
 
 
 def version(package: str) -> str:

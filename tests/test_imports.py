@@ -17,11 +17,12 @@ BELOW = {
     "errors": set(),
     "redaction": set(),
     "deadline": set(),
-    "children": {"errors"},
+    "plugins": set(),
+    "children": {"plugins", "errors"},
     "devices": {"errors"},
-    "catalog": {"errors"},
+    "catalog": {"plugins", "errors"},
     "jobs": {"redaction", "errors", "datasets"},
-    "datasets": {"redaction", "errors"},
+    "datasets": {"plugins", "redaction", "errors"},
     "inspection": {"errors", "datasets"},
     "drafting": {"errors", "datasets"},
     "recipe": {"redaction", "errors", "catalog", "jobs"},
@@ -36,7 +37,7 @@ BELOW = {
         "datasets",
         "recipe",
     },
-    "running": {"children", "devices", "errors", "catalog", "jobs", "planning"},
+    "running": {"plugins", "children", "devices", "errors", "catalog", "jobs", "planning"},
     "tuning": {
         "redaction",
         "devices",
@@ -51,16 +52,17 @@ BELOW = {
     "tracking": {"redaction", "deadline", "errors", "jobs"},
     "reporting": {"redaction", "errors", "catalog", "jobs", "tracking"},
     "mmcv_ops": {"errors"},
-    "backbones": {"errors"},
-    "detectors": {"errors", "jobs", "mmcv_ops", "backbones"},
-    "methods": {"errors", "mmcv_ops", "detectors"},
+    "backbones": {"plugins", "errors"},
+    "detectors": {"plugins", "errors", "jobs", "mmcv_ops", "backbones"},
+    "methods": {"plugins", "errors", "mmcv_ops", "detectors"},
     "training": {"children", "errors", "jobs", "datasets", "mmcv_ops", "backbones", "detectors", "methods"},
+    "testing": {"errors", "catalog", "jobs", "detectors", "methods", "training"},
     "session": {"devices", "errors", "jobs", "recipe", "planning", "running", "tuning", "tracking"},
     "__main__": {"cli"},
     "__init__": set(),
 }
 BELOW["cli"] = BELOW.keys() - {
-    "cli", "training", "backbones", "detectors", "methods", "mmcv_ops", "__main__", "__init__"
+    "cli", "testing", "training", "backbones", "detectors", "methods", "mmcv_ops", "__main__", "__init__"
 }  # fmt: skip
 HEAVY = {
     "mlflow": {"tracking/mlflow.py"},
@@ -71,7 +73,7 @@ HEAVY = {
     "pandas": {"reporting/tables.py"},
     "ray": {"running/executors/_ray.py"},
     **{
-        name: {"training/", "backbones/", "detectors/", "methods/", "mmcv_ops/"}
+        name: {"testing.py", "training/", "backbones/", "detectors/", "methods/", "mmcv_ops/"}
         for name in ("torch", "torchvision", "mmengine", "mmdet", "mmcv")
     },
 }

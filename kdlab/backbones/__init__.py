@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from kdlab import plugins
 from kdlab.backbones.base import Backbone
+
+__path__ += plugins.of("backbones")
 
 
 @cache

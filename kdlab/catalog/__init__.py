@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kdlab import plugins
 from kdlab.catalog.options import Option
 from kdlab.catalog.plugin_files import (
     PluginFile,
@@ -24,6 +25,7 @@ from kdlab.catalog.plugin_files import (
     options_of,
     plugin_files,
 )
+from kdlab.errors import KdlabError
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -148,15 +150,28 @@ Info = TypeVar("Info", bound=PluginInfo)
 def listing(
     *place: str,
 ) -> Callable[[Callable[[Path], dict[str, Info]]], Callable[..., dict[str, Info]]]:
-    """Decorator: plugins of a folder of this package, read once per process; of another folder each time."""
+    """Decorator: plugins of this package and of people's, read once; those of another folder each time.
+
+    Raises:
+        KdlabError: a person's has the name of one that comes with kdlab, or of another.
+    """
 
     def of(read: Callable[[Path], dict[str, Info]]) -> Callable[..., dict[str, Info]]:
-        # ids of thousands of jobs ask for them, and files of the package do not change under a process
-        of_package = cache(read)
+        # ids of thousands of jobs ask for them, and files do not change under a process
+        @cache
+        def all_of() -> dict[str, Info]:
+            found = read(PACKAGE.joinpath(*place))
+            for folder in plugins.of(*place):
+                for key, info in read(Path(folder)).items():
+                    if key in found:
+                        what = f"there is a {place[-1][:-1]} called {key} already"
+                        raise KdlabError(what, where=str(info.path), fix="call the file otherwise")
+                    found[key] = replace(info, own=True, version=plugins.version(info.path))
+            return found
 
         @wraps(read)
         def listed(folder: Path | None = None) -> dict[str, Info]:
-            return dict(of_package(PACKAGE.joinpath(*place)) if folder is None else read(folder))
+            return dict(all_of() if folder is None else read(folder))
 
         return listed
 

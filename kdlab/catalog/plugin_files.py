@@ -23,6 +23,7 @@ class PluginInfo:
         options: the keyword-only arguments of what it defines, which a recipe may set.
         version: `VERSION = ...` there, 1 where left out. The commit that moves a number of the plugin raises
             it, and with it the ids of the jobs that use it.
+        own: whether it lies in a folder of the person's; then `version` follows from its content.
     """
 
     key: str
@@ -30,6 +31,7 @@ class PluginInfo:
     summary: str
     options: dict[str, Option] = field(default_factory=dict, kw_only=True)
     version: int = field(default=1, kw_only=True)
+    own: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from functools import cache
 
+import kdlab.mmcv_ops  # isort: skip # noqa: F401 - before anything imports mmdet
 import mmdet.models  # noqa: F401 - fills the registry
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
@@ -13,7 +14,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import nn
 
-import kdlab.mmcv_ops  # noqa: F401 - before anything imports mmdet
+from kdlab import plugins
 from kdlab.detectors import registered
 from kdlab.detectors.base import Adapter
 from kdlab.detectors.mmdet_config import from_json
@@ -22,6 +23,7 @@ from kdlab.errors import UsageError
 from kdlab.jobs.spec import ModelSpec
 
 init_default_scope("mmdet")
+__path__ += plugins.of("detectors")
 # a line for every weight that is drawn helps nobody
 MMLogger.get_instance("kdlab", log_level="WARNING")
 

@@ -6,7 +6,10 @@ import importlib
 import inspect
 
 import kdlab.mmcv_ops  # noqa: F401 - before anything imports mmdet
+from kdlab import plugins
 from kdlab.methods.base import Method
+
+__path__ += plugins.of("methods")
 
 
 def method_class(key: str) -> type[Method]:

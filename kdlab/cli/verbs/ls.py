@@ -136,7 +136,8 @@ def _entries(what: str) -> list[dict[str, Any]]:
 
 def _plugin(what: str, info: PluginInfo) -> dict[str, Any]:
     """A plugin with the defaults of its options as plain data; None for an option that must be given."""
-    entry: dict[str, Any] = {"name": info.key, "about": info.summary}
+    about = f"{info.summary}  ({info.path})" if info.own else info.summary
+    entry: dict[str, Any] = {"name": info.key, "about": about}
     options = {name: None if option.required else option.default for name, option in info.options.items()}
     if isinstance(info, catalog.MethodInfo):
         entry |= {"for": serves(info), "weight": info.default_weight, "options": options}
