@@ -153,6 +153,8 @@ class Schedule(Settings):
         clip_grad: largest norm of the gradient; None does not clip.
         decay_norms: whether weight decay is applied to normalisers and biases too.
         lr_factors: of the learning rate, by part of the student as its weights are called: {backbone: 0.1}.
+        layer_decay: factor between the learning rates of a layer and the next, for a backbone of blocks in
+            sequence; None leaves them equal.
         accumulate: forward passes of one step, whose gradients are summed; each normalises by its own images.
         ema: share of the newest weights in a moving average of the detector, 2e-4 in mmdet's recipes. What is
             measured, kept and exported is that average; None has none.
@@ -181,6 +183,7 @@ class Schedule(Settings):
     clip_grad: PositiveFloat | None = None
     decay_norms: bool = True
     lr_factors: dict[str, NonNegativeFloat] = {}
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     accumulate: Annotated[PositiveInt, Field(le=65_536)] = 1
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     gpus: Annotated[int, Field(ge=1, le=64)] = 1

@@ -37,6 +37,7 @@ PREPARING: dict[str, Any] = {
     "clip_grad": 35.0,
     "decay_norms": True,
     "lr_factors": {},
+    "layer_decay": None,
     "accumulate": 1,
     "ema": None,
     "eval_every": 0,

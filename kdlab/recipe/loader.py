@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 SECTIONS = ("dataset", "teacher", "student", "schedule", "methods", "arms", "seeds", "resources", "tune")
-MADE_ELSEWHERE = (("dataset",), ("teacher",), ("student",))
+MADE_ELSEWHERE = (("dataset",), ("teacher",), ("student",), ("schedule",))
 """Sections in which only another process may find a fault, so that their places go with the recipe."""
 INHERIT = "inherit"
 RESERVED = ("teacher", "class")
