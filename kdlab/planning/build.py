@@ -10,7 +10,7 @@ from typing import Any
 
 from kdlab import catalog
 from kdlab.devices import Machine
-from kdlab.errors import Fault, UsageError
+from kdlab.errors import Fault, UsageError, fixes, suggestion
 from kdlab.jobs import gate, store
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import Runs
@@ -171,6 +171,13 @@ def _schedules(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str, Schedul
 def _unfit_rates(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
     """Learning rates of parts and layers that a model lacks."""
     for role, key, schedule, model in _schedules(recipe, facts):
+        for part in schedule.lr_factors:
+            if part not in model["parts"]:
+                whole = ", ".join(name for name in model["parts"] if "." not in name)
+                near = suggestion(part, model["parts"])
+                fix = fixes(near, "name a part as its weights are called: backbone.layer4")
+                where = recipe.place(f"{key}.lr_factors.{part}")
+                yield Fault(f"{key}.lr_factors names no part of the {role}", where, part, whole, fix)
         if schedule.layer_decay is not None and not model["layers"]:
             what = f"{key}.layer_decay: the {role}'s backbone has no blocks in sequence, as Swin has"
             fix = f"--set {key}.layer_decay=null, or factors of its parts: {key}.lr_factors"

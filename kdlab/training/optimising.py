@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from kdlab.backbones.swin import layers
-from kdlab.errors import JobError
 from kdlab.jobs.spec import Schedule
 from kdlab.training import precision  # noqa: F401 - its optimiser is named in a config
 
@@ -23,11 +22,7 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def build_optimiser(model: nn.Module, schedule: Schedule) -> OptimWrapper:
-    """The optimiser over everything that trains: the student and what the methods brought.
-
-    Raises:
-        JobError: a learning rate is for a part that the student lacks.
-    """
+    """The optimiser over everything that trains: the student and what the methods brought."""
     optimizer = {"type": "AdamW", "fused": True, "lr": schedule.lr, "weight_decay": schedule.weight_decay}
     if schedule.optimizer == "sgd":
         optimizer |= {"type": "SGD", "momentum": schedule.momentum}
@@ -66,16 +61,9 @@ def _groups(model: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
 
 def _factors(student: nn.Module, wanted: Mapping[str, float]) -> Iterator[tuple[nn.Parameter, float]]:
     """The factor of each parameter of the named parts; of a part within a part its own."""
-    parts = dict(student.named_modules())
-    if unknown := [name for name in wanted if name not in parts or not name]:
-        raise JobError(
-            "schedule.lr_factors names no part of the model",
-            got=", ".join(unknown),
-            known=", ".join(name for name, _ in student.named_children()),
-            fix="name one of these, or a part of one as its weights are called: backbone.layer4",
-        )
     for name in sorted(wanted, key=lambda name: name.count(".")):
-        yield from ((parameter, wanted[name]) for parameter in parts[name].parameters())
+        part = student.get_submodule(name)
+        yield from ((parameter, wanted[name]) for parameter in part.parameters())
 
 
 def _layer_factors(backbone: nn.Module, decay: float) -> Iterator[tuple[nn.Parameter, float]]:

@@ -57,9 +57,9 @@ def probe(
         `Facts` as plain data and: "params"; "flops" of one image (2 a multiply-add), of a head that kdlab
         does not know without the head; "batch_norm_trains", whether its statistics move in training;
         "preprocessing"; "layers", how many a backbone of blocks in sequence has, 0 for others;
-        "neck_and_head", the shape of each tensor there; "pad_divisor", to which images are padded; for each
-        file its key report and faults; and of an mmdet config what `read_config` gives, and "modules", the
-        folders of its own modules.
+        "parts", the names of all modules with parameters; "neck_and_head", the shape of each tensor
+        there; "pad_divisor", to which images are padded; for each file its key report and faults; and of an
+        mmdet config what `read_config` gives, and "modules", the folders of its own modules.
 
     Raises:
         JobError: a file cannot be read, or torchvision's weights do not fit.
@@ -82,6 +82,11 @@ def probe(
         "batch_norm_trains": averages_batches(model),
         "preprocessing": {key: cfg.data_preprocessor.get(key) for key in ("mean", "std", "bgr_to_rgb")},
         "layers": len(layers(model.backbone)),
+        "parts": [
+            name
+            for name, module in model.named_modules()
+            if name and next(module.parameters(), None) is not None
+        ],
         "neck_and_head": {
             name: list(value.shape) for name, value in weights.neck_and_head(model.state_dict()).items()
         },

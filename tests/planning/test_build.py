@@ -260,6 +260,20 @@ def test_a_detector_with_masks_is_not_trained() -> None:
             build("arms={baseline: {}}", facts=replace(FACTS, **{role: masked}))
 
 
+@pytest.mark.parametrize("name", ["backbones", "layer1", "''"])
+def test_a_rate_of_an_unknown_part_is_refused_and_the_known_ones_named(name: str) -> None:
+    parts = ["backbone", "backbone.layer1", "neck", "bbox_head"]
+    facts = replace(FACTS, student={**MODEL, "parts": parts}, teacher={**MODEL, "flops": 30, "parts": parts})
+    build("schedule.lr_factors={backbone.layer1: 0.1}", facts=facts)
+    with pytest.raises(UsageError) as told:
+        build(f"schedule.lr_factors={{{name}: 0.1}}", facts=facts)
+    student, teacher = told.value.faults
+    assert student.what == "schedule.lr_factors names no part of the student"
+    assert teacher.what == "teacher.schedule.lr_factors names no part of the teacher"
+    assert (student.got, student.known) == (name.strip("'"), "backbone, neck, bbox_head")
+    assert student.where.startswith("--set schedule.lr_factors=")
+
+
 @pytest.mark.parametrize(("role", "key"), [("student", "schedule"), ("teacher", "teacher.schedule")])
 def test_rates_by_layer_need_a_backbone_of_layers(role: str, key: str) -> None:
     models = {"student": {**MODEL, "layers": 13}, "teacher": {**MODEL, "flops": 30, "layers": 13}}

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from kdlab.errors import JobError
 from kdlab.training.optimising import build_optimiser
 from tests.stubs.jobs import schedule
 
@@ -84,10 +83,3 @@ def test_normalisers_and_biases_decay_as_the_rest_unless_told_otherwise(distille
 def test_the_reported_rate_is_the_schedule_s(distiller: Any) -> None:
     optim = build_optimiser(distiller, schedule(lr=1.0, lr_factors={"backbone": 0.1}))
     assert optim.get_lr()["lr"][0] == 1.0
-
-
-@pytest.mark.parametrize("name", ["backbones", "", "layer1"])
-def test_an_unknown_part_is_an_error_that_names_the_known_ones(distiller: Any, name: str) -> None:
-    with pytest.raises(JobError, match="lr_factors names no part") as caught:
-        build_optimiser(distiller, schedule(lr_factors={name: 0.1}))
-    assert "backbone, neck, bbox_head" in str(caught.value)

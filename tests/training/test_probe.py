@@ -68,6 +68,13 @@ def test_layers_are_counted_where_a_backbone_is_a_sequence_of_them() -> None:
     assert probe(MODEL, 10, (64, 64))["layers"] == 0
 
 
+def test_parts_are_all_that_has_weights() -> None:
+    parts = probe(MODEL, 10, (64, 64))["parts"]
+    assert [name for name in parts if "." not in name] == ["backbone", "neck", "bbox_head"]
+    assert {"backbone.layer4.1.conv2", "neck.lateral_convs.0"} < {*parts}
+    assert not {"", "data_preprocessor", "backbone.relu"} & {*parts}
+
+
 def test_overrides_reach_the_model() -> None:
     found = probe(model(**USUAL, overrides={"model.bbox_head.reg_max": 8}), 10, (128, 128))
     assert found["params"] < probe(MODEL, 10, (128, 128))["params"]
