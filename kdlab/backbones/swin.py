@@ -72,6 +72,22 @@ class Swin(Backbone):
         return wanted, swin_converter(theirs)
 
 
+def layers(backbone: Any) -> list[list[Any]]:
+    """Modules of a backbone, an mmdet model, layer by layer; [] for one without blocks in sequence.
+
+    First the patch embedding, then each block. What merges patches belongs to the block before it, and the
+    norms of the outputs, which no classifier has, to no layer.
+    """
+    if not (hasattr(backbone, "patch_embed") and hasattr(backbone, "stages")):
+        return []
+    found = [[backbone.patch_embed]]
+    for stage in backbone.stages:
+        found += [[block] for block in stage.blocks]
+        if stage.downsample is not None:
+            found[-1].append(stage.downsample)
+    return found
+
+
 def renamed(name: str) -> str:
     """The authors' name of what torchvision calls `name`."""
     for pattern, replacement in TORCHVISION_NAMES:

@@ -137,8 +137,9 @@ class Schedule(Settings):
 
     Args:
         preset: "1x", "2x" and "3x" are mmdet's 12, 24 and 36 epochs, "300e" is RTMDet's; "custom" leaves
-            epochs, batch size, learning rate and optimizer to be said.
-        epochs: passes over the training images.
+            epochs or iterations, batch size, learning rate and optimizer to be said.
+        epochs: passes over the training images; None where `iterations` are given.
+        iterations: steps of the optimiser in all, in place of `epochs`; the last epoch ends with them.
         batch_size: images of one step, over all GPUs of the job; each takes an equal share.
         lr: the peak learning rate.
         optimizer: "sgd" or "adamw".
@@ -146,12 +147,14 @@ class Schedule(Settings):
         weight_decay: 1e-4 for sgd and 0.05 for adamw where it is left out.
         decay: "step" divides the learning rate by ten at each milestone, "cosine" lowers it to zero,
             "flat_cosine" in the second half of the training to a twentieth.
-        milestones: ascending fractions of the epochs.
+        milestones: ascending fractions of the training.
         warmup_iters: steps of linear warm-up.
         warmup_factor: where the warm-up starts, as a fraction of `lr`.
         clip_grad: largest norm of the gradient; None does not clip.
         decay_norms: whether weight decay is applied to normalisers and biases too.
         lr_factors: of the learning rate, by part of the student as its weights are called: {backbone: 0.1}.
+        layer_decay: factor between the learning rates of a layer and the next, for a backbone of blocks in
+            sequence; None leaves them equal.
         accumulate: forward passes of one step, whose gradients are summed; each normalises by its own images.
         ema: share of the newest weights in a moving average of the detector, 2e-4 in mmdet's recipes. What is
             measured, kept and exported is that average; None has none.
@@ -166,7 +169,8 @@ class Schedule(Settings):
     """
 
     preset: Literal["1x", "2x", "3x", "300e", "custom"] = "1x"
-    epochs: Annotated[PositiveInt, Field(le=100_000)]
+    epochs: Annotated[PositiveInt, Field(le=100_000)] | None
+    iterations: Annotated[PositiveInt, Field(le=10**8)] | None = None
     batch_size: Annotated[PositiveInt, Field(le=65_536)]
     lr: PositiveFloat
     optimizer: Literal["sgd", "adamw"]
@@ -179,6 +183,7 @@ class Schedule(Settings):
     clip_grad: PositiveFloat | None = None
     decay_norms: bool = True
     lr_factors: dict[str, NonNegativeFloat] = {}
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     accumulate: Annotated[PositiveInt, Field(le=65_536)] = 1
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     gpus: Annotated[int, Field(ge=1, le=64)] = 1
@@ -197,8 +202,20 @@ class Schedule(Settings):
         full = dict(_PRESETS.get(str(data.get("preset", "1x")), _PRESETS["1x"]))
         if data.get("decay") in _WITHOUT_MILESTONES:
             full["milestones"] = ()
+        if data.get("iterations") is not None:
+            full["epochs"] = None
         full |= data
+        if full.get("iterations") is None and full.get("epochs") is None:
+            # so that they are missing, not of the wrong type
+            full.pop("epochs", None)
         return {"weight_decay": 0.05 if full.get("optimizer") == "adamw" else 1e-4} | full
+
+    @field_validator("iterations")
+    @classmethod
+    def _one_length(cls, iterations: int | None, info: ValidationInfo) -> int | None:
+        if iterations and (epochs := info.data.get("epochs")):
+            raise ValueError(f"cannot be given next to epochs ({epochs}): remove one, or set it to null")
+        return iterations
 
     @field_validator("gpus")
     @classmethod
@@ -321,9 +338,9 @@ class JobSpec(Settings):
         return 1
 
     @property
-    def length(self) -> float:
-        """Passes over the training images, or images; compared among jobs of a kind only."""
-        return 1.0
+    def length(self) -> tuple[float, str]:
+        """How much it reads and in which unit; compared among jobs of a kind and a unit only."""
+        return 1.0, "epochs"
 
 
 class EvaluateSpec(JobSpec):
@@ -377,7 +394,7 @@ class TrainingSpec(JobSpec):
 
     Args:
         schedule: of the training.
-        iterations: steps of the training where the job counts them; None where its schedule counts epochs.
+        iterations: steps of the training where the kind of job says so; None leaves it to its schedule.
     """
 
     schedule: Schedule
@@ -389,9 +406,14 @@ class TrainingSpec(JobSpec):
         return self.schedule.batch_size
 
     @property
+    def epochs(self) -> int | None:
+        """Passes over the training images; None where iterations are counted."""
+        return None if self.iterations else self.schedule.epochs
+
+    @property
     def mixed_epochs(self) -> float:
         """First epochs in which images are mixed; a training that counts iterations stops it never."""
-        return float("inf") if self.iterations else self.schedule.epochs - self.dataset.augment_stop
+        return float("inf") if self.epochs is None else self.epochs - self.dataset.augment_stop
 
     @property
     def images_a_forward(self) -> int | None:
@@ -407,9 +429,11 @@ class TrainingSpec(JobSpec):
         return self.schedule.gpus
 
     @property
-    def length(self) -> float:
+    def length(self) -> tuple[float, str]:
         """Epochs, or the images that its steps see."""
-        return float(self.iterations * self.batch_size if self.iterations else self.schedule.epochs)
+        if self.epochs is None:
+            return float((self.iterations or self.schedule.iterations or 0) * self.batch_size), "images"
+        return float(self.epochs), "epochs"
 
 
 class DetectorSpec(TrainingSpec):

@@ -6,15 +6,16 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from kdlab import catalog
 from kdlab.devices import Machine
-from kdlab.errors import Fault, UsageError
+from kdlab.errors import Fault, UsageError, fixes, suggestion
 from kdlab.jobs import gate, store
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
-from kdlab.jobs.spec import plain
+from kdlab.jobs.spec import Schedule, plain
 from kdlab.jobs.store import PastJob
 from kdlab.planning import facts as facts_of
 from kdlab.planning import out_of_memory as memory
@@ -63,6 +64,7 @@ def build(
     answers = {"student": facts.student, "teacher": facts.teacher}
     faults = [
         *_untrainable(recipe, facts),
+        *_unfit_rates(recipe, facts),
         *weight_files.faults(recipe, facts.weights, answers),
         *pairing.faults(recipe, facts.student, facts.teacher),
         *pairing.inheritance(recipe, facts.student, facts.teacher),
@@ -144,22 +146,42 @@ def with_memory(job: Job, peak_gb: float) -> Job:
 
 def _untrainable(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
     """Models that only serve with weights from elsewhere, and schedules that this machine cannot run."""
-    trained = [("student.detector", facts.student, "kdlab ls detectors")]
-    schedules = {"schedule": recipe.schedule}
-    if recipe.teacher and facts.teacher and recipe.teacher.checkpoint is None:
-        trained.append(("teacher.detector", facts.teacher, "give it a checkpoint"))
-        schedules["teacher.schedule"] = recipe.teacher.schedule
-    for key, model, fix in trained:
+    precisions: dict[str, str | None] = {}
+    fixes = {"student": "kdlab ls detectors", "teacher": "give it a checkpoint"}
+    for role, key, schedule, model in _schedules(recipe, facts):
+        precisions[key] = schedule.precision
         if not model["trains"]:
-            what = f"{key} cannot be trained: it learns masks, and datasets have none"
-            yield Fault(what, recipe.path, model["detector"], fix=fix)
-    precisions: dict[str, str | None] = {key: one.precision for key, one in schedules.items()}
+            what = f"{role}.detector cannot be trained: it learns masks, and datasets have none"
+            yield Fault(what, recipe.path, model["detector"], fix=fixes[role])
     if recipe.teacher:
         precisions["teacher"] = recipe.teacher.precision
     for key, precision in precisions.items():
         if precision == "fp16" and facts.device == "cpu":
             what, fix = f"{key}.precision: fp16 needs a GPU", f"--set {key}.precision=fp32"
             yield Fault(what, recipe.path, "a machine without one", "fp32, bf16", fix)
+
+
+def _schedules(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str, Schedule, dict[str, Any]]]:
+    """Each role that is trained: the path of its schedule in the recipe, the schedule, facts of the model."""
+    yield "student", "schedule", recipe.schedule, facts.student
+    if recipe.teacher and facts.teacher and recipe.teacher.checkpoint is None:
+        yield "teacher", "teacher.schedule", recipe.teacher.schedule, facts.teacher
+
+
+def _unfit_rates(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
+    """Learning rates of parts and layers that a model lacks."""
+    for role, key, schedule, model in _schedules(recipe, facts):
+        for part in schedule.lr_factors:
+            if part not in model["parts"]:
+                whole = ", ".join(name for name in model["parts"] if "." not in name)
+                near = suggestion(part, model["parts"])
+                fix = fixes(near, "name a part as its weights are called: backbone.layer4")
+                where = recipe.place(f"{key}.lr_factors.{part}")
+                yield Fault(f"{key}.lr_factors names no part of the {role}", where, part, whole, fix)
+        if schedule.layer_decay is not None and not model["layers"]:
+            what = f"{key}.layer_decay: the {role}'s backbone has no blocks in sequence, as Swin has"
+            fix = f"--set {key}.layer_decay=null, or factors of its parts: {key}.lr_factors"
+            yield Fault(what, recipe.place(f"{key}.layer_decay"), f"{schedule.layer_decay:g}", fix=fix)
 
 
 def _model_notes(recipe: Recipe, facts: Facts) -> Iterator[str]:

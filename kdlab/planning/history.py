@@ -79,13 +79,13 @@ def but_seed(spec: Spec) -> Settings:
 
 
 def _place(job: Job) -> tuple[Any, ...]:
-    """Jobs of which one tells what another costs: of a kind, on as many threads, on the same data."""
-    return job.kind, job.spec.threads, job.spec.dataset.fingerprint
+    """Jobs of which one tells what another costs: alike in kind, threads, data and unit of length."""
+    return job.kind, job.spec.threads, job.spec.dataset.fingerprint, job.spec.length[1]
 
 
 def _work(job: Job) -> float:
     """FLOPs of a job in all; a training step is about three forwards, a teacher's is one."""
-    return float((3 * job.inputs.flops + job.inputs.flops_teacher) * job.spec.length)
+    return float((3 * job.inputs.flops + job.inputs.flops_teacher) * job.spec.length[0])
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

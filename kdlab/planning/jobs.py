@@ -24,8 +24,9 @@ from kdlab.planning.facts import Facts, model_spec
 from kdlab.planning.ids import job_id, with_id
 from kdlab.recipe.settings import Recipe, TeacherSettings
 
-PREPARING = {
+PREPARING: dict[str, Any] = {
     "epochs": 1,
+    "iterations": None,
     "optimizer": "adamw",
     "lr": 0.01,
     "weight_decay": 0.001,
@@ -36,6 +37,7 @@ PREPARING = {
     "clip_grad": 35.0,
     "decay_norms": True,
     "lr_factors": {},
+    "layer_decay": None,
     "accumulate": 1,
     "ema": None,
     "eval_every": 0,

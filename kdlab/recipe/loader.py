@@ -30,10 +30,12 @@ __all__ = [
 ]
 
 SECTIONS = ("dataset", "teacher", "student", "schedule", "methods", "arms", "seeds", "resources", "tune")
-MADE_ELSEWHERE = (("dataset",), ("teacher",), ("student",))
+MADE_ELSEWHERE = (("dataset",), ("teacher",), ("student",), ("schedule",))
 """Sections in which only another process may find a fault, so that their places go with the recipe."""
 INHERIT = "inherit"
 RESERVED = ("teacher", "class")
+LENGTHS = {"epochs", "iterations"}
+"""Keys of a schedule of which one says how long it is."""
 NAME = re.compile(r"[\w+@\[\]=,.-]+")
 LABEL = re.compile(r"[\w+@-]+")
 
@@ -194,6 +196,9 @@ def _complete_teacher(teacher: dict[str, Any], schedule: Any, document: Document
     own = _known_only(teacher.get("schedule", {}), Schedule.model_fields, path, "a key of schedule", document)
     if isinstance(own, dict) and isinstance(schedule, dict) and "preset" not in own:
         without = {"milestones"} if own.get("decay", "step") != "step" else set()
+        if own.keys() & LENGTHS:
+            # a length of its own takes the place of the recipe's
+            without |= LENGTHS
         own = {key: value for key, value in schedule.items() if key not in without} | own
     teacher["schedule"] = own
 

@@ -104,7 +104,8 @@ class TuneSettings(Settings):
         student: settings of the student to choose from, by key: `width: [8, 16]`.
         objectives: AP, more of which is better, and what it is weighed against: seconds for one image.
         trials: how many, all runs of the command together.
-        epochs: of a trial, the schedule stretched or shrunk to them; None for those of the recipe.
+        epochs: of a trial, the schedule stretched or shrunk to them; None for those of the recipe, which
+            must be said where its schedule counts iterations.
         split: part of the training images that a trial is measured on, and does not learn from.
         seed: of all trials; none of `seeds`.
         sampler: of Optuna; None is "tpe", and "nsgaii" for two objectives.
@@ -180,11 +181,15 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _mixes_in_some_epochs(self) -> Self:
-        lengths = {"schedule.epochs": self.schedule.epochs, "tune.epochs": self.tune.epochs}
+        stop, schedules = self.dataset.augment_stop, {"schedule": self.schedule}
         if self.teacher and self.teacher.checkpoint is None:
-            lengths["teacher.schedule.epochs"] = self.teacher.schedule.epochs
-        for name, epochs in lengths.items():
-            if epochs and 0 < epochs <= self.dataset.augment_stop:
+            schedules["teacher.schedule"] = self.teacher.schedule
+        for name, schedule in schedules.items():
+            if stop and schedule.iterations:
+                raise ValueError(f"dataset.augment_stop counts epochs: give {name}.epochs, not iterations")
+        lengths = {f"{name}.epochs": schedule.epochs for name, schedule in schedules.items()}
+        for name, epochs in {**lengths, "tune.epochs": self.tune.epochs}.items():
+            if epochs and 0 < epochs <= stop:
                 raise ValueError(f"dataset.augment_stop: none of {epochs} {name} is left that mixes images")
         return self
 

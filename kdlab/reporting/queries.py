@@ -104,12 +104,13 @@ def _plan(group: list[Job], wanted: str, runs: Runs) -> Plan:
     jobs = [*teachers, *students]
     model = settings["model"]
     about = f"{model['detector']} {model['backbone']} on {settings['dataset']['name']}"
+    unit = "iterations" if settings["schedule"]["iterations"] else "epochs"
     return Plan(
         id=hashlib.sha256(" ".join(job.id for job in jobs).encode()).hexdigest()[:8],
         recipe={
             "name": f"{QUERY}{wanted}",
             "query": wanted,
-            "title": f"{about}, {settings['schedule']['epochs']} epochs",
+            "title": f"{about}, {settings['schedule'][unit]} {unit}",
             "command": f"kdlab report {shlex.quote(QUERY + wanted)}",
             "arms": arms,
             "inherits": inherits,

@@ -90,7 +90,7 @@ class TrainingLoop:
         # reading a loss there waits for the device, so it is read only for a report
         self.on_gpu = next(distiller.parameters()).is_cuda
         batches = len(loader.batch_sampler)
-        self.iterations = spec.iterations or schedule.epochs * batches
+        self.iterations = spec.iterations or schedule.iterations or schedule.epochs * batches
         self.epochs = math.ceil(self.iterations / batches)
         self.mixed_epochs = spec.mixed_epochs
         self.interval = max(1, min(50, self.iterations // REPORTS))

@@ -13,7 +13,7 @@ from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from kdlab.errors import JobError
+from kdlab.backbones.swin import layers
 from kdlab.jobs.spec import Schedule
 from kdlab.training import precision  # noqa: F401 - its optimiser is named in a config
 
@@ -22,11 +22,7 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def build_optimiser(model: nn.Module, schedule: Schedule) -> OptimWrapper:
-    """The optimiser over everything that trains: the student and what the methods brought.
-
-    Raises:
-        JobError: a learning rate is for a part that the student lacks.
-    """
+    """The optimiser over everything that trains: the student and what the methods brought."""
     optimizer = {"type": "AdamW", "fused": True, "lr": schedule.lr, "weight_decay": schedule.weight_decay}
     if schedule.optimizer == "sgd":
         optimizer |= {"type": "SGD", "momentum": schedule.momentum}
@@ -48,6 +44,9 @@ def _groups(model: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
     """Parameters by learning rate and weight decay, those of the schedule's own rate first."""
     student = getattr(model, "student", model)
     factors = dict(_factors(student, schedule.lr_factors))
+    if schedule.layer_decay is not None:
+        for parameter, factor in _layer_factors(student.backbone, schedule.layer_decay):
+            factors[parameter] = factor * factors.get(parameter, 1.0)
     plain = set() if schedule.decay_norms else set(_norms_and_biases(model))
     groups: defaultdict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
     groups[1.0, True] = []
@@ -62,16 +61,17 @@ def _groups(model: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
 
 def _factors(student: nn.Module, wanted: Mapping[str, float]) -> Iterator[tuple[nn.Parameter, float]]:
     """The factor of each parameter of the named parts; of a part within a part its own."""
-    parts = dict(student.named_modules())
-    if unknown := [name for name in wanted if name not in parts or not name]:
-        raise JobError(
-            "schedule.lr_factors names no part of the model",
-            got=", ".join(unknown),
-            known=", ".join(name for name, _ in student.named_children()),
-            fix="name one of these, or a part of one as its weights are called: backbone.layer4",
-        )
     for name in sorted(wanted, key=lambda name: name.count(".")):
-        yield from ((parameter, wanted[name]) for parameter in parts[name].parameters())
+        part = student.get_submodule(name)
+        yield from ((parameter, wanted[name]) for parameter in part.parameters())
+
+
+def _layer_factors(backbone: nn.Module, decay: float) -> Iterator[tuple[nn.Parameter, float]]:
+    """BEiT's factor of each parameter, decay ** (L + 1 - i) in layer i of L blocks, 0 being what embeds."""
+    sequence = layers(backbone)
+    for i, modules in enumerate(sequence):
+        for module in modules:
+            yield from ((parameter, decay ** (len(sequence) - i)) for parameter in module.parameters())
 
 
 def _norms_and_biases(model: nn.Module) -> Iterator[nn.Parameter]:

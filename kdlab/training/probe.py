@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdlab import children, detectors
+from kdlab.backbones.swin import layers
 from kdlab.detectors import registered
 from kdlab.detectors.mmdet_config import folders_of, read_config, see
 from kdlab.errors import Fault, JobError, KdlabError, UsageError
@@ -55,9 +56,10 @@ def probe(
     Returns:
         `Facts` as plain data and: "params"; "flops" of one image (2 a multiply-add), of a head that kdlab
         does not know without the head; "batch_norm_trains", whether its statistics move in training;
-        "preprocessing"; "neck_and_head", the shape of each tensor there; "pad_divisor", to which images are
-        padded; for each file its key report and faults; and of an mmdet config what `read_config` gives, and
-        "modules", the folders of its own modules.
+        "preprocessing"; "layers", how many a backbone of blocks in sequence has, 0 for others;
+        "parts", the names of all modules with parameters; "neck_and_head", the shape of each tensor
+        there; "pad_divisor", to which images are padded; for each file its key report and faults; and of an
+        mmdet config what `read_config` gives, and "modules", the folders of its own modules.
 
     Raises:
         JobError: a file cannot be read, or torchvision's weights do not fit.
@@ -79,6 +81,12 @@ def probe(
         "params": sum(p.numel() for p in model.parameters()),
         "batch_norm_trains": averages_batches(model),
         "preprocessing": {key: cfg.data_preprocessor.get(key) for key in ("mean", "std", "bgr_to_rgb")},
+        "layers": len(layers(model.backbone)),
+        "parts": [
+            name
+            for name, module in model.named_modules()
+            if name and next(module.parameters(), None) is not None
+        ],
         "neck_and_head": {
             name: list(value.shape) for name, value in weights.neck_and_head(model.state_dict()).items()
         },

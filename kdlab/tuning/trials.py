@@ -68,8 +68,8 @@ class Trials:
 
     @property
     def epochs(self) -> int:
-        """Epochs of a trial."""
-        return self.recipe.tune.epochs or self.recipe.schedule.epochs
+        """Epochs of a trial; `check` refuses a recipe that says none."""
+        return self.recipe.tune.epochs or self.recipe.schedule.epochs or 0
 
     def check(self) -> None:
         """See that every value can be tried with every student.
@@ -164,7 +164,12 @@ class Trials:
         recipe = self.variants[self.student_of(params)].recipe
         name, by_epoch = label(params), len(recipe.tune.objectives) == 1
         methods = methods_with(recipe, self.arm, params) if has_methods(params) else {}
-        schedule = {"epochs": self.epochs, "eval_every": int(by_epoch), "keep_best": False}
+        schedule = {
+            "epochs": self.epochs,
+            "iterations": None,
+            "eval_every": int(by_epoch),
+            "keep_best": False,
+        }
         changes = {
             "arms": {name: methods},
             "inherits": (name,) if methods and self.arm in recipe.inherits else (),
@@ -192,6 +197,9 @@ def _faults(recipe: Recipe) -> list[Fault]:
         what = "tune.objectives: latency is that of the student, and there is only one"
         fix = "--set 'tune.student={width: [8, 16]}'"
         faults.append(Fault(what, recipe.path, objectives, fix=fix))
+    if tune.epochs is None and recipe.schedule.epochs is None:
+        what, fix = "tune.epochs is missing: schedule counts iterations", "--set tune.epochs=6"
+        faults.append(Fault(what, recipe.path, f"schedule.iterations {recipe.schedule.iterations}", fix=fix))
     if tune.seed in recipe.seeds:
         what = "tune.seed is among seeds: what one seed has chosen must be measured by others"
         fix = f"--set tune.seed={max(recipe.seeds) + 1000}"

@@ -21,9 +21,9 @@ RECIPE = """\
 # Two small jobs: a teacher and a student.
 dataset: {name: digits, image_px: 64, train_images: 24, val_images: 8, flip: 0.5}
 teacher:
-  {detector: gfl, backbone: resnet18, width: 8, neck_channels: 16, head_convs: 1, strides: [8, 16],
+  {detector: gfl, backbone: resnet18, width: 8, neck_channels: 16, head_convs: 1, strides: [8, 16, 32],
    schedule: {epochs: 1}}
-student: {detector: gfl, backbone: resnet18, width: 8, neck_channels: 24, head_convs: 1, strides: [8, 16]}
+student: {detector: gfl, backbone: resnet18, width: 8, neck_channels: 24, head_convs: 1, strides: [8, 16, 32]}
 schedule:
   {preset: custom, epochs: 6, batch_size: 4, lr: 1e-3, optimizer: adamw, decay: cosine, warmup_iters: 5,
    eval_every: 3}
@@ -33,6 +33,16 @@ seeds: [0]
 resources: {checkpoint_minutes: 0.005, workers: 1}
 """
 
+
+# two methods held to their shares, images mixed of several, an average of the weights
+MIXING = (
+    "dataset.scale=[64, 64]",
+    "dataset.augment=[mosaic, {random_affine: {scaling: [1, 2]}}, mixup, hsv]",
+    "dataset.augment_stop=1",
+    "teacher.schedule.epochs=2",
+    "schedule.ema=0.02",
+    "methods={rm: {gradient_share: {target: 40}}, pfi: {gradient_share: {target: 40}}}",
+)
 
 AGAIN = """
 import sys
@@ -84,24 +94,41 @@ def undisturbed(first: tuple[Cold, str]) -> Cold:
     return first[0]
 
 
-def test_kills_and_preemption_change_no_number(tmp_path: Path, undisturbed: Cold, warm: Warm) -> None:
-    world = World(tmp_path / "disturbed", undisturbed.cache, warm, RECIPE)
-    world.start()
+@pytest.fixture(params=["plain", "mixing"])
+def whole(
+    request: pytest.FixtureRequest, tmp_path: Path, warm: Warm
+) -> tuple[list[JobPaths], Path, tuple[str, ...]]:
+    """Jobs that nothing happened to, their cache, and how to run the same with other loader processes."""
+    if request.param == "plain":
+        undisturbed: Cold = request.getfixturevalue("undisturbed")
+        return undisturbed.jobs, undisturbed.cache, ()
+    words = tuple(word for override in MIXING for word in ("--set", override))
+    world = World(tmp_path / "whole", tmp_path / "cache", warm, RECIPE)
+    world.run(*words, "--set", "resources.workers=0")
+    return world.jobs, world.cache, (*words, "--set", "resources.workers=2")
+
+
+def test_kills_and_preemption_change_no_number(
+    tmp_path: Path, whole: tuple[list[JobPaths], Path, tuple[str, ...]], warm: Warm
+) -> None:
+    jobs, cache, words = whole
+    world = World(tmp_path / "disturbed", cache, warm, RECIPE)
+    world.start(*words)
     job = world.wait_for_student(iteration=10)
     os.kill(world.pid, signal.SIGKILL)
     _kill(job)
     assert world.wait() == -signal.SIGKILL
     assert not job.result.exists(), "killed too late to test anything"
 
-    world.start()
+    world.start(*words)
     world.wait_for_student(iteration=22)
     os.kill(world.pid, signal.SIGTERM)
     assert world.wait() == 128 + signal.SIGTERM
     assert not job.result.exists(), "stopped too late to test anything"
 
-    world.run()
+    world.run(*words)
     assert json.loads(job.result.read_text())["attempts"] == 3
-    assert world.results() == results(undisturbed.jobs)
+    assert world.results() == results(jobs)
 
 
 def test_second_run_trains_nothing_and_needs_neither_torch_nor_mlflow(first: tuple[Cold, str]) -> None:

@@ -260,6 +260,35 @@ def test_a_detector_with_masks_is_not_trained() -> None:
             build("arms={baseline: {}}", facts=replace(FACTS, **{role: masked}))
 
 
+@pytest.mark.parametrize("name", ["backbones", "layer1", "''"])
+def test_a_rate_of_an_unknown_part_is_refused_and_the_known_ones_named(name: str) -> None:
+    parts = ["backbone", "backbone.layer1", "neck", "bbox_head"]
+    facts = replace(FACTS, student={**MODEL, "parts": parts}, teacher={**MODEL, "flops": 30, "parts": parts})
+    build("schedule.lr_factors={backbone.layer1: 0.1}", facts=facts)
+    with pytest.raises(UsageError) as told:
+        build(f"schedule.lr_factors={{{name}: 0.1}}", facts=facts)
+    student, teacher = told.value.faults
+    assert student.what == "schedule.lr_factors names no part of the student"
+    assert teacher.what == "teacher.schedule.lr_factors names no part of the teacher"
+    assert (student.got, student.known) == (name.strip("'"), "backbone, neck, bbox_head")
+    assert student.where.startswith("--set schedule.lr_factors=")
+
+
+@pytest.mark.parametrize(("role", "key"), [("student", "schedule"), ("teacher", "teacher.schedule")])
+def test_rates_by_layer_need_a_backbone_of_layers(role: str, key: str) -> None:
+    models = {"student": {**MODEL, "layers": 13}, "teacher": {**MODEL, "flops": 30, "layers": 13}}
+    build("schedule.layer_decay=0.9", facts=replace(FACTS, **models))
+    models[role]["layers"] = 0
+    with pytest.raises(UsageError, match=f"{role}'s backbone has no blocks in sequence") as told:
+        build("schedule.layer_decay=0.9", facts=replace(FACTS, **models))
+    (fault,) = told.value.faults
+    assert fault.what.startswith(f"{key}.layer_decay: ")
+    assert fault.got == "0.9"
+    # what the fix says, for this role alone
+    teacher = "teacher.schedule.layer_decay=0.9"
+    build("schedule.layer_decay=0.9", teacher, f"{key}.layer_decay=null", facts=replace(FACTS, **models))
+
+
 def test_an_mmdet_config_counts_by_content_and_not_by_name() -> None:
     def student(detector: str, anchors: int) -> Job:
         found = {

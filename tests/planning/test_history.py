@@ -81,3 +81,12 @@ def test_jobs_that_count_iterations_cost_by_the_images_that_they_see() -> None:
     assert history.cost(scale(1, 1, iterations=20, batch_size=4)) == (60.0, "measured, n=1")
     assert history.cost(scale(2, 0, iterations=10, batch_size=16)) == (pytest.approx(120.0), "estimated")
     assert history.cost(job(3, {"seed": 0})) == (None, "unknown")
+
+
+def test_students_that_count_iterations_tell_nothing_of_those_that_count_epochs() -> None:
+    def student(number: int, **length: int | None) -> Job:
+        return make(f"student-{number}", schedule=length, inputs={"flops": 1})
+
+    history = History(past(student(0, epochs=None, iterations=20)))
+    assert history.cost(student(1, epochs=None, iterations=40)) == (pytest.approx(120.0), "estimated")
+    assert history.cost(student(2, epochs=3)) == (None, "unknown")

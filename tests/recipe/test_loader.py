@@ -224,6 +224,27 @@ def test_schedule_of_the_teacher_overrides_single_keys(load: Load) -> None:
     assert made.schedule.epochs == 24
 
 
+def test_iterations_take_the_place_of_a_preset_s_epochs(load: Load) -> None:
+    schedule = load(FULL, "schedule.iterations=90000").schedule
+    assert (schedule.preset, schedule.epochs, schedule.iterations) == ("2x", None, 90_000)
+    assert load(FULL, "schedule.iterations=null").schedule.epochs == 24
+
+
+@pytest.mark.parametrize(
+    ("recipe", "teacher", "lengths"),
+    [("iterations: 7", "epochs: 3", (3, None)), ("epochs: 3", "iterations: 7", (None, 7)),
+     ("iterations: 7", "lr: 1", (None, 7))],
+)  # fmt: skip
+def test_a_teacher_s_own_length_takes_the_place_of_the_recipe_s(
+    load: Load, recipe: str, teacher: str, lengths: tuple[int | None, int | None]
+) -> None:
+    text = with_line(5, f"schedule: {{preset: custom, {recipe}, batch_size: 8, lr: 1, optimizer: sgd}}")
+    made = load(text, f"teacher.schedule={{{teacher}}}")
+
+    assert made.teacher is not None
+    assert (made.teacher.schedule.epochs, made.teacher.schedule.iterations) == lengths
+
+
 def test_preset_of_the_teacher_starts_afresh(load: Load) -> None:
     made = load(FULL, "teacher.schedule.preset=1x")
 
@@ -400,6 +421,12 @@ def test_all_faults_come_at_once_in_the_order_of_their_lines(told: Told) -> None
         ("teacher.schedule.epochs=x", "teacher.schedule.epochs must be a whole number"),
         ("schedule.epochs='3'", "schedule.epochs must be a whole number"),
         ("schedule.epochs=true", "schedule.epochs must be a whole number"),
+        ("schedule.iterations=0", "schedule.iterations must be greater than 0"),
+        (
+            "schedule={epochs: 2, iterations: 9}",
+            "schedule.iterations cannot be given next to epochs (2): remove one, or set it to null",
+        ),
+        ("schedule.epochs=null", "schedule.epochs is missing"),
         ("schedule.lr=1e999", "schedule.lr must be a number"),
         ("schedule.keep_best=yes", "schedule.keep_best must be true or false"),
         ("schedule.gpus=3", "schedule.gpus must divide batch_size 8; with 3 GPUs 6 or 9 would do"),

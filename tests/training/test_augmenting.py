@@ -130,6 +130,15 @@ def test_a_plan_without_an_epoch_that_mixes_is_refused(setting: str) -> None:
         recipes.load("digits/quickstart", [*mixing, "dataset.augment_stop=4", setting])
 
 
+@pytest.mark.parametrize("section", ["schedule", "teacher.schedule"])
+def test_epochs_that_mix_nothing_need_a_schedule_of_epochs(section: str) -> None:
+    mixing = ["dataset.scale=[64, 64]", "dataset.augment=[mosaic]", "dataset.augment_stop=1"]
+    mixing.append("teacher.checkpoint=null")
+    length = [f"{section}.iterations=9", f"{section}.epochs=null"]
+    with pytest.raises(UsageError, match=rf"augment_stop counts epochs: give {section}\.epochs"):
+        recipes.load("digits/quickstart", [*mixing, *length])
+
+
 def test_a_mosaic_of_odd_sides_cannot_be_cut_in_half() -> None:
     with pytest.raises(UsageError, match="scale needs even sides"):
         recipes.load("digits/quickstart", ["dataset.scale=[65, 64]", "dataset.augment=yolox"])

@@ -115,6 +115,7 @@ def whole(make_loop: Callable[..., TrainingLoop]) -> TrainingLoop:
         *((place, {"decay": "cosine"}) for place in (2, 4, 7, 8)),
         (5, {"decay": "step", "milestones": (0.5, 0.75)}),
         (3, {"ema": 0.1, "lr_factors": {"backbone": 0.5}, "decay_norms": False, "accumulate": 2}),
+        *((place, {"epochs": None, "iterations": 6}) for place in (5, 6)),
     ],
 )
 def test_a_stop_and_a_resume_change_no_bit(
@@ -133,7 +134,7 @@ def test_a_stop_and_a_resume_change_no_bit(
     assert all(torch.equal(value, expected[name]) for name, value in resumed.distiller.state_dict().items())
     assert progress.losses == whole.progress.losses
     assert progress.history == whole.progress.history
-    assert len(progress.losses) == 8
+    assert len(progress.losses) == (changes.get("iterations") or 8)
 
 
 @pytest.mark.parametrize(("stop_at", "finished"), [(0, [4]), (6, [4, 6])])
@@ -304,6 +305,18 @@ def test_evaluation_comes_when_due_and_after_the_last_epoch(
     assert [one.epoch for one in history] == epochs
     assert history[-1] == Evaluation({"AP": fingerprint(loop.distiller)}, {"0": 1.0}, epoch=2, iteration=8)
     assert all(fields["metrics"].keys() == {"AP"} for fields in events(loop, JobEvaluated))
+
+
+@pytest.mark.parametrize(("iterations", "evaluated"), [(3, [(1, 3)]), (4, [(1, 4)]), (6, [(1, 4), (2, 6)])])
+def test_a_training_of_so_many_iterations_ends_with_them_and_is_measured_there(
+    make_loop: Callable[..., TrainingLoop], iterations: int, evaluated: list[tuple[int, int]]
+) -> None:
+    loop = make_loop(methods=(), changes={"epochs": None, "iterations": iterations, "warmup_iters": 0})
+    progress = loop.run()
+    assert [(one.epoch, one.iteration) for one in progress.history] == evaluated
+    # the cosine is over all of them
+    assert [one["iteration"] for one in progress.losses] == list(range(1, iterations + 1))
+    assert [one["lr"] < 1e-12 for one in progress.losses] == [False] * (iterations - 1) + [True]
 
 
 @pytest.mark.parametrize("course", [[3.0, 2.0, 3.0], [1.0, 3.0, 2.0]], ids=["first", "second"])

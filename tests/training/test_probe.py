@@ -61,6 +61,20 @@ def test_pretrained_batch_norm_stands_still() -> None:
     assert not probe(model(**USUAL, init="imagenet"), 10, (128, 128))["batch_norm_trains"]
 
 
+def test_layers_are_counted_where_a_backbone_is_a_sequence_of_them() -> None:
+    swin = {"backbone": "swin_t", "width": 32, "neck_channels": 16, "head_convs": 1}
+    assert probe(model(**swin, strides=[8, 16, 32]), 10, (64, 64))["layers"] == 1 + 12
+    assert probe(model(**swin, strides=[8, 16]), 10, (64, 64))["layers"] == 1 + 10
+    assert probe(MODEL, 10, (64, 64))["layers"] == 0
+
+
+def test_parts_are_all_that_has_weights() -> None:
+    parts = probe(MODEL, 10, (64, 64))["parts"]
+    assert [name for name in parts if "." not in name] == ["backbone", "neck", "bbox_head"]
+    assert {"backbone.layer4.1.conv2", "neck.lateral_convs.0"} < {*parts}
+    assert not {"", "data_preprocessor", "backbone.relu"} & {*parts}
+
+
 def test_overrides_reach_the_model() -> None:
     found = probe(model(**USUAL, overrides={"model.bbox_head.reg_max": 8}), 10, (128, 128))
     assert found["params"] < probe(MODEL, 10, (128, 128))["params"]

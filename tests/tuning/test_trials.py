@@ -178,6 +178,15 @@ class TestCheck:
         assert fault.got == "2"
         assert fault.fix == "--set tune.seed=1004"
 
+    def test_trials_of_a_schedule_of_iterations_are_told_their_epochs(self) -> None:
+        iterations = "schedule.iterations=9", "schedule.epochs=null"
+        (fault,) = self.faults(make_trials(*iterations))
+        assert fault.what.startswith("tune.epochs is missing")
+        trials = make_trials(*iterations, "tune.epochs=3")
+        trials.check()
+        schedule = trials.job({}).spec.schedule
+        assert (schedule.epochs, schedule.iterations) == (3, None)
+
     def test_value_that_cannot_serve_the_pair_is_told_though_the_recipe_s_own_can(self) -> None:
         (fault,) = self.faults(make_trials("tune.over=[rm.quality, rm.rank]"))
         assert fault.what == "rm cannot serve this pair: it needs quality_maps"

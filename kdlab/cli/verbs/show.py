@@ -107,8 +107,9 @@ def _draw(screen: Screen, recipe: str, overrides: list[str], images: int, epoch:
 
     made = prepare(screen, recipe, overrides, "local", None)
     student = next(planned.job for planned in made.plan.jobs if planned.job.spec.is_student)
-    if epoch >= student.spec.schedule.epochs:
-        known = f"1 to {student.spec.schedule.epochs}"
+    epochs = student.spec.schedule.epochs
+    if epochs is not None and epoch >= epochs:
+        known = f"1 to {epochs}"
         raise UsageError("the schedule has no such epoch", got=f"--epoch {epoch + 1}", known=known)
     to = RESULTS / f"{results_stem(made.plan)}-images.png"
     to.parent.mkdir(parents=True, exist_ok=True)
