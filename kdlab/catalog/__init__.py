@@ -159,8 +159,8 @@ def listing(
     def of(read: Callable[[Path], dict[str, Info]]) -> Callable[..., dict[str, Info]]:
         # ids of thousands of jobs ask for them, and files do not change under a process
         @cache
-        def all_of() -> dict[str, Info]:
-            found = read(PACKAGE.joinpath(*place))
+        def all_of(package: Path) -> dict[str, Info]:
+            found = read(package)
             for folder in plugins.of(*place):
                 for key, info in read(Path(folder)).items():
                     if key in found:
@@ -171,7 +171,7 @@ def listing(
 
         @wraps(read)
         def listed(folder: Path | None = None) -> dict[str, Info]:
-            return dict(all_of() if folder is None else read(folder))
+            return dict(all_of(PACKAGE.joinpath(*place)) if folder is None else read(folder))
 
         return listed
 
