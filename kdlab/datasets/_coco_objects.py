@@ -83,6 +83,8 @@ def unmeant(data: dict[str, Any], where: str) -> list[Fault]:
 
 def _name(box: dict[str, Any], image: dict[str, Any]) -> str:
     """Name of an annotation; the ids of those that were converted are nobody's."""
+    if "txt" in image and "line" in box:
+        return f"{image['txt']}:{box['line']}"
     return f"an object of {image['xml']}" if "xml" in image else f"annotation {box['id']}"
 
 

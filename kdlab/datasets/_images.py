@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +17,7 @@ from urllib.parse import unquote
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from kdlab.datasets._coco_labels import name_key
 from kdlab.datasets.base import Split, content_of, gone_link
@@ -31,6 +32,8 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 _ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)
 """Orientations of EXIF that swap width and height."""
+_PNG_EXIF = re.compile(rb"eXIf|[tzi](?:EX|TX)t(?:Raw profile|XML:)")
+"""Chunks of a PNG that can hold an orientation: their kinds, and of texts how their names begin."""
 _JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _TAIL = 64
 """Where the end of a JPEG is looked for: some cameras and tools write a little behind it."""
@@ -100,11 +103,26 @@ def header(file: Path | io.BytesIO) -> Header:
         raise UnreadableError(str(error) or type(error).__name__) from error
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: ImageFile.ImageFile) -> int:
     try:
+        if image.format == "PNG" and not _holds_exif(image.fp):
+            return 1
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # EXIF that cannot be read turns nothing
         return 1
+
+
+def _holds_exif(png: Any) -> bool:
+    """True where a chunk of an open PNG holds EXIF; Pillow decodes all pixels to look behind them."""
+    before = png.tell()
+    place, chunk = 8, b""
+    while not (found := bool(_PNG_EXIF.match(chunk, 4))):
+        png.seek(place)
+        if len(chunk := png.read(20)) < 8:
+            break
+        place += 12 + int.from_bytes(chunk[:4])
+    png.seek(before)
+    return found
 
 
 def decoded(content: bytes, height: int, width: int) -> Pixels:

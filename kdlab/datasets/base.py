@@ -18,6 +18,8 @@ from kdlab.redaction import ADDRESS_START
 
 PARTS = ("train", "val")
 NOT_REGULAR = "no regular file"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""Usual endings of image files."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def fingerprint(splits: Iterable[Split]) -> str:
     Raises:
         OSError: a labels file or an images folder cannot be read.
     """
-    return fingerprint_of((split.labels, _sizes(split.images)) for split in splits)
+    return fingerprint_of((split.labels, sizes_below(split.images)) for split in splits)
 
 
 def fingerprint_of(parts: Iterable[tuple[Path, Iterable[tuple[str, int]]]]) -> str:
@@ -98,8 +100,14 @@ def fingerprint_of(parts: Iterable[tuple[Path, Iterable[tuple[str, int]]]]) -> s
     return digest.hexdigest()[:16]
 
 
-def _sizes(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Name, relative to the first `folder`, and size in bytes of every file below it."""
+def sizes_below(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Name, relative to the first `folder`, and size in bytes of every file below it.
+
+    Hidden files are left out, and links that lead nowhere.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -107,7 +115,7 @@ def _sizes(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, int]]:
             if entry.is_symlink() and _leads_nowhere(Path(entry.path)):
                 continue
             if entry.is_dir():
-                yield from _sizes(entry.path, f"{prefix}{entry.name}/")
+                yield from sizes_below(entry.path, f"{prefix}{entry.name}/")
             else:
                 yield prefix + entry.name, entry.stat().st_size
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 from kdlab.datasets._coco_labels import is_printable, name_key
 from kdlab.datasets._voc_xml import Entry, converted
 from kdlab.datasets.base import (
+    IMAGE_SUFFIXES,
     NOT_REGULAR,
     PARTS,
     DatasetFiles,
@@ -40,7 +41,6 @@ VERSION = 1
 _CHECKS = 3
 
 _YEARS = ("VOC2007", "VOC2012")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _FLAG = re.compile(r"\s+-?[01]$")
 
 
@@ -190,7 +190,7 @@ def _entries_of(layout: _Layout, split: str, faults: list[Fault]) -> list[Entry]
         # "cell 1" may be a stem, or the stem "cell" with VOC's flag
         stem = line if _is_file(annotations / f"{line}.xml") else _FLAG.sub("", line)
         xml = annotations / f"{stem}.xml"
-        names = [f"{stem}{spelt}" for suffix in _SUFFIXES for spelt in (suffix, suffix.upper())]
+        names = [f"{stem}{spelt}" for suffix in IMAGE_SUFFIXES for spelt in (suffix, suffix.upper())]
         image = next((images / name for name in names if _is_file(images / name)), None)
         if not _is_file(xml):
             lacking["an XML file"].append(stem)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.datasets.base import DatasetFiles, Split
-from kdlab.inspection import across, boxes, entries, images, voc
+from kdlab.inspection import across, boxes, entries, images, voc, yolo
 from kdlab.inspection.findings import Defect, Place, defects
 from kdlab.inspection.images import ImageTask
 from kdlab.inspection.labels import Labels, arranged, read
@@ -94,7 +94,7 @@ def examine(
     for check in (*boxes.CHECKS, *entries.CHECKS):
         found += [one for labels in splits for one in check(labels)]
     found += [*images.check(facts), *images.repeated(facts)]
-    found += [one for check in across.CHECKS for one in check(splits)]
+    found += [one for check in (*across.CHECKS, *yolo.CHECKS) for one in check(splits)]
     found += [one for check in voc.CHECKS for one in check([*listed, *others])]
     left_out = images.skipped(facts) if broken_images == "skip" else 0
     told = tuple(defects(found, skips_broken=left_out > 0))

@@ -64,8 +64,8 @@ class Labels:
 
     @property
     def is_converted(self) -> bool:
-        """True for labels that kdlab made of XML files, so that ids and whole numbers are its own doing."""
-        return any("xml" in image for image in self.images)
+        """True for labels that kdlab made of other files, so that ids and whole numbers are its own doing."""
+        return any("xml" in image or "txt" in image for image in self.images)
 
     @property
     def counts(self) -> Ints:

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from kdlab.datasets import _images
 from kdlab.datasets._images import UnreadableError, decoded
@@ -138,6 +138,40 @@ def test_else_an_image_is_turned_as_mmdet_turns_it(orientation: int, size: tuple
     expected = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     assert np.array_equal(decoded(content, *size), expected)
     assert not np.array_equal(expected, decoded(encoded(), 40, 60))
+
+
+def png_with(kind: bytes, data: bytes, at_the_end: bool) -> io.BytesIO:
+    """A PNG of 60 x 40 px with another chunk before or behind its pixels."""
+    whole = encoded("PNG")
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    place = whole.index(b"IEND" if at_the_end else b"IDAT") - 4
+    return io.BytesIO(whole[:place] + chunk + whole[place:])
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_png_is_turned_wherever_its_exif_stands(at_the_end: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    png = png_with(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"), at_the_end)
+    assert _images.header(png).shown == (40, 60)
+
+
+def test_a_png_is_turned_by_xmp_as_pillow_reads_it() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"/>'
+    png = png_with(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp, False)
+    with Image.open(png) as image:
+        assert image.getexif()[0x0112] == 6
+    assert _images.header(png).shown == (40, 60)
+
+
+def test_the_header_of_a_png_without_exif_decodes_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, with_exif = png_with(b"tEXt", b"Software\0paint", False), png_with(b"eXIf", b"", True)
+    decoded_by_pillow = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded_by_pillow.append(image.format))
+    assert _images.header(plain).shown == (60, 40)
+    assert decoded_by_pillow == []
+    _images.header(with_exif)
+    assert decoded_by_pillow == ["PNG"]
 
 
 def test_an_image_that_pillow_would_not_open_for_its_size_is_opened() -> None:

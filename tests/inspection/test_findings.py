@@ -261,6 +261,18 @@ def _(data: Any, *_: Any) -> None:
         entry["bbox"] = [int(value) for value in entry["bbox"]]
 
 
+@case("polygons", "train: ")
+def _(data: Any, *_: Any) -> None:
+    data.labels["train"]["images"][0]["txt"] = "labels/train/a.txt"
+    objects(data)[0].update(line=1, polygon=1)
+
+
+@case("txt-alone", "train: z.txt")
+def _(data: Any, *_: Any) -> None:
+    data.labels["train"]["images"][0]["txt"] = "../../labels/a.txt"
+    data.files.update({"labels/a.txt": b"", "labels/b.txt": b"", "labels/z.txt": b""})
+
+
 @case("xml-unreadable", "train: a.xml XML files that do not parse: a.xml: no element found...")
 def _(data: Any, *_: Any) -> None:
     data.files["xml/a.xml"] = b"<annotation>"
