@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
+from kdlab.datasets import _yolo_yaml, yolo
 from kdlab.datasets.coco import first_image, load_labels
 from kdlab.drafting import foreign
 from kdlab.drafting.foreign import Labels
 from kdlab.drafting.walk import Tree, one_each, role
 from kdlab.errors import UsageError
 
-KNOWN = "COCO JSON, PASCAL VOC XML, YOLO with a data.yaml, CVAT XML, LabelMe JSON"
-_PEEK = 5
+KNOWN = "COCO JSON, PASCAL VOC XML, CVAT XML, LabelMe JSON, YOLO with a data.yaml"
+_NAMES = re.compile(rb"^names\s*:", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def find(tree: Tree) -> Layout:
         )
     found = [layout for look in (_yolo, _coco, _voc, _cvat, _labelme) if (layout := look(tree))]
     if not found:
-        fix = f"export the labels as one of these: {KNOWN}"
+        fix = f"export the labels as one of these: {KNOWN}, which names the classes"
         raise UsageError(
             "there are no labels of a known format below this folder",
             where=str(tree.root),
@@ -179,9 +180,23 @@ def _root_tag(tree: Tree, path: str) -> str:
 
 
 def _yolo(tree: Tree) -> Layout | None:
-    return None
+    paths = [*tree.files.get(".yaml", []), *tree.files.get(".yml", [])]
+    named = [path for path in paths if _NAMES.search((tree.root / path).read_bytes())]
+    if not named:
+        return None
+    path = min(named, key=lambda path: (path.count("/"), path))
+    section = {"name": "yolo", "data": path}
+    try:
+        said = _yolo_yaml.read(tree.root / path, ["train", "val"])
+        if said.splits["train"] != said.splits["val"]:
+            return Layout("YOLO text files", section)
+    except UsageError:
+        # what is wrong besides a missing val is told by the next line
+        said = _yolo_yaml.read(tree.root / path, ["train"])
+    train = said.splits["train"]
 
+    def read() -> Labels:
+        files = yolo.prepare(root=str(tree.root), data=path, train=train, val=train)
+        return load_labels(files.train.labels)
 
-def as_json(section: dict[str, Any]) -> str:
-    """A section on one line, as YAML has it."""
-    return json.dumps(section, ensure_ascii=False)
+    return Layout("YOLO text files", labels=read, told=("data.yaml names no images to measure on",))

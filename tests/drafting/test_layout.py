@@ -233,3 +233,33 @@ def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     image(tmp_path / ".cache" / "a.jpg")
     image(tmp_path / "b.jpg")
     assert tree(tmp_path).images == ["b.jpg"]
+
+
+def yolo(folder: Path, said: str, *stems: str) -> None:
+    for stem in stems:
+        image(folder / "images" / f"{stem}.jpg")
+        text(folder / "labels" / f"{stem}.txt", "0 0.5 0.5 0.2 0.4\n")
+    text(folder / "data.yaml", f"names: [cat]\n{said}")
+
+
+def test_yolo_with_both_splits_is_read_as_it_is(tmp_path: Path) -> None:
+    yolo(tmp_path, "train: images/train\nval: images/val\n", "train/a", "val/b")
+    assert found(tmp_path).dataset == {"name": "yolo", "data": "data.yaml"}
+
+
+@pytest.mark.parametrize("said", ["train: images\n", "train: images\nval: images\n"])
+def test_yolo_without_images_to_measure_on_is_read_whole(
+    tmp_path: Path, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setenv("KDLAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yolo(tmp_path, said, "a", "b")
+    labels = read(tmp_path)
+    assert [one["file_name"] for one in labels["images"]] == ["images/a.jpg", "images/b.jpg"]
+    assert labels["annotations"][0]["bbox"] == pytest.approx([16, 9, 8, 12])
+    assert found(tmp_path).told
+
+
+def test_what_is_wrong_with_a_data_yaml_is_told(tmp_path: Path) -> None:
+    yolo(tmp_path, "nc: 3\ntrain: images\n", "a")
+    with pytest.raises(UsageError, match="nc"):
+        found(tmp_path)
