@@ -15,8 +15,8 @@ pytestmark = pytest.mark.e2e
 RECIPE = """\
 # A teacher and a student, both tiny.
 dataset: {name: digits, image_px: 64, train_images: 48, val_images: 8, flip: 0}
-teacher: {detector: gfl, backbone: resnet18, width: 8, neck_channels: 16, head_convs: 1, strides: [8, 16]}
-student: {detector: gfl, backbone: resnet18, width: 8, neck_channels: 24, head_convs: 1, strides: [8, 16]}
+teacher: {detector: gfl, backbone: resnet18, width: 8, neck_channels: 16, head_convs: 1, strides: [8, 16, 32]}
+student: {detector: gfl, backbone: resnet18, width: 8, neck_channels: 24, head_convs: 1, strides: [8, 16, 32]}
 schedule:
   {preset: custom, epochs: 1, batch_size: 4, lr: 3e-3, optimizer: adamw, decay: cosine, warmup_iters: 5}
 arms:

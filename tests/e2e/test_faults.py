@@ -32,9 +32,9 @@ RECIPE = """\
 # A teacher and two students, seconds each.
 dataset: {name: digits, image_px: 64, train_images: 24, val_images: 8, flip: 0.5}
 teacher:
-  {detector: gfl, backbone: resnet18, width: 8, neck_channels: 16, head_convs: 1, strides: [8, 16],
+  {detector: gfl, backbone: resnet18, width: 8, neck_channels: 16, head_convs: 1, strides: [8, 16, 32],
    schedule: {epochs: 2}}
-student: {detector: gfl, backbone: resnet18, width: 8, neck_channels: 24, head_convs: 1, strides: [8, 16]}
+student: {detector: gfl, backbone: resnet18, width: 8, neck_channels: 24, head_convs: 1, strides: [8, 16, 32]}
 schedule:
   {preset: custom, epochs: 3, batch_size: 4, lr: 1e-3, optimizer: adamw, decay: cosine, warmup_iters: 5,
    eval_every: 2}

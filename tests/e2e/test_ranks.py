@@ -27,9 +27,9 @@ RECIPE = """\
 # A teacher, and a student of two processes.
 dataset: {name: digits, image_px: 64, train_images: 24, val_images: 10, flip: 0.5}
 teacher:
-  {detector: gfl, backbone: resnet18, width: 8, neck_channels: 16, head_convs: 1, strides: [8, 16],
+  {detector: gfl, backbone: resnet18, width: 8, neck_channels: 16, head_convs: 1, strides: [8, 16, 32],
    schedule: {epochs: 1, gpus: 1}}
-student: {detector: gfl, backbone: resnet18, width: 8, neck_channels: 16, head_convs: 1, strides: [8, 16]}
+student: {detector: gfl, backbone: resnet18, width: 8, neck_channels: 16, head_convs: 1, strides: [8, 16, 32]}
 schedule:
   {preset: custom, epochs: 5, batch_size: 4, lr: 1e-3, optimizer: adamw, decay: cosine, warmup_iters: 2,
    warmup_factor: 0.1, clip_grad: 35, eval_every: 2, gpus: 2}
