@@ -21,6 +21,7 @@ from kdlab.jobs.result import Evaluation
 from kdlab.training import ranks
 from kdlab.training.data import batches_of
 from kdlab.training.matching import Matches, Met, matches_of, met_of
+from kdlab.training.resampling import of_each_image
 from kdlab.training.step import parts_of
 from kdlab.training.voc import ImageBoxes, voc_metrics
 
@@ -96,6 +97,16 @@ class CocoMetric:
         if self._compared is None:
             raise RuntimeError("matches() before of_all()")
         return matches_of(*self._compared, [*self._category.values()])
+
+    def of_each(self) -> dict[Any, float]:
+        """AP of each image of the last `of_all`, by its id in the labels; see `resampling.of_each_image`.
+
+        Raises:
+            RuntimeError: there was none yet.
+        """
+        matches, ids = self.matches(), {number: id_ for id_, number in self._numbers.items()}
+        found = zip(matches.images.tolist(), of_each_image(matches).tolist(), strict=True)
+        return {ids[number]: precision for number, precision in found}
 
     def objects(self, image: Any) -> dict[int, dict[str, Any]]:
         """The annotations of an image that are objects to mmdet, as its samples hold them, by their place.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -61,6 +61,27 @@ def average_precision(matches: Matches, weights: Weights) -> Floats:
     rows = max(1, _CELLS // max(1, len(matches.image), RECALLS.size * classes))
     blocks = [weights[start : start + rows] for start in range(0, len(weights), rows)]
     return np.concatenate([np.empty(0), *(_of_block(matches, thresholds, block) for block in blocks)])
+
+
+def of_each_image(matches: Matches) -> Floats:
+    """(I,) AP of each image alone, in points 0 to 100: as if there were no other; NaN without objects.
+
+    It is the mean, over the classes that have objects in the image, of COCO's AP at IoU 0.50 to 0.95.
+    """
+    order = np.argsort(matches.image, kind="stable")
+    images = range(len(matches.images))
+    ends = np.searchsorted(matches.image[order], images, side="right")
+    found = np.full(len(images), np.nan)
+    for place, own in zip(images, np.split(order, ends[:-1]), strict=True):
+        alone = replace(
+            matches,
+            images=matches.images[place : place + 1],
+            image=np.zeros(len(own), np.int32),
+            **{name: getattr(matches, name)[own] for name in ("label", "score", "right", "ignored")},
+            objects=matches.objects[place : place + 1],
+        )
+        found[place] = average_precision(alone, np.ones((1, 1), np.int32))[0]
+    return found
 
 
 def _of_block(matches: Matches, thresholds: list[_Threshold], weights: Weights) -> Floats:

@@ -12,7 +12,7 @@ from hotcoco import COCOeval as Comparison
 
 from kdlab.jobs.resampled import RESAMPLES
 from kdlab.training.matching import IOU_THRESHOLDS, Matches, matches_of
-from kdlab.training.resampling import average_precision, draw, resample
+from kdlab.training.resampling import average_precision, draw, of_each_image, resample
 
 CATEGORIES = [1, 2, 3, 4]
 
@@ -151,3 +151,29 @@ def test_a_bit_a_threshold() -> None:
     counts = [(right >> bit & 1).sum() for bit in range(IOU_THRESHOLDS)]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[-1]
+
+
+def test_ap_of_one_image_is_the_mean_over_the_classes_in_it() -> None:
+    every, half = 2**IOU_THRESHOLDS - 1, 2**5 - 1
+    # image, label, score, right: in image 0 one of two objects of class 0, and class 1 below a false alarm,
+    # at IoU 0.50 to 0.70; image 1 is empty; in image 2 a false alarm of a class that is not there
+    rows = [
+        (0, 0, 0.9, every), (2, 0, 0.5, every), (0, 1, 0.9, 0), (0, 1, 0.8, half),
+        (1, 1, 0.7, 0), (2, 1, 0.6, 0),
+    ]  # fmt: skip
+    image, label, score, right = (np.array(column) for column in zip(*rows, strict=True))
+    objects = np.array([[2, 1], [0, 0], [1, 0]], np.uint16)
+    ignored = np.zeros(len(rows), np.uint16)
+    matches = Matches(
+        np.array([4, 5, 6]), image.astype(np.int32), label.astype(np.int16), score, right, ignored, objects
+    )
+    # of the 101 recalls 0.00 to 0.50 are reached, at precision 1; half of the thresholds at precision 1/2
+    first = 100 * (51 / 101 + 0.5 * 0.5) / 2
+    assert of_each_image(matches) == pytest.approx([first, np.nan, 100.0], nan_ok=True)
+
+
+def test_ap_of_each_image_is_that_of_a_resample_of_it_alone() -> None:
+    matches = Scenes(12).matches()
+    alone = average_precision(matches, np.eye(12, dtype=np.int32))
+    assert np.isnan(alone).any()
+    assert of_each_image(matches) == pytest.approx(alone, nan_ok=True)

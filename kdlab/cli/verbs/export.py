@@ -80,7 +80,7 @@ def export(
 
     wish = _wish(onnx, size, nms)
     runs = Runs.here()
-    chosen = _finished(runs, find(runs, job, seed))
+    chosen = finished(runs, find(runs, job, seed), "export")
     folder = to or EXPORTS / chosen.id
     request = {"job": str(runs.job(chosen.id).folder), "to": str(folder), "force": force, "onnx": wish}
     with screen.working(f"exporting {chosen.label} ({chosen.id})"):
@@ -111,8 +111,8 @@ def find(runs: Runs, name: str, seed: int | None = None) -> Job:
     raise UsageError(what, known=seeds, fix=f"--seed {found[0].seed}")
 
 
-def _finished(runs: Runs, job: Job) -> Job:
-    """The job, if it is done.
+def finished(runs: Runs, job: Job, purpose: str) -> Job:
+    """The job, if it is done; `purpose` is what its weights are for: "export".
 
     Raises:
         UsageError: it is not, with the command that finishes it; or it makes no detector.
@@ -122,14 +122,14 @@ def _finished(runs: Runs, job: Job) -> Job:
     from kdlab.recipe.files import go_on
 
     if why := job.spec.instead:
-        raise UsageError(f"{job.label} {why}, so there is nothing to export", where=job.id)
+        raise UsageError(f"{job.label} {why}, so there is nothing to {purpose}", where=job.id)
     state = state_of(job, runs.job(job.id))
     if state is State.DONE:
         return job
     plans = (plan for plan in store.plans(runs) if any(each.job.id == job.id for each in plan.jobs))
     recipe = next((plan.recipe for plan in plans), {"name": "RECIPE"})
     raise UsageError(
-        f"{job.label} is {state}, so there are no weights to export",
+        f"{job.label} is {state}, so there are no weights to {purpose}",
         where=job.id,
         fix=go_on(recipe),
     )

@@ -66,10 +66,14 @@ def bare(axes: Axes) -> None:
         side.set_visible(False)
 
 
-def outline(axes: Axes, box: Sequence[float], colour: str, style: str, width: float = 1.2) -> None:
-    """Draw the edges of a box (4,) xyxy in pixels, whose first is centred at 0."""
+def outline(
+    axes: Axes, box: Sequence[float], colour: str, style: str, width: float = 1.2, depth: int = 1
+) -> None:
+    """Draw the edges of a box (4,) xyxy in pixels, whose first is centred at 0; over what is less deep."""
     left, top, right, bottom = (float(edge) - 0.5 for edge in box)
-    edges = Rectangle((left, top), right - left, bottom - top, fill=False, ec=colour, ls=style, lw=width)
+    edges = Rectangle(
+        (left, top), right - left, bottom - top, fill=False, ec=colour, ls=style, lw=width, zorder=depth
+    )
     edges.set_path_effects(_halo(width))
     axes.add_patch(edges)
 

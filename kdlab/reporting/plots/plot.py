@@ -27,6 +27,7 @@ TOGETHER = 1 + len(COLOURS)
 """Arms that one pair of axes holds, the baseline among them; more get a panel each."""
 WIDTH = 7.5
 """Inches of a plot that needs no more, so that letters are of one size in all."""
+DPI = 200
 LEAST = 0.1
 """AP points that an axis or a scale of gains spans to both sides of 0; what rounding left of none is less."""
 _PANELS_A_ROW = 4
@@ -80,15 +81,21 @@ class Plot:
         rows = [[_plain(value) for value in row] for row in self.rows]
         return csv_text([self.columns, *rows], (self.title, self.caption))
 
-    def save(self, file: IO[bytes], suffix: str) -> None:
-        """Write the figure as "png", "pdf" or "svg", the same bytes every time."""
-        with rc_context(STYLE):
-            self.figure.savefig(file, format=suffix, dpi=200, metadata=METADATA[suffix])
+    def save(self, file: IO[bytes], suffix: str, dpi: int = DPI) -> None:
+        """Write the figure as "png", "pdf" or "svg", the same bytes every time.
 
-    def svg(self) -> str:
-        """The figure as the text of an SVG file."""
+        Args:
+            file: open for writing.
+            suffix: the format.
+            dpi: pixels of an inch; of a "pdf" or "svg" those of the images in it.
+        """
+        with rc_context(STYLE):
+            self.figure.savefig(file, format=suffix, dpi=dpi, metadata=METADATA[suffix])
+
+    def svg(self, dpi: int = DPI) -> str:
+        """The figure as the text of an SVG file; `dpi` as for `save`."""
         file = io.BytesIO()
-        self.save(file, "svg")
+        self.save(file, "svg", dpi)
         return file.getvalue().decode()
 
 
