@@ -33,10 +33,11 @@ class YOLOX(DynamicAdapter):
 
     @classmethod
     def config(cls, settings: ModelSettings, num_classes: int) -> ConfigDict:
-        """mmdet's own with the recipe's sizes; images of several sizes are padded as its own, in grey."""
+        """mmdet's own with the recipe's sizes; pixels that are not normalised are padded in grey, as there."""
         model = super().config(settings, num_classes)
         model.bbox_head.strides = tuple(settings.strides)
-        model.data_preprocessor.pad_value = 114
+        if settings.backbone in cls.own:
+            model.data_preprocessor.pad_value = 114
         return model
 
     @property

@@ -33,7 +33,7 @@ class PPYOLOELogits(Method):
     Args:
         pair: the two models; they need equal classes, priors and bins.
         cls: factor of the classes' part: quality focal loss with beta 2 towards the teacher's probability,
-            over the number of positives.
+            over each image's positives, at least 1.
         box: factor of the boxes' part: 1 - GIoU of the two decoded boxes.
         dfl: factor of the distributions' part: their cross-entropy. Nothing for heads without.
 
@@ -64,7 +64,7 @@ class PPYOLOELogits(Method):
         # without any, mmdet's overlaps would not be in the graph
         alike = bbox_overlaps(boxes, theirs, mode="giou", is_aligned=True) if len(boxes) else boxes.sum(1)
         parts = {
-            "cls": self.cls * classes.sum() / assignment.num_positives,
+            "cls": self.cls * classes.sum() / assignment.avg_factor,
             "box": self.box * (overlap * (1 - alike)).sum() / total,
         }
         if self.pair.student.bins:

@@ -25,10 +25,9 @@ RECIPE = f"""\
 # A teacher and a student, seconds each.
 dataset: {{name: digits, image_px: 32, train_images: 24, val_images: 8, flip: 0.5}}
 teacher:
-  {{detector: gfl, backbone: resnet18, width: 8, neck_channels: 16, head_convs: 1, strides: [8, 16, 32],
+  {{detector: gfl, backbone: resnet18, width: 8, neck_channels: 16, head_convs: 1, strides: [8, 16],
    schedule: {{epochs: 1}}}}
-student:
-  {{detector: gfl, backbone: resnet18, width: 8, neck_channels: 24, head_convs: 1, strides: [8, 16, 32]}}
+student: {{detector: gfl, backbone: resnet18, width: 8, neck_channels: 24, head_convs: 1, strides: [8, 16]}}
 schedule:
   {{preset: custom, epochs: 4, batch_size: 2, lr: 1e-3, optimizer: adamw, decay: cosine, warmup_iters: 5}}
 arms:

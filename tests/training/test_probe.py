@@ -96,7 +96,8 @@ def named(name: str) -> Path:
         ("gfl/gfl_r101_fpn_ms-2x_coco", "gfl", "resnet101", "box_distributions", (8, 16, 32, 64, 128)),
         ("swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco", "mask_rcnn", "swin_t", "roi_outputs", (4, 8, 16, 32, 64)),
         ("paa/paa_r50_fpn_1x_coco", "paa", "resnet50", "feats", (8, 16, 32, 64, 128)),
-        ("yolox/yolox_s_8xb8-300e_coco", "yolox", "cspdarknet", "feats", (8, 16, 32)),
+        ("yolox/yolox_s_8xb8-300e_coco", "yolox", "cspdarknet_s", "towers", (8, 16, 32)),
+        ("tood/tood_r50_fpn_1x_coco", "tood", "resnet50", "feats", (8, 16, 32, 64, 128)),
     ],
 )
 def test_an_mmdet_config_is_known_by_its_head(
