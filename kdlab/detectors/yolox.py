@@ -33,7 +33,7 @@ class YOLOX(DynamicAdapter):
 
     @classmethod
     def config(cls, settings: ModelSettings, num_classes: int) -> ConfigDict:
-        """mmdet's own with the recipe's sizes; pixels that are not normalised are padded in grey, as there."""
+        """mmdet's own with the recipe's sizes; pixels that are not normalised are padded in grey."""
         model = super().config(settings, num_classes)
         model.bbox_head.strides = tuple(settings.strides)
         if settings.backbone in cls.own:
