@@ -57,7 +57,7 @@ def prepared(runs: Runs, job: Job) -> JobPaths:
 
 
 def make_result(job: Job, attempts: int = 1) -> JobResult:
-    last = Evaluation(METRICS, epoch=1)
+    last = Evaluation(dict(METRICS), epoch=1)
     return JobResult(
         job.id, job.kind, job.arm, job.seed, last, last, wall_s=1.0, peak_memory_gb=0.1, attempts=attempts
     )
