@@ -67,6 +67,9 @@ def cvat(tree: Tree, files: Sequence[str]) -> Labels:
                 cases.append(("images whose numbers cannot be read", f"{path}: {name}: {error}", _MEND))
                 continue
             found.append((image, size, boxes))
+    if not (found or cases):
+        fix = "export it as CVAT for images, or as COCO"
+        cases.append(("XML files of CVAT without an <image>, as those for video are", files[0], fix))
     _refuse(cases, tree.root)
     return _with_roles(as_coco(found))
 
@@ -103,7 +106,11 @@ def labelme(tree: Tree, files: Sequence[str]) -> Labels:
             continue
         size = data.get("imageWidth"), data.get("imageHeight")
         if not all(isinstance(side, int) and side > 0 for side in size):
-            size = _images.header(tree.root / image).shown
+            try:
+                size = _images.header(tree.root / image).shown
+            except (_images.UnreadableError, OSError) as error:
+                cases.append(("images that cannot be read", f"{image}: {error}", _MEND))
+                continue
         found.append((image, size, boxes))
     _refuse(cases, tree.root)
     return _with_roles(as_coco(found))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
@@ -17,6 +18,7 @@ from kdlab.drafting.walk import Tree, one_each, role
 from kdlab.errors import UsageError
 
 KNOWN = "COCO JSON, PASCAL VOC XML, CVAT XML, LabelMe JSON, YOLO with a data.yaml"
+_LISTS = ("train", "val", "test")
 _NAMES = re.compile(rb"^names\s*:", re.MULTILINE)
 
 
@@ -121,12 +123,12 @@ def _images_of(tree: Tree, labels: str) -> str:
 
 
 def _voc(tree: Tree) -> Layout | None:
-    files = [path for path in tree.files.get(".xml", []) if _root_tag(tree, path) == "annotation"]
+    files = [path for path in tree.files.get(".xml", []) if _root_tag(tree.root / path) == "annotation"]
     if not files:
         return None
     folders = sorted({str(PurePosixPath(path).parent) for path in files})
-    lists = [path for path in tree.files.get(".txt", []) if role(path) or "trainval" in path]
-    by_role = one_each(path for path in lists if PurePosixPath(path).stem in ("train", "val", "test"))
+    lists = (path for path in tree.files.get(".txt", []) if PurePosixPath(path).stem in _LISTS)
+    by_role = one_each(lists)
     images = _beside(tree, files[0])
     if len(folders) == 1 and images is not None and "train" in by_role and {"val", "test"} & by_role.keys():
         measured = "val" if "val" in by_role else "test"
@@ -153,7 +155,7 @@ def _beside(tree: Tree, xml: str) -> str | None:
 
 
 def _cvat(tree: Tree) -> Layout | None:
-    files = [path for path in tree.files.get(".xml", []) if _root_tag(tree, path) == "annotations"]
+    files = [path for path in tree.files.get(".xml", []) if _root_tag(tree.root / path) == "annotations"]
     return Layout("CVAT XML", labels=lambda: foreign.cvat(tree, files)) if files else None
 
 
@@ -167,10 +169,11 @@ def _is_labelme(path: Path) -> bool:
     return b'"shapes"' in content and (b'"imagePath"' in content or b'"imageData"' in content)
 
 
-def _root_tag(tree: Tree, path: str) -> str:
+@cache
+def _root_tag(path: Path) -> str:
     """Of an XML file; "" of one that does not begin as XML."""
     try:
-        with (tree.root / path).open("rb") as file:
+        with path.open("rb") as file:
             for _, node in ElementTree.iterparse(file, events=("start",)):
                 return node.tag
     except ElementTree.ParseError:
@@ -199,4 +202,4 @@ def _yolo(tree: Tree) -> Layout | None:
         files = yolo.prepare(root=str(tree.root), data=path, train=train, val=train)
         return load_labels(files.train.labels)
 
-    return Layout("YOLO text files", labels=read, told=("data.yaml names no images to measure on",))
+    return Layout("YOLO text files", labels=read, told=("data.yaml names no other images to measure on",))

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kdlab.datasets.base import IMAGE_SUFFIXES
 from kdlab.errors import UsageError
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MOST_FILES = 500_000
 _ROLES = {
     "train": re.compile(r"^(train|training|trn)$"),
@@ -33,11 +33,6 @@ class Tree:
     root: Path
     files: dict[str, list[str]] = field(default_factory=dict)
     stems: dict[str, dict[str, str]] = field(default_factory=dict)
-
-    @property
-    def images(self) -> list[str]:
-        """All images."""
-        return sorted(f"{folder}{name}" for folder, own in self.stems.items() for name in own.values())
 
     def told(self) -> str:
         """ "120 .jpg, 3 .json"."""
@@ -63,7 +58,7 @@ def tree(root: Path) -> Tree:
                 continue
             stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a Path for each of so many takes seconds
             found.files.setdefault(suffix.lower(), []).append(prefix + name)
-            if suffix.lower() in IMAGES:
+            if suffix.lower() in IMAGE_SUFFIXES:
                 found.stems.setdefault(prefix, {})[stem] = name
         count += len(names)
         if count > MOST_FILES:

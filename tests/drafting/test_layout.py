@@ -232,7 +232,7 @@ def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path, files: list[str]
 def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     image(tmp_path / ".cache" / "a.jpg")
     image(tmp_path / "b.jpg")
-    assert tree(tmp_path).images == ["b.jpg"]
+    assert tree(tmp_path).stems == {"": {"b": "b.jpg"}}
 
 
 def yolo(folder: Path, said: str, *stems: str) -> None:
@@ -263,3 +263,17 @@ def test_what_is_wrong_with_a_data_yaml_is_told(tmp_path: Path) -> None:
     yolo(tmp_path, "nc: 3\ntrain: images\n", "a")
     with pytest.raises(UsageError, match="nc"):
         found(tmp_path)
+
+
+def test_cvat_for_video_is_refused_by_its_name(tmp_path: Path) -> None:
+    image(tmp_path / "a.jpg")
+    text(tmp_path / "annotations.xml", '<annotations><track id="0" label="dog"/></annotations>')
+    with pytest.raises(UsageError, match="without an <image>"):
+        read(tmp_path)
+
+
+def test_a_labelme_file_without_a_size_names_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"nothing")
+    text(tmp_path / "a.json", json.dumps({"shapes": [], "imagePath": "a.jpg"}))
+    with pytest.raises(UsageError, match="images that cannot be read: 1"):
+        read(tmp_path)

@@ -79,6 +79,12 @@ def init(
         raise UsageError(
             "there is a recipe of this name", where=str(to), fix="--force writes over it, -o names another"
         )
+    if to.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            "the recipe would lie among the data, and nothing is written there",
+            where=str(to),
+            fix=f"-o {Path('..') / to.name}, or type it elsewhere",
+        )
     minutes, weights = _asked(screen, minutes, weights)
     with screen.working(f"looking into {folder}"):
         found = layout.find(walk.tree(folder))
@@ -126,7 +132,7 @@ def _own_split(found: Layout, folder: Path, to: Path, seed: int) -> tuple[dict[s
 
     assert found.labels is not None
     train, val, how = splitting.cut(found.labels(), folder, seed)
-    place = to.with_suffix("")
+    place = to.with_name(f"{to.stem}-split")
     place.mkdir(parents=True, exist_ok=True)
     section: dict[str, Any] = {"name": "coco", "train_images": ".", "val_images": "."}
     for name, part in (("train", train), ("val", val)):
@@ -191,29 +197,31 @@ def _facts(files: DatasetFiles, minutes: float | None, weights: str) -> Facts:
 def _written(
     screen: Screen, to: Path, section: dict[str, Any], found: Layout, facts: Facts, split: str
 ) -> Choice:
-    """Write the recipe, measure its steps, and write it again with what follows from these."""
+    """Measure the steps of a draft, and write the recipe with what follows from them."""
     from kdlab.drafting import choices, text
     from kdlab.jobs.files import write_text
 
     about = f"{found.kind} in {section['root']}: GFL to a smaller GFL, RM and PFI"
 
-    def write(choice: Choice) -> None:
-        write_text(to, text.recipe(str(to.with_suffix("")), about, section, choice, facts.init, split))
+    def write(file: Path, choice: Choice) -> None:
+        write_text(file, text.recipe(str(to.with_suffix("")), about, section, choice, facts.init, split))
 
     choice = choices.sized(facts)
     to.parent.mkdir(parents=True, exist_ok=True)
-    for _ in range(_SMALLER):
-        write(choice)
-        with screen.working(f"measuring a few steps at {choice.scale[0]}x{choice.scale[1]}"):
-            cost = _measured(to, choice)
-        timed = choices.timed(choice, facts, cost)
-        if choices.enough(timed, facts):
-            break
-        smaller = choices.sized(facts, max(choice.scale) - 1)
-        if smaller.scale == choice.scale:
-            break
-        choice = smaller
-    write(timed)
+    draft = to.with_name(f".{to.name}")
+    try:
+        for _ in range(_SMALLER):
+            write(draft, choice)
+            with screen.working(f"measuring a few steps at {choice.scale[0]}x{choice.scale[1]}"):
+                cost = _measured(draft, choice)
+            timed = choices.timed(choice, facts, cost)
+            smaller = choices.sized(facts, max(choice.scale) - 1)
+            if choices.enough(timed, facts) or smaller.scale == choice.scale:
+                break
+            choice = smaller
+    finally:
+        draft.unlink(missing_ok=True)
+    write(to, timed)
     return timed
 
 

@@ -35,8 +35,6 @@ MOST_ARMS = 4
 SHORTEST_ID = 4
 """Letters of a plan's id that are enough, as screens show it."""
 MODELS = (".onnx", ".pth", ".safetensors")
-ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Of the files that are images in a folder; a file that is named is one whatever it is called."""
 
 
 @dataclass(frozen=True)
@@ -192,19 +190,23 @@ def _written(screen: Screen, folder: Path, found: Predictions) -> list[Path]:
 def image_files(paths: Sequence[Path]) -> list[Path]:
     """The images that are named, each once; those of a folder by their names, also in folders inside it.
 
+    In a folder an image is known by its ending; a file that is named is one whatever it is called.
+
     Raises:
         UsageError: all that are not there, and folders without images; or there are too many.
     """
+    from kdlab.datasets.base import IMAGE_SUFFIXES
+
     found: dict[Path, None] = {}
     faults = []
     for path in paths:
         own = [path]
         if path.is_dir():
-            inside = (one for one in sorted(path.rglob("*")) if one.suffix.lower() in ENDINGS)
+            inside = (one for one in sorted(path.rglob("*")) if one.suffix.lower() in IMAGE_SUFFIXES)
             own = [one for one in inside if not one.name.startswith(".") and one.is_file()]
             if not own:
                 fix = "name image files: what is named is read whatever its ending"
-                known = " ".join(ENDINGS)
+                known = " ".join(IMAGE_SUFFIXES)
                 faults.append(Fault("there are no images in this folder", str(path), known=known, fix=fix))
         elif not path.exists():
             there = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []

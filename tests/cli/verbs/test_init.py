@@ -14,6 +14,7 @@ from PIL import Image
 from kdlab.cli import app
 from kdlab.cli.verbs import init as verb
 from kdlab.drafting.choices import Cost
+from kdlab.errors import MachineError
 from kdlab.recipe import loader
 
 
@@ -67,7 +68,7 @@ def test_a_folder_becomes_a_recipe_that_loads(
     recipe = loader.load("photos-of-cats.yaml")
     assert recipe.seeds == (0, 1, 2)
     assert list(recipe.arms) == ["baseline", "rm", "pfi", "rm+pfi"]
-    assert {path.name for path in Path("photos-of-cats").iterdir()} == {"train.json", "val.json"}
+    assert {path.name for path in Path("photos-of-cats-split").iterdir()} == {"train.json", "val.json"}
 
 
 def test_json_says_what_was_chosen_and_why(photographs: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -90,18 +91,52 @@ def test_a_recipe_that_is_there_stays(photographs: Path, capfd: pytest.CaptureFi
     assert "dataset:" in Path("my.yaml").read_text()
 
 
+def test_nothing_is_written_into_a_folder_that_is_called_as_its_recipe(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`kdlab init photographs` beside the folder, as the documentation has it."""
+    monkeypatch.chdir(photographs.parent)
+    photographs.rename("photographs")
+    before = below(Path("photographs"))
+    assert kdlab("init photographs --init none", capfd)[0] == 0
+    assert below(Path("photographs")) == before
+    assert (
+        loader.load("photographs.yaml").dataset.options["train_labels"] == "../photographs-split/train.json"
+    )
+    monkeypatch.chdir("photographs")
+    code, _, err = kdlab("init . --init none", capfd)
+    assert code == 2
+    assert "would lie among the data" in err
+    assert below(Path()) == before
+
+
+def test_a_measurement_that_fails_leaves_the_recipe_that_was_there(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: Any) -> Cost:
+        raise MachineError("no torch here")
+
+    monkeypatch.setattr(verb, "_measured", failing)
+    Path("my.yaml").write_text("mine")
+    assert kdlab(f"init '{photographs}' --init none -o my.yaml --force", capfd)[0] == 3
+    assert Path("my.yaml").read_text() == "mine"
+    assert [path.name for path in Path().glob("*.yaml")] == ["my.yaml"]
+    assert [path.name for path in Path().glob(".*")] == []
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
         ("init nowhere", "there is no such folder"),
-        ("init . --init nowhere.pth", "there is no such file of weights"),
-        ("init . --init none", "there are no images below this folder"),
-        ("init . --minutes 0", "greater than or equal to 1"),
+        ("init empty --init nowhere.pth", "there is no such file of weights"),
+        ("init empty --init none", "there are no images below this folder"),
+        ("init empty --minutes 0", "greater than or equal to 1"),
     ],
 )
 def test_mistakes_are_told(
     photographs: Path, line: str, told: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    Path("empty").mkdir()
     code, _, err = kdlab(line, capfd)
     assert code == 2
     assert told in err
