@@ -21,6 +21,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the pages as a site in site/; a broken link fails. After -- another command of mkdocs: serve."""
+    install(session, "docs")
+    session.run("mkdocs", *(session.posargs or ["build", "--strict"]))
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Print what docs/speed.md tells: minutes, and nothing fails for being slow."""
     install(session, "test")

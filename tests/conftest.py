@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import kdlab.mmcv_ops  # noqa: F401 - from here on mmdet finds its compiled operators
+from kdlab import catalog
 from kdlab.jobs.spec import MethodSettings, ModelSpec
 from tests.stubs.jobs import method, model
 
@@ -95,6 +96,10 @@ def model_settings() -> Callable[..., ModelSpec]:
 
     def model_settings(detector: str, **changes: Any) -> ModelSpec:
         strides = tuple(changes.pop("strides", (8, 16, 32)))
+        if catalog.detectors()[detector].queries:
+            changes = {"queries": 20, "layers": 2} | changes
+        if detector == "dino":
+            changes["neck_channels"] = 256
         # unlike those of a recipe they may begin anywhere
         return model(detector=detector, **{"head_convs": 2} | changes).model_copy(update={"strides": strides})
 

@@ -57,20 +57,23 @@ BELOW = {
     "methods": {"plugins", "errors", "mmcv_ops", "detectors"},
     "training": {"children", "errors", "jobs", "datasets", "mmcv_ops", "backbones", "detectors", "methods"},
     "testing": {"errors", "catalog", "jobs", "detectors", "methods", "training"},
+    "prepared": {"devices", "errors", "jobs", "recipe", "planning", "running"},
+    "api": {"errors", "catalog", "jobs", "recipe", "prepared", "session", "running", "reporting"},
     "session": {"devices", "errors", "jobs", "recipe", "planning", "running", "tuning", "tracking"},
     "__main__": {"cli"},
-    "__init__": set(),
+    "__init__": {"api"},
 }
 BELOW["cli"] = BELOW.keys() - {
-    "cli", "testing", "training", "backbones", "detectors", "methods", "mmcv_ops", "__main__", "__init__"
+    "cli", "api", "testing", "training", "backbones", "detectors", "methods", "mmcv_ops", "__main__",
+    "__init__",
 }  # fmt: skip
 HEAVY = {
     "mlflow": {"tracking/mlflow.py"},
     "optuna": {"tuning/study.py", "reporting/study_plots.py"},
-    "matplotlib": {"reporting/plots/", "reporting/study_plots.py"},
+    "matplotlib": {"reporting/plots/", "reporting/study_plots.py", "api.py"},
     "jinja2": {"reporting/renderers/"},
     "psutil": {"jobs/lease.py", "training/images.py"},
-    "pandas": {"reporting/tables.py"},
+    "pandas": {"reporting/tables.py", "api.py"},
     "ray": {"running/executors/_ray.py"},
     **{
         name: {"testing.py", "training/", "backbones/", "detectors/", "methods/", "mmcv_ops/"}

@@ -37,10 +37,14 @@ class DetectorInfo(PluginInfo):
     Args:
         strides: of its levels in mmdet's own config.
         head_convs: convolutions of each tower there; 0 for a head without towers.
+        queries: of a decoder there; None for a family without one.
+        layers: of encoder and decoder there.
     """
 
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
     head_convs: int = 4
+    queries: int | None = None
+    layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,8 @@ def methods(folder: Path) -> dict[str, MethodInfo]:
 def detectors(folder: Path) -> dict[str, DetectorInfo]:
     """The detector families by key: the files that say `FAMILY = ...`, others there are what they share.
 
-    `STRIDES = ...` and `HEAD_CONVS = ...` there are the family's own sizes, written as literals.
+    `STRIDES = ...`, `HEAD_CONVS = ...`, `QUERIES = ...` and `LAYERS = ...` there are the family's own sizes,
+    written as literals.
 
     Raises:
         KdlabError: as `methods` does.
@@ -290,7 +295,7 @@ def first_comment(text: str) -> str:
 
 
 def _detector(file: PluginFile) -> DetectorInfo:
-    sizes = {"strides": file.assigned("STRIDES"), "head_convs": file.assigned("HEAD_CONVS")}
+    sizes = {name: file.assigned(name.upper()) for name in ("strides", "head_convs", "queries", "layers")}
     own = {name: file.literal(value, name.upper()) for name, value in sizes.items() if value}
     return DetectorInfo(**vars(file.info), **own)
 

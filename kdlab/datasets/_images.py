@@ -97,9 +97,10 @@ def header(file: Path | io.BytesIO) -> Header:
             return Header(str(image.format), image.mode, image.size, _orientation(image))
     except UnidentifiedImageError as error:
         raise UnreadableError("not an image") from error
-    except OSError:
-        raise
     except Exception as error:  # Pillow's formats raise what they like on broken files
+        # of the file system's own errors each has a number
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise UnreadableError(str(error) or type(error).__name__) from error
 
 

@@ -31,6 +31,8 @@ class Recording:
             serves: -1 none, -2 ignored by the loss. An image without objects may be missing.
         rois: the sampled proposals of a two-stage loss.
         roi_outputs: what the second stage said of them.
+        decoding: what a DETR's decoder was given.
+        states: (L, B, Q, C) what its layers gave.
     """
 
     feats: tuple[Tensor, ...] = ()
@@ -39,6 +41,8 @@ class Recording:
     assigned: list[tuple[InstanceData, Tensor]] = field(default_factory=list)
     rois: Rois | None = None
     roi_outputs: RoiOutputs | None = None
+    decoding: dict[str, Any] = field(default_factory=dict)
+    states: Tensor | None = None
 
 
 class Adapter:
@@ -56,6 +60,8 @@ class Adapter:
     """Whether it detects at a prior the best of its classes alone."""
     clips: ClassVar[bool] = True
     """Whether its detections end at the image's border."""
+    counts_on: ClassVar[str] = "meta"
+    """The device on which its FLOPs are counted: "cpu" where shapes are values in its forward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -130,16 +136,26 @@ class Adapter:
         """Learn what the loss inside decides: which prior or proposal serves which object."""
         yield
 
-    def look(self, inputs: Tensor, with_head: bool = True) -> None:
-        """Run the model on (B, 3, H, W) inputs as far as methods see it."""
+    def look(self, inputs: Tensor, with_head: bool = True, data_samples: Sequence[Any] | None = None) -> None:
+        """Run the model on (B, 3, H, W) inputs as far as methods see it.
+
+        mmdet's `data_samples` tell where an image ends and its padding begins, which some families ask.
+        """
         self.model.extract_feat(inputs)
 
     def observe(
-        self, inputs: Tensor, towers: Sequence[tuple[Branch, int]] = (), with_head: bool = True
+        self,
+        inputs: Tensor,
+        towers: Sequence[tuple[Branch, int]] = (),
+        with_head: bool = True,
+        data_samples: Sequence[Any] | None = None,
     ) -> DetectorOutputs:
-        """The model's view of (B, 3, H, W) inputs; without its head the neck's maps alone."""
+        """The model's view of (B, 3, H, W) inputs; without its head the neck's maps alone.
+
+        Without mmdet's `data_samples` of these images they are taken to have no padding.
+        """
         with self.recording(towers) as caught:
-            self.look(inputs, with_head)
+            self.look(inputs, with_head, data_samples)
         return self.outputs(caught)
 
     def finish(self) -> None:

@@ -96,7 +96,7 @@ class DenseAdapter(Adapter):
                 # a copy, because the activation works in place
                 yield before_activation, lambda _m, _i, out, maps=maps: maps.append(out.clone())
 
-    def look(self, inputs: Tensor, with_head: bool = True) -> None:
+    def look(self, inputs: Tensor, with_head: bool = True, data_samples: Sequence[Any] | None = None) -> None:
         """The neck's maps and, unless nobody asks for them, the head's."""
         feats = self.model.extract_feat(inputs)
         if with_head:

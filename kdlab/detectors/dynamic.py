@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
-from kdlab import backbones
 from kdlab.detectors.dense import BACKGROUND, DenseAdapter
 from kdlab.detectors.outputs import Branch, Priors
-from kdlab.detectors.sizing import CONFIGS, set_classes
+from kdlab.detectors.sizing import STAGES, on_backbone, set_classes
 from kdlab.errors import JobError
 from kdlab.jobs.spec import ModelSettings
 
@@ -39,24 +37,16 @@ class DynamicAdapter(DenseAdapter):
         Raises:
             JobError: there are more strides than stages of the backbone.
         """
-        model: ConfigDict = Config.fromfile(CONFIGS / cls.base).model
-        start, name = int(math.log2(settings.strides[0])) - 2, settings.backbone
-        stages = start + len(settings.strides)
-        if stages > 4:
+        model, channels, start = on_backbone(cls.base, settings)
+        if start + len(settings.strides) > STAGES:
             got, fix = str(list(settings.strides)), "end at stride 32: its neck makes no levels of its own"
             raise JobError(f"{cls.__name__} has a level for each stage of its backbone", got=got, fix=fix)
-        backbone, channels = backbones.kind_of(name).config(
-            name, settings.width, stages, settings.init != "none"
-        )
-        model.backbone = ConfigDict(**backbone)
         model.backbone.out_indices = model.backbone.out_indices[start:]
-        width = settings.neck_channels
-        model.neck.update(
-            in_channels=channels[start:], out_channels=width, num_csp_blocks=cls.own.get(name, 1)
-        )
+        width, blocks = settings.neck_channels, cls.own.get(settings.backbone, 1)
+        model.neck.update(in_channels=channels[start:], out_channels=width, num_csp_blocks=blocks)
         model.bbox_head.update(in_channels=width, feat_channels=width, stacked_convs=settings.head_convs)
         model.data_preprocessor.update(pad_size_divisor=32, batch_augments=None)
-        if name not in cls.own:
+        if settings.backbone not in cls.own:
             model.data_preprocessor.update(RED_FIRST)
         set_classes(model, num_classes)
         return model

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kdlab.detectors.queries import Queries, Starts
 
 if TYPE_CHECKING:
     from kdlab.detectors.base import Adapter
@@ -49,6 +51,14 @@ class Batch:
         """(B,) the place in `gt_boxes` of each image's first object."""
         images = torch.arange(len(self.image_shapes), device=self.gt_image.device)
         return torch.searchsorted(self.gt_image, images)
+
+    @cached_property
+    def numbers(self) -> list[list[int]]:
+        """Objects, height and width of each image, on the host: a GPU is waited for once."""
+        images = torch.arange(len(self.image_shapes), device=self.gt_image.device)
+        counts = (self.gt_image == images[:, None]).sum(1, keepdim=True)
+        found: list[list[int]] = torch.cat([counts, self.image_shapes], dim=1).T.tolist()
+        return found
 
 
 @dataclass(frozen=True)
@@ -138,7 +148,7 @@ class Facts:
         head: a description of the head's layers; equal heads can exchange towers.
         trains: whether kdlab's data sets hold what its loss needs.
         anchors: A, priors a cell; 0 for a head without priors.
-        priors: a hash of the priors on a fixed input size.
+        priors: a hash of the priors on a fixed input size; of a DETR what its queries begin as.
         tower_depth: convolutions of each of the head's branches.
         softmax: True where class scores come from a softmax over K + 1.
         bins: R + 1 distances of which a head predicts a distribution for each edge; 0 without.
@@ -173,6 +183,10 @@ class DetectorOutputs:
         quality_maps: over all levels, (B, A, H_l, W_l) logits of centerness or IoU.
         towers: pre-activation maps by (branch, conv), over all levels; only those that a method asked for.
         rois: the proposals of a two-stage student's own loss; a teacher has none.
+        queries: what a DETR's decoder says, layer by layer.
+        memory: a DETR's maps behind its encoder, over all levels, (B, C, H_l, W_l).
+        starts: the queries with which a DETR's decoder began.
+        decoding: what else it was given, of the images.
     """
 
     adapter: Adapter
@@ -185,6 +199,10 @@ class DetectorOutputs:
     towers: dict[tuple[Branch, int], list[Tensor]] = field(default_factory=dict)
     rois: Rois | None = None
     own_roi_outputs: RoiOutputs | None = None
+    queries: Queries | None = None
+    memory: list[Tensor] | None = None
+    starts: Starts | None = None
+    decoding: dict[str, Any] = field(default_factory=dict)
 
     @property
     def level_strides(self) -> tuple[int, ...]:
@@ -256,6 +274,18 @@ class DetectorOutputs:
         if rois is self.rois and self.own_roi_outputs is not None:
             return self.own_roi_outputs
         return self.adapter.roi_outputs(self.neck_maps, rois)
+
+    def decode_queries(self, starts: Starts) -> Queries:
+        """What this model's decoder says of other queries in the same images; gradients reach both."""
+        return self.adapter.decode_queries(self.decoding, starts)
+
+    def match_queries(self, batch: Batch) -> Tensor:
+        """(L, B, Q) which object of its image this model's own matcher gives to each query; -1 none."""
+        return self.adapter.match_queries(self.queries, batch)
+
+    def query_loss(self, queries: Queries, gt_index: Tensor, batch: Batch) -> Tensor:
+        """This model's own loss of queries that serve the objects (L, B, Q) that another matching says."""
+        return self.adapter.query_loss(queries, gt_index, batch)
 
     def through(self, levels: Sequence[int], feats: list[Tensor]) -> DetectorOutputs:
         """The same outputs with other `feats`, which stand at `levels` of the head."""

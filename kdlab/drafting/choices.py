@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 SCALES = (160, 224, 320, 416, 512, 640, 800, 1024, 1333)
 """Longer sides that images are resized to fit."""
+USUAL_SIDE = 320
+"""Below it images are resized only where the time is short, or they are smaller themselves."""
 SMALL_PX, LARGE_PX = 14.0, 380.0
 """Sides of the box that a level of stride 8 and one of stride 32 still tell well."""
 SEEDS = 3
@@ -142,12 +144,14 @@ def _side(facts: Facts, longest: int | None) -> tuple[int, str]:
     sides = np.sqrt(facts.boxes.prod(1)) / facts.fit
     small = max(float(np.percentile(sides, 10)), 1e-6)
     wanted = next((side for side in SCALES if small * side >= SMALL_PX), SCALES[-1])
-    side = min(most, max(wanted, 320))
-    reason = f"small boxes are then {small * side:.0f} px; the images have {own:.0f}"
+    usual = side = min(most, max(wanted, USUAL_SIDE))
     limit = longest or (SCALES[-1] if facts.gpu_gb else 512)
     if side > limit:
         side = max((one for one in SCALES if one <= limit), default=SCALES[0])
-        reason = f"small boxes want {wanted}, but {'the time is short' if longest else 'there is no GPU'}"
+    reason = f"small boxes are then {small * side:.0f} px; the images have {own:.0f}"
+    if side < usual:
+        cause = "the time is short" if longest else "there is no GPU"
+        reason = f"not {usual}, for {cause}: small boxes are then {small * side:.0f} px"
     return side, reason
 
 

@@ -17,6 +17,10 @@ from kdlab.jobs.spec import BY_CONTENT, Spec, plain, read_spec
 SCHEMA = 2
 """Of the files of jobs and plans. Raised by the commit after which older ones cannot be read."""
 
+TEACHER, ABOVE = "teacher", " of teacher"
+"""The arm of what a plan's students learn from, as no arm of a recipe is called; and the end of the arms of
+all that leads to it, where it is a student itself: "teacher of teacher", "prepare maskd of teacher"."""
+
 TOLERATED_AP = 0.5
 """How far below `teacher.expect_ap` a teacher may be, in points."""
 
@@ -100,7 +104,8 @@ class Job:
     Args:
         id: of `planning.ids`, a hash of `spec` and `parents`.
         arm: the recipe's name of the combination of methods; "teacher" for a teacher, "prepare <method>",
-            "scale <arm>", "diagnose <student's label>".
+            "scale <arm>", "diagnose <student's label>". What leads to a teacher that is an arm of another
+            recipe ends in `ABOVE`.
         spec: everything that can change the result.
         inputs: where its files lie.
         parents: ids of the jobs whose weights this one needs.
@@ -125,9 +130,25 @@ class Job:
         return self.spec.seed
 
     @property
+    def stage(self) -> int:
+        """Recipes between this job and the plan's own in a chain of teachers; 0 for the plan's own."""
+        first, *above = self.arm.split(ABOVE)
+        return len(above) + (self.spec.is_student and first == TEACHER)
+
+    @property
+    def is_teacher(self) -> bool:
+        """Whether the students of the plan learn from it, of whatever kind it is."""
+        return self.arm == TEACHER
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it is of an arm of the plan's own recipe."""
+        return self.spec.is_student and self.stage == 0
+
+    @property
     def label(self) -> str:
         """How people see the job: "rm+pfi seed 0", "teacher"."""
-        return f"{self.arm} seed {self.seed}" if self.spec.is_student else self.arm
+        return f"{self.arm} seed {self.seed}" if self.is_student else self.arm
 
     def to_dict(self) -> dict[str, Any]:
         """The job as plain data."""

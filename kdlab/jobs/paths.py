@@ -34,6 +34,7 @@ class JobPaths:
     result = _Inside("result.json")
     curves = _Inside("curves.json")
     resampled = _Inside("resampled.npy")
+    detections = _Inside("detections.npz")
     diagnosis = _Inside("diagnosis.npz")
     checkpoints = _Inside("ckpt")
     weights = _Inside("ckpt/weights.pth")

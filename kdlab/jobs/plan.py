@@ -24,7 +24,7 @@ class PlannedJob:
         done: whether its result exists already.
         why: the reason in words: "reused", "new: schedule.lr differs from student-1a2b3c4d".
         cost_s: expected seconds, None where nothing is known.
-        cost_source: "measured, n=3", "estimated" or "unknown".
+        cost_source: "measured, n=3", "estimated", "by a few steps" or "unknown".
     """
 
     job: Job

@@ -98,13 +98,16 @@ class ModelSettings(Settings):
 
     Args:
         detector: a detector family of the catalog; or an mmdet config, by path or by its name in mmdet
-            ("retinanet/retinanet_r50_fpn_1x_coco"): that says all sizes, and the five keys below are None.
+            ("retinanet/retinanet_r50_fpn_1x_coco"): that says all sizes, and the keys below, down to
+            layers, are None.
         backbone: a backbone of the catalog.
         width: channels of its first stage (MobileNetV2: of its stem); those of its paper where left out.
         neck_channels: channels of every level.
         head_convs: convolutions of each tower; 0 for a family without towers.
         strides: of the levels, in input pixels: 4 or 8 and on, each twice the one before; the family's where
             left out.
+        queries: how many a DETR's decoder has; None for other families.
+        layers: of a DETR's encoder, and as many of its decoder.
         init: the backbone's first weights: "none" draws them, "imagenet" fetches torchvision's, else the path
             or URL of a file.
         overrides: values by dotted key of the mmdet config, which begin with "model.".
@@ -116,6 +119,8 @@ class ModelSettings(Settings):
     neck_channels: Channels | None = None
     head_convs: Annotated[NonNegativeInt, Field(le=32)] | None = None
     strides: Annotated[tuple[int, ...], Field(max_length=8), Listed] | None = None
+    queries: Annotated[PositiveInt, Field(le=10_000)] | None = None
+    layers: Annotated[PositiveInt, Field(le=64)] | None = None
     init: Annotated[str, Field(min_length=1)] = "none"
     overrides: dict[str, Any] = {}
 
@@ -272,6 +277,7 @@ class MethodSettings(Settings):
         gradient_share: hold its part of the gradient; the weight is what it starts from.
         match: "stride" pairs levels of equal stride, "index" pairs them by position.
         levels: strides of the levels to use; None uses all.
+        maps: what a method on neck maps reads: "neck", or "memory", the maps behind a DETR's encoder.
         options: all options of the method; in YAML they stand beside `weight`.
     """
 
@@ -283,6 +289,7 @@ class MethodSettings(Settings):
     gradient_share: Share | None = None
     match: Literal["stride", "index"] = "stride"
     levels: Annotated[tuple[PositiveInt, ...], Field(min_length=1), Listed] | None = None
+    maps: Literal["neck", "memory"] = "neck"
     options: dict[str, Any] = {}
 
 
@@ -314,9 +321,9 @@ class JobSpec(Settings):
     work: ClassVar[str] = "trainer.Trainer"
     """What does it: module and class in `kdlab/training/`."""
     is_teacher: ClassVar[bool] = False
-    """The weights are those of the teacher of an arm."""
+    """A kind that is made to teach and for nothing else; what teaches in a plan, `Job.is_teacher` says."""
     is_student: ClassVar[bool] = False
-    """An arm of the comparison, one job per seed."""
+    """An arm of a recipe, one job per seed; whether of the plan's own, `Job.is_student` says."""
     instead: ClassVar[str] = ""
     """What the job makes where it does not end in the weights of a detector."""
     counts: ClassVar[Literal["epochs", "steps", "images"]] = "epochs"

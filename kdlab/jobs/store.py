@@ -59,7 +59,7 @@ def newest_plan(runs: Runs, *, comparing: bool = False) -> Plan:
 
 
 def plan(runs: Runs, word: str | None, *, comparing: bool = False, recipes: Collection[str] = ()) -> Plan:
-    """The plan that a word means: the beginning of its id, or a recipe's name for the newest of that.
+    """The plan that a word means: the beginning of its id, or a recipe's name or file for the newest of that.
 
     Args:
         runs: where the plans are.
@@ -89,9 +89,11 @@ def plan(runs: Runs, word: str | None, *, comparing: bool = False, recipes: Coll
             raise UsageError(what, got=found.id, fix=f"kdlab report {of}")
         return found
     names = []
+    file = word.endswith((".yaml", ".yml")) and Path(word).is_file()
     for one in plans(runs):
         if one.compares or not comparing:
-            if one.recipe["name"] == word:
+            own = Path(one.recipe.get("path", ""))
+            if one.recipe["name"] == word or (file and own.is_file() and own.samefile(word)):
                 return one
             names.append(one.recipe["name"])
     known = [*dict.fromkeys(names), *(path.stem for path in files)]
@@ -99,7 +101,7 @@ def plan(runs: Runs, word: str | None, *, comparing: bool = False, recipes: Coll
         f"no plan in {runs.plans} is called {word!r}",
         got=word,
         known=", ".join(known) or "none yet",
-        fix=f"kdlab run {word}" if word in recipes else _fix(word, known, "kdlab ls runs"),
+        fix=f"kdlab run {word}" if file or word in recipes else _fix(word, known, "kdlab ls runs"),
     )
 
 

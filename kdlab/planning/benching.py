@@ -20,7 +20,7 @@ def benching(plan: Plan, asked: str, rounds: int) -> Plan:
     """
     firsts: dict[str, Job] = {}
     for one in plan.jobs:
-        if one.job.spec.is_student:
+        if one.job.is_student:
             firsts.setdefault(one.job.arm, one.job)
     jobs = [_timing(student, asked, rounds) for student in firsts.values()]
     return plan.derived("benches", [PlannedJob(job, False, "measured now") for job in jobs])

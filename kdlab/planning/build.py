@@ -19,7 +19,7 @@ from kdlab.jobs.spec import Schedule, plain
 from kdlab.jobs.store import PastJob
 from kdlab.planning import facts as facts_of
 from kdlab.planning import out_of_memory as memory
-from kdlab.planning import pairing
+from kdlab.planning import pace, pairing
 from kdlab.planning import weights as weight_files
 from kdlab.planning.facts import Facts
 from kdlab.planning.history import History, flat
@@ -31,9 +31,21 @@ SAFETY, CONTEXT_GB = 1.2, 1.0
 
 
 def prepare(
-    recipe: Recipe, runs: Runs, machine: Machine, progress: Callable[[str], None] = lambda text: None
+    recipe: Recipe,
+    runs: Runs,
+    machine: Machine,
+    progress: Callable[[str], None] = lambda text: None,
+    *,
+    here: bool = False,
 ) -> Plan:
     """Gather what must be known, then `build`.
+
+    Args:
+        recipe: what is wanted.
+        runs: where finished jobs are.
+        machine: that trains.
+        progress: told what takes time.
+        here: it is this machine: a few steps tell what a job costs of which no finished one tells anything.
 
     Raises:
         KdlabError: the data or the models are not to be had, a method cannot serve the pair, or `runs` is of
@@ -41,7 +53,8 @@ def prepare(
     """
     # first, for it tells at once where a folder is of another version
     past = store.past_jobs(runs)
-    return build(recipe, facts_of.gather(recipe, machine, progress), past, store.shortages(runs))
+    plan = build(recipe, facts_of.gather(recipe, machine, progress), past, store.shortages(runs))
+    return pace.priced(plan, machine, progress) if here else plan
 
 
 def build(
@@ -61,15 +74,7 @@ def build(
     Raises:
         UsageError: a method cannot serve the pair, or weights do not fit their model; all faults at once.
     """
-    answers = {"student": facts.student, "teacher": facts.teacher}
-    faults = [
-        *_untrainable(recipe, facts),
-        *_unfit_rates(recipe, facts),
-        *weight_files.faults(recipe, facts.weights, answers),
-        *pairing.faults(recipe, facts.student, facts.teacher),
-        *pairing.inheritance(recipe, facts.student, facts.teacher),
-    ]
-    if faults:
+    if faults := list(_faults(recipe, facts)):
         raise UsageError(faults=faults)
     failed = (out_of_memory or {}) if recipe.resources.on_oom == "micro_batch" else {}
     wanted = memory.fitting(jobs_of(recipe, facts), failed, facts.gpu_gb)
@@ -84,8 +89,7 @@ def build(
         dataset={"name": facts.files.name, "fingerprint": facts.files.fingerprint},
         notes=(
             *facts.notes,
-            *_model_notes(recipe, facts),
-            *weight_files.notes(facts.weights, answers),
+            *_notes(recipe, facts),
             *_job_notes([planned.job for planned in jobs], past),
         ),
     )
@@ -144,6 +148,27 @@ def with_memory(job: Job, peak_gb: float) -> Job:
     return replace(job, resources=replace(job.resources, memory_gb=need))
 
 
+def _faults(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
+    """All that keeps a recipe from being trained, those of the recipe that its teacher comes from first."""
+    if recipe.stage and facts.stage:
+        yield from _faults(recipe.stage, facts.stage)
+    answers = {"student": facts.student, "teacher": facts.teacher}
+    yield from _untrainable(recipe, facts)
+    yield from _unfit_rates(recipe, facts)
+    yield from weight_files.faults(recipe, facts.weights, answers)
+    yield from pairing.faults(recipe, facts.student, facts.teacher)
+    yield from pairing.inheritance(recipe, facts.student, facts.teacher)
+
+
+def _notes(recipe: Recipe, facts: Facts) -> Iterator[str]:
+    """What to know of the models and their weights, those of a chain of teachers with their recipe's name."""
+    if recipe.teacher and recipe.stage and facts.stage:
+        yield f"teacher: {recipe.teacher.arm} seed {recipe.teacher.seed} of {recipe.stage.name}"
+        yield from (f"{recipe.stage.name}: {note}" for note in _notes(recipe.stage, facts.stage))
+    yield from _model_notes(recipe, facts)
+    yield from weight_files.notes(facts.weights, {"student": facts.student, "teacher": facts.teacher})
+
+
 def _untrainable(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
     """Models that only serve with weights from elsewhere, and schedules that this machine cannot run."""
     precisions: dict[str, str | None] = {}
@@ -153,6 +178,10 @@ def _untrainable(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
         if not model["trains"]:
             what = f"{role}.detector cannot be trained: it learns masks, and datasets have none"
             yield Fault(what, recipe.path, model["detector"], fix=fixes[role])
+        if schedule.precision == "fp16" and "queries" in model["provides"]:
+            what = f"{key}.precision: fp16 cannot match the queries of a DETR"
+            got = "mmdet takes the logarithm of 1 - score, and half precision rounds a sure score to 1"
+            yield Fault(what, recipe.path, got, "fp32, bf16", f"--set {key}.precision=bf16")
     if recipe.teacher:
         precisions["teacher"] = recipe.teacher.precision
     for key, precision in precisions.items():
@@ -164,7 +193,7 @@ def _untrainable(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
 def _schedules(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str, Schedule, dict[str, Any]]]:
     """Each role that is trained: the path of its schedule in the recipe, the schedule, facts of the model."""
     yield "student", "schedule", recipe.schedule, facts.student
-    if recipe.teacher and facts.teacher and recipe.teacher.checkpoint is None:
+    if recipe.teacher and facts.teacher and recipe.teacher.is_own:
         yield "teacher", "teacher.schedule", recipe.teacher.schedule, facts.teacher
 
 

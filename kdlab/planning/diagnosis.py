@@ -29,8 +29,8 @@ def diagnosis(plan: Plan, past: Mapping[str, PastJob], versions: Mapping[str, st
         UsageError: the recipe has no teacher to compare with, or nothing of it is finished.
     """
     jobs = [one.job for one in plan.jobs]
-    name, students = plan.recipe["name"], [job for job in jobs if job.spec.is_student]
-    teacher = next((job for job in jobs if job.spec.is_teacher), None)
+    name, students = plan.recipe["name"], [job for job in jobs if job.is_student]
+    teacher = next((job for job in jobs if job.is_teacher), None)
     if teacher is None:
         raise UsageError(
             f"{name} has no teacher to compare its students with",

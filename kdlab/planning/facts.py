@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from kdlab import catalog, children
 from kdlab.datasets._coco_labels import is_size
 from kdlab.datasets.base import DatasetFiles, cache_dir
-from kdlab.datasets.coco import first_image
+from kdlab.datasets.coco import first_image, parsed
 from kdlab.devices import Machine
 from kdlab.errors import Fault, MachineError, UsageError
 from kdlab.jobs.files import read_if_whole, write_json
@@ -29,6 +30,8 @@ FROM_CONFIG = ("detector", "backbone", "code", "config", "imports")
 """Facts of the model in an mmdet config that are settings of a job."""
 
 
+SMALL_BYTES, FEW_IMAGES, FEW_OBJECTS, SHOWN = 2_000_000, 100, 10, 6
+"""Labels of up to so many bytes are looked into; what is few to measure on; so many classes are named."""
 MOST_WORKERS = 8
 """Loader processes that a GPU gets where nobody says how many."""
 
@@ -48,6 +51,7 @@ class Facts:
         notes: what to know of the data.
         workers: loader processes for each process of a job, where the recipe does not say.
         learned: what students learn from and are measured on, where that is not `files`.
+        stage: the same of the recipe that the teacher comes from; None without one.
     """
 
     files: DatasetFiles
@@ -58,21 +62,26 @@ class Facts:
     weights: Mapping[str, WeightFile] = field(default_factory=dict)
     gpu_gb: float | None = None
     learned: DatasetFiles | None = None
+    stage: Facts | None = None
     notes: tuple[str, ...] = ()
     workers: int = 0
 
 
 def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = lambda text: None) -> Facts:
-    """Make or find the data, probe the models.
+    """Make or find the data, probe the models; first of the recipe that the teacher comes from.
 
     Raises:
-        KdlabError: the data or a file of weights is missing, or a folder cannot be written.
+        KdlabError: the data or a file of weights is missing, or a folder cannot be written; or that recipe
+            has another dataset.
         MachineError: the models cannot be built here.
     """
+    stage = gather(recipe.stage, machine, progress) if recipe.stage else None
     weights = weight_files.gather(recipe, progress)
     progress(f"dataset {recipe.dataset.name}")
     files = _dataset(recipe)
-    notes = _looked_at(files, stops=recipe.dataset.broken_images == "stop")
+    if stage:
+        _check_same(files, stage.files, recipe)
+    notes = (*_looked_at(files, stops=recipe.dataset.broken_images == "stop"), *_thin(files.val.labels))
     # FLOPs are counted on the recipe's scale, else on the first image's
     scale = recipe.dataset.scale
     if scale is None:
@@ -106,7 +115,34 @@ def gather(recipe: Recipe, machine: Machine, progress: Callable[[str], None] = l
     spare = len(machine.cores) // len(machine.gpus) - 1 if machine.gpus else 0
     workers = max(0, min(MOST_WORKERS, spare))
     models = student, teacher
-    return Facts(files, *models, machine.device, versions(), weights, gpu_gb, notes=notes, workers=workers)
+    known = files, *models, machine.device, versions(), weights, gpu_gb
+    return Facts(*known, stage=stage, notes=notes, workers=workers)
+
+
+def _check_same(own: DatasetFiles, theirs: DatasetFiles, recipe: Recipe) -> None:
+    """See that a teacher from another recipe learned from this dataset and was measured on it.
+
+    Other images with the same classes could be learned from, but its AP beside the students' would be of
+    those, and so would be the gap to it.
+
+    Raises:
+        UsageError: it has another one.
+    """
+    if (theirs.classes, theirs.fingerprint) == (own.classes, own.fingerprint):
+        return
+    assert recipe.stage
+    where, name = recipe.place("teacher.recipe"), recipe.stage.name
+    what = f"teacher.recipe: {name} has other images or labels, so no AP of its arms compares with one here"
+    got, known = (f"{files.name} {files.fingerprint}" for files in (theirs, own))
+    if theirs.classes != own.classes:
+        what = f"teacher.recipe: {name} has other classes, or the same in another order"
+        same = [mine == other for mine, other in zip(own.classes, theirs.classes, strict=False)]
+        got, known = (f"{len(files.classes)} classes" for files in (theirs, own))
+        if False in same:
+            label = same.index(False)
+            got, known = (f"label {label} is {files.classes[label]}" for files in (theirs, own))
+    fix = "name a recipe of the same dataset; --set changes that of this recipe alone"
+    raise UsageError(what, where=where, got=got, known=known, fix=fix)
 
 
 def _dataset(recipe: Recipe) -> DatasetFiles:
@@ -136,6 +172,23 @@ def _looked_at(files: DatasetFiles, *, stops: bool) -> tuple[str, ...]:
     if stops and (faults := [fault for fault, _ in looks if fault]):
         raise UsageError(faults=faults)
     return tuple(note for _, note in looks if note)
+
+
+def _thin(labels: Path) -> Iterator[str]:
+    """Notes on a validation set that is too small for what will be said of it."""
+    if labels.stat().st_size > SMALL_BYTES:
+        return
+    data = parsed(labels)
+    if (images := len(data["images"])) < FEW_IMAGES:
+        plural = "s" * (images > 1)
+        yield f"{images} image{plural} to measure on: others can move AP by more than a method does"
+    names = {one["id"]: one["name"] for one in data["categories"]}
+    counts = Counter(one["category_id"] for one in data["annotations"] if not one.get("iscrowd"))
+    few = {names[key]: counts[key] for key in names if counts[key] < FEW_OBJECTS}
+    if few:
+        told = ", ".join(f"{name} {count}" for name, count in [*few.items()][:SHOWN])
+        more = f" and {len(few) - SHOWN} more" if len(few) > SHOWN else ""
+        yield f"classes with fewer than {FEW_OBJECTS} objects to measure on: {told}{more}; their AP is luck"
 
 
 def model_spec(model: ModelSettings, facts: Mapping[str, Any], init: WeightFile | None = None) -> ModelSpec:

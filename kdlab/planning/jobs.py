@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from kdlab import catalog
-from kdlab.jobs.job import Inputs, Job, Resources
+from kdlab.errors import UsageError
+from kdlab.jobs.job import ABOVE, TEACHER, Inputs, Job, Resources
 from kdlab.jobs.spec import (
     DatasetSpec,
     DiagnoseSpec,
@@ -49,21 +51,37 @@ PREPARING: dict[str, Any] = {
 def jobs_of(recipe: Recipe, facts: Facts) -> Iterator[Job]:
     """The teacher, if an arm needs one, what methods prepare of it, then the students, seed by seed.
 
-    Of a seed the baseline comes first: a run that is stopped then has gains to show.
+    Of a seed the baseline comes first: a run that is stopped then has gains to show. Before a teacher that is
+    an arm of another recipe comes all that this recipe needs for it.
+
+    Raises:
+        UsageError: a student is such a teacher itself.
     """
+    above: list[Job] = []
     teacher = None
     prepared: dict[tuple[str, str], Job] = {}
     if recipe.teacher and (recipe.inherits or any(recipe.arms.values())):
-        teacher = _teacher(recipe, recipe.teacher, facts)
+        *above, teacher = _teachers(recipe, recipe.teacher, facts)
         prepared = _preparations(recipe, facts, teacher)
-        yield teacher
-        yield from {job.id: job for job in prepared.values()}.values()
+    students = []
     learning = {arm: bool(methods) or arm in recipe.inherits for arm, methods in recipe.arms.items()}
     for seed in recipe.seeds:
         for arm, learns in sorted(learning.items(), key=lambda pair: pair[1]):
             methods = recipe.arms[arm]
             own = {name: prepared[arm, name].id for name in methods if (arm, name) in prepared}
-            yield _student(recipe, facts, arm, seed, teacher if learns else None, own)
+            students.append(_student(recipe, facts, arm, seed, teacher if learns else None, own))
+    left = {job.id: job for job in students}
+    if teacher and teacher.id in left:
+        free = next(number for number in count() if number not in recipe.seeds)
+        what = f"the teacher is {left[teacher.id].label} of this recipe, the very same training"
+        fix = f"take another seed of it: --set teacher.seed={free}"
+        raise UsageError(what, where=recipe.place("teacher.recipe"), got=teacher.id, fix=fix)
+    # a chain of models of one size may begin with what is a baseline here
+    yield from [left.pop(job.id, job) for job in above]
+    if teacher:
+        yield teacher
+    yield from {job.id: job for job in prepared.values()}.values()
+    yield from (job for job in students if job.id in left)
 
 
 def scaling(student: Job, arm: str, iterations: int) -> Job:
@@ -92,6 +110,16 @@ def diagnosing(student: Job, teacher: Job) -> Job:
     return Job(job_id(spec, parents), f"diagnose {student.label}", spec, inputs, parents, resources)
 
 
+def _teachers(recipe: Recipe, teacher: TeacherSettings, facts: Facts) -> list[Job]:
+    """The teacher; where it is a student of another recipe, the job of that one behind all that it needs."""
+    if not (recipe.stage and facts.stage):
+        return [_teacher(recipe, teacher, facts)]
+    stage = recipe.stage.model_copy(update={"resources": recipe.resources})
+    *above, last = jobs_of(stage, facts.stage)
+    inputs = replace(last.inputs, expect_ap=teacher.expect_ap)
+    return [*(replace(job, arm=job.arm + ABOVE) for job in above), replace(last, arm=TEACHER, inputs=inputs)]
+
+
 def _teacher(recipe: Recipe, teacher: TeacherSettings, facts: Facts) -> Job:
     """Trained, or measured where its weights come from a file: how it was trained is in their content."""
     checkpoint = facts.weights.get("teacher.checkpoint")
@@ -101,7 +129,7 @@ def _teacher(recipe: Recipe, teacher: TeacherSettings, facts: Facts) -> Job:
             schedule=_schedule(teacher.schedule),
             **_common(recipe, facts, teacher.schedule, teacher.seed),
         )
-        return _job("teacher", spec, (), recipe, facts, Inputs(facts.files, expect_ap=teacher.expect_ap))
+        return _job(TEACHER, spec, (), recipe, facts, Inputs(facts.files, expect_ap=teacher.expect_ap))
     common = _common(recipe, facts, recipe.schedule, seed=0)
     untrained = ("flip", "augment", "augment_stop")
     defaults = {name: DatasetSpec.model_fields[name].default for name in untrained}
@@ -115,7 +143,7 @@ def _teacher(recipe: Recipe, teacher: TeacherSettings, facts: Facts) -> Job:
         **{**common, "dataset": reading},
     )
     inputs = Inputs(facts.files, checkpoint.path, partial=teacher.partial, expect_ap=teacher.expect_ap)
-    return _job("teacher", spec, (), recipe, facts, inputs)
+    return _job(TEACHER, spec, (), recipe, facts, inputs)
 
 
 def _preparations(recipe: Recipe, facts: Facts, teacher: Job) -> dict[tuple[str, str], Job]:

@@ -57,11 +57,15 @@ def _reasons(
 ) -> Iterator[tuple[str, str]]:
     """(reason, what was found) for everything that does not fit; what is missing hides what differs."""
     needs, equal = info.needs_for(settings.options)
+    if settings.maps == "memory" and "feats" in needs:
+        needs = (*needs, "memory")
     given = {"student": student["provides"], "teacher": [*teacher["provides"], *STUDENT_ONLY]}
     for role, facts in (("student", student), ("teacher", teacher)):
         if missing := [name for name in needs if name not in given[role]]:
             yield f"it needs {' and '.join(missing)}", f"the {role}, {facts['detector']}, has none"
             return
+    if info.prepares and settings.maps != "neck":
+        yield "what it learns beforehand is learned on neck maps", f"maps: {settings.maps}"
     if info.prepares and not teacher["trains"]:
         yield "it learns from the teacher's own loss first", f"that of {teacher['detector']} needs masks"
     for name in equal:
@@ -78,6 +82,9 @@ def _difference(name: str, student: Mapping[str, Any], teacher: Mapping[str, Any
         "head": ("detector", "channels", "tower_depth", "num_classes"),
     }
     shown = made_from.get(name, (FACTS[name],))
+    if name == "priors" and "queries" in (*student["provides"], *teacher["provides"]):
+        # what a DETR's queries begin as is no hash
+        shown = ("detector", "priors")
 
     def told(facts: Mapping[str, Any]) -> str:
         return " ".join(f"{key} {facts[key]}" for key in shown)
@@ -90,8 +97,9 @@ def _level_reasons(
 ) -> Iterator[tuple[str, str]]:
     """The same for the levels of the neck."""
     if not reads_neck:
-        if settings.levels or settings.match != "stride":
-            yield "it reads no neck maps, so levels and match have no effect", "levels or match"
+        if settings.levels or settings.match != "stride" or settings.maps != "neck":
+            keys = "levels, match or maps"
+            yield "it reads no neck maps, so levels, match and maps have no effect", keys
         return
     wanted = settings.levels or student["strides"]
     missing = [stride for stride in wanted if stride not in student["strides"]]

@@ -18,7 +18,7 @@ from kdlab.recipe.variation import Request, check_distinct, name_of, of_seeds, t
 from kdlab.recipe.yaml_writer import dump
 
 BASELINE = "baseline"
-BESIDES = ("weight", "warmup_iters", "decay", "stop", "match")
+BESIDES = ("weight", "warmup_iters", "decay", "stop", "match", "maps")
 """Settings of any method that `--vary` changes next to its options."""
 
 Block = dict[str, Any]

@@ -105,10 +105,13 @@ class Document:
     def error(self) -> UsageError:
         """All faults as one error, in the order of their lines, those of options last."""
 
-        def line(fault: Fault) -> float:
-            return math.inf if is_option(fault.where) else int(fault.where.rpartition(":")[2])
+        def place(fault: Fault) -> tuple[bool, float]:
+            # those of the recipe that a teacher comes from stand in another file, or are of all of it
+            file, _, line = fault.where.rpartition(":")
+            number = line.isdecimal() and not is_option(fault.where)
+            return file != self.file, int(line) if number else math.inf
 
-        faults = sorted(dict.fromkeys(self.faults), key=line)
+        faults = sorted(dict.fromkeys(self.faults), key=place)
         if more := faults[MOST_TOLD:]:
             faults = [*faults[:MOST_TOLD], Fault(f"{len(more)} more faults", where=self.file)]
         return UsageError(faults=faults)

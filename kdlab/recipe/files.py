@@ -46,7 +46,10 @@ def find(name_or_path: str) -> tuple[str, Path]:
     except OSError as error:
         what = f"{shown(name_or_path)} is not a recipe: {error.strerror}"
     near = suggestion(name_or_path.removeprefix("recipes/").removesuffix(".yaml"), [*recipes, *own()])
-    raise UsageError(what, known=shortened(recipes), fix=fixes(near, "see: kdlab ls recipes"))
+    more = "see: kdlab ls recipes"
+    if path.suffix in (".yaml", ".yml") and what.endswith(" is not a recipe"):
+        what, more = f"there is no file {dotted((name_or_path,))}", f"kdlab init FOLDER writes one, {more}"
+    raise UsageError(what, known=shortened(recipes), fix=fixes(near, more))
 
 
 def own() -> dict[str, Path]:

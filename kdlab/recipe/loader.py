@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from kdlab import catalog
 from kdlab.catalog.plugin_files import PluginInfo
-from kdlab.errors import fixes, suggestion
+from kdlab.errors import UsageError, fixes, suggestion
+from kdlab.jobs.job import TEACHER
 from kdlab.jobs.settings import Settings
 from kdlab.jobs.spec import MethodSettings, ModelSettings, Schedule
+from kdlab.recipe import chain
 from kdlab.recipe.document import MOST_FAULTS, Document, KeyPath, dotted, shown
 from kdlab.recipe.files import command_of, find, told
 from kdlab.recipe.settings import DatasetSettings, Recipe, Resources, TeacherSettings, TuneSettings
@@ -33,7 +36,7 @@ SECTIONS = ("dataset", "teacher", "student", "schedule", "methods", "arms", "see
 MADE_ELSEWHERE = (("dataset",), ("teacher",), ("student",), ("schedule",))
 """Sections in which only another process may find a fault, so that their places go with the recipe."""
 INHERIT = "inherit"
-RESERVED = ("teacher", "class")
+RESERVED = (TEACHER, "class")
 LENGTHS = {"epochs", "iterations"}
 """Keys of a schedule of which one says how long it is."""
 NAME = re.compile(r"[\w+@\[\]=,.-]+")
@@ -72,12 +75,18 @@ def opened(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[str, Docum
     return name, read(path, told(path), overrides)
 
 
-def resolve(document: Document, name: str) -> Recipe:
+def resolve(document: Document, name: str, below: Sequence[Path] = ()) -> Recipe:
     """The recipe that a document holds.
+
+    Args:
+        document: read, and not yet checked.
+        name: of the recipe.
+        below: files of the recipes whose teachers come from this one, the lowest first.
 
     Raises:
         UsageError: all its faults, each with its place.
     """
+    data = _resolved(document, below)
     head = {
         "name": name,
         "path": document.file,
@@ -87,13 +96,29 @@ def resolve(document: Document, name: str) -> Recipe:
             dotted(path): place for path, place in document.places.items() if path[:1] in MADE_ELSEWHERE
         },
     }
-    recipe = document.checked(Recipe, head | _resolved(document))
+    recipe = document.checked(Recipe, head | data)
     if recipe is None or document.faults:
         raise document.error()
     return recipe
 
 
-def _resolved(document: Document) -> dict[str, Any]:
+def _above(name: str, below: Sequence[Path]) -> Recipe:
+    """The recipe that a teacher comes from.
+
+    Raises:
+        UsageError: as `load`, or it is one of those `below`.
+    """
+    name, document = opened(name)
+    path = Path(document.file).resolve()
+    if path in below:
+        files = [*below[below.index(path) :], path]
+        what = "the teacher would be trained by its own student"
+        fix = "name a recipe whose teacher does not come from this one"
+        raise UsageError(what, got=" -> ".join(told(file) for file in files), fix=fix)
+    return resolve(document, name, below)
+
+
+def _resolved(document: Document, below: Sequence[Path]) -> dict[str, Any]:
     """The data with every option named and every method in its arm; other values are checked after this."""
     data: dict[str, Any] = _known_only(document.data, SECTIONS, (), "a section of a recipe", document)
     for section, model in _FIXED.items():
@@ -103,13 +128,17 @@ def _resolved(document: Document) -> dict[str, Any]:
     if isinstance(data.get("resources"), dict):
         data["resources"] = _resources(data["resources"], document)
     schedule = data.setdefault("schedule", {})
-    detectors = catalog.detectors()
+    detectors, has_teacher = catalog.detectors(), data.get("teacher") is not None
+    if chain.is_chained(data.get("teacher")):
+        files = [*below, Path(document.file).resolve()]
+        stage = chain.stage_of(data["teacher"], document, lambda name: _above(name, files))
+        data |= {"stage": stage, "teacher": stage and chain.completed(data["teacher"], stage, document)}
     for section in ("teacher", "student"):
-        if isinstance(data.get(section), dict):
+        if isinstance(data.get(section), dict) and not chain.is_chained(data[section]):
             _check_overrides(data[section].get("overrides"), section, document)
             data[section] = _model(data[section], detectors, section, document)
-    if isinstance(teacher := data.get("teacher"), dict):
-        _complete_teacher(teacher, schedule, document)
+            if section == "teacher":
+                _complete_teacher(data[section], schedule, document)
     if isinstance(dataset := data.get("dataset"), dict):
         path, known = ("dataset", "name"), catalog.datasets()
         plugin = _look_up(dataset.get("name"), known, path, "names no dataset", document)
@@ -122,7 +151,7 @@ def _resolved(document: Document) -> dict[str, Any]:
     blocks = _method_blocks(data.pop("methods", {}), methods, document)
     if isinstance(data.get("arms"), dict):
         data["arms"], data["inherits"] = _arms(data["arms"], blocks, methods, document)
-        _check_arms(data["arms"], data["inherits"], data.get("teacher"), document)
+        _check_arms(data["arms"], data["inherits"], document, has_teacher=has_teacher)
     return data
 
 
@@ -144,7 +173,7 @@ def _resources(raw: dict[str, Any], document: Document) -> dict[str, Any]:
     return {**known, "executors": blocks}
 
 
-SIZES = ("backbone", "width", "neck_channels", "head_convs", "strides")
+SIZES = ("backbone", "width", "neck_channels", "head_convs", "strides", "queries", "layers")
 
 
 def _model(
@@ -164,7 +193,10 @@ def _model(
         return raw
     if info.head_convs == 0 and raw.get("head_convs"):
         document.fault((section, "head_convs"), f"has no effect: {info.key} has no towers")
+    for key in raw.keys() & {"queries", "layers"} if info.queries is None else ():
+        document.fault((section, key), f"has no effect: {info.key} has no decoder")
     usual = {"width": backbone.width, "neck_channels": 256, "head_convs": info.head_convs}
+    usual |= {"queries": info.queries, "layers": info.layers} if info.queries and info.layers else {}
     settings = {"backbone": name, "strides": info.strides, **usual} | raw
     if fault := backbone.width_fault(settings["width"], raw.get("init", "none")):
         document.fault((section, "width"), fault, got=shown(settings["width"]))
@@ -244,7 +276,7 @@ def _arms(
     return arms, inherits
 
 
-def _check_arms(arms: dict[str, Any], inherits: list[str], teacher: Any, document: Document) -> None:
+def _check_arms(arms: dict[str, Any], inherits: list[str], document: Document, *, has_teacher: bool) -> None:
     """Every arm has a sound name, differs from all others, and what learns from a teacher has one."""
     seen: dict[str, tuple[Any, bool]] = {}
     for name, arm in arms.items():
@@ -259,7 +291,7 @@ def _check_arms(arms: dict[str, Any], inherits: list[str], teacher: Any, documen
             document.fault(("arms", name), f"is the same as arms.{twin}", fix=f"remove {name}")
         seen[name] = content
     learning = next((name for name, content in seen.items() if any(content)), None)
-    if learning is not None and teacher is None:
+    if learning is not None and not has_teacher:
         fix = "add teacher: {detector: ..., backbone: ...}"
         what = "has methods" if arms[learning] else "inherits"
         document.fault(("arms", learning), f"{what}, but the recipe has no teacher", fix=fix)
@@ -353,6 +385,9 @@ def _known_only(raw: Any, known: Iterable[str], path: KeyPath, what: str, docume
     strays = [key for key in raw if key not in known]
     for key in strays[:MOST_FAULTS]:
         fix = fixes(suggestion(key, list(known)), "see: kdlab plan digits/quickstart --json")
+        if key.isdecimal():
+            # in braces YAML reads "lr: 0,001" as two keys
+            fix = "write decimals with a point: 0.001"
         document.fault((*path, key), f"is not {what}", got=key, known=known, fix=fix)
     if more := strays[MOST_FAULTS:]:
         document.fault((*path, more[0]), f"and {len(more) - 1} more keys are not {what} either")

@@ -39,10 +39,12 @@ class DatasetSettings(ImageSettings):
 
 
 class TeacherSettings(ModelSettings):
-    """`teacher:`, the source; trained by the plan, or read from a checkpoint and measured.
+    """`teacher:`, the source; trained by the plan, read from a checkpoint and measured, or an arm's student.
 
     Args:
-        seed: of its training.
+        recipe: name or path of another recipe, one of whose students it is; None for a teacher of its own.
+        arm: of that recipe. The keys of the model and the schedule are that recipe's then.
+        seed: of its training; where it is an arm's student the first seed of that recipe, if left out.
         schedule: of its training; keys that are left out are the recipe's.
         precision: of its forward pass where students learn from it; None is their schedule's.
         compile: run that pass as torch.compile makes it, which takes a minute at the start of each student.
@@ -52,6 +54,8 @@ class TeacherSettings(ModelSettings):
         expect_ap: the AP that it should reach, 0 to 100; the run ends where it is more than 0.5 below.
     """
 
+    recipe: Annotated[str, Field(min_length=1)] | None = None
+    arm: Annotated[str, Field(min_length=1)] | None = None
     seed: Seed = 0
     schedule: Schedule
     precision: Precision | None = None
@@ -60,6 +64,11 @@ class TeacherSettings(ModelSettings):
     partial: bool = False
     ema: bool = False
     expect_ap: Annotated[float, Field(ge=0, le=100)] | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this recipe says how it is trained."""
+        return self.checkpoint is None and self.recipe is None
 
     @model_validator(mode="after")
     def _partial_of_something(self) -> Self:
@@ -145,6 +154,8 @@ class Recipe(Settings):
         command: what a person types for it; a path of this machine in it is `PATH`.
         dataset: what all models learn from.
         teacher: None where no arm distils.
+        stage: the recipe of whose students the teacher is one, with nothing in it but what trains that one;
+            None where there is none.
         student: of all arms.
         schedule: of the students.
         arms: the methods of each arm, by instance ("cwd@neck"); an arm without methods is a baseline, unless
@@ -163,6 +174,7 @@ class Recipe(Settings):
     command: str = ""
     dataset: DatasetSettings
     teacher: TeacherSettings | None = None
+    stage: Recipe | None = None
     student: ModelSettings
     schedule: Schedule
     arms: dict[str, dict[str, MethodSettings]] = Field(min_length=1)
@@ -182,7 +194,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _mixes_in_some_epochs(self) -> Self:
         stop, schedules = self.dataset.augment_stop, {"schedule": self.schedule}
-        if self.teacher and self.teacher.checkpoint is None:
+        if self.teacher and self.teacher.is_own:
             schedules["teacher.schedule"] = self.teacher.schedule
         for name, schedule in schedules.items():
             if stop and schedule.iterations:

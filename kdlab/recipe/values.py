@@ -12,6 +12,8 @@ from kdlab.redaction import masked
 
 SECTIONS = ("dataset", "teacher", "student", "schedule", "arms", "inherits", "seeds", "resources", "tune")
 DEFAULT = "default"
+_OF_ITS_RECIPE = ("schedule", "init")
+"""What `show` does not tell of a teacher from another recipe, which says it."""
 _METHOD = 3  # keys down to an arm's method: arms, arm, instance
 
 
@@ -38,6 +40,10 @@ def values_of(name: str, overrides: Sequence[str] = ()) -> list[Value]:
     """
     name, document = loader.opened(name, overrides)
     recipe = loader.resolve(document, name).to_dict()
+    if recipe["stage"]:
+        recipe["teacher"] = {
+            key: value for key, value in recipe["teacher"].items() if key not in _OF_ITS_RECIPE
+        }
     found = []
     for section in SECTIONS:
         for path, value in _leaves(recipe[section], (section,)):

@@ -123,16 +123,19 @@ def _compose(text: str, name: str) -> yaml.Node | None:
     Raises:
         UsageError: it is not YAML, or not of the kind that recipes are written in.
     """
+    fix = ""
     try:
         return _Loader(text, name).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = _place(mark) if mark else name
         problem = ", ".join(part for part in (error.context, error.problem) if part)
+        if mark and mark.buffer and mark.buffer[mark.pointer] == "\t":
+            fix = "indent with spaces"
     except yaml.reader.ReaderError as error:
         where = name if is_option(name) else f"{name}:{text.count(chr(10), 0, error.position) + 1}"
         problem = f"character {error.character:#x} is not allowed"
-    raise UsageError(f"cannot be read as YAML: {problem}", where=where)
+    raise UsageError(f"cannot be read as YAML: {problem}", where=where, fix=fix)
 
 
 def _place(mark: yaml.Mark) -> str:

@@ -71,7 +71,7 @@ def arms_of(plan: Plan, records: Sequence[JobStatus], pool: bool) -> tuple[Arm |
     """
     rows: dict[str, dict[int, list[JobStatus]]] = {name: {} for name in plan.recipe["arms"]}
     for record in records:
-        if record.job.spec.is_student and record.job.arm in rows:
+        if record.job.is_student and record.job.arm in rows:
             images = 0 if pool else record.job.spec.micro_batch or 0
             rows[record.job.arm].setdefault(images, []).append(record)
     inherits = plan.recipe.get("inherits", ())
@@ -81,5 +81,5 @@ def arms_of(plan: Plan, records: Sequence[JobStatus], pool: bool) -> tuple[Arm |
         for images, part in sorted(rows[name].items()) or [(0, [])]:
             label = f"{name} [micro-batch {images}]" if images else name
             arms.append(Arm(label, bool(methods), name in inherits, tuple(part), planned, images))
-    teachers = tuple(record for record in records if record.job.spec.is_teacher)
+    teachers = tuple(record for record in records if record.job.is_teacher)
     return Arm("teacher", False, False, teachers, len(teachers)) if teachers else None, arms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, median, stdev
@@ -207,6 +208,9 @@ _METHOD = "method x: the same, the student alone and a teacher's forward pass = 
 
 @_fills(Column("method_x", "method x", digits=2, reading=_METHOD))
 def _method_x(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    # one that was a student itself has its own method's
+    if arm is comparison.teacher:
+        return None
     return _median(column, step_ratios(comparison, arm, WITH_TEACHER), _STEPS)
 
 
@@ -255,6 +259,64 @@ def _ranks_as_teacher(comparison: Comparison, arm: Arm, column: Column) -> Cell 
     if not values:
         return None
     return column.cell(fmean(values.values()), _deviation(values.values()), how=_listed(column, values))
+
+
+_LOST = (
+    "cls to FN: points that AP50 would gain if that error alone were put right (TIDE; IoU 0.5, background "
+    "up to 0.1, 100 detections an image): wrong class, wrong place, both, an object's second detection, on "
+    "nothing, object missed; FP, FN: all false detections, all objects not found. They do not add up"
+)
+ERRORS = ("cls", "loc", "both", "dup", "bkg", "miss", "fp", "fn")
+"""Keys of `tide.KINDS`, which is not imported here, for numpy takes a while."""
+AGREEMENT = ("both_find", "box_iou", "score_gap", "score_r")
+
+
+@_fills(
+    *(
+        Column(key, key.upper() if len(key) == 2 else key, digits=1, reading=_LOST, usual=False)
+        for key in ERRORS
+    )
+)
+def _lost(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    values = {seed: one.gains[column.key] for seed, one in comparison.lost_of(arm).items()}
+    return _mean_of(column, values) if values else _not_detected(comparison, arm)
+
+
+_BOTH_FIND = (
+    "both find: share of all objects that student and teacher both find (IoU 0.5, right class); of these: "
+    "box IoU, mean of their two boxes; score gap, the student's score minus the teacher's, mean; score r, "
+    "correlation of the two scores"
+)
+
+
+@_fills(
+    Column("both_find", "both find", digits=0, unit=" %", reading=_BOTH_FIND, usual=False),
+    Column("box_iou", "box IoU", digits=2, reading=_BOTH_FIND, usual=False),
+    Column("score_gap", "score gap", digits=2, signed=True, reading=_BOTH_FIND, usual=False),
+    Column("score_r", "score r", digits=2, reading=_BOTH_FIND, usual=False),
+)
+def _agrees(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
+    """Mean over the seeds that were measured on the teacher's objects."""
+    if comparison.teacher is None or arm is comparison.teacher:
+        return None
+    name, scale = {
+        "both_find": ("both", 100),
+        "box_iou": ("iou", 1),
+        "score_gap": ("score", 1),
+        "score_r": ("correlation", 1),
+    }[column.key]
+    values = {seed: scale * getattr(one, name) for seed, one in comparison.agreements(arm).items()}
+    values = {seed: value for seed, value in values.items() if not math.isnan(value)}
+    return _mean_of(column, values) if values else _not_detected(comparison, arm)
+
+
+def _not_detected(comparison: Comparison, arm: Arm) -> Cell | None:
+    """ "-" of an arm whose errors were asked for and cannot be told."""
+    return NONE if comparison.lost and arm.results else None
+
+
+def _mean_of(column: Column, values: Mapping[int, float]) -> Cell:
+    return column.cell(fmean(values.values()), how=_listed(column, values))
 
 
 @_fills(Column("train_min", "wall time", digits=1, unit=" min", usual=False))

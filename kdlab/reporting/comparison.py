@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Self
 
 from kdlab.jobs import status, store
+from kdlab.jobs.job import Job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan
 from kdlab.jobs.resampled import Resampled
@@ -18,7 +19,9 @@ from kdlab.reporting.arms import Arm, arms_of
 from kdlab.reporting.statistics import SEEDS_FOR_A_TEST, Crossed, Interval, holm, percentile_interval
 
 if TYPE_CHECKING:
+    from kdlab.jobs.detections import Detections
     from kdlab.reporting.statistics import Floats
+    from kdlab.reporting.tide import Agreement, Lost
 
 SIGNIFICANT = 0.05
 """Below this p, after Holm's correction, a test supports a gain or a loss."""
@@ -153,6 +156,7 @@ class Comparison:
         curves: learning curves by job, where they were asked for.
         diagnosed: by student the result of the job that compared it with the plan's teacher, where one has.
         benched: by student the result of the job that timed its steps on its machine, where one has.
+        lost: what each model loses, by job, where errors were asked for and its detections are known.
         outdated: whether the recipe is not here as it was, so that its command makes another plan.
     """
 
@@ -169,6 +173,7 @@ class Comparison:
     curves: Mapping[str, Curves] = field(default_factory=dict)
     diagnosed: Mapping[str, JobResult] = field(default_factory=dict)
     benched: Mapping[str, JobResult] = field(default_factory=dict)
+    lost: Mapping[str, Lost] = field(default_factory=dict)
     outdated: bool = False
 
     @property
@@ -191,6 +196,29 @@ class Comparison:
     def can_gain(self, arm: Arm) -> bool:
         """Whether an arm can have a gain: it is no baseline, and has results."""
         return bool(self.baseline and arm.results and not arm.plain)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of the models' labels."""
+        return self.plan.jobs[0].job.inputs.dataset.classes
+
+    def rival(self, arm: Arm) -> Arm | None:
+        """The baseline that an arm is compared with, in batches of the same size where there is one."""
+        return _rival([one for one in self.arms if one.plain], arm)
+
+    def lost_of(self, arm: Arm) -> dict[int, Lost]:
+        """What an arm loses, by seed, of those whose detections are known."""
+        return {seed: self.lost[one.id] for seed, one in arm.results.items() if one.id in self.lost}
+
+    def agreements(self, arm: Arm) -> dict[int, Agreement]:
+        """How far an arm finds what the teacher finds, by seed; none without a teacher's detections."""
+        from kdlab.reporting.tide import Agreement
+
+        if self.teacher is None or arm is self.teacher or not (known := self.lost_of(self.teacher)):
+            return {}
+        teacher = next(iter(known.values()))
+        told = {seed: Agreement.of(one, teacher) for seed, one in self.lost_of(arm).items()}
+        return {seed: one for seed, one in told.items() if one is not None}
 
     def latency_ms(self, arm: Arm) -> float | None:
         """Median time of one image, in milliseconds; None where no job took it, or the arm has no result.
@@ -238,8 +266,8 @@ def of_plan(plan: Plan, runs: Runs, *, pool: bool = False, curves: bool = False)
     read = {job: Resampled.read(paths.resampled) for job, paths in done.items()}
     resampled = {job: one for job, one in read.items() if one is not None}
     compared = compare(plan, records, resampled, pool=pool)
-    students = [record.job.id for record in records if record.job.spec.is_student]
-    teachers = [record.job.id for record in records if record.job.spec.is_teacher]
+    students = [record.job.id for record in records if record.job.is_student]
+    teachers = [record.job.id for record in records if record.job.is_teacher]
     # a job over several GPUs exchanges gradients too, which a bench of one does not
     made = {
         record.job.id: record.result.environment
@@ -257,6 +285,27 @@ def of_plan(plan: Plan, runs: Runs, *, pool: bool = False, curves: bool = False)
     return replace(compared, curves={job: Curves.read(paths) for job, paths in done.items()})
 
 
+def with_errors(compared: Comparison, detections: Callable[[Job], Detections | None]) -> Comparison:
+    """The same with what each finished model of its arms loses.
+
+    Args:
+        compared: what to add to.
+        detections: of a finished job; None where they cannot be had, which leaves the job out.
+    """
+    from kdlab.reporting import tide
+
+    done = [record for arm in compared.rows for record in arm.records if record.result is not None]
+    found = {record.job.id: detections(record.job) for record in done}
+    classes = len(compared.classes)
+    known = {job: tide.lost(one, classes) for job, one in found.items() if one is not None}
+    return replace(compared, lost=known)
+
+
+def _rival(plain: Sequence[Arm], arm: Arm) -> Arm | None:
+    """Of several baselines the one that ran in batches of an arm's size, else the first."""
+    return next((one for one in plain if one.micro_batch == arm.micro_batch), next(iter(plain), None))
+
+
 def compare(
     plan: Plan, records: Sequence[JobStatus], resampled: Mapping[str, Resampled], *, pool: bool = False
 ) -> Comparison:
@@ -267,9 +316,8 @@ def compare(
         return Comparison(plan, records, teacher, arms, None)
     gains: dict[str, Gain] = {}
     for arm in arms:
-        # the baseline that ran in batches of the same size where there is one
-        rival = next((one for one in plain if one.micro_batch == arm.micro_batch), plain[0])
-        if not arm.plain and (gain := Gain.of(arm, rival, teacher, resampled)):
+        rival = _rival(plain, arm)
+        if rival and not arm.plain and (gain := Gain.of(arm, rival, teacher, resampled)):
             gains[arm.name] = gain
     # an arm that has yet to finish will be tested too, unlike one that ran in other batches
     tested = [arm.name for arm in arms if not arm.plain and (arm.name not in gains or gains[arm.name].like)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from kdlab.reporting.columns import COLUMNS, NONE
+from kdlab.reporting.columns import AGREEMENT, COLUMNS, ERRORS, NONE
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.footnotes import footnotes
 from kdlab.reporting.reference import Published
@@ -34,6 +34,24 @@ def table(comparison: Comparison) -> Table:
                     by_column[-1][place] = replace(cell, mark=marks[arm.name])
     rows = tuple(zip(*by_column, strict=True))
     return Table(comparison.title, tuple(columns), rows, tuple(footnotes(comparison, columns)))
+
+
+def errors(comparison: Comparison, sort: str | None = None) -> Table:
+    """The same rows with what each arm loses of AP50, and how far it finds what the teacher finds.
+
+    Args:
+        comparison: with errors.
+        sort: rows by this column.
+
+    Raises:
+        UsageError: the table has no such column.
+    """
+    made = table(comparison)
+    made = made.sorted_by(sort) if sort else made
+    filled = {one.key for place, one in enumerate(made.columns) if any(row[place].text for row in made.rows)}
+    made = made.only([key for key in ("AP50", *ERRORS, *AGREEMENT) if key in filled])
+    title, notes = f"{comparison.title}: where AP50 is lost", tuple(footnotes(comparison, made.columns))
+    return replace(made, title=title, footnotes=notes)
 
 
 def by_class(comparison: Comparison) -> Table:

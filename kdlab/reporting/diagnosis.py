@@ -85,8 +85,8 @@ def of_plan(plan: Plan, runs: Runs) -> Diagnoses:
     from kdlab.jobs.diagnosis import Diagnosis
 
     jobs = [planned.job for planned in plan.jobs]
-    students = {job.id: job for job in jobs if job.spec.is_student}
-    results = store.diagnosed(runs, students, [job.id for job in jobs if job.spec.is_teacher])
+    students = {job.id: job for job in jobs if job.is_student}
+    results = store.diagnosed(runs, students, [job.id for job in jobs if job.is_teacher])
     arms: dict[str, dict[int, Diagnosed]] = {name: {} for name in plan.recipe["arms"]}
     for name, result in results.items():
         path = runs.job(result.id).diagnosis

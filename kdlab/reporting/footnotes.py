@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from statistics import median
+from statistics import fmean, median
 
 from kdlab.jobs.job import TOLERATED_AP
 from kdlab.jobs.status import JobStatus
@@ -13,6 +13,10 @@ from kdlab.reporting.comparison import SIGNIFICANT, Comparison, Gain
 from kdlab.reporting.statistics import SEEDS_FOR_A_TEST, SEEDS_FOR_SMALL_GAINS
 from kdlab.reporting.tables import Column
 
+_SHOWN = 4
+"""Classes that a footnote names."""
+_DOUBTED = ("dAP", "method_x", "latency_ms")
+"""Columns whose numbers can be less than they seem."""
 USELESS_AP = 1.0
 """A teacher below this AP, in points, has nothing to teach: most often its weights did not load."""
 
@@ -27,15 +31,20 @@ def footnotes(comparison: Comparison, shown: Sequence[Column]) -> Iterator[str]:
     has_gains = any(column.key == "dAP" for column in shown)
     if has_gains:
         yield from _least_gains(comparison.gains)
-    yield from (column.reading for column in shown if column.reading)
+    yield from dict.fromkeys(column.reading for column in shown if column.reading)
     if any(column.key in ("step_x", "method_x") for column in shown):
         yield from _benched(comparison)
     if has_gains:
         yield from _stars(comparison)
-    yield from _doubts(comparison)
+    if any(column.key in _DOUBTED for column in shown):
+        yield from _doubts(comparison)
+    yield from _undetected(comparison)
+    if stage := recipe.get("stage"):
+        yield f"teacher: {recipe['teacher']['arm']} seed {recipe['teacher']['seed']} of {stage['name']}"
     for record in records:
-        if record.job.spec.is_teacher:
+        if record.job.is_teacher:
             yield from teacher_notes(record)
+    yield from _unlearned(comparison)
     yield from _lacking(comparison)
     for arm in comparison.arms:
         yield from _paired(comparison, arm)
@@ -116,6 +125,35 @@ def _doubts(comparison: Comparison) -> Iterator[str]:
         yield f"no interval over images for {jobs} without AP on resampled images: {labels}"
 
 
+def _undetected(comparison: Comparison) -> Iterator[str]:
+    """Of which jobs no errors are told, and which were not measured on the teacher's objects."""
+    if not comparison.lost:
+        return
+    teacher = comparison.teacher
+    has_teacher = teacher is not None and bool(comparison.lost_of(teacher))
+    for arm in comparison.rows:
+        known, done = len(comparison.lost_of(arm)), len(arm.results)
+        if known < done:
+            yield f"{arm.name}: no errors of {done - known} of {done} jobs, whose detections are not known"
+        yield from _unfound(comparison, arm)
+        apart = known - len(comparison.agreements(arm))
+        if has_teacher and arm is not teacher and apart:
+            yield f"{arm.name}: {apart} of {known} were measured on other objects than the teacher"
+
+
+def _unfound(comparison: Comparison, arm: Arm) -> Iterator[str]:
+    """Classes of which an arm finds nothing, for the errors that concern objects hide that."""
+    seeds: dict[int, list[int]] = {}
+    for seed, one in comparison.lost_of(arm).items():
+        for label in one.unfound:
+            seeds.setdefault(label, []).append(seed)
+    if seeds:
+        told = [f"{comparison.classes[label]} ({_seeds(own)})" for label, own in sorted(seeds.items())]
+        more = f", {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+        classes = f"{', '.join(told[:_SHOWN])}{more}"
+        yield f"{arm.name}: finds no object of {classes}; miss and FN hide what that costs"
+
+
 def _lacking(comparison: Comparison) -> Iterator[str]:
     """Which jobs ran out of memory and were trained in parts, and which have no result."""
     parts = {record.job.label: record.job.spec.micro_batch for record in comparison.records}
@@ -143,6 +181,26 @@ def teacher_notes(record: JobStatus) -> Iterator[str]:
     elif abs(found - expected) > TOLERATED_AP:
         side = "above" if found > expected else "below"
         yield f"teacher: {abs(found - expected):.1f} AP {side} teacher.expect_ap {expected:.1f}"
+
+
+def _unlearned(comparison: Comparison) -> Iterator[str]:
+    """A teacher below its student; a baseline that learned nothing, or nothing since half of its epochs."""
+    baseline = comparison.baseline
+    if baseline is None or not (own := baseline.over_seeds("AP")):
+        return
+    mean = fmean(own)
+    taught = comparison.teacher.over_seeds("AP") if comparison.teacher else []
+    if taught and mean >= USELESS_AP and taught[0] < mean:
+        fix = "train it longer or take a larger one"
+        yield f"warning: the teacher, AP {taught[0]:.1f}, is below the baseline, {mean:.1f}: {fix}"
+    pairs = [(one.best, one.last) for one in baseline.results.values()]
+    if max(own) < USELESS_AP:
+        fix = "see its losses (report --plots), kdlab doctor --data, and a lower or higher schedule.lr"
+        yield f"warning: the baseline has learned nothing, AP {mean:.1f}: {fix}"
+    elif all(best.epoch and last.epoch and 2 * best.epoch <= last.epoch for best, last in pairs):
+        epochs = ", ".join(dict.fromkeys(str(best.epoch) for best, _ in pairs))
+        fix = "fewer epochs or a lower schedule.lr"
+        yield f"warning: the baseline was best at epoch {epochs} of {pairs[0][1].epoch} and not since: {fix}"
 
 
 def _paired(comparison: Comparison, arm: Arm) -> Iterator[str]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from kdlab.reporting.tables import Cell, Column, Table
 
 GROUPS = {"best": "gains", "worst": "loses"}
+LONGEST = 24
+"""Characters of an image's name in a table."""
 _READING = "AP: of that image alone, mean over the classes in it and IoU 0.50 to 0.95"
 
 
@@ -115,8 +118,14 @@ class Predictions:
         rows = tuple(tuple(self._cells(image, columns)) for image in self.images)
         return Table(f"Detections: {self.title}", tuple(columns), rows, tuple(notes))
 
+    def _called(self, image: Seen) -> str:
+        """Its path; of a long one what is enough to tell it from the others."""
+        names = [_short(one.name) for one in self.images]
+        short = _short(image.name)
+        return short if names.count(short) == 1 else image.name
+
     def _cells(self, image: Seen, columns: Sequence[Column]) -> Iterator[Cell]:
-        words = {"image": image.name, "group": GROUPS.get(image.group, "")}
+        words = {"image": self._called(image), "group": GROUPS.get(image.group, "")}
         for column in columns:
             if column.key in words and column.digits is None:
                 yield Cell(words[column.key])
@@ -134,3 +143,11 @@ class Predictions:
                 # one that is not labelled among others
                 boxes = len(image.shown(column.key, self.threshold))
                 yield Cell(f"{boxes} box{'es' * (boxes != 1)}")
+
+
+def _short(path: str) -> str:
+    """The path; of a long one its end, without the middle of a long name."""
+    if len(path) <= LONGEST:
+        return path
+    name = PurePath(path).name
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 11]}...{name[-8:]}"

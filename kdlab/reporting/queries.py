@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from kdlab.errors import MachineError, UsageError
-from kdlab.jobs.job import Job, read_job
+from kdlab.jobs.job import TEACHER, Job, read_job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.redaction import masked
@@ -90,18 +90,21 @@ def _plan(group: list[Job], wanted: str, runs: Runs) -> Plan:
     arms: dict[str, Any] = {}
     inherits = []
     students = []
-    for job in group:
+    parents = {job.parents[0]: None for job in group if job.parents}
+    # a student that others learned from is their teacher here
+    for job in (job for job in group if job.id not in parents):
         settings = job.spec.model_dump(mode="json")
         about = job.spec.model_dump_json(include=_TELLS_ARMS)
         if about not in names:
-            same = sum(name.partition(" (")[0] == job.arm for name in arms)
-            names[about] = f"{job.arm} ({same + 1})" if same else job.arm
+            # one that was trained as a teacher has no arm's name
+            arm = job.arm if job.is_student else "+".join(settings["methods"]) or "plain"
+            same = sum(name.partition(" (")[0] == arm for name in arms)
+            names[about] = f"{arm} ({same + 1})" if same else arm
             arms[names[about]] = settings["methods"]
             if settings["inherit"]:
                 inherits.append(names[about])
         students.append(replace(job, arm=names[about]))
-    teachers = [_job(parent, runs) for parent in {job.parents[0]: None for job in group if job.parents}]
-    jobs = [*teachers, *students]
+    jobs = [*(replace(_job(parent, runs), arm=TEACHER) for parent in parents), *students]
     model = settings["model"]
     about = f"{model['detector']} {model['backbone']} on {settings['dataset']['name']}"
     unit = "iterations" if settings["schedule"]["iterations"] else "epochs"

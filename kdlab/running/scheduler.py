@@ -331,7 +331,9 @@ def _costs_s(jobs: Sequence[PlannedJob], known_jobs: Collection[str]) -> dict[st
     known = [planned.cost_s for planned in jobs if planned.cost_s]
     usual = sum(known) / len(known) if known else UNKNOWN_S
     costs = {each.job.id: usual if each.cost_s is None else each.cost_s for each in jobs}
-    if unknown := {parent for each in jobs for parent in each.job.parents} - set(known_jobs):
+    # what is done waits for nothing
+    needed = {parent for each in jobs if not each.done for parent in each.job.parents}
+    if unknown := needed - set(known_jobs):
         raise ValueError(f"the plan lacks jobs that others need: {', '.join(sorted(unknown))}")
     return costs
 
@@ -339,6 +341,6 @@ def _costs_s(jobs: Sequence[PlannedJob], known_jobs: Collection[str]) -> dict[st
 def _urgency_s(jobs: Sequence[PlannedJob], requests: Sequence[Request]) -> dict[str, float]:
     """Backfill's, with baselines as urgent as the longest arm: without them no arm has a gain."""
     found = backfill.urgency(requests)
-    students = [each.job for each in jobs if each.job.spec.is_student]
+    students = [each.job for each in jobs if each.job.is_student]
     longest = max((found[job.id] for job in students if job.parents), default=0.0)
     return found | {job.id: max(longest, found[job.id]) for job in students if not job.parents}

@@ -52,7 +52,7 @@ def step_seconds(distiller: Distiller, optim: OptimWrapper, data: Any, rounds: i
 
     def teacher_forward() -> None:
         with optim.optim_context(distiller):
-            distiller.teacher_outputs(pixels)
+            distiller.teacher_outputs(pixels, inputs["data_samples"])
 
     distils = distiller.distilling
     if distils:

@@ -129,7 +129,7 @@ class Distiller(BaseModel):
             return self.student(inputs, data_samples, mode=mode)
         with self.adapter.recording(self._towers) as caught, self.adapter.capturing(caught):
             losses = self.student.loss(inputs, data_samples)
-        teacher = self.teacher_outputs(inputs if inputs_teacher is None else inputs_teacher)
+        teacher = self.teacher_outputs(inputs if inputs_teacher is None else inputs_teacher, data_samples)
         # small differences of scores and features do not survive half precision
         with torch.autocast(inputs.device.type, enabled=False):
             student = self.adapter.outputs(caught)
@@ -152,11 +152,11 @@ class Distiller(BaseModel):
         return losses
 
     @torch.no_grad()
-    def teacher_outputs(self, inputs: Tensor) -> DetectorOutputs:
+    def teacher_outputs(self, inputs: Tensor, data_samples: Sequence[Any] | None = None) -> DetectorOutputs:
         """The teacher's view of (B, 3, H, W) inputs, its head's only where a method reads it."""
         with_head = any(term.reads_head for term in self.terms.values())
         with computing_in(self._teacher_precision, inputs.device), running(self._compiled):
-            return self.adapter_teacher.observe(inputs, self._towers, with_head)
+            return self.adapter_teacher.observe(inputs, self._towers, with_head, data_samples)
 
     def init_weights(self) -> None:
         """Nothing: the weights were drawn when the student was built, before anything else could draw."""
@@ -236,7 +236,9 @@ class Term(nn.Module):
         for choice, more in method.needs_when.items():
             if choice in settings.options.items():
                 needs.update(more)
-        self.reads_head = bool(needs - {"feats", "assignment", "anchor_boxes"} or self.method.towers)
+        self.on_memory = settings.maps == "memory"
+        seen = needs - {"feats", "assignment", "anchor_boxes"} or self.method.towers or self.on_memory
+        self.reads_head = bool(seen)
         """Whether the method looks at more of the teacher than its neck's maps."""
 
     def forward(
@@ -244,10 +246,11 @@ class Term(nn.Module):
     ) -> dict[str, Tensor]:
         """The method's raw losses, named after the instance."""
         levels_student, levels_teacher = zip(*self.levels, strict=True)
-        feats_teacher = [teacher.neck_maps[level] for level in levels_teacher]
+        mine, theirs = (self.maps_of(outputs) for outputs in (student, teacher))
+        feats_teacher = [theirs[level] for level in levels_teacher]
         feats_student = []
         for place, level in enumerate(levels_student):
-            feat, size = student.neck_maps[level], feats_teacher[place].shape[-2:]
+            feat, size = mine[level], feats_teacher[place].shape[-2:]
             if self.connectors is not None:
                 feat = self.connectors[place](feat)
             if feat.shape[-2:] != size:
@@ -262,6 +265,13 @@ class Term(nn.Module):
         if isinstance(loss, Tensor):
             return {self.name: loss}
         return {f"{self.name}.{part}": value for part, value in loss.items()}
+
+    def maps_of(self, outputs: DetectorOutputs) -> list[Tensor]:
+        """The maps of a model that the method is to compare, over all levels."""
+        if not self.on_memory:
+            return outputs.neck_maps
+        assert outputs.memory is not None
+        return outputs.memory
 
 
 def matched_levels(

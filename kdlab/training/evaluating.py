@@ -56,6 +56,7 @@ class Measurement(Work):
         found = replace(found, epoch=1, iteration=self.images)
         may_write()
         resample(metric.matches()).write(self.paths.resampled)
+        metric.detections().write(self.paths.detections)
         emit(JobEvaluated, epoch=1, iteration=self.images, metrics=found.metrics)
         may_write()
         self.paths.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from kdlab.datasets._coco_objects import fate
 from kdlab.datasets.coco import load_labels
 from kdlab.errors import JobError
+from kdlab.jobs.detections import Detections
 from kdlab.jobs.result import Evaluation
 from kdlab.training import ranks
 from kdlab.training.data import batches_of
@@ -61,6 +62,7 @@ class CocoMetric:
         for box in dataset["annotations"]:
             self._objects[self._numbers[box["image_id"]]].append(box)
         self._compared: tuple[COCO, COCO, list[int]] | None = None
+        self._shown: list[tuple[int, np.ndarray]] = []
 
     def process(self, samples: Iterable[dict[str, Any]]) -> None:
         """Keep each image's number and its detections as rows of x, y, w, h, score, label in `results`."""
@@ -83,6 +85,7 @@ class CocoMetric:
         # in the order of one process that sees all images
         results = sorted(chain(*shares), key=lambda found: place[found[0]])
         self._require_objects(number for number, _ in results)
+        self._shown = results
         metrics, per_class = self._coco(results)
         if "voc" in self._metrics:
             metrics |= voc_metrics([self._boxes(*result) for result in results], len(self._classes))
@@ -97,6 +100,33 @@ class CocoMetric:
         if self._compared is None:
             raise RuntimeError("matches() before of_all()")
         return matches_of(*self._compared, [*self._category.values()])
+
+    def detections(self) -> Detections:
+        """All detections of the last `of_all`, with the annotations of the same images.
+
+        Raises:
+            RuntimeError: there was none yet.
+        """
+        if not self._shown:
+            raise RuntimeError("detections() before of_all()")
+        shown = sorted(self._shown, key=lambda found: found[0])
+        numbers = [number for number, _ in shown]
+        rows = np.concatenate([found for _, found in shown])
+        own = [(place, box) for place, number in enumerate(numbers) for box in self._objects[number]]
+        objects = np.array([box["bbox"] for _, box in own], float).reshape(-1, 4)
+        labels = [self._category[box["category_id"]] - 1 for _, box in own]
+        return Detections(
+            images=np.array(numbers, np.int32),
+            image=np.repeat(np.arange(len(shown), dtype=np.int32), [len(found) for _, found in shown]),
+            # the model's own numbers again: of single precision, before sides were taken from corners
+            box=_corners(rows).astype(np.float32),
+            score=rows[:, 4].astype(np.float32),
+            label=rows[:, 5].astype(np.int16),
+            object_image=np.array([place for place, _ in own], np.int32),
+            object_box=_corners(objects),
+            object_label=np.array(labels, np.int16),
+            ignored=np.array([box["iscrowd"] for _, box in own], bool),
+        )
 
     def of_each(self) -> dict[Any, float]:
         """AP of each image of the last `of_all`, by its id in the labels; see `resampling.of_each_image`.
@@ -176,14 +206,18 @@ class CocoMetric:
         objects = self._objects[number]
         boxes = np.array([box["bbox"] for box in objects], float).reshape(-1, 4)
         labels = [self._category[box["category_id"]] - 1 for box in objects]
-        corners = np.hstack([found[:, :2], found[:, :2] + found[:, 2:4], found[:, 4:5]])
         return ImageBoxes(
-            found=corners,
+            found=np.hstack([_corners(found), found[:, 4:5]]),
             found_labels=found[:, 5].astype(int),
-            boxes=np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]).astype(np.float32),
+            boxes=_corners(boxes).astype(np.float32),
             labels=np.array(labels, int),
             ignored=np.array([box["iscrowd"] for box in objects], bool),
         )
+
+
+def _corners(rows: np.ndarray) -> np.ndarray:
+    """(n, 4) xyxy of rows that begin with x, y, w, h."""
+    return np.hstack([rows[:, :2], rows[:, :2] + rows[:, 2:4]])
 
 
 def _points(precision: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision.ops
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from torch import Tensor, nn
 from torch.onnx.operators import shape_as_tensor
 
@@ -142,6 +143,35 @@ class TwoStageGraph(nn.Module):
                 )
             )
         return torch.cat(rows)[torch.cat(places).argsort()]
+
+
+class QueryGraph(nn.Module):
+    """A DETR on images of one size: that of its maps is a constant of the graph.
+
+    Args:
+        adapter: of the model.
+        nms: whether detections are given, too; they are the best scores, without NMS.
+    """
+
+    def __init__(self, adapter: Adapter, nms: bool) -> None:
+        super().__init__()
+        self.adapter, self.model, self.nms = adapter, adapter.model, nms
+        self.classes, self.most = adapter.num_classes, self.model.test_cfg.max_per_img
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """As `DenseGraph`; a row for each query."""
+        with self.adapter.recording() as caught:
+            self.adapter.look(images)
+        logits, boxes = (layers[-1] for layers in caught.raw)
+        height, width = images.shape[-2:]
+        frame = boxes.new_tensor([width, height, width, height])
+        boxes, scores = bbox_cxcywh_to_xyxy(boxes) * frame, logits.sigmoid()
+        if not self.nms:
+            return boxes, scores
+        found, place = scores.flatten().topk(self.most)
+        query = torch.div(place, self.classes, rounding_mode="floor")
+        inside = torch.minimum(boxes[0, query].clamp(min=0), frame)
+        return boxes, scores, inside, found, place - query * self.classes
 
 
 def best(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ from kdlab.training.step import Step
 REPORTS = 100
 """Number of intervals over which losses are averaged, of at most 50 iterations each."""
 _SHOWN = 500
+_UNMATCHED = "invalid numeric entries"  # scipy, of what mmdet's matcher of a DETR hands to it
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -132,6 +133,16 @@ class TrainingLoop:
         self.emit(JobStarted, device=device, evaluated=evaluated, **counts)
         try:
             return self.run()
+        except ValueError as error:
+            if _UNMATCHED not in str(error):
+                raise
+            raise JobError(
+                "the outputs are not finite, so no query can be matched with an object",
+                where=f"iteration {self.progress.iteration + 1}",
+                got=str(error),
+                fix="lower schedule.lr or the method's weight, or give it warmup_iters; "
+                "the last good checkpoint is kept",
+            ) from error
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

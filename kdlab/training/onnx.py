@@ -21,9 +21,10 @@ from torch import nn
 
 from kdlab import detectors
 from kdlab.detectors.dense import DenseAdapter
+from kdlab.detectors.detr import DetrAdapter
 from kdlab.detectors.faster_rcnn import FasterRCNN
 from kdlab.errors import JobError, UsageError
-from kdlab.training.graphs import DenseGraph, TwoStageGraph
+from kdlab.training.graphs import DenseGraph, QueryGraph, TwoStageGraph
 
 OPSET = 17
 MOST_PX, MOST_SCORE = 1e-2, 1e-3
@@ -45,7 +46,8 @@ def export(
         The file, and its checks as `check` gives them.
 
     Raises:
-        UsageError: the size is not a multiple of the divisor, or NMS is of a kind that ONNX lacks.
+        UsageError: the size is not a multiple of the divisor, or missing for a DETR, or NMS is of a kind that
+            ONNX lacks.
         JobError: ONNX Runtime computes something else than torch.
     """
     divisor = model.data_preprocessor.pad_size_divisor
@@ -60,13 +62,15 @@ def export(
             fix=f"--size {fitting}",
         )
     graph = graph_of(model, nms)
+    if isinstance(graph, QueryGraph) and size is None:
+        raise UsageError("a DETR goes into an ONNX file for images of one size", fix="--size 800x1344")
     with torch.no_grad():
         data = with_metadata(traced(graph, (height, width), fixed=size is not None), model, origin)
         return data, [check(graph, data, one) for one in sizes]
 
 
 def graph_of(model: nn.Module, nms: bool) -> nn.Module:
-    """What goes into the file: one graph for all dense families, one for two stages.
+    """What goes into the file: one graph for all dense families, one for two stages, one for DETRs.
 
     Raises:
         UsageError: kdlab does not know the detector's head, or NMS is of a kind that ONNX lacks.
@@ -74,6 +78,8 @@ def graph_of(model: nn.Module, nms: bool) -> nn.Module:
     adapter = detectors.adapt(model)
     if isinstance(adapter, DenseAdapter):
         return DenseGraph(adapter, nms).eval()
+    if isinstance(adapter, DetrAdapter):
+        return QueryGraph(adapter, nms).eval()
     if isinstance(adapter, FasterRCNN):
         pooling = model.roi_head.bbox_roi_extractor
         # the graph pools each proposal from one level, and hands it to the head as it is
@@ -100,9 +106,9 @@ def check(graph: nn.Module, data: bytes, size: Sequence[int]) -> dict[str, Any]:
     boxes, scores, *_ = (tensor.numpy() for tensor in graph(images))
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     boxes_there, scores_there = session.run(["boxes", "scores"], {"images": images.numpy()})
-    if isinstance(graph, TwoStageGraph):
+    if not isinstance(graph, DenseGraph):
         # two proposals of equal score may change places
-        classes = graph.head.num_classes
+        classes = graph.head.num_classes if isinstance(graph, TwoStageGraph) else 1
         found = (boxes, scores), (boxes_there, scores_there)
         rows = [np.concatenate([box[0], 100 * score[0]], axis=1) for box, score in found]
         mine, theirs = (torch.from_numpy(row.reshape(-1, classes * row.shape[1])) for row in rows)

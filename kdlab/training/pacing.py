@@ -1,8 +1,8 @@
-"""Seconds of a training step before there is a recipe: `python -m kdlab.training.pacing < request.json`.
+"""Seconds of a training step of models with random weights: `python -m kdlab.training.pacing < request.json`.
 
 A short process of its own, because the command line never imports torch. Standard input holds the "teacher"
-and the "student" as a job has them, the number of "classes", the "size" of images and the "batch"; standard
-output the seconds of a step.
+(or null) and the "student" as a job has them, the "methods" by instance, the "schedule", the number of
+"classes", the "size" of images, the images of a "batch" and the "threads"; standard output the seconds.
 """
 
 from __future__ import annotations
@@ -17,34 +17,59 @@ from mmengine.structures import InstanceData
 
 from kdlab import children, detectors
 from kdlab.jobs.spec import MethodSettings, ModelSpec, Schedule
-from kdlab.training.bench import step_times
+from kdlab.training.bench import step_times, timed
 from kdlab.training.distiller import Distiller
 from kdlab.training.optimising import build_optimiser
 
 ROUNDS = 3
 OBJECTS = 8
+FEWEST_IMAGES = 2
+"""BatchNorm needs two where a level is one pixel."""
+LONGEST_S = 1.0
+"""A step of the whole batch is measured where one of the fewest images lets it take no longer."""
 
 
 def seconds(request: dict[str, Any]) -> dict[str, float]:
-    """Median seconds of a step: the "student" alone, "distilled" by methods, the "teacher" alone."""
-    torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher, student = (
-        detectors.build(ModelSpec.model_validate(request[name]), request["classes"])
-        for name in ("teacher", "student")
-    )
-    methods = {name: MethodSettings.model_validate(one) for name, one in request["methods"].items()}
-    schedule = Schedule.model_validate(request["schedule"])
-    data = batch(request["classes"], *request["size"], request["batch"])
-    pair = Distiller(student, methods, teacher).to(device)
-    found = step_times(pair, build_optimiser(pair, schedule), data, ROUNDS)
-    alone = Distiller(teacher.requires_grad_(), {}).to(device)
-    own = step_times(alone, build_optimiser(alone, schedule), data, ROUNDS)
-    return {
-        "student": found["student_step_s"],
-        "distilled": found["distill_step_s"],
-        "teacher": own["student_step_s"],
+    """Median seconds of what a job repeats, each of one batch.
+
+    Returns:
+        "student" and "teacher", a training step of each alone; "forward", the teacher's pass without
+        gradients; "distilled", a training step of the student with all methods. Without a teacher "student"
+        alone.
+    """
+    torch.set_num_threads(request["threads"])
+    roles = [role for role in ("student", "teacher") if request[role]]
+    specs = {role: ModelSpec.model_validate(request[role]) for role in roles}
+    # first weights change no time, and those of a file or a server are not fetched for it
+    models = {
+        role: detectors.assembled(spec, detectors.config(spec, request["classes"]).model)
+        for role, spec in specs.items()
     }
+    methods = {name: MethodSettings.model_validate(one) for name, one in request["methods"].items()}
+    pair = _steps(Distiller(models["student"], methods, models.get("teacher")), request)
+    told = {"student": pair["student_step_s"]}
+    if "teacher" in models:
+        alone = _steps(Distiller(models["teacher"].requires_grad_(), {}), request)
+        told["teacher"] = alone["student_step_s"]
+    if methods:
+        told |= {"forward": pair["teacher_forward_s"], "distilled": pair["distill_step_s"]}
+    return told
+
+
+def _steps(distiller: Distiller, request: dict[str, Any]) -> dict[str, float]:
+    """As `step_times`; of a batch that takes long the first images stand for all."""
+    distiller.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    optim = build_optimiser(distiller, Schedule.model_validate(request["schedule"]))
+    images, fewest = request["batch"], min(request["batch"], FEWEST_IMAGES)
+    few = batch(request["classes"], *request["size"], fewest)
+    distiller.train()
+    first, second = (timed(lambda: distiller.train_step(few, optim)) for _ in range(2))
+    if min(first, second) * images / fewest > LONGEST_S:
+        taken, data = fewest, few
+    else:
+        taken, data = images, batch(request["classes"], *request["size"], images)
+    found = step_times(distiller, optim, data, ROUNDS)
+    return {name: one * images / taken for name, one in found.items()}
 
 
 def batch(classes: int, width: int, height: int, images: int) -> dict[str, Any]:

@@ -59,6 +59,8 @@ class TeacherWith(BaseModel):
         super().train(mode)
         (teacher,) = self._teacher
         teacher.eval()
+        # by its own flag alone a DETR says what its loss needs
+        teacher.training = mode
         for head in filter(None, (getattr(teacher, name, None) for name in HEADS)):
             for module in head.train(mode).modules():
                 if isinstance(module, (_BatchNorm, _DropoutNd)):

@@ -93,14 +93,20 @@ def probe(
         "pad_divisor": model.data_preprocessor.pad_size_divisor,
         **{part: _file_facts(part, Path(path), model, classes, ema) for part, path in (files or {}).items()},
     }
-    return facts | {"flops": flops(model.to("meta"), input_shape)}
+    return facts | {"flops": flops(model, input_shape)}
 
 
 def flops(model: nn.Module, input_shape: tuple[int, int]) -> int:
-    """FLOPs of a model on the meta device for one image, 2 per multiply-add; sides are rounded up to 32."""
+    """FLOPs of a model for one image, 2 per multiply-add; sides are rounded up to 32.
+
+    The model is left where its family counts, mostly on the meta device, and without gradient.
+    """
     height, width = (-(-side // 32) * 32 for side in input_shape)
+    adapter = detectors.adapt(model)
+    # torch's counter follows what has a gradient, also where none is computed
+    model.requires_grad_(False).to(adapter.counts_on)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        detectors.adapt(model).forward_all(torch.empty(1, 3, height, width, device="meta"))
+        adapter.forward_all(torch.zeros(1, 3, height, width, device=adapter.counts_on))
     return int(counter.get_total_flops())
 
 

@@ -57,6 +57,7 @@ class Trainer(Work):
             if self.iteration == self.loop.iterations and ranks.rank() == 0:
                 self.attempt.may_write()
                 resample(metric.matches()).write(self.paths.resampled)
+                metric.detections().write(self.paths.detections)
             return found
 
         return measured

@@ -15,6 +15,7 @@ from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.planning import build as plans
 from kdlab.planning import facts as facts_of
+from kdlab.planning import pace
 from kdlab.planning.history import History
 from kdlab.recipe import loader as recipes
 from kdlab.recipe.document import Document
@@ -61,8 +62,12 @@ def prepare(
     runs: Runs,
     machine: Machine,
     progress: Callable[[str], None] = lambda text: None,
+    *,
+    here: bool = False,
 ) -> Search:
     """Load a recipe, cut its training images, and see that all that may be tried can be run.
+
+    Its arguments are those of `planning.build.prepare`.
 
     Raises:
         KdlabError: the recipe, the data or the models do not allow it.
@@ -103,4 +108,7 @@ def prepare(
         dataset={"name": learned.name, "fingerprint": learned.fingerprint},
     )
     trial = PlannedJob(usual, False, "a trial", *history.cost(usual))
+    if here:
+        known = pace.priced(replace(plan, jobs=(*plan.jobs, trial)), machine, progress).jobs
+        plan, trial = replace(plan, jobs=known[:-1]), known[-1]
     return Search(recipe, document, command, trials, study, images_of(learned), plan, trial)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from kdlab import session
 from kdlab.cli.screen.console import Screen
-from kdlab.cli.verbs.plan import Prepared
 from kdlab.cli.verbs.run import execute
 from kdlab.jobs import store
 from kdlab.jobs.events import EventLog, JobFinished
@@ -22,6 +21,7 @@ from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan
 from kdlab.jobs.result import Curves, Evaluation, JobResult
 from kdlab.planning import build as planning
+from kdlab.prepared import Prepared
 from kdlab.recipe import loader as recipe
 from kdlab.running.executors.local import Local
 from tests.benchmarks.machine import simulated

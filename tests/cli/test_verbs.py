@@ -39,6 +39,7 @@ class Bench:
         self.results = folder / "results" / "digits"
         self.capfd = capfd
         self.cost_s: float | None = None
+        self.cost_source = "measured, n=3"
         self.gpus = 0
         self.ends: dict[str, str] = {}
         self.why = "new"
@@ -57,8 +58,14 @@ class Bench:
         )
 
     def prepare(
-        self, recipe: Recipe, runs: Runs, machine: Machine, progress: Callable[[str], None] = print
+        self,
+        recipe: Recipe,
+        runs: Runs,
+        machine: Machine,
+        progress: Callable[[str], None] = print,
+        here: bool = False,
     ) -> Plan:
+        self.here = here
         progress("data set digits")
         arms = [(arm, seed, methods) for seed in recipe.seeds for arm, methods in recipe.arms.items()]
         jobs = [self.job("teacher"), *(self.job(arm, seed, list(methods)) for arm, seed, methods in arms)]
@@ -74,7 +81,7 @@ class Bench:
     def planned(self, job: Job) -> PlannedJob:
         if self.runs.job(job.id).result.exists():
             return PlannedJob(job, True, "reused", 0.0, "done")
-        source = "unknown" if self.cost_s is None else "measured, n=3"
+        source = "unknown" if self.cost_s is None else self.cost_source
         return PlannedJob(job, False, self.why, self.cost_s, source)
 
     def finish(self, arm: str, seed: int = 0, ap: float = 12.5) -> None:
@@ -138,6 +145,10 @@ class TestPlan:
 
     def test_an_unknown_cost_is_called_unknown(self, kdlab: Bench) -> None:
         assert "5 jobs, cost unknown on 2 cores" in kdlab(f"plan {NAME}")[1]
+
+    def test_steps_are_measured_where_jobs_run_on_this_machine(self, kdlab: Bench) -> None:
+        kdlab(f"plan {NAME}")
+        assert kdlab.here
 
     def test_a_job_with_a_checkpoint_says_that_it_goes_on(self, kdlab: Bench) -> None:
         folder = kdlab.runs.job("student-rm0").checkpoints
@@ -330,7 +341,9 @@ class TestLs:
     def test_without_a_word_shows_recipes_and_counts(self, kdlab: Bench) -> None:
         code, out, err = kdlab("ls")
         assert code == 0
-        assert [line.split()[0] for line in out.splitlines()] == list(catalog.recipes())
+        first, *others = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
+        assert first == "recipe"
+        assert others == list(catalog.recipes())
         assert f"{len(catalog.methods())} methods" in err
 
     def test_recipes_that_commands_derived_come_after_those_of_the_catalog(self, kdlab: Bench) -> None:
@@ -341,8 +354,25 @@ class TestLs:
         _, out, _ = kdlab("ls recipes --json")
         *of_catalog, first, second = json.loads(out)["recipes"]
         assert [one["name"] for one in of_catalog] == list(catalog.recipes())
-        assert first == {"name": "ablate/x", "about": "About ablate/x"}
+        assert (first["name"], first["about"], first["pair"]) == ("ablate/x", "About ablate/x", None)
         assert second["name"] == "tune/digits/gfl-3fa2c1"
+
+    def test_recipes_are_told_by_their_pair_dataset_methods_seeds_and_what_they_took(
+        self, kdlab: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "120")
+        kdlab(f"run {NAME} --set seeds=[0,1]")
+        _, out, _ = kdlab("ls recipes")
+        (line,) = [line.split() for line in out.splitlines() if line.startswith(NAME)]
+        # five stubs of a second each, and four
+        assert " ".join(line) == f"{NAME} gfl r18/16 -> r18/8 digits rm, pfi 1 9s"
+
+    def test_a_recipe_that_is_not_whole_takes_no_time(self, kdlab: Bench) -> None:
+        kdlab.ends = {"rm": "fail"}
+        kdlab(f"run {NAME}")
+        found = {one["name"]: one for one in json.loads(kdlab("ls recipes --json")[1])["recipes"]}
+        assert found[NAME]["cost_s"] is None
+        assert found[NAME]["methods"] == ["rm", "pfi"]
 
     @pytest.mark.parametrize("what", ["methods", "detectors", "backbones", "datasets"])
     def test_lists_everything_in_the_catalog(self, what: str, kdlab: Bench) -> None:
@@ -358,7 +388,7 @@ class TestLs:
     def test_runs_show_what_became_of_the_jobs(self, kdlab: Bench) -> None:
         kdlab.ends = {"rm": "fail"}
         kdlab(f"run {NAME}")
-        assert "done 4, failed 1" in kdlab("ls runs")[1]
+        assert "run  digits/quickstart  done 4, failed 1" in kdlab("ls runs")[1]
 
     def test_a_job_at_work_is_running_and_a_left_one_interrupted(self, kdlab: Bench) -> None:
         kdlab(f"run {NAME} --json")
@@ -404,12 +434,13 @@ def test_help_shows_two_examples_with_their_output(verb: str, kdlab: Bench) -> N
 
 
 def without_values(text: str) -> str:
-    """`text` with ids and numbers masked: they differ from machine to machine.
+    """`text` with ids, times and numbers masked: they differ from machine to machine.
 
     The teacher of the quickstart is a file; here it is trained.
     """
     text = re.sub(r"\bevaluate-", "teacher-", text)
     text = re.sub(r"\b(plan |teacher-|student-)[0-9a-z]+\b", r"\1ID", text)
+    text = re.sub(r"~[\dhms]+\b", "~T", text)
     return re.sub(r"[+-]?\b\d+(\.\d+)?\b", "N", text)
 
 
@@ -417,6 +448,7 @@ def without_values(text: str) -> str:
 def test_examples_print_what_the_help_says(verb: str, kdlab: Bench) -> None:
     if verb in ("report", "status", "logs", "stop"):
         kdlab(f"run {NAME}")
+    kdlab.cost_s, kdlab.cost_source = 52.0, "by a few steps"
     checker, flags = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     for line, said in examples(verb, kdlab):
         code, out, _ = kdlab(line)

@@ -237,7 +237,8 @@ def images_and_objects(name: str) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_labels_that_mean_the_same_are_read_the_same(name: str, plan: Any, doctor: Any) -> None:
-    assert plan(name).notes == ()
+    few = "to measure on"  # each case is small, and the plan says so
+    assert [few in note for note in plan(name).notes] == [True, True]
     assert images_and_objects(name) == images_and_objects("control")
     code, said = doctor(name)
     assert code == 0

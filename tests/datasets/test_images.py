@@ -164,6 +164,24 @@ def test_a_png_is_turned_by_xmp_as_pillow_reads_it() -> None:
     assert _images.header(png).shown == (40, 60)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF"])
+@pytest.mark.parametrize("kept", [0, 5, 20, 60, 100])
+def test_a_header_that_is_cut_short_is_the_file_s_fault_and_not_the_disk_s(kind: str, kept: int) -> None:
+    short = encoded(kind)[:kept]
+    try:
+        _images.header(io.BytesIO(short))
+    except UnreadableError as error:
+        assert str(error)
+    else:
+        # what is left still says the size
+        assert kept >= 20
+
+
+def test_a_file_that_cannot_be_opened_is_the_disk_s_fault(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        _images.header(tmp_path / "a.png")
+
+
 def test_the_header_of_a_png_without_exif_decodes_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, with_exif = png_with(b"tEXt", b"Software\0paint", False), png_with(b"eXIf", b"", True)
     decoded_by_pillow = []

@@ -76,6 +76,10 @@ def test_too_little_time_is_told_by_the_steps() -> None:
     assert not enough(timed(sized(hurried), hurried, COST), hurried)
     assert enough(timed(sized(facts(minutes=60.0)), facts(minutes=60.0), COST), facts())
     assert max(sized(facts(20), longest=511).scale) == 416
+    # boxes that would be large enough at less than the usual side
+    small = sized(facts(200), longest=319)
+    assert max(small.scale) == 224
+    assert small.why["scale"].startswith("not 320, for the time is short: small boxes are then ")
 
 
 def test_a_teacher_trains_half_as_long_again() -> None:

@@ -10,13 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from kdlab import catalog
-from kdlab.detectors import family
 from kdlab.jobs.spec import Schedule
 from kdlab.training.optimising import build_optimiser
 from tests.gpu.pretended import gpu
-
-DETECTORS = [name for name in catalog.detectors() if not family(name).masks]
+from tests.stubs.pairs import METHODS, kinds
 
 
 def schedule(**changes: Any) -> Schedule:
@@ -26,13 +23,8 @@ def schedule(**changes: Any) -> Schedule:
 
 
 def served() -> list[tuple[str, str]]:
-    """Detectors with the methods that serve them."""
-    pairs = []
-    for detector in DETECTORS:
-        provides = set(family(detector).provides)
-        methods = catalog.methods().items()
-        pairs += [(detector, key) for key, info in methods if set(info.needs_for({})[0]) <= provides]
-    return pairs
+    """Detectors with the methods that they show something new."""
+    return [(detector, key) for key in METHODS for detector in kinds(key, {})]
 
 
 Step = Callable[[str, str, str], tuple[dict[str, float], Counter[str]]]

@@ -20,8 +20,9 @@ from kdlab.jobs.result import JobResult
 from kdlab.running.executors.local import Local
 from kdlab.training.device import is_out_of_memory
 from kdlab.training.optimising import build_optimiser
-from tests.gpu.conftest import DETECTORS, Step, schedule, served
+from tests.gpu.conftest import Step, schedule, served
 from tests.stubs.jobs import make
+from tests.stubs.pairs import DETECTORS
 from tests.stubs.stub_job import prepared
 
 pytestmark = [

@@ -138,6 +138,17 @@ class TestPlans:
         save(runs, "bbbb0000", "digits/b", 4000)
         assert store.plan(runs, word).id == found
 
+    def test_one_is_named_by_the_file_of_its_recipe(self, runs: Runs, tmp_path: Path) -> None:
+        for name in ("mine", "other"):
+            (tmp_path / f"{name}.yaml").write_text("student: {}\n")
+        save(runs, "aaaa0000", "mine", 1000, path=str(tmp_path / "mine.yaml"))
+        save(runs, "bbbb0000", "digits/b", 2000)
+        assert store.plan(runs, f"{tmp_path}/../{tmp_path.name}/mine.yaml").id == "aaaa0000"
+        other = str(tmp_path / "other.yaml")
+        with pytest.raises(UsageError, match="no plan") as error:
+            store.plan(runs, other)
+        assert error.value.faults[0].fix == f"kdlab run {other}"
+
     def test_what_begins_several_ids_names_the_plans_that_fit(self, runs: Runs) -> None:
         save(runs, "aaaa0000", "digits/a", 1000)
         save(runs, "aaaa1111", "digits/a", 2000)

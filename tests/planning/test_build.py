@@ -238,8 +238,38 @@ def test_how_the_teacher_computes_is_a_matter_of_the_students_that_learn_from_it
 
 
 def test_levels_of_a_method_without_neck_maps_are_refused() -> None:
-    with pytest.raises(UsageError, match="levels and match have no effect"):
+    with pytest.raises(UsageError, match="levels, match and maps have no effect"):
         build("methods.rm.levels=[8]")
+
+
+def test_a_detector_without_an_encoder_has_no_memory_to_imitate() -> None:
+    with pytest.raises(UsageError, match="fitnet cannot serve this pair: it needs memory"):
+        build("arms={fitnet: {fitnet: {maps: memory}}}")
+
+
+def test_what_is_learned_beforehand_is_learned_on_neck_maps() -> None:
+    seen = {**MODEL, "provides": [*MODEL["provides"], "memory"]}
+    with pytest.raises(UsageError, match="maskd cannot serve this pair: what it learns beforehand"):
+        build("arms={maskd: {maskd: {maps: memory}}}", facts=replace(FACTS, student=seen, teacher=seen))
+
+
+DETR = {**MODEL, "detector": "deformable_detr", "provides": ["feats", "queries", "memory"], "anchors": 0}
+
+
+def test_queries_that_begin_otherwise_are_told_by_their_kind() -> None:
+    pair = {"student": {**DETR, "priors": "points"}, "teacher": {**DETR, "priors": "boxes"}}
+    with pytest.raises(UsageError) as refused:
+        build("arms={kd_detr: {kd_detr: {}}}", facts=replace(FACTS, **pair))
+    assert "it needs equal priors" in str(refused.value)
+    assert "priors points; teacher detector deformable_detr priors boxes" in str(refused.value)
+    build("arms={logits: {detrdistill: {prior: false}}}", facts=replace(FACTS, **pair))
+
+
+def test_a_detr_is_not_trained_in_fp16() -> None:
+    facts = replace(FACTS, student=DETR, teacher=DETR, device="cuda")
+    with pytest.raises(UsageError, match="fp16 cannot match the queries of a DETR"):
+        build("arms={baseline: {}}", "schedule.precision=fp16", facts=facts)
+    build("arms={baseline: {}}", "schedule.precision=bf16", facts=facts)
 
 
 TWO_STAGE = {**MODEL, "detector": "faster_rcnn", "provides": ["feats", "roi_outputs"], "anchors": 0}
@@ -631,7 +661,7 @@ def test_bench_times_the_first_student_of_each_arm_anew() -> None:
     timed = benching(made, "2026-12-01 10:00:00", 20)
     assert [one.job.arm for one in timed.jobs] == [*made.recipe["arms"]]
     assert {one.job.seed for one in timed.jobs} == {3}
-    students = [one.job.id for one in made.jobs if one.job.spec.is_student and one.job.seed == 3]
+    students = [one.job.id for one in made.jobs if one.job.is_student and one.job.seed == 3]
     assert [one.job.spec.student for one in timed.jobs] == students
     assert {(one.job.parents, one.done) for one in timed.jobs} == {((), False)}
     assert timed.about == "benches"

@@ -54,7 +54,8 @@ def gather(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fac
 
 def test_sound_data_has_no_notes_and_its_first_image_gives_the_size(gather: Any) -> None:
     found = gather("a.png", GREY.astype(np.uint8))
-    assert (found.notes, found.student["input"]) == ((), [64, 64])
+    assert found.student["input"] == [64, 64]
+    assert all("to measure on" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +76,40 @@ def test_an_image_that_a_job_would_skip_is_not(gather: Any) -> None:
 
 
 def test_pixels_that_arrive_dark_are_noted(gather: Any) -> None:
-    (note,) = gather("a.png", (GREY * 16).astype(np.uint16)).notes
+    note, *_ = gather("a.png", (GREY * 16).astype(np.uint16)).notes
     assert note.startswith("a.png: pixels arrive as 0..15 of 0..255")
+
+
+def test_a_small_validation_set_and_classes_with_few_objects_are_noted(gather: Any) -> None:
+    images, objects = gather("a.png", GREY.astype(np.uint8)).notes
+    assert images.startswith("1 image to measure on: ")
+    assert objects.startswith("classes with fewer than 10 objects to measure on: a 1; ")
+
+
+def thin(path: Path, images: int, objects: dict[str, int], crowds: int = 0) -> list[str]:
+    """What is noted of so many images with so many objects of each class."""
+    classes = {name: number for number, name in enumerate(objects, 1)}
+    data = {
+        "images": [{"id": number} for number in range(images)],
+        "categories": [{"id": number, "name": name} for name, number in classes.items()],
+        "annotations": [
+            *({"category_id": classes[name]} for name in objects for _ in range(objects[name])),
+            *({"category_id": 1, "iscrowd": 1} for _ in range(crowds)),
+        ],
+    }
+    path.write_text(json.dumps(data))
+    return [*facts._thin(path)]
+
+
+def test_enough_images_and_objects_are_not_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "val.json"
+    assert thin(path, 100, {"a": 10, "b": 300}) == []
+    (told,) = thin(path, 100, {"a": 9, "b": 300}, crowds=5)
+    assert told.startswith("classes with fewer than 10 objects to measure on: a 9; ")
+    (told,) = thin(path, 100, dict.fromkeys("abcdefgh", 0))
+    assert ": a 0, b 0, c 0, d 0, e 0, f 0 and 2 more; " in told
+    monkeypatch.setattr(facts, "SMALL_BYTES", 10)
+    assert thin(path, 1, {"a": 1}) == []
 
 
 def test_labels_of_which_no_object_is_left_are_refused(gather: Any) -> None:

@@ -480,9 +480,9 @@ def test_unknown_recipe_is_told_with_the_nearest() -> None:
         recipe.load("recipes/digits/quikstart.yaml")
 
     assert str(caught.value) == dedent("""\
-        error: recipes/digits/quikstart.yaml is not a recipe
+        error: there is no file recipes/digits/quikstart.yaml
           known  digits/quickstart
-          fix    did you mean digits/quickstart?   see: kdlab ls recipes""")
+          fix    did you mean digits/quickstart?   kdlab init FOLDER writes one, see: kdlab ls recipes""")
 
 
 def test_folder_is_not_a_recipe(tmp_path: Path) -> None:

@@ -287,6 +287,40 @@ def test_a_measured_teacher_is_the_teachers_row(bench):
     assert any(note.startswith("warning: the teacher has AP 0.5") for note in shown.footnotes)
 
 
+def warnings_of(shown):
+    return [note for note in shown.footnotes if note.startswith("warning: ")]
+
+
+def test_a_teacher_below_the_baseline_is_warned_of(bench):
+    arms = {("teacher", 0): 31.0, ("baseline", 0): 31.0, ("baseline", 1): 33.0, ("rm", 0): 32.0}
+    (told,) = warnings_of(made(bench, arms))
+    assert told.startswith("warning: the teacher, AP 31.0, is below the baseline, 32.0: ")
+    assert warnings_of(made(bench, {**arms, ("teacher", 0): 32.5})) == []
+
+
+@pytest.mark.parametrize(
+    ("best", "epochs", "told"),
+    [
+        ([6, 6], 12, ["warning: the baseline was best at epoch 6 of 12 and not since: "]),
+        ([2, 6], 12, ["warning: the baseline was best at epoch 2, 6 of 12 and not since: "]),
+        ([2, 7], 12, []),
+        ([1, 1], 1, []),
+    ],
+)
+def test_a_baseline_that_gains_no_more_after_half_its_epochs_is_warned_of(bench, best, epochs, told):
+    jobs = [bench.job("baseline", seed) for seed in (0, 1)]
+    for job, epoch in zip(jobs, best, strict=True):
+        last, top = (Evaluation({"AP": 30.0}, epoch=one) for one in (epochs, epoch))
+        bench.finish(job, last=last, best=top)
+    found = warnings_of(table(of_plan(bench.plan(jobs, arms={"baseline": {}}), bench.runs)))
+    assert [note[: len(start)] for note, start in zip(found, told, strict=True)] == told
+
+
+def test_a_baseline_that_has_learned_nothing_is_warned_of(bench):
+    (told,) = warnings_of(made(bench, {("teacher", 0): 40.0, ("baseline", 0): 0.4, ("rm", 0): 3.0}))
+    assert told.startswith("warning: the baseline has learned nothing, AP 0.4: ")
+
+
 def test_seeds_in_micro_batches_have_a_row_of_their_own_unless_they_are_pooled(bench):
     cut = bench.job("rm", 1, settings={"micro_batch": 4})
     jobs = [bench.job("baseline"), bench.job("rm", 0), cut]

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas
 import pytest
 
-from kdlab.jobs.plan import Plan
+from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.jobs.result import Curves, Evaluation, JobResult
 from kdlab.jobs.status import JobStatus, State
 from kdlab.reporting.arms import Arm
@@ -16,10 +17,14 @@ from kdlab.reporting.comparison import Comparison, Gain
 from kdlab.reporting.plots import PLOTS, draw, pictures, write_plots
 from kdlab.reporting.plots.plot import Plot
 from kdlab.reporting.statistics import Interval
+from kdlab.reporting.tide import lost
+from tests.reporting.test_tide import scattered
 from tests.stubs.jobs import make
 
 METRICS = {"AP": 30.0, "AP50": 50.0, "APs": 20.0, "APl": 40.0}
 ARMS = {"baseline": (30.0, 31.0), "rm": (32.0, 32.0), "rm+pfi": (29.0, 34.0)}
+
+LOST = [lost(scattered(seed), 10) for seed in (0, 1)]
 
 Change = Callable[[JobResult], JobResult]
 
@@ -72,10 +77,12 @@ def compared(
         for name, values in aps.items()
         if name != "baseline"
     }
-    plan = Plan("7f3a", {"name": "digits/gfl", "title": "GFL $R18$ -> R9_x"}, (), "cpu", {})
+    jobs = (PlannedJob(make("student-a"), False, "new"),)
+    plan = Plan("7f3a", {"name": "digits/gfl", "title": "GFL $R18$ -> R9_x"}, jobs, "cpu", {})
     results = [result for arm in (teacher, *arms) for result in arm.results.values()]
     shown = {result.id: curves(result) for result in results}
-    return Comparison(plan, [], teacher, arms, arms[0], gains, curves=shown)
+    found = {result.id: LOST[result.seed] for result in results}
+    return Comparison(plan, [], teacher, arms, arms[0], gains, curves=shown, lost=found)
 
 
 def many(count: int) -> dict[str, tuple[float, ...]]:
@@ -238,3 +245,42 @@ def test_pictures_of_the_page_are_the_same_plots_as_svg():
     made = pictures(comparison)
     assert [picture.title for picture in made] == [plot.title for plot in draw(comparison).values()]
     assert all("<svg" in picture.svg for picture in made)
+
+
+def test_the_kinds_of_error_are_drawn_by_arm_with_their_seeds():
+    rows = numbers(compared(), "ap50_lost").query("error == 'localisation'").set_index("arm")
+    values = [one.gains["loc"] for one in LOST]
+    assert rows.loc["rm", "dAP50"] == pytest.approx(sum(values) / 2, abs=1e-4)
+    assert rows.loc["rm", ["low", "high"]].tolist() == pytest.approx([min(values), max(values)], abs=1e-4)
+    assert rows["n"].to_dict() == {"teacher": 1, "baseline": 2, "rm": 2, "rm+pfi": 2}
+
+
+def test_confusion_is_a_panel_an_arm_with_shares_of_the_objects_of_a_class():
+    plot = plotted(compared(), "confusion")
+    titles = [axes.get_title(loc="left") for axes in plot.figure.axes]
+    assert titles == ["teacher", "baseline", "rm", "rm+pfi"]
+    rows = numbers(compared(), "confusion").query("arm == 'rm'")
+    objects = rows.query("object != '(background)'").groupby("object")["share"].sum()
+    assert objects.tolist() == pytest.approx([1.0] * 3, abs=1e-4)
+
+
+def test_of_many_classes_the_most_confused_are_drawn():
+    many = make("student-a")
+    names = tuple(f"class {place}" for place in range(30))
+    files = replace(many.inputs.dataset, classes=names)
+    job = replace(many, inputs=replace(many.inputs, dataset=files))
+    one = compared()
+    # the last class is taken for the first, and no others are confused
+    matrix = np.zeros((31, 31), int)
+    matrix[29, 0] = 5
+    confused = replace(LOST[0], confusion=matrix)
+    plan = replace(one.plan, jobs=(PlannedJob(job, False, "new"),))
+    plot = plotted(replace(one, plan=plan, lost=dict.fromkeys(one.lost, confused)), "confusion")
+    labels = [tick.get_text() for tick in plot.figure.axes[0].get_yticklabels()]
+    assert len(labels) == 21
+    assert {"class 0", "class 29", "(background)"} <= {*labels}
+    assert "10 classes that are confused less are left out" in plot.caption
+
+
+def test_without_detections_there_are_no_plots_of_errors():
+    assert not draw(replace(compared(), lost={}), ["ap50_lost", "confusion"])

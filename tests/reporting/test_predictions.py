@@ -67,6 +67,14 @@ def test_the_table_has_ap_of_each_image_and_what_it_is_drawn_for() -> None:
     assert table.footnotes[0] == "boxes: with a score of 0.3 or more"
 
 
+def test_a_long_name_of_an_image_is_cut_in_its_middle_where_it_stays_its_own() -> None:
+    long, twin, other = "b/64_jpg.rf.e92dc56b8e578eac17.jpg", "c/64_jpg.rf.e92dc5_______eac17.jpg", "a/1.png"
+    alone = predictions(seen(1, name=long), seen(2, name=other)).table()
+    assert [row[0].text for row in alone.rows] == ["64_jpg.rf.e92...ac17.jpg", "a/1.png"]
+    both = predictions(seen(1, name=long), seen(2, name=twin)).table()
+    assert [row[0].text for row in both.rows] == [long, twin]
+
+
 def test_without_labels_the_table_counts_the_boxes_that_are_drawn() -> None:
     table = predictions(seen(1, objects=None)).table()
     assert [cell.text for cell in table.rows[0]] == ["a/1.png", "0", "1", "1"]

@@ -9,8 +9,9 @@ import pytest
 
 from kdlab.jobs.result import Evaluation, JobResult
 from kdlab.jobs.status import JobStatus, State
+from kdlab.reporting import comparison, comparison_table
 from kdlab.reporting.footnotes import teacher_notes
-from tests.stubs.jobs import make
+from tests.stubs.jobs import MODEL, make, method
 
 CHECKPOINT = {"file": "gfl_r101.pth", "sha256": "0123456789abcdef", "keys": {"whole": True}}
 
@@ -49,3 +50,32 @@ def test_worth_of_a_teacher(ap: float, inputs: dict[str, Any], told: list[str]) 
 
 def test_a_teacher_without_result_says_its_state() -> None:
     assert list(teacher_notes(replace(record(1.0), state="failed", result=None))) == ["teacher: failed"]
+
+
+def test_a_students_row_as_teacher_has_its_ap_and_a_note_says_whose_it_is(bench: Any) -> None:
+    """It was distilled with a method of its own, and shares that method's name with an arm of the plan."""
+    rm = {"methods": {"rm": method("rm")}, "teacher": MODEL}
+    jobs = [
+        replace(bench.job("teacher"), arm="teacher of teacher"),
+        bench.job("teacher", kind="student", settings=rm, parents=("teacher-teacher0",)),
+        bench.job("baseline", settings={}),
+        bench.job("rm", settings=rm, parents=("student-teacher0",)),
+    ]
+    told = {
+        "name": "digits/small",
+        "arms": {"baseline": {}, "rm": {"rm": {}}},
+        "teacher": {"recipe": "../large.yaml", "arm": "rm", "seed": 4},
+        "stage": {"name": "digits/large"},
+    }
+    timing = {"student_step_s": 0.2, "teacher_forward_s": 0.1, "distill_step_s": 0.4}
+    for job, ap in zip(jobs, (50.0, 40.0, 20.0, 30.0), strict=True):
+        bench.finish(job, ap, timing=timing)
+    found = comparison.of_plan(bench.plan(jobs, recipe=told), bench.runs)
+    assert found.teacher and found.teacher.over_seeds("AP") == [40.0]
+    assert found.gains["rm"].gap == 20.0
+    table = comparison_table.table(found)
+    rows = [[cell.text for cell in row] for row in table.rows]
+    assert [row[0] for row in rows] == ["teacher", "baseline", "rm"]
+    assert "teacher: rm seed 4 of digits/large" in table.footnotes
+    place = [column.key for column in table.columns].index("method_x")
+    assert [rows[0][place], rows[2][place]] == ["", "1.33"]

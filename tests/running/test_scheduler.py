@@ -237,6 +237,15 @@ def test_plan_that_lacks_a_parent_is_refused(runs: Runs) -> None:
         list(events_of(make_plan(make_job(parents=("student-z",))), runs))
 
 
+def test_what_is_done_needs_no_parent_in_the_plan(runs: Runs) -> None:
+    """A diagnosis has the finished students alone, not what their methods prepared."""
+    done = make_job(parents=("student-z",))
+    list(events_of(make_plan(make_job()), runs))
+    made = make_plan(done)
+    made = replace(made, jobs=(replace(made.jobs[0], done=True),))
+    assert [type(event) for event in events_of(made, runs)] == [JobReused]
+
+
 def test_failed_job_tells_its_fault_and_the_end_of_its_log(runs: Runs) -> None:
     failed = only(events_of(make_plan(make_job(end="fail")), runs), JobFailed)
     assert (failed.what, failed.got) == ("the loss is not finite", "nan")

@@ -3,9 +3,9 @@
 A start then costs milliseconds and not the seconds that torch, mmdet and mlflow take to import. All code
 that runs is the real one; starts alone are others: a fork in a session of its own stands for the `Popen` of
 the process out of which kdlab starts jobs, or of a job's launcher, one in that one's for the `Popen` of each
-of a job's several processes, and one for the probe. And jobs
-time a step and an image once at their end, since as often as usual is longer than such jobs train. Takes a
-line of JSON a request and answers with one:
+of a job's several processes, and one for the probe. Steps are not measured before a run, and jobs time a
+step and an image once at their end, since as often as usual is longer than such jobs train. Takes a line of
+JSON a request and answers with one:
 
   {"do": "start", "argv": [...], "cwd": "...", "env": {...}, "out": "..."}   -> the number of the process
   {"do": "launch", "folder": "...", "env": {...}, "out": "..."}   -> the same, of a job of several processes
@@ -97,8 +97,11 @@ def start_warm(command: Sequence[str], *, pass_fds: Sequence[int], env: Mapping[
     return Fork(lambda: _warm(command[-1]), out=null, keep=pass_fds, env=env)
 
 
-def run_probe(_command: Sequence[str], *, input: str, **_: Any) -> subprocess.CompletedProcess[str]:
+def run_asked(command: Sequence[str], *, input: str, **_: Any) -> subprocess.CompletedProcess[str]:
     """What `children` asks of `subprocess.run`: answers about models."""
+    if command[-2] == "kdlab.training.pacing":
+        # seconds for each recipe, to tell what it costs: the cost stays unknown
+        return subprocess.CompletedProcess([], 1, "", "")
     with TemporaryFile("w+") as asked, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
         asked.write(input), asked.seek(0)
         place = {"given": asked.fileno(), "out": out.fileno(), "err": err.fileno()}
@@ -199,7 +202,7 @@ def _command(argv: Sequence[str], cwd: str) -> int:
     jobs = SimpleNamespace(Popen=start_job, DEVNULL=Fork.DEVNULL, STDOUT=Fork.STDOUT)
     local.subprocess = jobs  # type: ignore[attr-defined]
     warm.subprocess = SimpleNamespace(Popen=start_warm, DEVNULL=Fork.DEVNULL)  # type: ignore[attr-defined]
-    children.subprocess = SimpleNamespace(run=run_probe)  # type: ignore[attr-defined]
+    children.subprocess = SimpleNamespace(run=run_asked)  # type: ignore[attr-defined]
     return main(argv)
 
 

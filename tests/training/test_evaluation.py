@@ -404,3 +404,33 @@ def test_precision_of_its_objects_averages_to_the_ap_of_a_class(tmp_path: Path) 
         ]
         # COCO reads the curve at 101 recalls, which is coarse for so few objects
         assert 100 * np.mean(own) == pytest.approx(found.per_class[name], abs=1.5)
+
+
+def test_detections_are_kept_as_the_model_gave_them(tmp_path: Path) -> None:
+    labels, samples = scene(3)
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(labels))
+    metric = CocoMetric(path, CLASSES)
+    # one image was not shown, and the others not in their order
+    metric.process([samples[4], samples[0], samples[2], samples[3]])
+    metric.of_all([metric.results])
+    found = metric.detections()
+    assert found.images.tolist() == [1, 3, 4, 5]
+    shown = [samples[place]["pred_instances"] for place in (0, 2, 3, 4)]
+    for name, values in (("bboxes", found.box), ("scores", found.score), ("labels", found.label)):
+        np.testing.assert_array_equal(values, np.concatenate([one[name].numpy() for one in shown]))
+    assert np.bincount(found.image).tolist() == [len(one["scores"]) for one in shown]
+    boxes = [box for box in labels["annotations"] if box["image_id"] in (10, 30, 40, 50)]
+    assert [CLASSES[label] for label in found.object_label] == [
+        next(one["name"] for one in CATEGORIES if one["id"] == box["category_id"]) for box in boxes
+    ]
+    assert found.ignored.tolist() == [bool(box["iscrowd"]) for box in boxes]
+    corner_sizes = np.hstack([found.object_box[:, :2], found.object_box[:, 2:] - found.object_box[:, :2]])
+    np.testing.assert_allclose(corner_sizes, [box["bbox"] for box in boxes])
+
+
+def test_detections_before_an_evaluation_are_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(scene(0)[0]))
+    with pytest.raises(RuntimeError, match="before of_all"):
+        CocoMetric(path, CLASSES).detections()

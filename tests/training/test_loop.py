@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from kdlab.datasets.base import DatasetFiles
@@ -253,6 +254,20 @@ def test_a_loss_that_is_not_finite_ends_training_and_is_named(
     resumed = make_loop(methods=("rm", "nan"))
     resumed.resume()
     assert resumed.progress.iteration == 4
+
+
+def test_outputs_that_no_matcher_can_match_end_training_with_its_words(
+    make_loop: Callable[..., TrainingLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = make_loop()
+
+    def step(_data: Any) -> Any:
+        return linear_sum_assignment([[float("nan")]])
+
+    monkeypatch.setattr(loop, "step", step)
+    with pytest.raises(JobError, match="no query can be matched") as raised:
+        loop.resume_and_run("cpu")
+    assert "iteration 1" in str(raised.value)
 
 
 def test_a_process_that_lost_its_job_writes_nothing(make_loop: Callable[..., TrainingLoop]) -> None:

@@ -15,6 +15,7 @@ pytest.importorskip("onnxruntime")
 
 IMAGES = Path(__file__).parents[2] / ".." / "shared" / "data" / "coco-mini-cc" / "images" / "val"
 DETECTORS = [key for key, info in catalog.detectors().items() if info.head_convs]
+QUERIES = [key for key, info in catalog.detectors().items() if info.queries]
 CLASSES = ["a", "b", "c"]
 FIXED = (128, 160)
 
@@ -91,7 +92,8 @@ def own_detections(model: Any, images: Any) -> Any:
     from mmdet.structures import DetDataSample
 
     size = tuple(images.shape[-2:])
-    sample = DetDataSample(metainfo={"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0)})
+    meta = dict.fromkeys(("img_shape", "ori_shape", "batch_input_shape"), size)
+    sample = DetDataSample(metainfo={**meta, "scale_factor": (1.0, 1.0)})
     return model.predict(images, [sample], rescale=False)[0].pred_instances
 
 
@@ -130,6 +132,30 @@ def test_detections_are_mmdet_s_own(
         # equal scores may stand in either order
         assert np.mean(labels == own.labels.numpy()) > 0.95
         assert np.mean(np.abs(boxes - own.bboxes.numpy()).max(axis=1) < 1e-3) > 0.95
+
+
+@pytest.mark.parametrize("detector", QUERIES)
+def test_a_detr_s_file_says_what_mmdet_does_for_images_of_its_size(
+    detector: str, session: Callable[..., Any], torch_: Any
+) -> None:
+    model, runtime = session(detector, size=FIXED, nms=True)
+    for images in photographs(torch_, model, FIXED)[:3]:
+        with torch_.no_grad():
+            own = own_detections(model, images)
+        every, rows, boxes, scores, labels = runtime.run(None, {"images": images.numpy()})
+        assert every.shape == (1, 20, 4)
+        assert rows.shape == (1, 20, 3)
+        assert len(labels) == len(own) > 0
+        assert np.abs(scores - own.scores.numpy()).max() < 1e-5
+        assert np.mean(labels == own.labels.numpy()) > 0.95
+        assert np.mean(np.abs(boxes - own.bboxes.numpy()).max(axis=1) < 1e-3) > 0.95
+
+
+def test_a_detr_without_a_size_is_refused(build: Callable[..., Any]) -> None:
+    from kdlab.training import onnx
+
+    with pytest.raises(UsageError, match="for images of one size"):
+        onnx.export(build("deformable_detr").eval(), {"classes": json.dumps(CLASSES)})
 
 
 def test_a_two_stage_row_scores_its_own_class_only(session: Callable[..., Any], torch_: Any) -> None:

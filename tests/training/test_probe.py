@@ -42,6 +42,34 @@ def test_flops_grow_with_the_area() -> None:
     assert large == pytest.approx(4 * small, rel=0.05)
 
 
+@pytest.mark.parametrize("overrides", [{}, {"model.with_box_refine": True}])
+def test_flops_of_a_detr_grow_with_its_layers_and_count_no_denoising(overrides: dict[str, Any]) -> None:
+    sizes = {"detector": "deformable_detr", "head_convs": 0, "queries": 30, "neck_channels": 64}
+
+    def counted(**changes: Any) -> int:
+        return int(probe(model(**sizes, overrides=overrides, **changes), 10, (64, 64))["flops"])
+
+    one, two, three = (counted(layers=layers) for layers in (1, 2, 3))
+    assert three - two == pytest.approx(two - one, rel=1e-6)
+    assert counted(layers=1, strides=[8, 16, 32]) > one
+    # a deeper backbone costs what it costs below another head: it is counted once
+    below = {
+        name: int(probe(model(backbone=name), 10, (64, 64))["flops"]) for name in ("resnet18", "resnet34")
+    }
+    deeper = counted(layers=1, backbone="resnet34") - one
+    assert deeper == below["resnet34"] - below["resnet18"] > 0
+
+
+def test_a_decoder_that_hides_its_layers_is_no_model_of_mmdets() -> None:
+    key = "model.decoder.return_intermediate"
+    sizes = {"detector": "deformable_detr", "queries": 30, "layers": 2, "neck_channels": 64}
+    spec = model(**sizes, overrides={key: False})
+    told = answer({"model": spec.model_dump(mode="json"), "num_classes": 3, "input": [64, 64]})
+    (fault,) = told["unreadable"]
+    assert fault["where"] == f"overrides.{key}"
+    assert "cannot be built" in fault["what"]
+
+
 def test_params_count_the_classes() -> None:
     few, more = (probe(MODEL, classes, (128, 128))["params"] for classes in (10, 11))
     assert more - few == 256 * 9 + 1

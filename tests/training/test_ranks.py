@@ -28,10 +28,12 @@ from tests.stubs.rank_steps import Case, steps
 TWO = Resources(ranks=2)
 ROOT = Path(__file__).parents[2]
 DETECTORS = ["fcos", "gfl", "atss", "retinanet", "faster_rcnn"]
-# statistics over the images of a process, random masks, or another family of detectors
-ELSEWHERE = {"pkd", "crosskd", "mgd", "dkd"}
+# statistics over the images of a process, random masks or fakes, or another family of detectors
+ELSEWHERE = {"pkd", "crosskd", "mgd", "icd", "dkd", "detrdistill", "kd_detr"}
 METHODS = sorted(set(catalog.methods()) - ELSEWHERE)
 REGIONS = ["positives", "negatives", "gt_mask"]
+# correlations over the positives of a process
+OPTIONS: dict[str, dict[str, Any]] = {"dist": {"intra": 0.0}}
 # several in one step, for each tells its own term
 GROUPS = {f"methods {' '.join(METHODS[at::4])}": METHODS[at::4] for at in range(4)}
 # images 64 px wide, process 0 takes the first and third: boxes of each
@@ -73,6 +75,16 @@ def cases(build: Callable[..., Any], term: Callable[..., Any]) -> dict[str, Case
         models = [build(detector, seed, neck_channels=8) for seed in (0, 1)]
         return Case(*models, methods, batches, **options)
 
+    def queries() -> Case:
+        methods = {"detrdistill": term("detrdistill"), "kd_detr": term("kd_detr", points=0)}
+        found = case("deformable_detr", methods, [batch(OBJECTS)])
+        for layer in found.student.modules():
+            if isinstance(layer, torch.nn.Dropout):
+                layer.p = 0.0
+            if isinstance(layer, torch.nn.MultiheadAttention):
+                layer.dropout = 0.0
+        return found
+
     full, half = batch(OBJECTS), batch([OBJECTS[0], [], OBJECTS[2], []])
     three = [batch(OBJECTS, seed) for seed in range(3)]
     return {
@@ -83,10 +95,11 @@ def cases(build: Callable[..., Any], term: Callable[..., Any]) -> dict[str, Case
             for name in DETECTORS
         },
         **{
-            label: case("gfl", {name: term(name) for name in names}, [full])
+            label: case("gfl", {name: term(name, **OPTIONS.get(name, {})) for name in names}, [full])
             for label, names in GROUPS.items()
         },
         "regions": case("gfl", {f"pfi@{name}": term("pfi", region=name) for name in REGIONS}, [full]),
+        "queries": queries(),
         "masks": case("gfl", {"mgd": term("mgd")}, [full]),
         "micro gfl": case("gfl", {"fitnet": term("fitnet")}, three, micro_batch=1),
     }  # fmt: skip
@@ -134,7 +147,7 @@ def test_rm_and_pfi_of_two_processes_are_those_of_one_where_detection_is_not(one
         assert theirs[name] == pytest.approx(mine[name], rel=1e-5)
 
 
-@pytest.mark.parametrize("case", [*GROUPS, "regions"])
+@pytest.mark.parametrize("case", [*GROUPS, "regions", "queries"])
 def test_a_step_of_every_method_is_that_of_one_process(case: str, one: Any, two: Any) -> None:
     assert_equal_training(one(case), two[case])
 

@@ -109,7 +109,7 @@ def test_where_all_methods_have_stopped_no_teacher_runs(
     distiller = distil("gfl", {"rm": term("rm", stop=0.5), "pfi": term("pfi", stop=0.8)}).train()
     calls: list[int] = []
     original = distiller.teacher_outputs
-    monkeypatch.setattr(distiller, "teacher_outputs", lambda inputs: calls.append(1) or original(inputs))
+    monkeypatch.setattr(distiller, "teacher_outputs", lambda *args: calls.append(1) or original(*args))
     data = distiller.data_preprocessor(raw_batch(), True)
     distiller.max_iterations = 10
     found = []

@@ -130,7 +130,9 @@ Gpus = Annotated[
 ]
 Jobs = Annotated[
     int | None,
-    typer.Option("-j", metavar="N", min=1, help="Jobs at once, at most. Default: as many as devices allow."),
+    typer.Option(
+        "-j", "--jobs", metavar="N", min=1, help="Jobs at once, at most. Default: as many as devices allow."
+    ),
 ]
 ExecutorName = Annotated[
     str,

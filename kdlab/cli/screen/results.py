@@ -30,6 +30,7 @@ def written(
     plan: Plan,
     formats: Sequence[str] = ("md", "csv"),
     page: str = "",
+    part: str = "",
 ) -> list[Path]:
     """Write a table to `results/` and say so; a folder that cannot be written is told, not raised.
 
@@ -39,6 +40,7 @@ def written(
         plan: it is of.
         formats: names of `renderers.FORMATS`.
         page: the HTML page in place of a plain one.
+        part: end of the files' names, of a table beside the plan's own.
 
     Returns:
         The files.
@@ -48,7 +50,7 @@ def written(
 
     files: list[Path] = []
     with forgiving(screen):
-        files = renderers.write(table, RESULTS, results_stem(plan), formats)
+        files = renderers.write(table, RESULTS, f"{results_stem(plan)}{part}", formats)
         if page:
             write_text(files[formats.index("html")], page)
         screen.say(f"written: {', '.join(map(str, files))}")
@@ -105,7 +107,13 @@ def _stands(told: Mapping[str, Any], overrides: Sequence[str]) -> bool:
         then = Recipe.model_validate_json(json.dumps(known)).to_dict()
     except (KdlabError, ValueError):
         return False
-    return all(now[key] == value for key, value in then.items() if key not in _MAKES_NO_JOB)
+    return _making_jobs(now) == _making_jobs(then)
+
+
+def _making_jobs(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe says of its jobs, and the recipe that its teacher comes from of those."""
+    found = {key: value for key, value in told.items() if key not in _MAKES_NO_JOB}
+    return found | {"stage": _making_jobs(found["stage"])} if found["stage"] else found
 
 
 def send_all(screen: Screen, runs: Runs, limit_s: float = math.inf) -> None:

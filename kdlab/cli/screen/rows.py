@@ -195,7 +195,7 @@ class Frame:
 
 OVERFIT_AP = 2.0
 """Points that a teacher may lose after its best epoch before that is remarked."""
-_OVERFITS = "; it had AP {0.best_ap:.1f} after epoch {0.best_epoch}: lower teacher.schedule.epochs"
+_OVERFITS = "; it had AP {0.best_ap:.1f} after epoch {0.best_epoch}: lower {1}"
 
 
 def line(parts: Sequence[tuple[str, str]], width: int) -> Text:
@@ -217,7 +217,7 @@ def _loss(value: float) -> str:
 
 def overfits(status: JobStatus) -> bool:
     """Whether a teacher, from whose end students learn, had clearly more AP in an earlier epoch."""
-    return status.job.spec.is_teacher and status.best_ap > (status.ap or 0.0) + OVERFIT_AP
+    return status.job.is_teacher and status.best_ap > (status.ap or 0.0) + OVERFIT_AP
 
 
 def ending(status: JobStatus) -> str:
@@ -239,7 +239,9 @@ def note(status: JobStatus) -> str:
             return f"AP {status.ap or 0:.1f} after epoch {status.measured} promised too little"
     match status.end:
         case JobFinished(wall_s=wall_s):
-            return duration(wall_s) + (_OVERFITS.format(status) if overfits(status) else "")
+            own = status.job.spec.is_teacher
+            epochs = "teacher.schedule.epochs" if own else "schedule.epochs of the recipe that it comes from"
+            return duration(wall_s) + (_OVERFITS.format(status, epochs) if overfits(status) else "")
         case JobReused():
             return "by another kdlab run"
         case JobFailed(what=what):

@@ -22,9 +22,10 @@ from kdlab.cli.screen.options import (
     method_names,
     recipe_names,
 )
-from kdlab.cli.verbs.plan import Prepared, planned, preview, total
+from kdlab.cli.verbs.plan import planned, preview, total
 from kdlab.cli.verbs.run import FAILED, carry_out, confirm, confirm_cost
 from kdlab.errors import UsageError
+from kdlab.prepared import Prepared
 
 if TYPE_CHECKING:
     from kdlab.jobs.plan import Plan
@@ -91,18 +92,18 @@ def ablate(
     \b
     Examples:
       $ kdlab ablate --loss rm,pfi --dry-run
-      plan d559  ablate/digits/quickstart--rm+pfi  5 jobs, cost unknown on 2 cores
-        + teacher   gfl r18          cost unknown  new
-        + baseline  gfl r18  seed 0  cost unknown  new
-        + rm        gfl r18  seed 0  cost unknown  new
+      plan d559  ablate/digits/quickstart--rm+pfi  5 jobs, ~3m24s on 2 cores
+        + teacher   gfl r18          ~1s     by a few steps
+        + baseline  gfl r18  seed 0  ~52s    by a few steps
+        + rm        gfl r18  seed 0  ~1m42s  by a few steps
         ...
       $ kdlab ablate --loss rm --vary rm.rank=cls,loc,both --dry-run
-      plan e352  ablate/digits/quickstart--rm--rm.rank=cls,loc,both  5 jobs, cost unknown on 2 cores
-        + teacher        gfl r18          cost unknown  new
-        + baseline       gfl r18  seed 0  cost unknown  new
-        + rm[rank=cls]   gfl r18  seed 0  cost unknown  new
-        + rm[rank=loc]   gfl r18  seed 0  cost unknown  new
-        + rm[rank=both]  gfl r18  seed 0  cost unknown  new
+      plan e352  ablate/digits/quickstart--rm--rm.rank=cls,loc,both  5 jobs, ~3m24s on 2 cores
+        + teacher        gfl r18          ~1s     by a few steps
+        + baseline       gfl r18  seed 0  ~52s    by a few steps
+        + rm[rank=cls]   gfl r18  seed 0  ~1m42s  by a few steps
+        + rm[rank=loc]   gfl r18  seed 0  ~1m42s  by a few steps
+        + rm[rank=both]  gfl r18  seed 0  ~1m42s  by a few steps
     """
     from kdlab.recipe.files import write_derived
     from kdlab.running.executors import base

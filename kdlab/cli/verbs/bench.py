@@ -11,8 +11,9 @@ import typer
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import DryRun, ExecutorName, Gpus, Overrides, RecipeName, Yes
 from kdlab.cli.screen.results import RESULTS, forgiving, results_stem
-from kdlab.cli.verbs.plan import Prepared, prepare, preview
+from kdlab.cli.verbs.plan import prepare, preview
 from kdlab.cli.verbs.run import carry, confirm_cost
+from kdlab.prepared import Prepared
 
 ROUNDS = 20
 

@@ -13,9 +13,10 @@ import typer
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import DryRun, ExecutorName, Gpus, Jobs, Overrides, RecipeName, Yes
 from kdlab.cli.screen.results import RESULTS, forgiving, results_stem
-from kdlab.cli.verbs.plan import Prepared, prepare, preview
+from kdlab.cli.verbs.plan import prepare, preview
 from kdlab.cli.verbs.run import carry, confirm_cost
 from kdlab.errors import MachineError
+from kdlab.prepared import Prepared
 
 if TYPE_CHECKING:
     from kdlab.reporting.diagnosis import Diagnoses

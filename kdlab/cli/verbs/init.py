@@ -213,7 +213,7 @@ def _written(
         for _ in range(_SMALLER):
             write(draft, choice)
             with screen.working(f"measuring a few steps at {choice.scale[0]}x{choice.scale[1]}"):
-                cost = _measured(draft, choice)
+                cost = _measured(draft)
             timed = choices.timed(choice, facts, cost)
             smaller = choices.sized(facts, max(choice.scale) - 1)
             if choices.enough(timed, facts) or smaller.scale == choice.scale:
@@ -225,28 +225,19 @@ def _written(
     return timed
 
 
-def _measured(recipe: Path, choice: Choice) -> Cost:
+def _measured(recipe: Path) -> Cost:
     """Seconds of the recipe's steps, of models with random weights."""
-    from kdlab import children, devices
+    from kdlab import devices
     from kdlab.drafting.choices import Cost
     from kdlab.jobs.paths import Runs
     from kdlab.planning import build as planning
+    from kdlab.planning import pace
     from kdlab.recipe import loader
 
-    made = planning.prepare(loader.load(str(recipe), []), Runs.here(), devices.detect(), lambda text: None)
-    jobs = [planned.job for planned in made.jobs]
-    student = next(job for job in jobs if job.arm == "rm+pfi")
-    spec = student.spec.model_dump(mode="json")
-    request = {
-        "student": spec["model"],
-        "teacher": spec["teacher"],
-        "methods": spec["methods"],
-        "schedule": spec["schedule"],
-        "classes": len(student.inputs.dataset.classes),
-        "size": list(choice.scale),
-        "batch": choice.batch,
-    }
-    return Cost(**children.told("kdlab.training.pacing", request, "the steps cannot be measured"))
+    machine = devices.detect()
+    made = planning.prepare(loader.load(str(recipe), []), Runs.here(), machine)
+    steps = pace.measured([one.job for one in made.jobs if one.job.arm == "rm+pfi"], machine)
+    return Cost(steps["student"], steps["distilled"], steps["teacher"])
 
 
 def _tell(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdlab import catalog
-from kdlab.cli.screen.console import Screen, grid
+from kdlab.cli.screen.console import Screen, duration, grid
 from kdlab.cli.screen.method_card import card, serves
 from kdlab.cli.screen.options import method_names
 from kdlab.errors import UsageError, suggestion
@@ -57,8 +57,10 @@ def ls(
     \b
     Examples:
       $ kdlab ls
+      recipe  pair  dataset  methods  n  took
       ...
-      digits/quickstart          GFL R18 to a slimmer R18 on handwritten digits: ...
+      digits/quickstart  gfl r18/16 -> r18/8  digits  rm, pfi  1
+      ...
       $ kdlab ls methods rm
       rm  Rank Mimicking: copy the teacher's ranking of the boxes that serve one object.
       ...
@@ -78,7 +80,7 @@ def ls(
         screen.say(f"no {shown} yet")
         screen.next(_NEXT["recipes"])
         return
-    screen.data(_table(entries[shown]))
+    screen.data(_recipes(entries[shown]) if shown == "recipes" else _table(entries[shown]))
     if not what:
         counts = [f"{len(found)} {name}" for name, found in entries.items() if name != shown]
         screen.say(f"also {', '.join(counts)}: kdlab ls {_LISTS[1]}, ...")
@@ -95,6 +97,10 @@ def _explain(screen: Screen, what: str, name: str) -> None:
     screen.next("kdlab ls methods")
 
 
+_VERBS = {"diagnoses": "diagnose", "benches": "bench"}
+"""What makes plans about another plan, by what they say of it."""
+MOST_NAMED = 4
+"""Methods of a recipe that are named."""
 _CATALOGS: dict[str, Callable[[], Mapping[str, PluginInfo]]] = {
     "methods": catalog.methods,
     "detectors": catalog.detectors,
@@ -115,11 +121,16 @@ def _entries(what: str) -> list[dict[str, Any]]:
     """A list as plain data."""
     if what == "recipes":
         from kdlab.recipe import files
+        from kdlab.recipe.overview import overview
 
         # those of the working folder, of the catalog, and those that `ablate` and `tune` have written
         found = {name: files.about(path) for name, path in files.own().items()}
         found |= {info.name: info.summary for info in catalog.recipes().values()} | files.all_derived()
-        return [{"name": name, "about": about} for name, about in found.items()]
+        costs = _costs()
+        return [
+            {"name": name, **overview(name), "cost_s": costs.get(name), "about": about}
+            for name, about in found.items()
+        ]
     if what != "runs":
         return [_plugin(what, info) for info in _CATALOGS[what]().values()]
     from kdlab.jobs import store
@@ -130,8 +141,27 @@ def _entries(what: str) -> list[dict[str, Any]]:
     for plan in store.plans(runs):
         states = Counter(str(status.state) for status in of_plan(plan, runs))
         saved = datetime.fromtimestamp(plan.path(runs).stat().st_mtime).isoformat(" ", "minutes")
-        entries.append({"plan": plan.id, "recipe": plan.recipe["name"], "jobs": dict(states), "run": saved})
+        verb = "tune" if plan.is_search else _VERBS.get(plan.about, "run")
+        entries.append(
+            {"plan": plan.id, "verb": verb, "recipe": plan.recipe["name"], "jobs": dict(states), "run": saved}
+        )
     return entries
+
+
+def _costs() -> dict[str, float]:
+    """Seconds that the jobs of recipes took one after another, by name, of those that ran to their end."""
+    from kdlab.jobs import store
+    from kdlab.jobs.paths import Runs
+    from kdlab.jobs.result import JobResult
+
+    runs, found = Runs.here(), dict[str, float]()
+    for plan in store.plans(runs):
+        if plan.compares and (name := plan.recipe["name"]) not in found:
+            results = [JobResult.read(runs.job(planned.job.id)) for planned in plan.jobs]
+            done = [result.wall_s for result in results if result]
+            if len(done) == len(results):
+                found[name] = sum(done)
+    return found
 
 
 def _plugin(what: str, info: PluginInfo) -> dict[str, Any]:
@@ -147,6 +177,35 @@ def _plugin(what: str, info: PluginInfo) -> dict[str, Any]:
     elif what in ("datasets", "executors"):
         entry["options"] = options
     return entry
+
+
+def _recipes(entries: Sequence[dict[str, Any]]) -> Table:
+    """A line a recipe; what they are about in full is in `kdlab show` and --json."""
+    from rich.text import Text
+
+    rows = [("recipe", "pair", "dataset", "methods", "n", "took")]
+    rows += [
+        (
+            one["name"],
+            one["pair"] or one["about"],
+            one["dataset"] or "",
+            _few(one["methods"]),
+            str(len(one["seeds"])) if one["seeds"] else "",
+            "" if one["cost_s"] is None else duration(one["cost_s"]),
+        )
+        for one in entries
+    ]
+    first, *others = rows
+    dim = [Text(word, style="dim") for word in first]
+    told = [[Text(name, style="bold"), *rest] for name, *rest in others]
+    return grid([dim, *told], wrap=[0, 1, 3], right=[4, 5])
+
+
+def _few(methods: Sequence[str] | None) -> str:
+    """Their names, or how many there are."""
+    if methods is None:
+        return "does not load"
+    return ", ".join(methods) if len(methods) <= MOST_NAMED else f"{len(methods)} methods"
 
 
 def _table(entries: Sequence[dict[str, Any]]) -> Table:

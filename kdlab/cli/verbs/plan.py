@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from kdlab.cli.screen.console import Screen, duration, grid
 from kdlab.cli.screen.options import ExecutorName, Gpus, Overrides, RecipeName
 from kdlab.errors import UsageError
+from kdlab.prepared import Prepared
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from kdlab.devices import Machine
     from kdlab.jobs.paths import Runs
     from kdlab.jobs.plan import Plan, PlannedJob
     from kdlab.recipe.settings import Recipe
-    from kdlab.running.executors.base import Executor
 
 
 def plan(
@@ -33,14 +31,14 @@ def plan(
     \b
     Examples:
       $ kdlab plan digits/quickstart
-      plan 8e23  digits/quickstart  5 jobs, cost unknown on 2 cores
-        + teacher   gfl r18          cost unknown  new
-        + baseline  gfl r18  seed 0  cost unknown  new
+      plan 8e23  digits/quickstart  5 jobs, ~3m24s on 2 cores
+        + teacher   gfl r18          ~1s     by a few steps
+        + baseline  gfl r18  seed 0  ~52s    by a few steps
         ...
       $ kdlab plan digits/quickstart --set 'seeds=[0,1]' -v
-      plan 9bb2  digits/quickstart  9 jobs, cost unknown on 2 cores
-        + evaluate-edde88a9307c  teacher          cost unknown  new
-        + student-541647f950a8   baseline seed 0  cost unknown  new
+      plan 9bb2  digits/quickstart  9 jobs, ~6m48s on 2 cores
+        + evaluate-edde88a9307c  teacher          ~1s     by a few steps
+        + student-541647f950a8   baseline seed 0  ~52s    by a few steps
         ...
     """
     made = prepare(screen, recipe, overrides or [], executor, gpus)
@@ -49,16 +47,6 @@ def plan(
         return
     screen.data(preview(made, jobs=screen.verbose))
     screen.next(f"kdlab run{screen.command().removeprefix('kdlab plan')}")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A plan with what it was made for: who runs it, on what, in which folder."""
-
-    plan: Plan
-    executor: Executor
-    machine: Machine
-    runs: Runs
 
 
 def prepare(
@@ -78,15 +66,10 @@ def prepare(
 
 def planned(screen: Screen, recipe: Recipe, executor: str, gpus: str | None) -> Prepared:
     """As `prepare`, of a recipe that is loaded."""
-    from kdlab.jobs.paths import Runs
-    from kdlab.planning import build as planning
-    from kdlab.running.executors import base
+    from kdlab import prepared
 
-    runs = Runs.here()
     with screen.working(f"planning {recipe.name}") as progress:
-        runner = base.load(executor, gpu_numbers(gpus), recipe.resources.executors.get(executor))
-        machine = runner.machine
-        return Prepared(planning.prepare(recipe, runs, machine, progress), runner, machine, runs)
+        return prepared.prepare(recipe, executor, gpu_numbers(gpus), progress)
 
 
 def gpu_numbers(text: str | None) -> list[int] | None:
@@ -128,7 +111,7 @@ def preview(made: Prepared, *, jobs: bool = False) -> RenderableType:
         else:
             model = job.spec.model
             name, about = job.arm, f"{model.detector} {model.backbone}".replace("resnet", "r")
-            if job.spec.is_student:
+            if job.is_student:
                 seeds = f"seed{_s(group)} {' '.join(str(planned.job.seed) for planned in group)}"
         first = Text(f"  + {name}", style="bold")
         if group[0].done:

@@ -229,9 +229,14 @@ def _asked(
     Raises:
         UsageError: nothing fits; it has not finished; or one model is to be drawn on no image.
     """
+    from kdlab.datasets.base import IMAGE_SUFFIXES
+
     is_file = Path(source).suffix in MODELS
     if not is_file and (plan := _plan(runs, source)):
         return _of_plan(screen, runs, plan, seed, arms)
+    if Path(source).suffix.lower() in IMAGE_SUFFIXES:
+        what = "first comes what detects: a recipe, a job or a file of a model"
+        raise UsageError(what, got=source, fix=f"kdlab predict RECIPE {shlex.quote(source)}")
     if arms is not None:
         raise UsageError("--arms chooses among those of a recipe", got=source, fix="leave --arms out")
     if is_file and seed is not None:
@@ -313,7 +318,7 @@ def _of_plan(screen: Screen, runs: Runs, plan: Plan, seed: int | None, arms: str
     first: dict[str, Job | None] = {}
     for planned in plan.jobs:
         job = planned.job
-        if job.spec.is_teacher or (job.spec.is_student and seed in (None, job.seed)):
+        if job.is_teacher or (job.is_student and seed in (None, job.seed)):
             done = state_of(job, runs.job(job.id)) is State.DONE
             first[job.arm] = first.get(job.arm) or (job if done else None)
     found = {arm: job for arm, job in first.items() if job}

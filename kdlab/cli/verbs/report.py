@@ -14,6 +14,7 @@ import typer
 
 from kdlab import catalog
 from kdlab.cli.screen.console import Screen
+from kdlab.cli.screen.detections import with_errors
 from kdlab.cli.screen.options import plan_names
 from kdlab.cli.screen.results import RESULTS, forgiving, makes_again, results_stem, send_all, written
 from kdlab.errors import UsageError
@@ -56,14 +57,21 @@ def report(
         typer.Option(
             "--cols",
             metavar="A,B",
-            help="Columns: AP, dAP, interval, p, p_holm, other_images, gap_closed, n, ...; of --by-class "
-            "arms. A wrong one tells all.",
+            help="Columns: AP, dAP, interval, p, gap_closed, n, cls, both_find, ...; of --by-class arms. "
+            "A wrong one tells all.",
         ),
     ] = None,
     sort: Annotated[
         str | None, typer.Option("--sort", metavar="COLUMN", help="Rows by a column: numbers highest first.")
     ] = None,
     classes: Annotated[bool, typer.Option("--by-class", help="AP of each class, a column an arm.")] = False,
+    errors: Annotated[
+        bool,
+        typer.Option(
+            "--errors",
+            help="Where AP50 is lost: kinds of error, confused classes, agreement with the teacher.",
+        ),
+    ] = False,
     reported: Annotated[
         bool, typer.Option("--reported", help="Add published numbers of the same pair, from other codebases.")
     ] = False,
@@ -99,29 +107,38 @@ def report(
     gc.disable()
     try:
         compared = list(_compared(screen, sources or [], runs, pool=pool, curves=plots))
-        made = [_shaped(one, classes, reported, cols, sort) for one in compared]
+        if errors and (classes or reported):
+            other = "--by-class" if classes else "--reported"
+            raise UsageError(f"{other} has no errors to tell", fix="leave one of the two out")
+        if errors or _asks_for_errors(cols):
+            compared = [with_errors(screen, one, runs) for one in compared]
+        made = [
+            {"": _shaped(one, classes, errors, reported, cols, sort), **(_more(one) if errors else {})}
+            for one in compared
+        ]
     finally:
         # what was read stays to the end, so the collector need not go through it
         gc.freeze()
         gc.enable()
-    _show(screen, made, compared, form, plots)
+    _show(screen, made, compared, form, plots=plots, errors=errors)
     formats = ("md", "csv") if form is Format.terminal else (form.value,)
-    for comparison, one in zip(compared, made, strict=True):
+    for comparison, tables in zip(compared, made, strict=True):
         if write:
-            page = _page([one], [comparison]) if plots and form is Format.html else ""
-            written(screen, one, comparison.plan, formats, page)
+            page = _page([tables], [comparison]) if plots and form is Format.html else ""
+            _write(screen, comparison, tables, formats, page, "-errors" if errors else "")
         if plots:
             _plot(screen, comparison)
-    screen.next(_next(compared[0], plots))
+    screen.next(_next(compared[0], plots, errors))
 
 
-def _next(comparison: Comparison, plots: bool) -> str:
+def _next(comparison: Comparison, plots: bool, errors: bool) -> str:
     """The next command: train what is missing, else look closer."""
     recipe = comparison.plan.recipe
     name = shlex.quote(recipe["name"])
     if not all(arm.whole for arm in comparison.arms):
         return str(recipe.get("command") or f"kdlab run {name}")
-    return f"kdlab report {name} {'--format explain' if plots else '--plots'}"
+    asked = " --errors" if errors else ""
+    return f"kdlab report {name}{asked} {'--format explain' if plots else '--plots'}"
 
 
 def _compared(
@@ -157,14 +174,56 @@ def _compared(
             yield compared if makes_again(plan) else replace(compared, outdated=True)
 
 
+def _words(cols: str | None) -> list[str]:
+    """The columns that --cols names."""
+    # commas in the brackets of an arm's name part nothing
+    return [word.strip() for word in re.split(r",(?![^\[]*\])", cols)] if cols else []
+
+
+def _asks_for_errors(cols: str | None) -> bool:
+    """Whether one of the columns that are named needs detections."""
+    from kdlab.reporting.columns import AGREEMENT, ERRORS
+
+    return not {*ERRORS, *AGREEMENT}.isdisjoint(_words(cols))
+
+
+def _more(comparison: Comparison) -> dict[str, Table]:
+    """The tables of errors below the first, by the ends of their files' names."""
+    from kdlab.reporting import error_table
+
+    made = {"gains": error_table.gains(comparison), "confused": error_table.confused(comparison)}
+    return {part: one for part, one in made.items() if one is not None}
+
+
+def _write(
+    screen: Screen,
+    comparison: Comparison,
+    tables: dict[str, Table],
+    formats: Sequence[str],
+    page: str,
+    beside: str,
+) -> None:
+    """Write the tables of a comparison to `results/`, those of errors with the confusion matrices."""
+    for part, one in tables.items():
+        written(screen, one, comparison.plan, formats, "" if part else page, f"{beside}{part and '-'}{part}")
+    if beside:
+        from kdlab.reporting.error_table import matrix_table
+
+        # too wide for a page
+        if matrices := matrix_table(comparison):
+            written(screen, matrices, comparison.plan, ("csv",), part=f"{beside}-confusion")
+
+
 def _shaped(
-    comparison: Comparison, classes: bool, reported: bool, cols: str | None, sort: str | None
+    comparison: Comparison, classes: bool, errors: bool, reported: bool, cols: str | None, sort: str | None
 ) -> Table:
     """The table of a comparison as it was asked for."""
     from kdlab.reporting import comparison_table, reference
 
     if classes and reported:
         raise UsageError("--reported has no numbers by class", fix="leave one of the two out")
+    if errors and not cols:
+        return comparison_table.errors(comparison, sort)
     made = comparison_table.by_class(comparison) if classes else comparison_table.table(comparison)
     if reported:
         published = reference.published(comparison.plan.recipe["name"])
@@ -173,35 +232,54 @@ def _shaped(
         made = made.sorted_by(sort)
     if not cols:
         return made.usual()
-    # commas in the brackets of an arm's name part nothing
-    return made.only([word.strip() for word in re.split(r",(?![^\[]*\])", cols)])
+    return made.only(_words(cols))
 
 
-def _show(screen: Screen, tables: list[Table], compared: list[Comparison], form: Format, plots: bool) -> None:
+def _show(
+    screen: Screen,
+    made: list[dict[str, Table]],
+    compared: list[Comparison],
+    form: Format,
+    *,
+    plots: bool,
+    errors: bool,
+) -> None:
     """Print the tables; JSON and HTML are one whole."""
     from kdlab.reporting import renderers
 
+    tables = [one for own in made for one in own.values()]
     if screen.json or form is Format.json:
-        screen.emit(tables=[one.to_dict() for one in tables])
+        more = {}
+        if errors:
+            from kdlab.reporting.error_table import plain_matrices
+
+            more = {"confusion": [plain_matrices(one) for one in compared]}
+        screen.emit(tables=[one.to_dict() for one in tables], **more)
     elif form is Format.html:
-        screen.text(_page(tables, compared if plots else ()))
+        screen.text(_page(made, compared if plots else ()))
     elif form is Format.terminal:
-        for one in tables:
+        for place, one in enumerate(tables):
+            if errors and place:
+                screen.data("")
             screen.data(renderers.to_terminal(one))
     else:
         screen.text("\n".join(renderers.FORMATS[form](one) for one in tables))
 
 
-def _page(tables: Sequence[Table], plotted: Sequence[Comparison]) -> str:
-    """Tables as one HTML page, each with the plots of its comparison, or without any."""
+def _page(made: Sequence[dict[str, Table]], plotted: Sequence[Comparison]) -> str:
+    """The tables of comparisons as one HTML page, below the first of each its plots, or without any."""
     from kdlab.reporting.renderers import html
 
-    pictures: list[Any] = [()] * len(tables)
+    pictures: list[Any] = [()] * len(made)
     if plotted:
         from kdlab.reporting.plots import pictures as drawn
 
         pictures = [drawn(one) for one in plotted]
-    return html.page([html.Section(*pair) for pair in zip(tables, pictures, strict=True)])
+    sections = []
+    for own, shown in zip(made, pictures, strict=True):
+        first, *others = own.values()
+        sections += [html.Section(first, shown), *map(html.Section, others)]
+    return html.page(sections)
 
 
 def _plot(screen: Screen, comparison: Comparison) -> None:

@@ -16,8 +16,9 @@ import typer
 from kdlab.cli.screen.console import Screen, styled
 from kdlab.cli.screen.options import DryRun, ExecutorName, FailFast, Gpus, Jobs, Overrides, RecipeName, Yes
 from kdlab.cli.screen.results import tell_lacking, written
-from kdlab.cli.verbs.plan import Prepared, gpu_hours, prepare, preview
+from kdlab.cli.verbs.plan import gpu_hours, prepare, preview
 from kdlab.errors import UsageError
+from kdlab.prepared import Prepared, smaller
 
 if TYPE_CHECKING:
     from kdlab.cli.screen.progress import PlanStatus
@@ -52,9 +53,9 @@ def run(
     \b
     Examples:
       $ kdlab run digits/quickstart --dry-run
-      plan 8e23  digits/quickstart  5 jobs, cost unknown on 2 cores
-        + teacher   gfl r18          cost unknown  new
-        + baseline  gfl r18  seed 0  cost unknown  new
+      plan 8e23  digits/quickstart  5 jobs, ~3m24s on 2 cores
+        + teacher   gfl r18          ~1s     by a few steps
+        + baseline  gfl r18  seed 0  ~52s    by a few steps
         ...
       $ kdlab run digits/quickstart
       GFL R18 to a slimmer R18 on handwritten digits: RM and PFI, n=1
@@ -241,16 +242,6 @@ def conclude(screen: Screen, plan: Plan, outcome: Outcome, complete: bool) -> in
 def again(screen: Screen) -> str:
     """The command that goes on with what was begun."""
     return screen.command("--fresh", "--dry-run")
-
-
-def smaller(made: Prepared) -> bool:
-    """Whether a job ran out of memory that a new plan will have in smaller parts."""
-    from kdlab.jobs import store
-    from kdlab.planning import out_of_memory as memory
-
-    jobs = [planned.job for planned in made.plan.jobs]
-    failed = [(job, store.shortage(made.runs.job(job.id))) for job in jobs]
-    return any(failure and memory.smaller(job, failure) for job, failure in failed)
 
 
 def _anew(plan: Plan, runs: Runs) -> Plan:

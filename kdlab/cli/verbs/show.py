@@ -106,7 +106,7 @@ def _draw(screen: Screen, recipe: str, overrides: list[str], images: int, epoch:
     from kdlab.cli.verbs.plan import prepare
 
     made = prepare(screen, recipe, overrides, "local", None)
-    student = next(planned.job for planned in made.plan.jobs if planned.job.spec.is_student)
+    student = next(planned.job for planned in made.plan.jobs if planned.job.is_student)
     epochs = student.spec.schedule.epochs
     if epochs is not None and epoch >= epochs:
         known = f"1 to {epochs}"

@@ -115,7 +115,7 @@ def lines(
         if whole_ids:
             cell["id"] = status.job.id
         cells.append(cell)
-    reserved = {"bar": _BAR, "note": min(_NOTE, max(len(cell["note"]) for cell in cells))}
+    reserved = {"bar": _BAR, "note": min(_NOTE, max((len(cell["note"]) for cell in cells), default=0))}
     yield from rows(cells, width, reserved, _COLUMNS if room is None else _WATCHED, _DROPPED_FIRST)
     if len(jobs) > len(shown):
         yield line([("note", f"  and {len(jobs) - len(shown)} more")], width)

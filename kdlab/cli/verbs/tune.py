@@ -13,8 +13,9 @@ import typer
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import DryRun, ExecutorName, Gpus, Jobs, Overrides, RecipeName, Yes
 from kdlab.cli.screen.results import RESULTS, forgiving
-from kdlab.cli.verbs.plan import Prepared, gpu_numbers
-from kdlab.cli.verbs.run import FAILED, again, conclude, confirm_cost, drive, smaller
+from kdlab.cli.verbs.plan import gpu_numbers
+from kdlab.cli.verbs.run import FAILED, again, conclude, confirm_cost, drive
+from kdlab.prepared import HERE, Prepared, smaller
 
 if TYPE_CHECKING:
     from kdlab.jobs.events import Event
@@ -120,7 +121,7 @@ def _prepared(
     told = recipes.load(recipe, overrides).resources.executors.get(executor)
     with screen.working(f"planning {recipe}") as progress:
         runner = base.load(executor, gpu_numbers(gpus), told)
-        found = search.prepare(recipe, overrides, runs, runner.machine, progress)
+        found = search.prepare(recipe, overrides, runs, runner.machine, progress, here=executor in HERE)
     return found, Prepared(found.plan, runner, runner.machine, runs)
 
 

@@ -12,7 +12,9 @@ from kdlab.jobs.files import replacing
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.diagnosis import Scene
 from kdlab.reporting.plots import (
+    ap50_lost,
     classes,
+    confusion,
     detections,
     difference_maps,
     epochs,
@@ -39,6 +41,8 @@ PLOTS: dict[str, Callable[[Comparison], Plot | None]] = {
     "losses": losses.draw,
     "gradient_shares": losses.draw_shares,
     "gains_by_class": classes.draw,
+    "ap50_lost": ap50_lost.draw,
+    "confusion": confusion.draw,
 }
 """All plots by the end of their files' names; each is None where a comparison lacks its numbers."""
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from kdlab.reporting.tables import Table
 
 _DROPPED_FIRST = (
+    *("score_r", "score_gap", "box_iou", "both_find"),
     *("other_images", "best_AP", "method_x", "APm", "APs", "APl", "VOC12", "VOC07", "step_x", "AP75", "AP50"),
     *("top-1_iou", "top-1_both", "tau_iou", "tau_both"),
     *("params_m", "latency_ms", "n", "gap_closed", "p_holm", "interval", "p", "dAP"),

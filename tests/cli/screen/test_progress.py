@@ -48,13 +48,15 @@ def test_a_finished_job_says_how_long_it_took(lab: Lab) -> None:
     assert state(lab, "b0") == ("done", "1s")
 
 
-@pytest.mark.parametrize(("key", "end", "more"), [
-    ("teacher", 3.9, "; it had AP 12.4 after epoch 3: lower teacher.schedule.epochs"),
-    ("teacher", 10.5, ""),
-    ("b0", 3.9, ""),
+@pytest.mark.parametrize(("arm", "kind", "end", "more"), [
+    ("teacher", "teacher", 3.9, "; it had AP 12.4 after epoch 3: lower teacher.schedule.epochs"),
+    ("teacher", "student", 3.9,
+     "; it had AP 12.4 after epoch 3: lower schedule.epochs of the recipe that it comes from"),
+    ("teacher", "teacher", 10.5, ""),
+    ("b0", "student", 3.9, ""),
 ])  # fmt: skip
-def test_a_teacher_that_lost_what_it_had_learned_says_so(key: str, end: float, more: str) -> None:
-    status = JobStatus(make("x-1", key, kind="teacher" if key == "teacher" else "student"))
+def test_a_teacher_that_lost_what_it_had_learned_says_so(arm: str, kind: str, end: float, more: str) -> None:
+    status = JobStatus(make("x-1", arm, kind=kind))
     about = {"job": "x-1", "time": 0.0, "attempt": 1}
     for epoch, ap in ((3, 12.4), (12, end)):
         status.see(JobEvaluated(**about, epoch=epoch, iteration=epoch, metrics={"AP": ap}))

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from kdlab.cli.screen.options import method_names
-from kdlab.cli.verbs.plan import Prepared
 from kdlab.devices import Machine
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan
 from kdlab.planning import build as planning
+from kdlab.prepared import Prepared
 from kdlab.recipe.settings import Recipe
 from tests.cli import test_verbs
 from tests.cli.test_verbs import Bench
@@ -42,7 +42,12 @@ class Pairs(Bench):
         return replace(job, id=f"{job.id}w{self.width}")
 
     def prepare(
-        self, recipe: Recipe, runs: Runs, machine: Machine, progress: Callable[[str], None] = print
+        self,
+        recipe: Recipe,
+        runs: Runs,
+        machine: Machine,
+        progress: Callable[[str], None] = print,
+        here: bool = False,
     ) -> Plan:
         self.width = recipe.student.width
         return replace(super().prepare(recipe, runs, machine, progress), id=f"7f3a000{self.width}")

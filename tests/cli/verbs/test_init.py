@@ -157,7 +157,12 @@ def test_time_that_allows_too_little_makes_images_smaller(
     photographs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(verb, "_measured", lambda _, choice: seen.append(choice.scale) or Cost(1, 2, 3))
+
+    def slow(draft: Path) -> Cost:
+        seen.append(loader.load(str(draft)).dataset.scale)
+        return Cost(1, 2, 3)
+
+    monkeypatch.setattr(verb, "_measured", slow)
     assert kdlab(f"init '{photographs}' --init none --minutes 5", capfd)[0] == 0
     assert [max(scale) for scale in seen] == [320, 224, 160]
     assert loader.load("photos-of-cats.yaml").dataset.scale == (160, 90)

@@ -13,6 +13,7 @@ VERBS = (
     "run digits/quickstart -y",
     "report",
     "report digits/quickstart",
+    "report --errors digits/quickstart",
     "status",
     "status 7f3a",
     "ls runs",

@@ -71,6 +71,14 @@ def test_a_plan_that_compares_no_arms_leads_to_its_own_table(lab: Lab, about: st
     assert err.splitlines() == [f"next: kdlab {verb} digits/quickstart"]
 
 
+def test_a_plan_that_lost_its_jobs_is_shown_without_any(lab: Lab) -> None:
+    lab.jobs.clear()
+    lab.save()
+    code, out, _ = lab("status -v")
+    assert code == 0
+    assert out.splitlines()[0] == "plan 7f3a  digits/quickstart  done 0  running 0  queued 0  failed 0"
+
+
 def test_a_plan_can_be_chosen(lab: Lab) -> None:
     lab.save()
     lab.save("aaaa0001", "digits/bench")

@@ -17,6 +17,7 @@ from kdlab import session
 from kdlab.cli import app
 from kdlab.jobs.paths import Runs
 from kdlab.planning import facts as facts_of
+from kdlab.planning import pace
 from kdlab.recipe import loader as recipes
 from kdlab.reporting import study_plots
 from kdlab.running import scheduler
@@ -63,6 +64,7 @@ def kdlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     monkeypatch.setattr(facts_of, "gather", lambda *_: facts)
     monkeypatch.setattr(search, "tuning_split", lambda *_: LEARNED)
     monkeypatch.setattr(search, "images_of", lambda *_: (800, 200))
+    monkeypatch.setattr(pace, "priced", lambda plan, *_: plan)
     monkeypatch.setattr(base, "load", lambda *_: bench.executor)
     monkeypatch.setattr(session, "followers", lambda *_: [])
     monkeypatch.setattr(scheduler, "LOOK_S", 0.0)
