@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +32,12 @@ class DetrAdapter(Adapter):
     provides = (*Adapter.provides, "queries", "memory")
     counts_on = "cpu"
     base: ClassVar[str]
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        if not self.reads_points:
+            check = partial(_enough_places, model.num_queries)
+            model.encoder.register_forward_pre_hook(check, with_kwargs=True)
 
     @classmethod
     def config(cls, settings: ModelSettings, num_classes: int) -> ConfigDict:
@@ -99,20 +105,10 @@ class DetrAdapter(Adapter):
             yield
 
     def look(self, inputs: Tensor, with_head: bool = True, data_samples: Sequence[Any] | None = None) -> None:
-        """The neck's maps and, unless nobody asks for them, all layers.
-
-        Raises:
-            JobError: the maps have fewer places than there are queries to be chosen among them.
-        """
+        """The neck's maps and, unless nobody asks for them, all layers."""
         feats = self.model.extract_feat(inputs)
         if not with_head:
             return
-        places = sum(level[0, 0].numel() for level in feats)
-        if places < self.model.num_queries and not self.reads_points:
-            size = "x".join(map(str, inputs.shape[:1:-1]))
-            got = f"queries: {self.model.num_queries}, {places} places in the maps of {size} px"
-            fix = f"queries: {places} or fewer, or larger images"
-            raise JobError("queries are chosen among the places of the maps", got=got, fix=fix)
         if data_samples is None:
             sides = tuple(inputs.shape[-2:])
             whole = {"batch_input_shape": sides, "img_shape": sides}
@@ -195,6 +191,20 @@ class DetrAdapter(Adapter):
             for logits, boxes in zip(queries.logits, queries.boxes, strict=True):
                 losses += self.head.loss_by_feat_single(logits, boxes, objects, metas)
         return torch.stack([loss.sum() for loss in losses]).sum()
+
+
+def _enough_places(queries: int, _encoder: nn.Module, _args: Any, given: dict[str, Any]) -> None:
+    """Refuse images whose maps have fewer places than there are queries to be chosen among them.
+
+    Raises:
+        JobError: they do; mmdet would ask torch for more than there is.
+    """
+    places = given["query"].shape[1]
+    if places < queries:
+        height, width = given["spatial_shapes"][0].tolist()
+        got = f"queries: {queries}, {places} places in maps of {width}x{height} and less"
+        fix = f"queries: {places} or fewer, or larger images"
+        raise JobError("queries are chosen among the places of the maps", got=got, fix=fix)
 
 
 def _of_images(given: dict[str, Any]) -> dict[str, Any]:

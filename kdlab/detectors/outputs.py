@@ -279,9 +279,9 @@ class DetectorOutputs:
         """What this model's decoder says of other queries in the same images; gradients reach both."""
         return self.adapter.decode_queries(self.decoding, starts)
 
-    def match_queries(self, batch: Batch) -> Tensor:
+    def match_queries(self, queries: Queries, batch: Batch) -> Tensor:
         """(L, B, Q) which object of its image this model's own matcher gives to each query; -1 none."""
-        return self.adapter.match_queries(self.queries, batch)
+        return self.adapter.match_queries(queries, batch)
 
     def query_loss(self, queries: Queries, gt_index: Tensor, batch: Batch) -> Tensor:
         """This model's own loss of queries that serve the objects (L, B, Q) that another matching says."""

@@ -9,6 +9,12 @@ from torch import Tensor
 _EPSILON = 1e-7
 
 
+def without_spread(rows: Tensor) -> Tensor:
+    """(P, 1) whether the numbers of a row (P, K >= 1) are equal, as those of half precision often are."""
+    rows = rows.detach()
+    return rows.amax(1, keepdim=True) == rows.amin(1, keepdim=True)
+
+
 def standardised(logits: Tensor) -> Tensor:
     """Rows of mean 0 and standard deviation 1, so that their relation counts and not their scale.
 
@@ -17,11 +23,11 @@ def standardised(logits: Tensor) -> Tensor:
 
     Returns:
         (P, K) (z - mean) / (std + 1e-7) by row, std with K - 1 in its denominator. A row of equal logits, and
-        so every row of a single class, becomes 0.
+        so every row of a single class, becomes 0 and has no gradient.
 
     Source: Sun et al., CVPR 2024, arXiv:2403.01427.  Differs: a single class is not NaN.
     """
-    centred = logits - logits.mean(1, keepdim=True)
+    centred = (logits - logits.mean(1, keepdim=True)).masked_fill(without_spread(logits), 0)
     # torch's own std warns where there are no rows
     norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
     return centred / (norm / max(1, logits.shape[1] - 1) ** 0.5 + _EPSILON)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from kdlab.detectors.outputs import Assignment, Batch, DetectorOutputs
 from kdlab.detectors.queries import Queries
-from kdlab.errors import JobError
 from kdlab.methods._queries import matched, pair_costs, query_losses, taken
 from kdlab.methods.base import Connector, Method, Pair, averaged
 
@@ -52,7 +51,7 @@ def attended(teacher: Queries, worth: Tensor, feats: Sequence[Tensor]) -> list[T
 
     Returns:
         (L, B, H_l, W_l) of each level, in (0, 1]: the similarity of each place to the 100 best pairs of query
-        and class, each by probability times worth, at least 0.01, over the largest of the image.
+        and class, each by probability times worth, at least 0.01, over the largest of the image's level.
 
     Source: Chang et al., ICCV 2023, arXiv:2211.10156, code.  Differs: none known.
     """
@@ -86,17 +85,15 @@ def matching_loss(student: Queries, teacher: Queries) -> Tensor:
 
 
 class DETRDistill(Method):
-    """DETRDistill on the layers of two decoders; where one has more, the last ones meet.
+    """DETRDistill on the layers of two decoders; where one has more, queries meet in the last ones.
 
     Args:
         pair: the two models, DETRs of kdlab's families.
         logits: whether the student's queries imitate those of the teacher that they are matched with.
-        features: whether its neck maps imitate the teacher's where the teacher's queries look.
+        features: whether its neck maps imitate the teacher's where the teacher's queries look, once for each
+            layer that those have.
         prior: whether the teacher's queries go through the student's decoder too, and serve the objects that
             the teacher's do, under the detector's own loss; both need equal channels for it.
-
-    Raises:
-        JobError: none of the three.
 
     Source: Chang et al., ICCV 2023, arXiv:2211.10156, and its code for Deformable DETR, all factors 1.
     Differs: their code trains on contrasted queries too, which the paper does not name; a teacher of other
@@ -104,15 +101,16 @@ class DETRDistill(Method):
     """
 
     default_weight = 1.0
-    needs = ("queries",)
-    needs_when = {("features", True): ("feats",)}
+    needs_when = {
+        ("logits", True): ("queries",),
+        ("features", True): ("queries", "feats"),
+        ("prior", True): ("queries",),
+    }
     requires_equal = ("classes",)
     requires_equal_when = {("prior", True): ("channels", "priors")}
 
     def __init__(self, pair: Pair, *, logits: bool = True, features: bool = True, prior: bool = True) -> None:
         super().__init__(pair)
-        if not (logits or features or prior):
-            raise JobError("detrdistill has no part left", got="all three false", fix="leave one out")
         self.logits, self.features, self.prior = logits, features, prior
         self.connector = Connector() if features else None
 
@@ -135,5 +133,5 @@ class DETRDistill(Method):
             losses["features"] = torch.stack(levels).sum()
         if self.prior:
             again = student.decode_queries(teacher.starts).last(layers)
-            losses["prior"] = student.query_loss(again, teacher.match_queries(batch)[-layers:], batch)
+            losses["prior"] = student.query_loss(again, teacher.match_queries(theirs, batch), batch)
         return losses

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlab.detectors.outputs import Assignment, Batch, DetectorOutputs
+from kdlab.methods._logits import without_spread
 from kdlab.methods.base import Method, Pair, averaged
 
 _EPSILON = 1e-8
@@ -31,6 +32,8 @@ def correlation_losses(scores_student: Tensor, scores_teacher: Tensor) -> Tensor
     mine, theirs = (
         scores - scores.mean(1, keepdim=True) for scores in (scores_student, scores_teacher.detach())
     )
+    # the clamp of a length bounds no gradient
+    mine = mine.masked_fill(without_spread(scores_student), 0)
     return 1 - F.cosine_similarity(mine, theirs, dim=1, eps=_EPSILON)
 
 

@@ -60,6 +60,8 @@ def _reasons(
     if settings.maps == "memory" and "feats" in needs:
         needs = (*needs, "memory")
     given = {"student": student["provides"], "teacher": [*teacher["provides"], *STUDENT_ONLY]}
+    if not needs:
+        yield "with all of its parts turned off it compares nothing", str(settings.options)
     for role, facts in (("student", student), ("teacher", teacher)):
         if missing := [name for name in needs if name not in given[role]]:
             yield f"it needs {' and '.join(missing)}", f"the {role}, {facts['detector']}, has none"

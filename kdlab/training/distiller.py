@@ -13,6 +13,7 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kdlab import catalog
 from kdlab.detectors import adapt
 from kdlab.detectors.outputs import Assignment, Batch, DetectorOutputs, Facts
 from kdlab.errors import JobError
@@ -215,10 +216,11 @@ class Term(nn.Module):
         super().__init__()
         self.name, self.weight = name, Weight(settings)
         self.levels = matched_levels(student.strides, teacher.strides, settings.match, settings.levels)
-        if not self.levels:
+        method = method_class(settings.method)
+        needs, _ = catalog.methods()[settings.method].needs_for(settings.options)
+        if "feats" in needs and not self.levels:
             strides = f"student {student.strides}, teacher {teacher.strides}"
             raise JobError("no level is matched", where=f"methods.{name}", got=strides, fix="change levels")
-        method = method_class(settings.method)
         own_seed = seed_of(seed, name)
         # equal weights on all processes of a job, and other masks, for they have other images
         masks = f"{name} of rank {ranks.rank()}" if ranks.rank() else name
@@ -232,12 +234,8 @@ class Term(nn.Module):
             self.connectors = connector and connector.build(
                 student.channels, teacher.channels, len(self.levels)
             )
-        needs = set(method.needs)
-        for choice, more in method.needs_when.items():
-            if choice in settings.options.items():
-                needs.update(more)
         self.on_memory = settings.maps == "memory"
-        seen = needs - {"feats", "assignment", "anchor_boxes"} or self.method.towers or self.on_memory
+        seen = set(needs) - {"feats", "assignment", "anchor_boxes"} or self.method.towers or self.on_memory
         self.reads_head = bool(seen)
         """Whether the method looks at more of the teacher than its neck's maps."""
 
@@ -245,7 +243,7 @@ class Term(nn.Module):
         self, batch: Batch, student: DetectorOutputs, teacher: DetectorOutputs, assignment: Assignment | None
     ) -> dict[str, Tensor]:
         """The method's raw losses, named after the instance."""
-        levels_student, levels_teacher = zip(*self.levels, strict=True)
+        levels_student, levels_teacher = ([pair[side] for pair in self.levels] for side in (0, 1))
         mine, theirs = (self.maps_of(outputs) for outputs in (student, teacher))
         feats_teacher = [theirs[level] for level in levels_teacher]
         feats_student = []

@@ -50,7 +50,8 @@ class Weight(nn.Module):
     def saw(self, percent: Tensor) -> None:
         """Note the method's share of the gradient in a step, equal on all ranks."""
         if self.share is not None:
-            self.seen += torch.stack([percent.double(), torch.ones_like(percent, dtype=torch.float64)])
+            # 0 says nothing: half precision overflowed, or the method does not teach the student yet
+            self.seen += torch.stack([percent, percent > 0]).double()
 
     def end_epoch(self) -> None:
         """Change the weight where the mean share of the epoch was outside of its band."""

@@ -16,10 +16,13 @@ from kdlab import catalog, detectors
 from kdlab.detectors import adapt, family
 from kdlab.detectors.detr import DetrAdapter
 from kdlab.detectors.outputs import Batch, DetectorOutputs
+from kdlab.detectors.queries import Queries
 from kdlab.detectors.sizing import CONFIGS
 from kdlab.errors import JobError
 from kdlab.methods import method_class
 from kdlab.methods.base import Pair
+from kdlab.methods.detrdistill import attended, matching_loss, usefulness
+from kdlab.methods.kd_detr import agreement_loss
 from kdlab.training.distiller import Distiller, make_batch
 from kdlab.training.preparing import TeacherWith
 
@@ -38,13 +41,16 @@ def adapter(request: pytest.FixtureRequest, build: Callable[..., Any]) -> Any:
     detector, overrides = VARIANTS[request.param]
     # mmdet codes the boxes of two stages for 256 channels
     wide = {"neck_channels": 256} if "model.as_two_stage" in overrides else {}
-    model = build(detector, overrides=overrides, **wide)
+    return adapt(without_dropout(build(detector, overrides=overrides, **wide)))
+
+
+def without_dropout(model: torch.nn.Module) -> torch.nn.Module:
     for layer in model.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0
         if isinstance(layer, torch.nn.MultiheadAttention):
             layer.dropout = 0.0
-    return adapt(model)
+    return model
 
 
 @pytest.fixture
@@ -129,7 +135,7 @@ def test_the_matching_is_that_of_the_loss(adapter: Any, data: dict[str, Any]) ->
             mine[index >= 0] = objects[image].labels[index[index >= 0]]
             assert torch.equal(mine, own)
             assert sorted(index[index >= 0].tolist()) == list(range(len(objects[image])))
-    assert torch.equal(outputs.match_queries(batch_of(data)), queries.gt_index)
+    assert torch.equal(outputs.match_queries(queries, batch_of(data)), queries.gt_index)
 
 
 def test_the_loss_of_its_own_matching_is_its_own(adapter: Any, data: dict[str, Any]) -> None:
@@ -198,6 +204,38 @@ def test_the_last_layers_meet_where_one_has_more_and_queries_may_be_fewer(
     assert all(torch.isfinite(loss) and loss > 0 for loss in own)
 
 
+@pytest.mark.parametrize(("mine", "theirs"), [(1, 3), (3, 1)])
+def test_parts_are_those_of_the_last_layers_and_features_of_all_that_the_teacher_has(
+    build: Callable[..., Any], term: Callable[..., Any], raw_batch: Callable[..., Any], mine: int, theirs: int
+) -> None:
+    student = without_dropout(build("deformable_detr", layers=mine, queries=12))
+    teacher = build("deformable_detr", 99, layers=theirs, queries=30)
+    methods = {"detrdistill": term("detrdistill"), "kd_detr": term("kd_detr", points=0)}
+    distiller, seen = Distiller(student, methods, teacher).train(), []
+    distiller.terms["detrdistill"].method.register_forward_pre_hook(lambda _, args: seen.append(args[:3]))
+    losses = distiller(**distiller.data_preprocessor(raw_batch(), True), mode="loss")
+    ((batch, own, other),) = seen
+
+    def last(queries: Queries) -> Queries:
+        return Queries(queries.logits[-1:], queries.boxes[-1:], queries.states[-1:])
+
+    def agree(part: str, expected: torch.Tensor) -> None:
+        torch.testing.assert_close(losses[f"loss_{part}"], expected)
+
+    agree("detrdistill.logits", matching_loss(last(own.queries), last(other.queries)))
+    again, index = own.decode_queries(other.starts), other.match_queries(other.queries, batch)
+    agree("detrdistill.prior", own.query_loss(last(again), index[-1:], batch))
+    agree("kd_detr.own", agreement_loss(last(again), last(other.queries)))
+    # a sum over layers of what masked maps differ, level by level
+    masks = attended(other.queries, usefulness(other.queries, batch), other.feats)
+    apart = [
+        (mask[layer][:, None] * (one - another)).square().mean()
+        for mask, one, another in zip(masks, own.feats, other.feats, strict=True)
+        for layer in range(theirs)
+    ]
+    agree("detrdistill.features", torch.stack(apart).sum())
+
+
 @pytest.mark.parametrize("method", ["fitnet", "cwd", "pkd", "mgd", "rdimkd", "fgd"])
 def test_methods_on_maps_read_the_encoders_where_they_are_told_to(
     build: Callable[..., Any], term: Callable[..., Any], raw_batch: Callable[..., Any], method: str
@@ -239,12 +277,21 @@ def test_masks_are_learned_of_a_detr(
     assert not any(layer.training for layer in teacher.encoder.modules())
 
 
+@pytest.mark.parametrize("mode", ["loss", "predict"])
+def test_images_with_too_few_places_are_told_in_training_and_in_evaluation(
+    build: Callable[..., Any], raw_batch: Callable[..., Any], mode: str
+) -> None:
+    distiller = Distiller(build("dino", queries=5000))
+    with pytest.raises(JobError, match="chosen among the places"):
+        distiller(**distiller.data_preprocessor(raw_batch(), True), mode=mode)
+
+
 def test_queries_are_chosen_among_the_places_that_there_are(build: Callable[..., Any]) -> None:
     inputs = torch.zeros(1, 3, 64, 96)
     adapt(build("dino", queries=126)).forward_all(inputs)
     with pytest.raises(JobError, match="chosen among the places") as refused:
         adapt(build("dino", queries=127)).forward_all(inputs)
-    assert refused.value.faults[0].got == "queries: 127, 126 places in the maps of 96x64 px"
+    assert refused.value.faults[0].got == "queries: 127, 126 places in maps of 12x8 and less"
     # of queries that are learned there may be any number
     adapt(build("deformable_detr", queries=127)).forward_all(inputs)
 

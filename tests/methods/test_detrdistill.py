@@ -12,7 +12,6 @@ from torch import Tensor
 
 from kdlab.detectors.outputs import Batch
 from kdlab.detectors.queries import Queries, Starts
-from kdlab.errors import JobError
 from kdlab.methods._queries import matched, pair_costs, query_losses, taken
 from kdlab.methods.detrdistill import attended, matching_loss, usefulness
 from kdlab.methods.kd_detr import agreement_loss, random_starts
@@ -265,12 +264,6 @@ def test_features_go_through_a_convolution_where_channels_differ(
     ].backward()
     connectors = distiller.terms["detrdistill"].connectors
     assert all(connector.weight.grad.abs().sum() > 0 for connector in connectors)
-
-
-def test_a_method_without_parts_is_refused(distil: Any, term: Any) -> None:
-    nothing = dict.fromkeys(("logits", "features", "prior"), False)
-    with pytest.raises(JobError, match="no part left"):
-        distil("deformable_detr", {"detrdistill": term("detrdistill", **nothing)})
 
 
 def test_without_features_no_convolution_is_trained(distil: Any, term: Any) -> None:

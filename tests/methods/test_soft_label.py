@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kdlab.detectors.outputs import Assignment, Batch
+from kdlab.methods._logits import standardised
 from kdlab.methods.soft_label import SoftLabel, sigmoid_soft_label_loss, softmax_soft_label_loss
 
 LN3 = math.log(3)
@@ -92,6 +93,14 @@ def test_standardised_rows_that_differ_in_scale_only_cost_nothing() -> None:
     student, teacher = [1.0, 3.0, 8.0], [10.0, 30.0, 80.0]
     assert method_loss(student, teacher) > 0.1
     assert method_loss(student, teacher, standardise=True) == pytest.approx(0, abs=1e-7)
+
+
+def test_rows_of_equal_logits_have_no_gradient() -> None:
+    rows = torch.tensor([[0.1, 0.1, 0.1], [1.0, 2.0, 4.0]], requires_grad=True)
+    (standardised(rows) * torch.tensor([1.0, 2.0, 4.0])).sum().backward()
+    assert rows.grad is not None
+    assert rows.grad[0].tolist() == [0, 0, 0]
+    assert rows.grad[1].abs().sum() > 0
 
 
 def test_standardised_rows_by_hand() -> None:

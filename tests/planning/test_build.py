@@ -247,6 +247,16 @@ def test_a_detector_without_an_encoder_has_no_memory_to_imitate() -> None:
         build("arms={fitnet: {fitnet: {maps: memory}}}")
 
 
+def test_a_method_whose_parts_are_all_turned_off_is_refused() -> None:
+    detr = replace(FACTS, student=DETR, teacher=DETR)
+    off = "arms={one: {detrdistill: {logits: false, features: false, prior: false}}}"
+    with pytest.raises(
+        UsageError, match="detrdistill cannot serve this pair: with all of its parts"
+    ) as refused:
+        build(off, facts=detr)
+    assert "'prior': False" in str(refused.value)
+
+
 def test_what_is_learned_beforehand_is_learned_on_neck_maps() -> None:
     seen = {**MODEL, "provides": [*MODEL["provides"], "memory"]}
     with pytest.raises(UsageError, match="maskd cannot serve this pair: what it learns beforehand"):

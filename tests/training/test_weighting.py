@@ -56,7 +56,7 @@ def test_a_weight_follows_its_share_to_the_near_edge_of_the_band(found: float, f
 
 def test_a_share_that_is_held_changes_the_weight_at_the_end_of_an_epoch_and_is_in_the_state() -> None:
     held = weight(gradient_share={"target": 11, "band": 1})
-    for percent in (4.0, 6.0):
+    for percent in (4.0, 0.0, 6.0):  # of nothing nothing follows
         held.saw(torch.tensor(percent))
     assert float(held.at(0, 100)) == 8.0
     again = weight(gradient_share={"target": 11, "band": 1})
