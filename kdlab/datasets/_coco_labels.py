@@ -112,7 +112,9 @@ def _mend(what: str, value: Any) -> str:
     texts = [one for one in values if isinstance(one, str)]
     if texts and all(map(_NUMERAL.fullmatch, texts)):
         return _QUOTES
-    return _WHOLE if isinstance(value, float) and value.is_integer() else {**_FIXES, **_REFERENCES}[what]
+    is_id = what not in (NO_BOX, NO_AREA)
+    whole = is_id and isinstance(value, float) and value.is_integer()
+    return _WHOLE if whole else {**_FIXES, **_REFERENCES}[what]
 
 
 def grouped(found: Iterable[tuple[str, str, str]], where: str) -> Iterator[Fault]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ from kdlab.datasets.base import first_of
 from kdlab.errors import Fault
 
 NOTHING_LEFT = "no object is left to learn from or to measure on"
+MOST_LOST = "half of the objects or more cannot be learned from or measured on"
 _PIXELS = "write boxes in pixels of their image"
 _LEFT_OUT = {
     "crowd": ("iscrowd is 1", "set iscrowd to 0 where it is an object"),
@@ -19,10 +22,10 @@ _LEFT_OUT = {
     "without_area": ("the box is smaller than a pixel", _PIXELS),
     "area": ("area is not above 0", "leave area out: it is then width * height"),
 }
-"""Words and fix of each reason that leaves no object."""
+"""Words and fix of each reason for which an object does not count."""
 _SHOWN = 3
 _FEW = 3
-"""Boxes that are too few to tell corners from sizes."""
+"""Boxes that are too few to tell corners from sizes, or whether they are meant."""
 _NEARLY = 0.9
 _HAIR_PX = 1.0
 _HAIR = 0.01
@@ -67,6 +70,10 @@ def unmeant(data: dict[str, Any], where: str) -> list[Fault]:
         where: the file.
     """
     images = {image["id"]: image for image in data["images"]}
+    if apart := list(_told_apart(data)):
+        fix = "list each file once, with all of its objects: those of the other entry are background there"
+        what = "files listed as several images, whose objects differ"
+        return [*grouped(((what, case, fix) for case in apart), where)]
     pairs = [(box, images[box["image_id"]]) for box in data["annotations"]]
     fractions = [pair for pair in pairs if _is_fraction(*pair)]
     if fractions and 2 * len(fractions) >= len(pairs):
@@ -77,8 +84,27 @@ def unmeant(data: dict[str, Any], where: str) -> list[Fault]:
     if _are_corners(pairs):
         what = "annotations whose bbox is likely [x, y, x2, y2], two corners"
         return [*_alike(what, pairs, "write [x, y, x2 - x, y2 - y]: corner, width and height", where)]
-    fates = (fate(box, image["width"], image["height"]) for box, image in pairs)
-    return [] if "object" in fates else [_nothing_left(pairs, where)]
+    fates = Counter(fate(box, image["width"], image["height"]) for box, image in pairs)
+    if not fates["object"]:
+        return [_left_out(NOTHING_LEFT, pairs, where)]
+    lost = fates["outside"] + fates["without_area"]
+    return [_left_out(MOST_LOST, pairs, where)] if lost > _FEW and 2 * lost >= len(pairs) else []
+
+
+def _told_apart(data: dict[str, Any]) -> Iterator[str]:
+    """Files that stand in the labels more than once, and not with the same objects each time."""
+    files: dict[str, list[int]] = {}
+    for image in data["images"]:
+        files.setdefault(posixpath.normpath(image["file_name"]), []).append(image["id"])
+    several = {name: ids for name, ids in files.items() if len(ids) > 1}
+    objects: dict[int, list[Any]] = {number: [] for ids in several.values() for number in ids}
+    for box in data["annotations"] if several else ():
+        if box["image_id"] in objects:
+            objects[box["image_id"]].append([box["category_id"], *box["bbox"]])
+    for name, ids in several.items():
+        first, *others = (sorted(objects[number]) for number in ids)
+        if any(one != first for one in others):
+            yield f"{name}: images {first_of([*map(str, ids)], _SHOWN)}"
 
 
 def _name(box: dict[str, Any], image: dict[str, Any]) -> str:
@@ -121,15 +147,16 @@ def _reach(side: int) -> float:
     return side + max(_OVERHANG_PX, _OVERHANG * side)
 
 
-def _nothing_left(pairs: Sequence[Pair], where: str) -> Fault:
+def _left_out(what: str, pairs: Sequence[Pair], where: str) -> Fault:
     if not pairs:
-        return Fault(NOTHING_LEFT, where=where, got="no annotations", fix="choose other labels")
+        return Fault(what, where=where, got="no annotations", fix="choose other labels")
     reasons: dict[str, list[str]] = {}
     for box, image in pairs:
-        why = fate(box, image["width"], image["height"])
+        if (why := fate(box, image["width"], image["height"])) == "object":
+            continue
         has_size = why == "without_area" and min(box["bbox"][2:]) >= 1
         why = "area" if has_size else "difficult" if why == "crowd" and "xml" in image else why
         reasons.setdefault(why, []).append(_name(box, image))
     cases = [f"{_LEFT_OUT[why][0]}: {len(who)} ({first_of(who, _SHOWN)})" for why, who in reasons.items()]
     most = max(reasons, key=lambda why: len(reasons[why]))
-    return Fault(NOTHING_LEFT, where=where, got="; ".join(cases), fix=_LEFT_OUT[most][1])
+    return Fault(what, where=where, got="; ".join(cases), fix=_LEFT_OUT[most][1])

@@ -35,8 +35,12 @@ TURNED = (5, 6, 7, 8)
 _PNG_EXIF = re.compile(rb"eXIf|[tzi](?:EX|TX)t(?:Raw profile|XML:)")
 """Chunks of a PNG that can hold an orientation: their kinds, and of texts how their names begin."""
 _JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_TIFF = (b"II*\0", b"MM\0*")
 _TAIL = 64
 """Where the end of a JPEG is looked for: some cameras and tools write a little behind it."""
+_SIGNED = "I"
+"""Pillow's mode of a TIFF of signed numbers, of which OpenCV takes those below 0 for the brightest."""
+_SCALE = "scale them to 0..255 and save them with 8 bits"
 _MOST_PIXELS = 2**30
 _DARK = 64
 """Of 256 levels: an image of 16 bits of which no pixel arrives at this one holds 14 bits or fewer."""
@@ -46,6 +50,7 @@ _USUAL = ("PNG", "JPEG")
 _ELSEWHERE = "no such file; there is"
 
 _FORMS: dict[str, Callable[[str], str]] = {
+    "names are relative to the folder of the images": lambda name: name.lstrip("/"),
     "a backslash is no separator here": lambda name: name.replace("\\", "/"),
     "a blank before or behind the name": str.strip,
     "% stands for itself": unquote,
@@ -136,7 +141,8 @@ def decoded(content: bytes, height: int, width: int) -> Pixels:
             what the labels record, their boxes lie on that one.
 
     Raises:
-        UnreadableError: it is empty, cut short, no image, or one of another kind than OpenCV reads.
+        UnreadableError: it is empty, cut short, no image, or one of another kind than OpenCV reads; or stored
+            turned where OpenCV cannot turn it as the labels have it.
     """
     if not content:
         raise UnreadableError("the file is empty")
@@ -147,11 +153,15 @@ def decoded(content: bytes, height: int, width: int) -> Pixels:
     image: Pixels | None = _opencv(content, cv2.IMREAD_COLOR)
     if image is None:
         raise UnreadableError(_of_floats(content) or _why(content))
+    if content.startswith(_TIFF) and header(io.BytesIO(content)).mode == _SIGNED:
+        raise UnreadableError(f"its pixels are signed whole numbers: {_SCALE}")
     if image.shape[:2] == (height, width):
         return image
     unturned = _opencv(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if unturned is not None and unturned.shape[:2] == (height, width):
         image = unturned
+    elif image.shape[:2] == (width, height) and header(io.BytesIO(content)).orientation in TURNED:
+        raise UnreadableError(f"it is stored turned, and the labels have {width}x{height}: save it upright")
     return image
 
 
@@ -192,7 +202,7 @@ def _why(content: bytes) -> str:
     found = header(io.BytesIO(content))
     if found.mode in ("F", "I"):
         kind = "floats" if found.mode == "F" else "whole numbers"
-        return f"its pixels are 32-bit {kind}: scale them to 0..255 and save them with 8 bits"
+        return f"its pixels are 32-bit {kind}: {_SCALE}"
     if found.format in _USUAL:
         size = f"{found.size[0]}x{found.size[1]}"
         return f"OpenCV cannot decode its {size} pixels: save it again, or cut it into tiles"
@@ -205,7 +215,7 @@ def _of_floats(content: bytes) -> str:
     if image is None or image.dtype.kind != "f":
         return ""
     bits = 8 * image.dtype.itemsize
-    return f"its pixels are {bits}-bit floats: scale them to 0..255 and save them with 8 bits"
+    return f"its pixels are {bits}-bit floats: {_SCALE}"
 
 
 def arrival(content: bytes, image: Pixels) -> str:
@@ -266,7 +276,7 @@ def _ended(folder: Path, name: str) -> str | None:
 def _spelt(folder: Path, name: str) -> str | None:
     """Path below a folder that a name means in any case and Unicode form; None where there is none."""
     found: list[str] = []
-    for part in Path(name.lstrip("/")).parts:
+    for part in Path(name).parts:
         here = folder.joinpath(*found)
         if not here.is_dir():
             return None

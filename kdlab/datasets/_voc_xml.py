@@ -19,6 +19,7 @@ _NOT_VOC = "XML files without an <annotation>"
 _NAMESPACE = "XML files with a namespace, whose tags no reader of VOC knows"
 _NO_SIZE = "XML files whose <size> is not of whole numbers from 0 to a million"
 _UNREADABLE = "XML files without a <size>, whose image cannot be read"
+_STRAY = "XML files with a <bndbox> that is in no <object>"
 _NO_NAME, _NO_BOX = "objects without a <name>", "objects without a <bndbox>"
 _ODD_NAME = f"objects whose <name> {UNPRINTABLE}"
 _NO_NUMBERS = "objects whose box is not of numbers"
@@ -29,6 +30,7 @@ _FIXES = {
     _UNPARSED: "write them again as UTF-8, or take their stems out of the split",
     _NAMESPACE: "take xmlns out of <annotation>",
     _NOT_VOC: "write VOC's XML, or take their stems out of the split",
+    _STRAY: "write each as <object> directly below <annotation>, in small letters and without xmlns",
     _NO_SIZE: "give <size> a whole width and height",
     _UNREADABLE: "give <size> a width and height, or mend the image",
     _SWAPPED: "swap them; where they hold x, y, width and height, add xmin to xmax and ymin to ymax",
@@ -95,6 +97,15 @@ def parse(path: Path, image: Path | None = None) -> Annotation:
         return Annotation({}, faults=((_NAMESPACE, f"{path.name}: {tree.tag}"),))
     if tree.tag != "annotation" and tree.find("object") is None:
         return Annotation({}, faults=((_NOT_VOC, f"{path.name}: <{tree.tag}>"),))
+    strays = [
+        place.tag
+        for child in tree
+        if child.tag != "object"
+        for place in child.iter()
+        if place.tag.rpartition("}")[2].lower() == "bndbox"
+    ]
+    if strays:
+        return Annotation({}, faults=((_STRAY, f"{path.name}: {len(strays)}"),))
     words = {name: tree.findtext(name, "").strip() for name in ("path", "folder", "filename")}
     size, objects, faults = (0, 0), [], []
     try:

@@ -100,29 +100,32 @@ def fingerprint_of(parts: Iterable[tuple[Path, Iterable[tuple[str, int]]]]) -> s
     return digest.hexdigest()[:16]
 
 
-def sizes_below(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, int]]:
+def sizes_below(
+    folder: Path | str, prefix: str = "", above: tuple[Path, ...] = ()
+) -> Iterator[tuple[str, int]]:
     """Name, relative to the first `folder`, and size in bytes of every file below it.
 
-    Hidden files are left out, and links that lead nowhere.
+    Hidden files are left out, and links that lead nowhere or back to a folder on the way to them.
 
     Raises:
         OSError: a folder cannot be read.
     """
+    above = (*above, Path(folder).resolve())
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_symlink() and _leads_nowhere(Path(entry.path)):
+            if entry.is_symlink() and _leads_nowhere(Path(entry.path), above):
                 continue
             if entry.is_dir():
-                yield from sizes_below(entry.path, f"{prefix}{entry.name}/")
+                yield from sizes_below(entry.path, f"{prefix}{entry.name}/", above)
             else:
                 yield prefix + entry.name, entry.stat().st_size
 
 
-def _leads_nowhere(link: Path) -> bool:
-    """True for a link to nothing, or to a folder that it lies in."""
-    return not link.exists() or link.parent.resolve().is_relative_to(link.resolve())
+def _leads_nowhere(link: Path, above: Sequence[Path]) -> bool:
+    """True for a link to nothing, or to a folder that holds one of those above it."""
+    return not link.exists() or any(folder.is_relative_to(link.resolve()) for folder in above)
 
 
 def gone_link(path: Path) -> str:

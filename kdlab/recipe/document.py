@@ -79,8 +79,13 @@ class Document:
         try:
             return model.model_validate(data)
         except ValidationError as error:
-            for details in error.errors():
-                self._translate(details, path)
+            found = error.errors()
+            for details in found:
+                place = details["loc"]
+                # pydantic counts a list's entries without those at fault
+                inside = any(one["loc"][: len(place)] == place for one in found if one is not details)
+                if details["type"] != "too_short" or not inside:
+                    self._translate(details, path)
             return None
 
     def _translate(self, details: ErrorDetails, path: KeyPath) -> None:

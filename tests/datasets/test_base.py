@@ -18,6 +18,7 @@ from kdlab.datasets.base import (
     fingerprint,
     make_once,
     not_there,
+    sizes_below,
     user_path,
 )
 from kdlab.errors import MachineError
@@ -51,6 +52,16 @@ def test_fingerprint_does_not_depend_on_the_place(split: Split, tmp_path: Path) 
     copy = Split(tmp_path / "two" / "images", tmp_path / "two" / "labels.json")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     assert fingerprint([split]) == fingerprint([copy])
+
+
+def test_folders_that_lead_into_each_other_are_left_after_one_round(tmp_path: Path) -> None:
+    for one, other in (("a", "b"), ("b", "a")):
+        (tmp_path / one).mkdir()
+        (tmp_path / one / f"{one}.jpg").write_bytes(b"1")
+        for number in range(3):
+            (tmp_path / one / f"to{number}").symlink_to(tmp_path / other)
+    names = sorted(name for name, _ in sizes_below(tmp_path / "a"))
+    assert names == ["a.jpg", "to0/b.jpg", "to1/b.jpg", "to2/b.jpg"]
 
 
 def test_fingerprint_is_sixteen_hex_digits(split: Split) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kdlab.datasets._coco_objects import NOTHING_LEFT, complete, unmeant
+from kdlab.datasets._coco_objects import MOST_LOST, NOTHING_LEFT, complete, unmeant
 from kdlab.errors import Fault
 
 PIXELS = [[40, 50, 30, 20], [60, 10, 20, 30], [5, 5, 50, 60], [30, 40, 60, 30]]
@@ -55,6 +55,52 @@ def test_labels_without_annotations_leave_nothing() -> None:
 
 def test_one_object_that_is_left_is_enough() -> None:
     assert faults([[1, 1, 0, 0], [1, 1, 5, 5]]) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "got"),
+    [
+        ({"bbox": [200, 1, 5, 5]}, "the box is outside of its image: 4"),
+        ({"area": 0}, "area is not above 0: 4"),
+        ({"bbox": [20, 1, 0.5, 5]}, "the box is smaller than a pixel: 4"),
+    ],
+)
+def test_labels_of_which_half_or_more_would_be_lost_are_refused(more: dict[str, Any], got: str) -> None:
+    def told(sound: int, odd: int) -> list[Any]:
+        extra = [{}] * sound + [more] * odd
+        image = {"id": 1, "file_name": "a.jpg", "width": 96, "height": 80}
+        boxes = [
+            {"id": number, "image_id": 1, "category_id": 1, "bbox": [10 + number, 9, 30, 20], **one}
+            for number, one in enumerate(extra, start=1)
+        ]
+        for one in boxes:
+            complete(one)
+        return unmeant({"images": [image], "annotations": boxes}, "f.json")
+
+    (fault,) = told(4, 4)
+    assert (fault.what, fault.where) == (MOST_LOST, "f.json")
+    assert fault.got.startswith(got)
+    assert told(5, 4) == []
+    # of so few it may be chance
+    assert told(1, 3) == []
+
+
+def test_a_file_that_is_listed_twice_needs_the_same_objects_both_times() -> None:
+    def told(*boxes: list[int]) -> list[Any]:
+        names = ["x/a.jpg", "x/b.jpg", "x/./a.jpg"]
+        images = [{"id": n, "file_name": name, "width": 96, "height": 80} for n, name in enumerate(names)]
+        objects = [
+            {"id": n, "image_id": image, "category_id": 1, "bbox": box}
+            for n, (image, box) in enumerate(zip((0, 2, 1), boxes, strict=True))
+        ]
+        for one in objects:
+            complete(one)
+        return unmeant({"images": images, "annotations": objects}, "f.json")
+
+    assert told([9, 9, 20, 20], [9, 9, 20, 20], [1, 1, 5, 5]) == []
+    (fault,) = told([9, 9, 20, 20], [9, 9, 20, 21], [1, 1, 5, 5])
+    assert fault.what == "files listed as several images, whose objects differ: 1"
+    assert fault.got == "x/a.jpg: images 0, 2"
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from kdlab.datasets import _images
 from kdlab.datasets._images import UnreadableError, decoded
@@ -31,6 +31,15 @@ def content(pixels: Any, form: str = "PNG") -> bytes:
 def floats(kind: Any) -> bytes:
     """A TIFF of three channels of them."""
     return bytes(cv2.imencode(".tif", (NOISE / 255).astype(kind))[1])
+
+
+def signed() -> bytes:
+    """A TIFF of 16 bits whose tag says that they have a sign, as those of CT and of thermal cameras."""
+    file = io.BytesIO()
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[339] = 2
+    Image.fromarray((GREY * 100).astype(np.uint16)).save(file, "TIFF", tiffinfo=tags)
+    return file.getvalue()
 
 
 def encoded(kind: str = "JPEG", **options: Any) -> bytes:
@@ -70,6 +79,7 @@ def jpeg_of_size(width: int, height: int) -> bytes:
         (content(GREY.astype(np.uint8))[:-200], "truncated"),
         (content((GREY / 255).astype(np.float32), "TIFF"), "its pixels are 32-bit floats: scale them"),
         (content((GREY * 1e5).astype(np.int32), "TIFF"), "its pixels are 32-bit whole numbers: scale them"),
+        (signed(), "its pixels are signed whole numbers: scale them"),
         (floats(np.float32), "its pixels are 32-bit floats: scale them"),
         (floats(np.float64), "its pixels are 64-bit floats: scale them"),
         (png_of_size(40_000, 40_000), "40000x40000 is above the limit of 2**30 pixels"),
@@ -138,6 +148,16 @@ def test_else_an_image_is_turned_as_mmdet_turns_it(orientation: int, size: tuple
     expected = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     assert np.array_equal(decoded(content, *size), expected)
     assert not np.array_equal(expected, decoded(encoded(), 40, 60))
+
+
+@pytest.mark.parametrize(("kind", "size"), [("TIFF", (40, 60)), ("AVIF", (60, 40))])
+def test_what_opencv_does_not_turn_as_the_labels_have_it_is_refused(kind: str, size: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(kind, exif=exif)
+    with pytest.raises(UnreadableError, match=f"stored turned, and the labels have {size[1]}x{size[0]}"):
+        decoded(content, *size)
+    assert decoded(content, *size[::-1]).shape[:2] == size[::-1]
 
 
 def png_with(kind: bytes, data: bytes, at_the_end: bool) -> io.BytesIO:
@@ -227,6 +247,7 @@ def test_a_dark_image_of_8_bits_is_as_dark_as_it_is() -> None:
         ("b", "'b.jpg'", "another ending"),
         ("sub/a.png", "'sub/a.jpg'", "another ending"),
         ("Sub/A.JPG", "'sub/a.jpg'", "upper or lower case"),
+        ("/b.jpg", "'b.jpg'", "names are relative to the folder of the images"),
     ],
 )
 def test_a_path_that_differs_in_form_is_told_with_the_file_that_is_there(

@@ -289,6 +289,23 @@ class TestFaults:
         with pytest.raises(UsageError, match="with a namespace"):
             prepared(lay(tmp_path / "data", train={"a": named}, val={"b": xml(CAT)}))
 
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ("object>", "Object>"),
+            ("<object>", '<object xmlns="http://x.y/z">'),
+            ("<object>", "<objects><object>"),
+        ],
+    )
+    def test_objects_that_are_written_otherwise_are_not_passed_over(
+        self, tmp_path: Path, old: str, new: str
+    ) -> None:
+        odd = xml(CAT).replace(old, new)
+        if "objects" in new:
+            odd = odd.replace("</object>", "</object></objects>")
+        with pytest.raises(UsageError, match="a <bndbox> that is in no <object>: 1"):
+            prepared(lay(tmp_path / "data", train={"a": odd, "c": xml(CAT)}, val={"b": xml(CAT)}))
+
     def test_a_class_name_with_a_line_break_is_refused(self, tmp_path: Path) -> None:
         odd = {"a": xml(("c\nat", (1, 2, 3, 4), 0))}
         with pytest.raises(UsageError, match="holds control characters") as caught:

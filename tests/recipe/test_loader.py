@@ -469,6 +469,13 @@ def test_choice_is_told_with_the_nearest(told: Told) -> None:
           fix    did you mean both?""")
 
 
+@pytest.mark.parametrize("seeds", ["[1.0]", "[-1]", "[true]"])
+def test_a_list_whose_only_entry_is_at_fault_is_not_called_empty(told: Told, seeds: str) -> None:
+    message = told(FULL, f"seeds={seeds}")
+    assert message.count("error: ") == 1
+    assert "seeds.0 must be" in message
+
+
 def test_fault_in_an_inherited_schedule_is_told_once(told: Told) -> None:
     assert told(with_line(5, "schedule: {lr: -1}")) == dedent("""\
         error: my.yaml:5  schedule.lr must be greater than 0
