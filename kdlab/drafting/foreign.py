@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from kdlab.datasets import _images
-from kdlab.datasets._coco_labels import grouped
+from kdlab.datasets._coco_labels import UNPRINTABLE, grouped, is_number, is_printable, is_size
+from kdlab.datasets._coco_objects import unmeant
 from kdlab.datasets._voc_xml import Entry, converted
-from kdlab.drafting.walk import Tree, role
+from kdlab.datasets.base import first_of
+from kdlab.drafting.walk import Tree, image_folders, is_file, role
 from kdlab.errors import UsageError
 
 Labels = dict[str, Any]
 """The content of a COCO file; an image may have a "role", its split."""
 Box = tuple[str, float, float, float, float]
 """Class, left, top, width and height in pixels."""
+Point = tuple[float, float]
+Case = tuple[str, str, str]
+"""Kind, place and fix of something wrong."""
 
 _MEND = "mend it, or take the file away"
+_VIDEO = "XML files of CVAT with a <track> or without an <image>, as those for video are"
+_VIDEO_FIX = "export it as CVAT for images, or as COCO"
+_CUBOID = ("tl1", "bl1", "tr1", "br1", "tl2", "bl2", "tr2", "br2")
+_NO_SHAPES = ("tag", "attribute")
+"""Elements of CVAT's images that are of the whole image."""
+_MOST_FOLDERS = 50
+"""Folders in which a file of a similar name is looked for."""
+
+
+class Labelled(NamedTuple):
+    """An image with its boxes, and the file that says so; paths are relative to the folder."""
+
+    labels: str
+    image: str
+    size: tuple[int, int]
+    boxes: list[Box]
+
+
+class _WrongError(Exception):
+    """Raised with a case."""
 
 
 def voc(tree: Tree, files: Sequence[str]) -> Labels:
@@ -28,60 +55,94 @@ def voc(tree: Tree, files: Sequence[str]) -> Labels:
     Raises:
         UsageError: all that is wrong with them.
     """
-    entries, lacking = [], []
+    entries: list[Entry] = []
+    cases: list[Case] = []
     for path in files:
-        image = _image_of(tree, path)
-        if image is None:
-            lacking.append(("XML files without an image of their name", path, "put the images there"))
-        else:
+        with _told(cases, path):
+            image = _one(tree, path, by_stem(tree, path), PurePosixPath(path).stem)
             entries.append(Entry(image, path, (tree.root / image).stat().st_size))
-    _refuse(lacking, tree.root)
+    cases += _twice((entry.image, entry.xml) for entry in entries)
+    _refuse(cases, tree.root)
     _, labels = converted(tree.root, {"train": entries}, ())
     return _with_roles(labels["train"])
 
 
 def cvat(tree: Tree, files: Sequence[str]) -> Labels:
-    """CVAT's XML for images: boxes, and polygons as the boxes around them.
+    """CVAT's XML for images: boxes, and other shapes as the boxes around them.
 
     Raises:
         UsageError: all that is wrong with them.
     """
-    found: list[tuple[str, tuple[int, int], list[Box]]] = []
-    cases: list[tuple[str, str, str]] = []
+    found: list[Labelled] = []
+    cases: list[Case] = []
     for path in files:
         try:
             root = ElementTree.fromstring((tree.root / path).read_bytes())
-        except ElementTree.ParseError as error:
+        except (ElementTree.ParseError, ValueError, LookupError) as error:
             cases.append(("XML files that do not parse", f"{path}: {error}", _MEND))
             continue
+        if root.find("track") is not None:
+            cases.append((_VIDEO, path, _VIDEO_FIX))
         for node in root.iter("image"):
             name = node.get("name", "")
-            image = _named(tree, path, name)
-            if image is None:
-                cases.append(("images that are not there", f"{path}: {name}", "put the images there"))
-                continue
-            try:
+            with _told(cases, f"{path}: {name}"):
+                image = _one(tree, path, _by_name(tree, path, name), name)
                 size = int(node.get("width", "")), int(node.get("height", ""))
-                boxes = list(_cvat_boxes(node))
-            except ValueError as error:
-                cases.append(("images whose numbers cannot be read", f"{path}: {name}: {error}", _MEND))
-                continue
-            found.append((image, size, boxes))
+                if not all(map(is_size, size)):
+                    raise ValueError(f"the size is {size[0]}x{size[1]}")
+                boxes = [_cvat_box(shape) for shape in node if shape.tag not in _NO_SHAPES]
+                found.append(Labelled(path, image, size, boxes))
     if not (found or cases):
-        fix = "export it as CVAT for images, or as COCO"
-        cases.append(("XML files of CVAT without an <image>, as those for video are", files[0], fix))
-    _refuse(cases, tree.root)
-    return _with_roles(as_coco(found))
+        cases.append((_VIDEO, files[0], _VIDEO_FIX))
+    return _labels_of(tree, found, cases)
 
 
-def _cvat_boxes(node: ElementTree.Element) -> Iterator[Box]:
-    for one in node:
-        if one.tag == "box":
-            left, top, right, bottom = (float(one.get(key, "")) for key in ("xtl", "ytl", "xbr", "ybr"))
-            yield one.get("label", ""), left, top, right - left, bottom - top
-        elif one.tag in ("polygon", "polyline", "points"):
-            pairs = [pair.split(",") for pair in one.get("points", "").split(";")]
-            yield around(one.get("label", ""), [(float(x), float(y)) for x, y in pairs])
+def _cvat_box(shape: ElementTree.Element) -> Box:
+    name = shape.get("label", "")
+    if shape.tag != "skeleton":
+        return around(name, _cvat_points(shape))
+    parts = [part for part in shape if part.tag not in _NO_SHAPES and part.get("outside") != "1"]
+    return around(name, [point for part in parts for point in _cvat_points(part)])
+
+
+def _cvat_points(shape: ElementTree.Element) -> list[Point]:
+    """Points of a shape between which all of it lies; a rotation is in degrees, about its middle."""
+
+    def numbers(*keys: str) -> list[float]:
+        return [float(shape.attrib[key]) for key in keys]
+
+    angle = math.radians(float(shape.get("rotation", "0")))
+    if shape.tag == "box":
+        left, top, right, bottom = numbers("xtl", "ytl", "xbr", "ybr")
+        if left > right or top > bottom:
+            raise ValueError("xtl is above xbr, or ytl above ybr: swapped corners?")
+        return _turned([(left, top), (right, top), (right, bottom), (left, bottom)], angle)
+    if shape.tag == "ellipse":
+        x, y, rx, ry = numbers("cx", "cy", "rx", "ry")
+        across = math.hypot(rx * math.cos(angle), ry * math.sin(angle))
+        down = math.hypot(rx * math.sin(angle), ry * math.cos(angle))
+        return [(x - across, y - down), (x + across, y + down)]
+    if shape.tag == "mask":
+        left, top, width, height = numbers("left", "top", "width", "height")
+        return [(left, top), (left + width, top + height)]
+    if shape.tag == "cuboid":
+        xs, ys = (numbers(*(axis + corner for corner in _CUBOID)) for axis in "xy")
+        return [*zip(xs, ys, strict=True)]
+    if shape.tag in ("polygon", "polyline", "points"):
+        pairs = [pair.split(",") for pair in shape.attrib["points"].split(";")]
+        return [(float(x), float(y)) for x, y in pairs]
+    raise ValueError(f"<{shape.tag}> is no shape that is known")
+
+
+def _turned(corners: list[Point], angle: float) -> list[Point]:
+    if not angle:
+        return corners
+    points = [complex(*corner) for corner in corners]
+    middle = sum(points) / len(points)
+    turn = complex(math.cos(angle), math.sin(angle))
+    turned = [middle + (point - middle) * turn for point in points]
+    # CVAT writes hundredths
+    return [(round(point.real, 2), round(point.imag, 2)) for point in turned]
 
 
 def labelme(tree: Tree, files: Sequence[str]) -> Labels:
@@ -90,30 +151,27 @@ def labelme(tree: Tree, files: Sequence[str]) -> Labels:
     Raises:
         UsageError: all that is wrong with them.
     """
-    found: list[tuple[str, tuple[int, int], list[Box]]] = []
-    cases: list[tuple[str, str, str]] = []
+    found: list[Labelled] = []
+    cases: list[Case] = []
     for path in files:
-        try:
+        with _told(cases, path):
             data = json.loads((tree.root / path).read_bytes())
             boxes = [_shape(shape) for shape in data["shapes"]]
-        except (ValueError, KeyError, TypeError) as error:
-            cases.append(("files that cannot be read", f"{path}: {type(error).__name__}: {error}", _MEND))
-            continue
-        name = str(data.get("imagePath") or "").replace("\\", "/")
-        image = _named(tree, path, name) or _image_of(tree, path)
-        if image is None:
-            cases.append(("images that are not there", f"{path}: {name}", "put the images there"))
-            continue
-        size = data.get("imageWidth"), data.get("imageHeight")
-        if not all(isinstance(side, int) and side > 0 for side in size):
-            try:
-                size = _images.header(tree.root / image).shown
-            except (_images.UnreadableError, OSError) as error:
-                cases.append(("images that cannot be read", f"{image}: {error}", _MEND))
-                continue
-        found.append((image, size, boxes))
-    _refuse(cases, tree.root)
-    return _with_roles(as_coco(found))
+            name = str(data.get("imagePath") or "").replace("\\", "/")
+            places = _by_name(tree, path, name) or by_stem(tree, path)
+            image = _one(tree, path, places, name or PurePosixPath(path).stem)
+            size = data.get("imageWidth"), data.get("imageHeight")
+            if not all(map(is_size, size)):
+                size = _own_size(tree.root, image)
+            found.append(Labelled(path, image, size, boxes))
+    return _labels_of(tree, found, cases)
+
+
+def _own_size(root: Path, image: str) -> tuple[int, int]:
+    try:
+        return _images.header(root / image).shown
+    except (_images.UnreadableError, OSError) as error:
+        raise _WrongError("images that cannot be read", f"{image}: {error}", _MEND) from error
 
 
 def _shape(shape: dict[str, Any]) -> Box:
@@ -122,30 +180,51 @@ def _shape(shape: dict[str, Any]) -> Box:
         (x, y), edge = points[0], points[1]
         radius = ((edge[0] - x) ** 2 + (edge[1] - y) ** 2) ** 0.5
         points = [(x - radius, y - radius), (x + radius, y + radius)]
-    return around(str(shape["label"]), points)
+    if not isinstance(shape["label"], str):
+        raise ValueError(f"a label is no text: {shape['label']!r}")
+    return around(shape["label"], points)
 
 
-def around(name: str, points: Sequence[tuple[float, float]]) -> Box:
+def around(name: str, points: Sequence[Point]) -> Box:
     """The box around points (x, y).
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, one is no place in an image, or no class can have this name.
     """
+    if not name.strip():
+        raise ValueError("a label is blank")
+    if not is_printable(name):
+        raise ValueError(f"a label {UNPRINTABLE}: {name!a}")
     if not points:
-        raise ValueError("a shape without points")
+        raise ValueError(f"{name}: a shape without points")
+    if odd := [point for point in points if not all(map(is_number, point))]:
+        raise ValueError(f"{name}: no place in an image: {odd[0]}")
     xs, ys = zip(*points, strict=True)
     return name, min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
-def as_coco(found: Sequence[tuple[str, tuple[int, int], Sequence[Box]]]) -> Labels:
-    """A COCO file of (image, (width, height), boxes); classes are sorted by name, ids count from 1."""
-    names = sorted({box[0] for _, _, boxes in found for box in boxes})
+def _labels_of(tree: Tree, found: Sequence[Labelled], cases: Sequence[Case]) -> Labels:
+    """The labels as one COCO file.
+
+    Raises:
+        UsageError: there are cases, an image is labelled twice, or the boxes cannot be meant.
+    """
+    _refuse([*cases, *_twice((one.image, one.labels) for one in found)], tree.root)
+    labels = as_coco(found)
+    if faults := unmeant(labels, str(tree.root)):
+        raise UsageError(faults=faults)
+    return _with_roles(labels)
+
+
+def as_coco(found: Sequence[Labelled]) -> Labels:
+    """A COCO file; classes are sorted by name, ids count from 1."""
+    names = sorted({box[0] for one in found for box in one.boxes})
     labels: Labels = {
         "images": [],
         "annotations": [],
         "categories": [{"id": number, "name": name} for number, name in enumerate(names, 1)],
     }
-    for number, (image, (width, height), boxes) in enumerate(found, 1):
+    for number, (_, image, (width, height), boxes) in enumerate(found, 1):
         labels["images"].append({"id": number, "file_name": image, "width": width, "height": height})
         for name, left, top, w, h in boxes:
             place = {"id": len(labels["annotations"]) + 1, "image_id": number}
@@ -160,30 +239,48 @@ def _with_roles(labels: Labels) -> Labels:
     return labels
 
 
-def _image_of(tree: Tree, labels: str) -> str | None:
-    """The image that bears the stem of a labels file: beside it, else in the only folder that has one."""
-    place = PurePosixPath(labels)
-    own = "" if str(place.parent) == "." else f"{place.parent}/"
-    folders = [folder for folder, stems in tree.stems.items() if place.stem in stems]
-    if own in folders:
-        folders = [own]
-    if len(folders) > 1:
-        # annotations/train beside images/train
-        folders = [folder for folder in folders if role(f"{folder}-") == role(labels)][:1]
-    return f"{folders[0]}{tree.stems[folders[0]][place.stem]}" if folders else None
+def by_stem(tree: Tree, labels: str) -> list[str]:
+    """Images of a labels file's stem, in its own folder or any other; several where nothing decides."""
+    stem = PurePosixPath(labels).stem
+    folders = [folder for folder, stems in tree.stems.items() if stem in stems]
+    return [f"{folder}{tree.stems[folder][stem]}" for folder in image_folders(labels, folders)]
 
 
-def _named(tree: Tree, labels: str, name: str) -> str | None:
+def _by_name(tree: Tree, labels: str, name: str) -> list[str]:
     """The image that a labels file names, relative to the file, to the root, or by its last part alone."""
     above = PurePosixPath(labels).parent
     for path in (above / name, above / "images" / name, PurePosixPath("images") / name, PurePosixPath(name)):
-        if name and not path.is_absolute() and (tree.root / path).is_file():
-            return _inside(tree.root, path)
+        if (
+            name
+            and not path.is_absolute()
+            and is_file(tree.root / path)
+            and (image := _inside(tree.root, path))
+        ):
+            return [image]
     last = PurePosixPath(name)
-    places = [
-        f"{folder}{last.name}" for folder, stems in tree.stems.items() if stems.get(last.stem) == last.name
-    ]
-    return places[0] if len(places) == 1 else None
+    folders = [folder for folder, stems in tree.stems.items() if stems.get(last.stem) == last.name]
+    return [f"{folder}{last.name}" for folder in image_folders(labels, folders)]
+
+
+def _one(tree: Tree, labels: str, places: Sequence[str], name: str) -> str:
+    """The image of a labels file.
+
+    Raises:
+        _WrongError: it is nowhere, or may be one of several.
+    """
+    if len(places) == 1:
+        return places[0]
+    if places:
+        fix = "take the other folder away, or call the right one images"
+        raise _WrongError("labels whose image may be one of several", f"{labels}: {first_of(places, 3)}", fix)
+    case = f"{labels}: {similar(tree, name) or name}"
+    raise _WrongError("labels whose image is not there", case, "put the images there, named as in the labels")
+
+
+def similar(tree: Tree, name: str) -> str:
+    """ "no such file; there is 'a.jpg' (upper or lower case)" of a name that is nowhere as it is; else ""."""
+    folders = [*tree.stems][:_MOST_FOLDERS]
+    return next(filter(None, (_images.elsewhere(tree.root / folder, name) for folder in folders)), "")
 
 
 def _inside(root: Path, path: PurePosixPath) -> str | None:
@@ -193,6 +290,33 @@ def _inside(root: Path, path: PurePosixPath) -> str | None:
     )
 
 
-def _refuse(cases: list[tuple[str, str, str]], root: Path) -> None:
+@contextmanager
+def _told(cases: list[Case], place: str) -> Iterator[None]:
+    """Add to the cases what is wrong with an image's labels."""
+    try:
+        yield
+    except _WrongError as error:
+        cases.append(error.args)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else f"{error}"
+        cases.append(("labels that cannot be read", f"{place}: {why}", _MEND))
+
+
+def _twice(pairs: Iterable[tuple[str, str]]) -> Iterator[Case]:
+    """A case for each image of several labels; what one of them has is background in the other."""
+    files: dict[str, list[str]] = {}
+    for image, labels in pairs:
+        files.setdefault(image, []).append(labels)
+    for image, listed in files.items():
+        if len(listed) > 1:
+            case = f"{image}: {first_of(listed, 3)}"
+            yield (
+                "images that are labelled more than once",
+                case,
+                "keep one of them, or mend the names in them",
+            )
+
+
+def _refuse(cases: Sequence[Case], root: Path) -> None:
     if faults := [*grouped(cases, str(root))]:
         raise UsageError(faults=faults)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
 from kdlab.datasets import _yolo_yaml, yolo
+from kdlab.datasets._coco_labels import grouped
+from kdlab.datasets.base import PARTS, first_of
 from kdlab.datasets.coco import first_image, load_labels
 from kdlab.drafting import foreign
 from kdlab.drafting.foreign import Labels
-from kdlab.drafting.walk import Tree, one_each, role
+from kdlab.drafting.walk import Tree, below, by_role, image_folders, is_file, role
 from kdlab.errors import UsageError
 
-KNOWN = "COCO JSON, PASCAL VOC XML, CVAT XML, LabelMe JSON, YOLO with a data.yaml"
+KNOWN = "COCO JSON, PASCAL VOC XML, CVAT XML, LabelMe JSON, YOLO with a data.yaml of names and train"
 _LISTS = ("train", "val", "test")
-_NAMES = re.compile(rb"^names\s*:", re.MULTILINE)
+_NAMES, _TRAIN = (re.compile(rb"(?<![\w.-])[\"']?%s[\"']?\s*:" % key) for key in (b"names", b"train"))
+_UNPARSED_FIX = "write them again as UTF-8, or take them away"
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,11 @@ def find(tree: Tree) -> Layout:
         raise UsageError(
             "there are no images below this folder", where=str(tree.root), got=tree.told(), fix=fix
         )
-    found = [layout for look in (_yolo, _coco, _voc, _cvat, _labelme) if (layout := look(tree))]
+    kinds = _kinds(tree)
+    looks = {"coco": _coco, "voc": _voc, "cvat": _cvat, "labelme": _labelme}
+    found = [look(tree, kinds[kind]) for kind, look in looks.items() if kind in kinds]
+    if layout := _yolo(tree):
+        found.append(layout)
     if not found:
         fix = f"export the labels as one of these: {KNOWN}, which names the classes"
         raise UsageError(
@@ -61,31 +68,86 @@ def find(tree: Tree) -> Layout:
             fix=fix,
         )
     if len(found) > 1:
-        kinds = " and ".join(layout.kind for layout in found)
+        got = " and ".join(layout.kind for layout in found)
         fix = "name a folder that holds the labels of one format"
-        raise UsageError("there are labels of several formats", where=str(tree.root), got=kinds, fix=fix)
-    return found[0]
+        raise UsageError("there are labels of several formats", where=str(tree.root), got=got, fix=fix)
+    aside = f"left aside, for no format is known that has them: {first_of(kinds.get('', []), _SHOWN)}"
+    return replace(found[0], told=(*found[0].told, aside)) if "" in kinds else found[0]
 
 
-def _coco(tree: Tree) -> Layout | None:
-    labels = [path for path in tree.files.get(".json", []) if _is_coco(tree.root / path)]
-    if not labels:
-        return None
-    by_role = one_each(labels)
-    told = []
-    if "val" not in by_role and {"train", "test"} <= by_role.keys():
-        by_role["val"] = by_role["test"]
-        told.append("there is no validation split: the test images take its place")
-    if {"train", "val"} <= by_role.keys():
-        options = {f"{part}_images": _images_of(tree, by_role[part]) for part in ("train", "val")}
-        options |= {f"{part}_labels": by_role[part] for part in ("train", "val")}
-        return Layout("COCO JSON", {"name": "coco", **options}, told=tuple(told))
+def _kinds(tree: Tree) -> dict[str, list[str]]:
+    """JSON and XML files by their format, "" where it is none that is known.
+
+    Raises:
+        UsageError: beginnings of XML files do not parse.
+    """
+    kinds: dict[str, list[str]] = {}
+    cases: list[tuple[str, str, str]] = []
+    for path in tree.files.get(".json", []):
+        kinds.setdefault(_json_kind(tree.root / path), []).append(path)
+    for path in tree.files.get(".xml", []):
+        try:
+            kinds.setdefault(_xml_kind(tree.root / path), []).append(path)
+        except (ElementTree.ParseError, ValueError, LookupError) as error:
+            cases.append(("XML files that do not parse", f"{path}: {error}", _UNPARSED_FIX))
+    if cases:
+        raise UsageError(faults=grouped(cases, str(tree.root)))
+    return kinds
+
+
+def _text(path: Path) -> bytes:
+    """Content in which keys can be looked for: that of UTF-16 and UTF-32 differs from UTF-8 in its NULs."""
+    return path.read_bytes().replace(b"\0", b"")
+
+
+def _json_kind(path: Path) -> str:
+    content = _text(path)
+    if all(key in content for key in (b'"images"', b'"annotations"', b'"categories"')):
+        return "coco"
+    labelme = b'"shapes"' in content and (b'"imagePath"' in content or b'"imageData"' in content)
+    return "labelme" if labelme else ""
+
+
+def _xml_kind(path: Path) -> str:
+    with path.open("rb") as file:
+        for _, node in ElementTree.iterparse(file, events=("start",)):
+            # VOC's reader says what is wrong with a namespace
+            if node.tag.rpartition("}")[2].lower() == "annotation":
+                return "voc"
+            return "cvat" if node.tag == "annotations" else ""
+    return ""
+
+
+def _only(tree: Tree, paths: Sequence[str], what: str) -> str:
+    """The one path.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if len(paths) > 1:
+        got, fix = first_of(paths, _SHOWN), "leave one of them there, or put what they hold into one"
+        raise UsageError(f"there are several {what}", where=str(tree.root), got=got, fix=fix)
+    return paths[0]
+
+
+def _coco(tree: Tree, files: Sequence[str]) -> Layout:
+    labels = _objects(files)
+    roles = by_role(labels)
+    measured = "val" if "val" in roles else "test"
+    if {"train", measured} <= roles.keys():
+        options: dict[str, str] = {}
+        for part, kind in (("train", "train"), ("val", measured)):
+            path = _only(tree, roles[kind], f"COCO files for {kind}")
+            options |= {f"{part}_images": _images_of(tree, path), f"{part}_labels": path}
+        told = ("there is no validation split: the test images take its place",) * (measured == "test")
+        told += _unused(files, options.values())
+        return Layout("COCO JSON", {"name": "coco", **options}, told=told)
     if len(labels) > 1:
         fix = "call the files of the splits train and val, or leave one file there"
         known = ", ".join(labels[:8])
         what = "several COCO files, and their names do not say which is for training"
         raise UsageError(what, where=str(tree.root), known=known, fix=fix)
-    [path] = labels
+    path = labels[0]
     folder = _images_of(tree, path)
 
     def read() -> Labels:
@@ -94,50 +156,67 @@ def _coco(tree: Tree) -> Layout | None:
             image["file_name"] = (PurePosixPath(folder) / image["file_name"]).as_posix()
         return data
 
-    return Layout("COCO JSON", labels=read)
+    return Layout("COCO JSON", labels=read, told=_unused(files, [path]))
 
 
-def _is_coco(path: Path) -> bool:
-    content = path.read_bytes()
-    return all(key in content for key in (b'"images"', b'"annotations"', b'"categories"'))
+def _unused(files: Sequence[str], used: Collection[str]) -> tuple[str, ...]:
+    others = [path for path in files if path not in used]
+    return (f"COCO files that are not used: {first_of(others, _SHOWN)}",) if others else ()
+
+
+def _objects(files: Sequence[str]) -> list[str]:
+    """COCO files without the captions and keypoints beside a file of their split that is called instances."""
+
+    def place(path: str) -> tuple[PurePosixPath, str]:
+        return PurePosixPath(path).parent, role(path)
+
+    instances = [path for path in files if "instances" in PurePosixPath(path).name]
+    places = set(map(place, instances))
+    return [path for path in files if path in instances or place(path) not in places]
 
 
 def _images_of(tree: Tree, labels: str) -> str:
     """The folder, relative to the root, to which the file names of a COCO file are relative.
 
     Raises:
-        UsageError: its first image is nowhere.
+        UsageError: its first image is nowhere, or in several folders.
     """
-    name = str(first_image(tree.root / labels).get("file_name", ""))
-    above = str(PurePosixPath(labels).parent)
-    folders = sorted({folder.rstrip("/") or "." for folder in tree.stems})
-    # the nearest first: beside the labels, then where the path has the same role
-    folders.sort(key=lambda folder: (folder != above, role(f"{folder}/x") != role(labels), folder.count("/")))
-    for folder in [*folders, ".", *{str(PurePosixPath(one).parent) for one in folders}]:
-        if name and (tree.root / folder / name).is_file():
-            return folder
-    fix = "put the images below this folder, as the labels name them"
-    raise UsageError(
-        "the images of these labels are not there", where=str(tree.root / labels), got=name, fix=fix
-    )
+    name = first_image(tree.root / labels).get("file_name")
+    if not isinstance(name, str) or not name:
+        # says what is wrong with the file
+        load_labels(tree.root / labels)
+    folders = {folder.rstrip("/") or "." for folder in tree.stems}
+    folders |= {".", *(str(PurePosixPath(folder).parent) for folder in folders)}
+    holding = [folder for folder in sorted(folders) if is_file(tree.root / folder / f"{name}")]
+    # ../images/a.jpg is one file, from wherever one looks
+    same = {(tree.root / folder / f"{name}").resolve(): folder for folder in reversed(holding)}
+    found = image_folders(labels, [*same.values()])
+    where = str(tree.root / labels)
+    if not found:
+        fix = "put the images below this folder, as the labels name them"
+        got = f"{name}  {foreign.similar(tree, f'{name}')}".rstrip()
+        raise UsageError("the images of these labels are not there", where=where, got=got, fix=fix)
+    if len(found) > 1:
+        fix = "take the other folders away, or call the right one images"
+        what = f"{name} is in several folders, and nothing says which one these labels mean"
+        raise UsageError(what, where=where, got=first_of(sorted(found), _SHOWN), fix=fix)
+    return found[0]
 
 
-def _voc(tree: Tree) -> Layout | None:
-    files = [path for path in tree.files.get(".xml", []) if _root_tag(tree.root / path) == "annotation"]
-    if not files:
-        return None
+def _voc(tree: Tree, files: Sequence[str]) -> Layout:
     folders = sorted({str(PurePosixPath(path).parent) for path in files})
-    lists = (path for path in tree.files.get(".txt", []) if PurePosixPath(path).stem in _LISTS)
-    by_role = one_each(lists)
-    images = _beside(tree, files[0])
-    if len(folders) == 1 and images is not None and "train" in by_role and {"val", "test"} & by_role.keys():
-        measured = "val" if "val" in by_role else "test"
-        splits = PurePosixPath(by_role["train"]).parent
+    lists = [path for path in tree.files.get(".txt", []) if PurePosixPath(path).stem in _LISTS]
+    roles = by_role(below(lists, "main"))
+    measured = "val" if "val" in roles else "test"
+    images = foreign.by_stem(tree, files[0])
+    if len(folders) == 1 and len(images) == 1 and {"train", measured} <= roles.keys():
+        train = _only(tree, roles["train"], "lists of images for train")
+        _only(tree, roles[measured], f"lists of images for {measured}")
         section = {
             "name": "voc",
-            "images": images,
+            "images": str(PurePosixPath(images[0]).parent),
             "annotations": folders[0],
-            "splits": str(splits),
+            "splits": str(PurePosixPath(train).parent),
             "train": ["train"],
             "val": [measured],
         }
@@ -145,53 +224,27 @@ def _voc(tree: Tree) -> Layout | None:
     return Layout("PASCAL VOC XML", labels=lambda: foreign.voc(tree, files))
 
 
-def _beside(tree: Tree, xml: str) -> str | None:
-    """The folder of the image that bears an XML file's stem."""
-    stem = PurePosixPath(xml).stem
-    own = str(PurePosixPath(xml).parent)
-    folders = [folder for folder, stems in tree.stems.items() if stem in stems]
-    folders.sort(key=lambda folder: (folder.rstrip("/") or ".") != own)
-    return (folders[0].rstrip("/") or ".") if folders else None
+def _cvat(tree: Tree, files: Sequence[str]) -> Layout:
+    return Layout("CVAT XML", labels=lambda: foreign.cvat(tree, files))
 
 
-def _cvat(tree: Tree) -> Layout | None:
-    files = [path for path in tree.files.get(".xml", []) if _root_tag(tree.root / path) == "annotations"]
-    return Layout("CVAT XML", labels=lambda: foreign.cvat(tree, files)) if files else None
-
-
-def _labelme(tree: Tree) -> Layout | None:
-    files = [path for path in tree.files.get(".json", []) if _is_labelme(tree.root / path)]
-    return Layout("LabelMe JSON", labels=lambda: foreign.labelme(tree, files)) if files else None
-
-
-def _is_labelme(path: Path) -> bool:
-    content = path.read_bytes()[: 2**20]
-    return b'"shapes"' in content and (b'"imagePath"' in content or b'"imageData"' in content)
-
-
-@cache
-def _root_tag(path: Path) -> str:
-    """Of an XML file; "" of one that does not begin as XML."""
-    try:
-        with path.open("rb") as file:
-            for _, node in ElementTree.iterparse(file, events=("start",)):
-                return node.tag
-    except ElementTree.ParseError:
-        # told where it is read
-        return "annotation"
-    return ""
+def _labelme(tree: Tree, files: Sequence[str]) -> Layout:
+    return Layout("LabelMe JSON", labels=lambda: foreign.labelme(tree, files))
 
 
 def _yolo(tree: Tree) -> Layout | None:
     paths = [*tree.files.get(".yaml", []), *tree.files.get(".yml", [])]
-    named = [path for path in paths if _NAMES.search((tree.root / path).read_bytes())]
+    texts = {path: _text(tree.root / path) for path in paths}
+    named = [path for path, text in texts.items() if _NAMES.search(text) and _TRAIN.search(text)]
     if not named:
         return None
-    path = min(named, key=lambda path: (path.count("/"), path))
+    path = _only(tree, named, "YAML files with names and train")
     section = {"name": "yolo", "data": path}
     try:
-        said = _yolo_yaml.read(tree.root / path, ["train", "val"])
-        if said.splits["train"] != said.splits["val"]:
+        said = _yolo_yaml.read(tree.root / path, PARTS)
+        base = (tree.root / path).parent / said.path
+        learned, measured = ({(base / text).resolve() for text in said.splits[part]} for part in PARTS)
+        if learned != measured:
             return Layout("YOLO text files", section)
     except UsageError:
         # what is wrong besides a missing val is told by the next line

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +171,7 @@ def test_an_xml_file_without_its_image_is_refused(tmp_path: Path) -> None:
     image(tmp_path / "a.jpg")
     for stem in ("a", "b"):
         text(tmp_path / f"{stem}.xml", VOC.format(name="cat"))
-    with pytest.raises(UsageError, match="XML files without an image of their name: 1"):
+    with pytest.raises(UsageError, match="labels whose image is not there: 1"):
         read(tmp_path)
 
 
@@ -277,3 +279,211 @@ def test_a_labelme_file_without_a_size_names_an_image_that_cannot_be_read(tmp_pa
     text(tmp_path / "a.json", json.dumps({"shapes": [], "imagePath": "a.jpg"}))
     with pytest.raises(UsageError, match="images that cannot be read: 1"):
         read(tmp_path)
+
+
+def shape(name: Any = "cat", *points: list[float]) -> dict[str, Any]:
+    return {"label": name, "points": points or [[1, 2], [9, 8]], "shape_type": "rectangle"}
+
+
+def labelme(path: Path, *shapes: dict[str, Any], name: str = "", encoding: str = "utf-8") -> None:
+    said = {"imagePath": name or f"{path.stem}.jpg", "imageData": "A" * 2**20, "shapes": shapes or [shape()]}
+    path.write_text(json.dumps(said | {"imageWidth": 40, "imageHeight": 30}), encoding=encoding)
+
+
+def cvat(path: Path, *shapes: str, name: str = "a.jpg", size: str = 'width="40" height="30"') -> None:
+    text(path, f'<annotations><image name="{name}" {size}>{"".join(shapes)}</image></annotations>')
+
+
+BOX = '<box label="cat" xtl="1" ytl="2" xbr="11" ybr="22"/>'
+PAIR = ("train", "val")
+
+
+def coco_pair(folder: Path, *more: str) -> None:
+    for split in PAIR:
+        image(folder / "images" / split / f"{split}.jpg")
+        coco(folder / "annotations" / f"{split}.json", f"{split}.jpg")
+    for path in more:
+        coco(folder / path, "train.jpg")
+
+
+def in_two_folders(folder: Path) -> None:
+    for name in ("left", "right"):
+        image(folder / name / "a.jpg")
+    text(folder / "xml" / "a.xml", VOC.format(name="cat"))
+
+
+def one_labelme(folder: Path, *shapes: dict[str, Any], name: str = "") -> None:
+    image(folder / "a.jpg")
+    labelme(folder / "a.json", *shapes, name=name)
+
+
+def two_labelme(folder: Path) -> None:
+    one_labelme(folder)
+    labelme(folder / "b.json", name="a.jpg")
+
+
+def one_cvat(folder: Path, *shapes: str, **said: str) -> None:
+    image(folder / "images" / "a.jpg")
+    cvat(folder / "annotations.xml", *shapes, **said)
+
+
+def two_cvat(folder: Path) -> None:
+    one_cvat(folder, BOX)
+    cvat(folder / "more.xml", BOX)
+
+
+def one_voc(folder: Path, head: str = "", name: str = "a.jpg") -> None:
+    image(folder / "images" / name)
+    image(folder / "images" / "b.jpg")
+    text(folder / "xml" / "a.xml", head + VOC.format(name="cat"))
+
+
+def one_coco(folder: Path, content: str) -> None:
+    image(folder / "a.jpg")
+    text(folder / "result.json", content)
+
+
+def two_yaml(folder: Path) -> None:
+    yolo(folder, "train: images\n", "a")
+    text(folder / "a.yaml", "names: [x]\ntrain: images\n")
+
+
+def yaml_of(folder: Path, content: bytes) -> None:
+    yolo(folder, "", "train/a", "val/b")
+    (folder / "data.yaml").write_bytes(content)
+
+
+YAML = b"names: [cat]\ntrain: images/train\nval: images/val\n"
+LONG = "a" * 300 + ".jpg"
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda at: coco_pair(at, "a_backup/train.json"), "a_backup/train.json, annotations/train.json"),
+        (lambda at: coco_pair(at, "old/instances_train.json"), "several COCO files for train"),
+        (lambda at: coco(at / "x.json", LONG) or image(at / "a.jpg"), "images of these labels are not there"),
+        (lambda at: coco(at / "x.json", "Sub\\A.jpg") or image(at / "a.jpg"), "there is 'a.jpg' .*backslash"),
+        (lambda at: one_coco(at, '{"images": [], "annotations": [], "categories": [{"id"'), "is not JSON"),
+        (in_two_folders, "left/a.jpg, right/a.jpg"),
+        (two_labelme, "a.jpg: a.json, b.json"),
+        (lambda at: one_labelme(at, shape(None)), "a.json: a label is no text: None"),
+        (lambda at: one_labelme(at, shape(["a"])), "a.json: a label is no text"),
+        (lambda at: one_labelme(at, shape(" ")), "a.json: a label is blank"),
+        (lambda at: one_labelme(at, shape("cat", [float("nan"), 1])), "a.json: cat: no place in an image"),
+        (two_cvat, "images/a.jpg: annotations.xml, more.xml"),
+        (lambda at: one_cvat(at, name=LONG), "labels whose image is not there"),
+        (lambda at: one_cvat(at, BOX.replace('"11"', '"0"')), "a.jpg: xtl is above xbr"),
+        (lambda at: one_cvat(at, BOX, size='width="0" height="30"'), "a.jpg: the size is 0x30"),
+        (lambda at: one_cvat(at, "<blob/>"), "a.jpg: <blob> is no shape that is known"),
+        (lambda at: one_cvat(at, BOX + '</image><track id="0"/><image name="b">'), "with a <track>"),
+        (lambda at: one_voc(at, '<?xml version="1.0" encoding="gb2312"?>'), "XML files that do not parse: 1"),
+        (lambda at: one_voc(at, '<?xml version="1.0" encoding="foo"?>'), "unknown encoding"),
+        (lambda at: one_voc(at, name="A.jpg"), "there is 'A.jpg'"),
+        (lambda at: one_voc(at, name="a.jfif"), "there is 'a.jfif' .another ending"),
+        (two_yaml, "a.yaml, data.yaml"),
+        (lambda at: yaml_of(at, YAML.decode().encode("utf-16")), "not UTF-8 text"),
+        (lambda at: yaml_of(at, b"<<: {names: [cat]}\ntrain: images\n"), "names no classes"),
+    ],
+)
+def test_labels_that_may_be_meant_otherwise_are_refused_by_name(
+    tmp_path: Path, make: Callable[[Path], None], told: str
+) -> None:
+    make(tmp_path)
+    with pytest.raises(UsageError, match=told):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["Masks", "depth", "annotated"])
+def test_a_folder_called_images_goes_before_another_with_the_same_names(tmp_path: Path, other: str) -> None:
+    coco_pair(tmp_path)
+    image(tmp_path / other / "train" / "train.jpg")
+    assert found(tmp_path).dataset["train_images"] == "images/train"
+    one_voc(tmp_path / "voc")
+    image(tmp_path / "voc" / other / "a.jpg")
+    assert [one["file_name"] for one in read(tmp_path / "voc")["images"]] == ["images/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "box"),
+    [
+        ('<ellipse label="cat" cx="20" cy="15" rx="10" ry="5"/>', [10, 10, 20, 10]),
+        ('<ellipse label="cat" cx="20" cy="15" rx="10" ry="5" rotation="90"/>', [15, 5, 10, 20]),
+        ('<mask label="cat" rle="1, 2" left="5" top="6" width="10" height="8"/>', [5, 6, 10, 8]),
+        ('<box label="cat" xtl="10" ytl="10" xbr="30" ybr="20" rotation="90"/>', [15, 5, 10, 20]),
+        (
+            '<cuboid label="cat" xtl1="1" ytl1="4" xbl1="1" ybl1="9" xtr1="5" ytr1="4" xbr1="5" ybr1="9" '
+            'xtl2="7" ytl2="2" xbl2="7" ybl2="8" xtr2="9" ytr2="2" xbr2="9" ybr2="8"/>',
+            [1, 2, 8, 7],
+        ),
+        (
+            '<skeleton label="cat"><points label="eye" points="3,4"/><points label="ear" points="9,8"/>'
+            '<points label="tail" outside="1" points="30,20"/></skeleton>',
+            [3, 4, 6, 4],
+        ),
+    ],
+)
+def test_each_shape_of_cvat_becomes_the_box_around_it(tmp_path: Path, shape: str, box: list[float]) -> None:
+    one_cvat(tmp_path, shape, '<tag label="night"/>')
+    labels = read(tmp_path)
+    assert [one["bbox"] for one in labels["annotations"]] == [pytest.approx(box)]
+    assert [one["name"] for one in labels["categories"]] == ["cat"]
+
+
+def test_labels_in_utf_16_and_behind_much_image_data_count(tmp_path: Path) -> None:
+    one_labelme(tmp_path)
+    image(tmp_path / "b.jpg")
+    labelme(tmp_path / "b.json", encoding="utf-16")
+    assert [one["file_name"] for one in read(tmp_path)["images"]] == ["a.jpg", "b.jpg"]
+
+
+def test_files_of_no_known_format_are_told(tmp_path: Path) -> None:
+    one_voc(tmp_path)
+    text(tmp_path / "xml" / "b.xml", VOC.format(name="cat").replace("annotation", "Annotation"))
+    text(tmp_path / "xml" / "c.xml", "<html/>")
+    text(tmp_path / "notes.json", "{}")
+    assert len(read(tmp_path)["images"]) == 2
+    assert found(tmp_path).told == (
+        "left aside, for no format is known that has them: notes.json, xml/c.xml",
+    )
+
+
+def test_links_to_folders_above_and_files_that_are_none_are_left_out(tmp_path: Path) -> None:
+    one_labelme(tmp_path / "set")
+    (tmp_path / "store").mkdir()
+    image(tmp_path / "store" / "b.jpg")
+    for name, target in {"a_loop": "set", "up": ".", "z_in": "store", "z_again": "store"}.items():
+        (tmp_path / "set" / name).symlink_to(tmp_path / target)
+    for name in ("x.json", "x.xml", "x.yaml"):
+        (tmp_path / "set" / name).symlink_to("nowhere")
+        os.mkfifo(tmp_path / "set" / f"pipe{name}")
+    known = tree(tmp_path / "set")
+    assert known.stems == {"": {"a": "a.jpg"}, "z_again/": {"b": "b.jpg"}}
+    assert known.files == {".jpg": ["a.jpg", "z_again/b.jpg"], ".json": ["a.json"]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf" + YAML,
+        b'{"names": ["cat"], "train": "images/train", "val": "images/val"}',
+        b"  " + YAML.replace(b"\n", b"\n  "),
+    ],
+)
+def test_a_data_yaml_in_any_form_of_yaml_is_known(tmp_path: Path, content: bytes) -> None:
+    yaml_of(tmp_path, content)
+    text(tmp_path / "a.yaml", "names: hello\n")
+    assert found(tmp_path).dataset == {"name": "yolo", "data": "data.yaml"}
+
+
+def test_one_folder_written_in_two_ways_is_no_split(tmp_path: Path) -> None:
+    yolo(tmp_path, "train: images\nval: ./images\n", "a", "b")
+    assert not found(tmp_path).dataset
+
+
+def test_lists_of_a_voc_split_are_those_in_main(tmp_path: Path) -> None:
+    one_voc(tmp_path)
+    for folder in ("Layout", "Main"):
+        for split in PAIR:
+            text(tmp_path / "ImageSets" / folder / f"{split}.txt", "a\n")
+    assert found(tmp_path).dataset["splits"] == "ImageSets/Main"

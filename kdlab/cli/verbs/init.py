@@ -98,7 +98,8 @@ def init(
     facts = _facts(files, minutes, weights)
     choice = _written(screen, to, section, found, facts, split_told)
     if screen.json:
-        screen.emit(recipe=str(to), format=found.kind, dataset=section, **_plain(choice), **checks)
+        told = {"recipe": str(to), "format": found.kind, "notes": list(found.told), "dataset": section}
+        screen.emit(**told, **_plain(choice), **checks)
     else:
         _tell(screen, found, files, choice, checks, split_told, to)
     screen.next(f"kdlab run {to}")
@@ -132,9 +133,6 @@ def _own_split(found: Layout, folder: Path, to: Path, seed: int) -> tuple[dict[s
 
     assert found.labels is not None
     train, val, how = splitting.cut(found.labels(), folder, seed)
-    place = to.with_name(f"{to.stem}-split")
-    place.mkdir(parents=True, exist_ok=True)
-    section: dict[str, Any] = {"name": "coco", "train_images": ".", "val_images": "."}
     for name, part in (("train", train), ("val", val)):
         if not part["annotations"]:
             raise UsageError(
@@ -143,6 +141,10 @@ def _own_split(found: Layout, folder: Path, to: Path, seed: int) -> tuple[dict[s
                 got=f"{len(part['images'])} images for {name}",
                 fix="label more images",
             )
+    place = to.with_name(f"{to.stem}-split")
+    place.mkdir(parents=True, exist_ok=True)
+    section: dict[str, Any] = {"name": "coco", "train_images": ".", "val_images": "."}
+    for name, part in (("train", train), ("val", val)):
         path = place / f"{name}.json"
         path.write_text(json.dumps(part))
         there = path.absolute() if folder.is_absolute() else Path(os.path.relpath(path, folder))

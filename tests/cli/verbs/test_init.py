@@ -166,3 +166,21 @@ def test_time_that_allows_too_little_makes_images_smaller(
     assert kdlab(f"init '{photographs}' --init none --minutes 5", capfd)[0] == 0
     assert [max(scale) for scale in seen] == [320, 224, 160]
     assert loader.load("photos-of-cats.yaml").dataset.scale == (160, 90)
+
+
+def test_faults_of_labels_name_the_file_and_leave_no_split_behind(
+    photographs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    labels = photographs / "labels.json"
+    labels.write_text(labels.read_text().replace("60, 50", '"60", 50'))
+    code, _, err = kdlab(f"init '{photographs}' --init none", capfd)
+    assert code == 2
+    assert "labels.json" in err
+    assert not list(Path().iterdir())
+
+
+def test_what_was_left_aside_is_told(photographs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (photographs / "notes.json").write_text("{}")
+    code, out, _ = kdlab(f"init '{photographs}' --init none --json", capfd)
+    assert code == 0
+    assert "notes.json" in json.loads(out)["notes"][0]
