@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,6 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdlab import catalog
 from kdlab.detectors import adapt
 from kdlab.detectors.outputs import Assignment, Batch, DetectorOutputs, Facts
 from kdlab.errors import JobError
@@ -217,7 +217,7 @@ class Term(nn.Module):
         self.name, self.weight = name, Weight(settings)
         self.levels = matched_levels(student.strides, teacher.strides, settings.match, settings.levels)
         method = method_class(settings.method)
-        needs, _ = catalog.methods()[settings.method].needs_for(settings.options)
+        needs = _needed(method, settings.options)
         if "feats" in needs and not self.levels:
             strides = f"student {student.strides}, teacher {teacher.strides}"
             raise JobError("no level is matched", where=f"methods.{name}", got=strides, fix="change levels")
@@ -235,7 +235,7 @@ class Term(nn.Module):
                 student.channels, teacher.channels, len(self.levels)
             )
         self.on_memory = settings.maps == "memory"
-        seen = set(needs) - {"feats", "assignment", "anchor_boxes"} or self.method.towers or self.on_memory
+        seen = needs - {"feats", "assignment", "anchor_boxes"} or self.method.towers or self.on_memory
         self.reads_head = bool(seen)
         """Whether the method looks at more of the teacher than its neck's maps."""
 
@@ -270,6 +270,13 @@ class Term(nn.Module):
             return outputs.neck_maps
         assert outputs.memory is not None
         return outputs.memory
+
+
+def _needed(method: type[Method], options: Mapping[str, Any]) -> set[str]:
+    """What the method needs under these options; one left out has its default."""
+    chosen = {key: one.default for key, one in inspect.signature(method).parameters.items()} | dict(options)
+    cases = method.needs_when.items()
+    return {*method.needs, *(name for (key, value), names in cases if chosen[key] == value for name in names)}
 
 
 def matched_levels(
