@@ -125,7 +125,10 @@ def sizes_below(
 
 def _leads_nowhere(link: Path, above: Sequence[Path]) -> bool:
     """True for a link to nothing, or to a folder that holds one of those above it."""
-    return not link.exists() or any(folder.is_relative_to(link.resolve()) for folder in above)
+    if not link.exists():
+        return True
+    target = link.resolve()
+    return any(folder.is_relative_to(target) for folder in above)
 
 
 def gone_link(path: Path) -> str:

@@ -185,16 +185,17 @@ def _images_of(tree: Tree, labels: str) -> str:
     if not isinstance(name, str) or not name:
         # says what is wrong with the file
         load_labels(tree.root / labels)
+    name = str(name)
     folders = {folder.rstrip("/") or "." for folder in tree.stems}
     folders |= {".", *(str(PurePosixPath(folder).parent) for folder in folders)}
-    holding = [folder for folder in sorted(folders) if is_file(tree.root / folder / f"{name}")]
+    holding = [folder for folder in sorted(folders) if is_file(tree.root / folder / name)]
     # ../images/a.jpg is one file, from wherever one looks
-    same = {(tree.root / folder / f"{name}").resolve(): folder for folder in reversed(holding)}
+    same = {(tree.root / folder / name).resolve(): folder for folder in reversed(holding)}
     found = image_folders(labels, [*same.values()])
     where = str(tree.root / labels)
     if not found:
         fix = "put the images below this folder, as the labels name them"
-        got = f"{name}  {foreign.similar(tree, f'{name}')}".rstrip()
+        got = f"{name}  {foreign.similar(tree, name)}".rstrip()
         raise UsageError("the images of these labels are not there", where=where, got=got, fix=fix)
     if len(found) > 1:
         fix = "take the other folders away, or call the right one images"

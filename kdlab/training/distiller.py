@@ -273,7 +273,7 @@ class Term(nn.Module):
 
 
 def _needed(method: type[Method], options: Mapping[str, Any]) -> set[str]:
-    """What the method needs under these options; one left out has its default."""
+    """What a method needs, as `catalog.MethodInfo.needs_for` tells it of those that the catalog lists."""
     chosen = {key: one.default for key, one in inspect.signature(method).parameters.items()} | dict(options)
     cases = method.needs_when.items()
     return {*method.needs, *(name for (key, value), names in cases if chosen[key] == value for name in names)}
