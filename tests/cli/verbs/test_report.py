@@ -5,22 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kdlab import catalog, session
-from kdlab.cli import app
+from kdlab import catalog
 from kdlab.jobs.resampled import RESAMPLES, Resampled
 from kdlab.recipe import loader as recipes
+from tests.cli.verbs.conftest import Verb
 from tests.reporting.conftest import Workbench
 from tests.stubs.jobs import method
 
-Verb = Callable[[str], tuple[int, str, str]]
 APS = {"baseline": (20.0, 21.0, 19.5), "rm": (22.0, 23.1, 21.6), "pfi": (20.5, 21.0, 20.5)}
 
 
@@ -41,17 +38,6 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
     recipe["arms"] = {arm: {} if arm == "baseline" else {arm: {}} for arm in APS}  # type: ignore[assignment]
     made.plan(list(jobs.values()), recipe=recipe)
     return made
-
-
-@pytest.fixture
-def kdlab(bench: Workbench, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Verb:
-    monkeypatch.setattr(session, "followers", lambda *_: [])
-
-    def run(line: str) -> tuple[int, str, str]:
-        code = app.main(shlex.split(line))
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize(

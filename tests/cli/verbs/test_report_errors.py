@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kdlab import children, session
-from kdlab.cli import app
+from kdlab import children
 from kdlab.errors import JobError
 from kdlab.jobs.detections import Detections
+from tests.cli.verbs.conftest import Verb
 from tests.reporting.conftest import Workbench
 from tests.reporting.test_tide import scattered
 
-Verb = Callable[[str], tuple[int, str, str]]
 JOBS = [("teacher", 0), ("baseline", 0), ("baseline", 1), ("rm", 0), ("rm", 1)]
 NAME = "digits/quickstart"
 
@@ -64,17 +61,6 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detecting: Detecting)
     recipe: dict[str, Any] = {"name": NAME, "path": "gone.yaml", "title": "GFL, digits"}
     made.plan(list(jobs.values()), recipe=recipe | {"arms": {"baseline": {}, "rm": {"rm": {}}}})
     return made
-
-
-@pytest.fixture
-def kdlab(bench: Workbench, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Verb:
-    monkeypatch.setattr(session, "followers", lambda *_: [])
-
-    def run(line: str) -> tuple[int, str, str]:
-        code = app.main(shlex.split(line))
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def test_three_tables_follow_one_another(kdlab: Verb, detecting: Detecting) -> None:
