@@ -105,13 +105,18 @@ def plan(runs: Runs, word: str | None, *, comparing: bool = False, recipes: Coll
     )
 
 
-def jobs(runs: Runs, word: str) -> list[Job]:
+def jobs(runs: Runs, word: str, *, comparing: bool = False) -> list[Job]:
     """The jobs that a word means: an id, a label, an arm, the beginning of an id; the newest plan goes first.
+
+    Args:
+        runs: where they are.
+        word: as typed.
+        comparing: labels and arms are those of the newest plan that compares arms, as for `newest_plan`.
 
     Raises:
         UsageError: none fits.
     """
-    newest = next(plans(runs), None)
+    newest = next((plan for plan in plans(runs) if plan.compares or not comparing), None)
     planned = {each.job.id: each.job for each in newest.jobs} if newest else {}
     others = sorted({path.parent.name for path in runs.folder.glob("jobs/*/job.json")} - planned.keys())
     fits = {name: _fit(word, name, planned.get(name)) for name in (*planned, *others)}
@@ -142,13 +147,13 @@ def _fit(word: str, name: str, planned: Job | None) -> int:
     return 3 if planned else 4
 
 
-def job(runs: Runs, word: str) -> Job:
-    """The one job that a word means.
+def job(runs: Runs, word: str, *, comparing: bool = False) -> Job:
+    """The one job that a word means; arguments as for `jobs`.
 
     Raises:
         UsageError: none fits, or several do.
     """
-    found = jobs(runs, word)
+    found = jobs(runs, word, comparing=comparing)
     if len(found) > 1:
         known = _listed([one.id for one in found], {one.id: one.label for one in found})
         raise UsageError(f"{word} fits {len(found)} jobs", known=known, fix="name one by its id or its label")

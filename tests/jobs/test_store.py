@@ -88,6 +88,14 @@ class TestJobs:
         assert error.value.faults[0].fix == fix
         assert TEACHER in error.value.faults[0].known
 
+    def test_weights_are_looked_for_in_the_newest_plan_that_compares_arms(self, runs: Runs) -> None:
+        bench = make("bench-dd000000", "rm")
+        prepared(runs, bench)
+        save(runs, "bbbb0000", "digits/quickstart", 2000, bench, benches="7f3a0001")
+        assert store.job(runs, "rm").id == "bench-dd000000"
+        assert store.job(runs, "rm", comparing=True).id == "student-aa000000"
+        assert store.job(runs, "bench-dd", comparing=True).id == "bench-dd000000"
+
     def test_one_of_another_plan_is_added_to_the_newest(self, runs: Runs) -> None:
         plan, names = store.chosen(runs, [OTHER, "rm"])
         assert names == [OTHER, "student-aa000000"]

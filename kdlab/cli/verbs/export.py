@@ -100,9 +100,9 @@ def find(runs: Runs, name: str, seed: int | None = None) -> Job:
     """
     from kdlab.jobs import store
 
-    found = store.jobs(runs, name)
+    found = store.jobs(runs, name, comparing=True)
     if any(job.arm != name for job in found):
-        return store.job(runs, name)
+        return store.job(runs, name, comparing=True)
     for job in found:
         if seed in (None, job.seed):
             return job

@@ -276,7 +276,7 @@ def _of_job(runs: Runs, word: str, seed: int | None) -> Asked:
     from kdlab.jobs import store
 
     try:
-        store.jobs(runs, word)
+        store.jobs(runs, word, comparing=True)
     except UsageError:
         names = [*catalog.recipes(), *(plan.recipe["name"] for plan in store.plans(runs))]
         if near := suggestion(word, names):
