@@ -18,8 +18,9 @@ AVERAGES = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_model_state_
 `ema_state_dict` is none: there the average stands under `state_dict`."""
 DTYPES = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    *(torch.int64, torch.int32, torch.bool),
 }
+"""Of weights, and of the counts, indices and masks beside them; int8 is what quantising leaves."""
 
 
 def tensors_in(content: Any) -> dict[str, Tensor]:
@@ -47,7 +48,7 @@ def averaged_in(content: Any) -> tuple[str, dict[str, Tensor]]:
 
 def unusable(tensors: Mapping[str, Tensor], where: str) -> Iterator[Fault]:
     """Faults of tensors that are no plain numbers, each kind once, with how to write plain ones."""
-    fix = "where it was made, save plain copies: {name: value.float().contiguous() for each}"
+    fix = "where it was made, before any quantising, save plain copies: value.float().contiguous() of each"
     kinds: dict[str, list[str]] = {}
     for name, value in tensors.items():
         if kind := _kind(value):

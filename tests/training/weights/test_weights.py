@@ -277,6 +277,7 @@ def test_what_mmengine_keeps_beside_its_average_is_none(model: Any, tmp_path: Pa
     ("tensor", "clause"),
     [
         (torch.ones(2).to(torch.float8_e4m3fn), "tensors of float8_e4m3fn"),
+        (torch.ones(2).to(torch.int8), "tensors of int8"),
         (torch.eye(3).to_sparse(), r"sparse tensors \(sparse_coo\)"),
         (torch.ones(2, dtype=torch.complex64), "tensors of complex64"),
         (torch.ones(1).expand(2**20, 2**20), "expanded tensors"),
