@@ -29,8 +29,14 @@ _PATIENCE_S = 30.0
 _POLL_S = 0.02
 # libraries read them when they are loaded; a job sets its own number of threads
 _ONE = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_SET = {**dict.fromkeys(_ONE, "1"), "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}
-"""Of the warm process: mmengine asks for GPUs when it is imported, and CUDA would not survive a fork."""
+_SET = {
+    **dict.fromkeys(_ONE, "1"),
+    "PYTHONUNBUFFERED": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+"""Of the warm process: mmengine and mmcv ask for GPUs when they are imported. Were CUDA itself asked, even
+where there is none, no fork could use it any more; its management library (NVML) may be, and counts none."""
 
 
 class Lost(Exception):  # noqa: N818 - not an error: jobs are started without it

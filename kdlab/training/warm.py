@@ -108,11 +108,15 @@ def _become(told: Mapping[str, Any], files: Sequence[int]) -> NoReturn:
             os.environ[name] = value
     # `ps` and `top` have it
     Path("/proc/self/comm").write_text(Path(told["folder"]).name[:15])
-    from mmengine.device import utils
-
-    # it was told when there was none to be seen
-    utils.DEVICE = "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu"
+    _see_gpus(bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
     job.leave(job.main(told["folder"]))
+
+
+def _see_gpus(there: bool) -> None:
+    """Tell libraries, which asked when none was to be seen, whether this job has a GPU."""
+    for name in ("mmcv.utils.device_type", "mmcv.utils", "mmcv.ops.multi_scale_deform_attn"):
+        setattr(import_module(name), "IS_CUDA_AVAILABLE", there)  # noqa: B010 - no attribute of theirs to mypy
+    import_module("mmengine.device.utils").DEVICE = "cuda" if there else "cpu"
 
 
 if __name__ == "__main__":

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from kdlab import children
 from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job, Resources
 from kdlab.jobs.paths import JobPaths, Runs
+from kdlab.running import warm as warm_process
 from kdlab.running.executors.local import Local
 from kdlab.running.warm import Lost, WarmJob, WarmProcess
 from tests.stubs.stub_job import make_job, prepared
@@ -38,6 +41,28 @@ def start(warm: WarmProcess, folder: Path, **env: str) -> tuple[WarmJob, Path]:
     log = folder / "log.txt"
     with log.open("wb") as file:
         return warm.start(str(folder), env, [file.fileno()]), log
+
+
+FORKED = """
+import os, sys
+from kdlab.training import warm
+warm.import_all()
+import torch
+from mmcv.ops import multi_scale_deform_attn as attention
+from mmengine.device import get_device
+if os.fork() == 0:
+    warm._see_gpus(True)
+    print(torch.cuda._is_in_bad_fork(), attention.IS_CUDA_AVAILABLE, get_device(), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_fork_may_use_cuda_and_libraries_see_its_gpus() -> None:
+    """torch knows without a GPU, too, whether CUDA was asked before the fork."""
+    env = os.environ | children.environment() | warm_process._SET
+    done = subprocess.run(children.python("-c", FORKED), env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["False", "True", "cuda"], done.stderr
 
 
 def test_a_job_that_ended_has_said_why_and_has_its_code(warm: WarmProcess, tmp_path: Path) -> None:
