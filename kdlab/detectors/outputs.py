@@ -302,9 +302,10 @@ class DetectorOutputs:
         level_of = self.priors.level[prior][:, None]
         found = None
         for level, level_map in enumerate(maps):
-            # of all places in each level, so that no number of places is asked of the device
+            # of all places in each level, so that no number of places is asked of the device; those of others
+            # spread over it, for a GPU adds up gradients of one cell one by one
             first, last = self.priors.first[level : level + 2]
-            local = (prior - first).clamp(0, last - first - 1)
+            local = (prior - first) % (last - first)
             cells = level_map.flatten(2).unflatten(1, (anchors, -1))
             rows = cells[image, local % anchors, :, local // anchors]
             found = rows if found is None else torch.where(level_of == level, rows, found)
