@@ -13,9 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kdlab import plugins
@@ -24,6 +25,7 @@ from kdlab.errors import Fault, JobError, KdlabError, MachineError, UsageError
 ROOT = str(Path(__file__).parents[1])
 """Where this kdlab was found."""
 PARENT_EVERY_S = 0.5
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def python(*words: str) -> list[str]:
@@ -54,12 +56,12 @@ def version(package: str) -> str:
     return f"{found} from PYTHONPATH" if other else found
 
 
-def ask(module: str, request: Any) -> subprocess.CompletedProcess[str]:
+def ask(module: str, request: Any, env: Mapping[str, str] = _NOTHING) -> subprocess.CompletedProcess[str]:
     """Run a module of kdlab that reads and writes JSON; it ends with this process, however that ends."""
     return subprocess.run(
         python("-W", "ignore", "-m", module, str(os.getpid())),
         input=json.dumps(request),
-        env=os.environ | environment(),
+        env=os.environ | environment() | env,
         capture_output=True,
         text=True,
         check=False,
@@ -84,19 +86,22 @@ def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     return code
 
 
-def told(module: str, request: dict[str, Any], cut_off: str) -> dict[str, Any]:
+def told(
+    module: str, request: dict[str, Any], cut_off: str, env: Mapping[str, str] = _NOTHING
+) -> dict[str, Any]:
     """What a module that ends in `answer` says to a request.
 
     Args:
         module: of kdlab.
         request: plain data.
         cut_off: what is told where it says nothing.
+        env: of its environment, besides ours.
 
     Raises:
         KdlabError: its faults, as the kind that they were there.
         MachineError: it was cut off.
     """
-    done = ask(module, request)
+    done = ask(module, request, env)
     try:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from kdlab import catalog, children
 from kdlab.datasets.base import cache_dir
 from kdlab.datasets.coco import first_image
 from kdlab.devices import Machine
-from kdlab.errors import KdlabError
+from kdlab.errors import KdlabError, MachineError
 from kdlab.jobs.files import read_if_whole, write_json
 from kdlab.jobs.job import Job
 from kdlab.jobs.plan import Plan, PlannedJob
@@ -70,7 +71,7 @@ def measured(
         progress: told what takes time.
 
     Raises:
-        KdlabError: the models cannot be built or stepped here.
+        KdlabError: the models cannot be built or stepped here, or no GPU is free.
     """
 
     def worth(job: Job) -> tuple[bool, bool, int]:
@@ -97,10 +98,26 @@ def measured(
     if known and "student" in known:
         return known
     progress("measuring a few steps, to tell what this takes")
-    found = children.told(PROCESS, request, "the steps cannot be measured")
+    with _device(machine) as env:
+        found = children.told(PROCESS, request, "the steps cannot be measured", env)
     cached.parent.mkdir(parents=True, exist_ok=True)
     write_json(cached, found)
     return found
+
+
+@contextmanager
+def _device(machine: Machine) -> Iterator[dict[str, str]]:
+    """Environment of a process that has a GPU to itself, where there are GPUs: another's may be full."""
+    if not machine.gpus:
+        yield {}
+        return
+    lease = machine.lease("gpu", 1)
+    if lease is None:
+        what = "no GPU is free to measure a few steps on"
+        raise MachineError(what, got=f"{len(machine.gpus)} in use", fix="try again when one is free")
+    with lease:
+        lease.sign("a few steps, to tell what a plan takes")
+        yield {"CUDA_VISIBLE_DEVICES": lease.ids[0]}
 
 
 def _seconds(job: Job, steps: Mapping[str, float], learned: int, measured_on: int) -> float:

@@ -11,7 +11,7 @@ import pytest
 
 from kdlab import children
 from kdlab.datasets.base import DatasetFiles, Split
-from kdlab.devices import Machine
+from kdlab.devices import Gpu, Machine
 from kdlab.errors import MachineError
 from kdlab.jobs.job import Job
 from kdlab.jobs.plan import Plan, PlannedJob
@@ -100,7 +100,7 @@ def test_steps_are_measured_once_and_of_the_arm_that_asks_most(
     files: DatasetFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(children, "told", lambda _, request, __: asked.append(request) or STEPS)
+    monkeypatch.setattr(children, "told", lambda _, request, *__: asked.append(request) or STEPS)
     one = job(files, "student", methods={"rm": method("rm")}, teacher=MODEL)
     two = job(files, "student", methods={"rm": method("rm"), "pfi": method("pfi")}, teacher=MODEL, threads=2)
     prepared = {"methods": {"a": method("rm"), "b": method("pfi"), "c": method("maskd")}, "teacher": MODEL}
@@ -112,6 +112,20 @@ def test_steps_are_measured_once_and_of_the_arm_that_asks_most(
     assert (request["classes"], request["size"], request["batch"]) == (2, [96, 64], 4)
     pace.measured([one], replace(HERE, cores=(0,)))
     assert len(asked) == 2
+
+
+def test_steps_are_measured_on_a_gpu_that_nobody_has_and_not_where_all_are_taken(
+    files: DatasetFiles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr(children, "told", lambda *asked: seen.append(asked[-1]) or STEPS)
+    two = Machine((0,), tuple(Gpu(number, f"GPU-{number}", 80.0) for number in range(2)))
+    with two.lease("gpu", 1) as others:
+        with two.lease("gpu", 1), pytest.raises(MachineError, match="no GPU is free"):
+            pace.measured([job(files, "student")], two)
+        pace.measured([job(files, "student")], two)
+        assert [env["CUDA_VISIBLE_DEVICES"] for env in seen] == [*{"GPU-0", "GPU-1"} - {*others.ids}]
 
 
 def test_each_stage_of_a_chain_of_teachers_is_measured_by_its_own_pair(
