@@ -37,7 +37,10 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """On a machine with a GPU: what it is, all tests that need one, and what a step costs at COCO's size."""
+    """On a machine with a GPU: what it is, all tests that need one, and what a step costs at COCO's size.
+
+    Where nothing can be installed, run the three commands below in an environment that has all.
+    """
     install(session, "test")
     session.run("kdlab", "doctor", success_codes=range(256))
     session.run("pytest", "-m", "gpu", "-q", success_codes=[0, 1])

@@ -172,6 +172,8 @@ class Distiller(BaseModel):
         """Let the teacher's preprocessor put its images where the student's does."""
         for model in self._teacher:
             model._set_device(device)
+            # from pinned memory
+            model.data_preprocessor._non_blocking = device.type == "cuda"
         super()._set_device(device)
 
 

@@ -1,7 +1,7 @@
 """What a step costs at COCO's size: RetinaNet with ResNet-101 to ResNet-50, random weights, made-up images.
 
 `python -m tests.benchmarks.coco_size` prints the table of `kdlab bench` for each precision and downloads
-nothing. `--small` tries it on a CPU.
+nothing. `--only fp32 bf16` takes some precisions, `--rounds 5` fewer steps, `--small` tries it on a CPU.
 """
 
 from __future__ import annotations
@@ -70,7 +70,12 @@ def main() -> None:
     """Make the images and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="tiny models and images")
-    small = parser.parse_args().small
+    parser.add_argument(
+        "--only", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), metavar="PRECISION"
+    )
+    parser.add_argument("--rounds", help="steps of each kind that are measured")
+    asked = parser.parse_args()
+    small = asked.small
     with TemporaryDirectory() as name:
         folder = Path(name)
         size = {"width": 160, "height": 96} if small else {"width": 1333, "height": 800}
@@ -80,11 +85,12 @@ def main() -> None:
         }  # fmt: skip
         recipe = RECIPE.format(root=folder, batch=2 if small else 16, **size, **models)
         (folder / "coco_size.yaml").write_text(recipe)
-        for title, overrides in PRECISIONS.items():
+        for title in asked.only:
             if small and "fp16" in title:
                 continue
+            overrides = PRECISIONS[title]
             words = [word for override in overrides for word in ("--set", override)]
-            rounds = ["--rounds", "2" if small else "20"]
+            rounds = ["--rounds", asked.rounds or ("2" if small else "20")]
             command = [sys.executable, "-m", "kdlab", "bench", "coco_size.yaml", "-y", "-q", *rounds, *words]
             print(f"\n{title}", flush=True)
             subprocess.run(command, cwd=folder, check=False)

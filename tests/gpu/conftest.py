@@ -61,5 +61,5 @@ def step(distil: Callable[..., Any], term: Callable[..., Any], raw_batch: Callab
 @pytest.fixture
 def exact() -> Iterator[None]:
     """Convolutions on a GPU in fp32, not TF32."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield

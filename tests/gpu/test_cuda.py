@@ -29,8 +29,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-SAMPLED = ("faster_rcnn",)
-"""Detectors that train on proposals drawn at random, on another generator on a GPU."""
+SAMPLED = ("faster_rcnn", "deformable_detr", "dino")
+"""Detectors that draw while they train: proposals, dropout, denoising; a GPU's generator gives others."""
 
 
 @pytest.mark.usefixtures("exact")
