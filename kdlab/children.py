@@ -13,10 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from kdlab import plugins
@@ -25,7 +24,6 @@ from kdlab.errors import Fault, JobError, KdlabError, MachineError, UsageError
 ROOT = str(Path(__file__).parents[1])
 """Where this kdlab was found."""
 PARENT_EVERY_S = 0.5
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def python(*words: str) -> list[str]:
@@ -56,7 +54,7 @@ def version(package: str) -> str:
     return f"{found} from PYTHONPATH" if other else found
 
 
-def ask(module: str, request: Any, env: Mapping[str, str] = _NOTHING) -> subprocess.CompletedProcess[str]:
+def ask(module: str, request: Any, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a module of kdlab that reads and writes JSON; it ends with this process, however that ends."""
     return subprocess.run(
         python("-W", "ignore", "-m", module, str(os.getpid())),
@@ -86,22 +84,20 @@ def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     return code
 
 
-def told(
-    module: str, request: dict[str, Any], cut_off: str, env: Mapping[str, str] = _NOTHING
-) -> dict[str, Any]:
+def told(module: str, request: dict[str, Any], cut_off: str, **env: str) -> dict[str, Any]:
     """What a module that ends in `answer` says to a request.
 
     Args:
         module: of kdlab.
         request: plain data.
         cut_off: what is told where it says nothing.
-        env: of its environment, besides ours.
+        **env: variables of its environment, besides ours.
 
     Raises:
         KdlabError: its faults, as the kind that they were there.
         MachineError: it was cut off.
     """
-    done = ask(module, request, env)
+    done = ask(module, request, **env)
     try:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError:

@@ -99,7 +99,7 @@ def measured(
         return known
     progress("measuring a few steps, to tell what this takes")
     with _device(machine) as env:
-        found = children.told(PROCESS, request, "the steps cannot be measured", env)
+        found = children.told(PROCESS, request, "the steps cannot be measured", **env)
     cached.parent.mkdir(parents=True, exist_ok=True)
     write_json(cached, found)
     return found

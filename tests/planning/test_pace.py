@@ -100,7 +100,7 @@ def test_steps_are_measured_once_and_of_the_arm_that_asks_most(
     files: DatasetFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(children, "told", lambda _, request, *__: asked.append(request) or STEPS)
+    monkeypatch.setattr(children, "told", lambda _, request, __: asked.append(request) or STEPS)
     one = job(files, "student", methods={"rm": method("rm")}, teacher=MODEL)
     two = job(files, "student", methods={"rm": method("rm"), "pfi": method("pfi")}, teacher=MODEL, threads=2)
     prepared = {"methods": {"a": method("rm"), "b": method("pfi"), "c": method("maskd")}, "teacher": MODEL}
@@ -119,7 +119,7 @@ def test_steps_are_measured_on_a_gpu_that_nobody_has_and_not_where_all_are_taken
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     seen: list[dict[str, str]] = []
-    monkeypatch.setattr(children, "told", lambda *asked: seen.append(asked[-1]) or STEPS)
+    monkeypatch.setattr(children, "told", lambda *_, **env: seen.append(env) or STEPS)
     two = Machine((0,), tuple(Gpu(number, f"GPU-{number}", 80.0) for number in range(2)))
     with two.lease("gpu", 1) as others:
         with two.lease("gpu", 1), pytest.raises(MachineError, match="no GPU is free"):

@@ -44,7 +44,7 @@ def start(warm: WarmProcess, folder: Path, **env: str) -> tuple[WarmJob, Path]:
 
 
 FORKED = """
-import os, sys
+import os
 from kdlab.training import warm
 warm.import_all()
 import torch
