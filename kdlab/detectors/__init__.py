@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from kdlab import plugins
-from kdlab.detectors import exact_places, registered
+from kdlab.detectors import exact_places, kept_priors, registered
 from kdlab.detectors.base import Adapter
 from kdlab.detectors.mmdet_config import from_json
 from kdlab.detectors.sizing import set_classes
@@ -37,9 +37,10 @@ def family(detector: str) -> type[Adapter]:
 def adapt(model: nn.Module) -> Adapter:
     """How methods see an mmdet detector, by its head; of an unknown head they see the neck's maps alone.
 
-    From here on its places are fp32 also where it computes in 16 bits.
+    From here on its places are fp32 also where it computes in 16 bits, and its priors are kept.
     """
     exact_places.keep(model)
+    kept_priors.keep(model)
     return next((one for one in families() if one.fits(model)), Adapter)(model)
 
 

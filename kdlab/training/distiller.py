@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdlab.detectors import adapt
+from kdlab.detectors.base import wrapped
 from kdlab.detectors.outputs import Assignment, Batch, DetectorOutputs, Facts
 from kdlab.errors import JobError
 from kdlab.jobs.spec import MethodSettings, Precision
@@ -196,10 +197,18 @@ class PairPreprocessor(BaseDataPreprocessor):
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Inputs for the student and, in training, `inputs_teacher` where they differ."""
         if not training or not self._teacher:
-            return self.student(data, training)
-        # a copy, because a preprocessor changes what it is given
-        inputs_teacher = self._teacher[0](dict(data), training)["inputs"]
-        return {**self.student(data, training), "inputs_teacher": inputs_teacher}
+            return _preprocessed(self.student, data, training)
+        inputs_teacher = _preprocessed(self._teacher[0], data, training)["inputs"]
+        return {**_preprocessed(self.student, data, training), "inputs_teacher": inputs_teacher}
+
+
+def _preprocessed(preprocessor: nn.Module, data: dict[str, Any], training: bool) -> dict[str, Any]:
+    # a copy, because a preprocessor changes what it is given
+    if preprocessor.device.type != "cpu":
+        return preprocessor(dict(data), training)
+    # mmengine asks every tensor of every image to move, also where all lie on the CPU already
+    with wrapped(preprocessor, "cast_data", lambda _cast, given: given):
+        return preprocessor(dict(data), training)
 
 
 def _preprocessing(preprocessor: nn.Module) -> tuple[Any, ...]:
