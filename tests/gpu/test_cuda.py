@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from kdlab.datasets.base import DatasetFiles
 from kdlab.jobs.job import Resources
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.result import JobResult
+from kdlab.jobs.spec import plain, read_spec
 from kdlab.running.executors.local import Local
 from kdlab.training.device import is_out_of_memory
+from kdlab.training.job import run_job
 from kdlab.training.optimising import build_optimiser
 from tests.gpu.conftest import Step, schedule, served
-from tests.stubs.jobs import make
+from tests.stubs.jobs import MODEL, make, method
 from tests.stubs.pairs import DETECTORS
 from tests.stubs.stub_job import prepared
 
@@ -56,6 +59,50 @@ def test_sixteen_bits_train(
     del freed
     losses = [float(distiller.train_step(raw_batch(), optim)["loss"]) for _ in range(12)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.usefixtures("exact")
+def test_shares_of_the_gradient_are_those_of_the_cpu(
+    distil: Callable[..., Any], term: Callable[..., Any], raw_batch: Callable[..., Any]
+) -> None:
+    found = []
+    for device in ("cuda", "cpu"):
+        distiller = distil("gfl", {"rm": term("rm"), "pfi": term("pfi")}).to(device).train()
+        distiller.train_step(raw_batch(), build_optimiser(distiller, schedule()))
+        found.append({name: float(share) for name, share in distiller.shares.items()})
+    assert found[0].keys() == {"rm", "pfi"}
+    assert found[0] == pytest.approx(found[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_teacher_its_student_and_what_looks_at_both_run_on_a_gpu(
+    digits: DatasetFiles, tmp_path: Path, compiled: bool
+) -> None:
+    small = MODEL | {"strides": [8, 16, 32]}
+    shared = {
+        "inputs": {"dataset": digits},
+        "resources": Resources(gpus=1, workers=2),
+        "schedule": {"epochs": 2, "precision": "bf16", "channels_last": True, "accumulate": 2, "ema": 0.1},
+        "model": small,
+    }
+    taught = {"teacher": small, "teacher_precision": "bf16", "teacher_compiled": compiled}
+    methods = {"rm": method("rm"), "mgd": method("mgd")}
+    teacher = make("teacher-1", **shared)
+    student = make("student-1", parents=("teacher-1",), methods=methods, **taught, **shared)
+    timed = {**plain(student.spec), "kind": "bench", "asked": "2026-12-01 10:00:00", "rounds": 3}
+    bench = replace(student, id="bench-1", spec=read_spec(timed), parents=())
+    shared.pop("schedule")
+    diagnose = make("diagnose-1", parents=("teacher-1", "student-1"), teacher=small, **shared)
+    for job in (teacher, student, bench, diagnose):
+        paths = prepared(Runs(tmp_path), job)
+        if job is student:
+            paths.stop_request.touch()
+            assert run_job(paths) is None
+            paths.stop_request.unlink()
+        result = run_job(paths)
+        assert result is not None
+        assert result.environment["device"].startswith("cuda: ")
+        assert result.peak_memory_gb > 0
 
 
 def test_a_full_gpu_is_known_as_such(distil: Callable[..., Any], raw_batch: Callable[..., Any]) -> None:
