@@ -18,6 +18,8 @@ from kdlab.errors import UsageError
 _TUPLE = "__tuple__"
 SECOND_MODELS = ("teacher_config", "teacher_ckpt")
 THAWED = {"frozen_stages": -1, "norm_eval": False}
+DOUBLING, DOUBLED_TO = ("CSPNeXtPAFPN", "YOLOXPAFPN", "YOLOV3Neck"), 32
+"""Necks that double a map to lay it on the next finer one, so that images must be whole multiples of this."""
 
 
 def read_config(path: Path, init: str) -> dict[str, Any]:
@@ -56,7 +58,11 @@ def read_config(path: Path, init: str) -> dict[str, Any]:
         )
     _drop_pretrained(model)
     # augmentation is the recipe's, and a function of (seed, epoch, index) alone
-    model.get("data_preprocessor", {}).pop("batch_augments", None)
+    preprocessor = model.get("data_preprocessor", {})
+    preprocessor.pop("batch_augments", None)
+    if model.get("neck", {}).get("type") in DOUBLING:
+        # some of mmdet's recipes pad the images themselves
+        preprocessor.setdefault("pad_size_divisor", DOUBLED_TO)
     if init == "none":
         # frozen layers and statistics only make sense on weights that were learned somewhere
         backbone.update({key: value for key, value in THAWED.items() if key in backbone})

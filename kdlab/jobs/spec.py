@@ -427,7 +427,7 @@ class TrainingSpec(JobSpec):
         """At most, of each process; None for all of a batch."""
         schedule = self.schedule
         part = self.batch_size // self.ranks // schedule.accumulate
-        limits = [self.micro_batch, part if schedule.accumulate > 1 else None]
+        limits = [self.micro_batch, part if part < self.batch_size else None]
         return min((limit for limit in limits if limit), default=None)
 
     @property

@@ -158,6 +158,7 @@ def _faults(recipe: Recipe, facts: Facts) -> Iterator[Fault]:
     yield from weight_files.faults(recipe, facts.weights, answers)
     yield from pairing.faults(recipe, facts.student, facts.teacher)
     yield from pairing.inheritance(recipe, facts.student, facts.teacher)
+    yield from pairing.padding(recipe, facts.student, facts.teacher)
 
 
 def _notes(recipe: Recipe, facts: Facts) -> Iterator[str]:

@@ -19,6 +19,7 @@ from kdlab.jobs.spec import (
     Schedule,
     StudentSpec,
     TeacherSpec,
+    TrainingSpec,
     plain,
     read_spec,
 )
@@ -95,13 +96,14 @@ def scaling(student: Job, arm: str, iterations: int) -> Job:
 
 def diagnosing(student: Job, teacher: Job) -> Job:
     """The job that compares a student, trained by this teacher or alone, with it."""
+    assert isinstance(student.spec, TrainingSpec)
     spec = DiagnoseSpec(
         dataset=student.spec.dataset,
         model=student.spec.model,
         seed=student.seed,
         threads=student.spec.threads,
         teacher=teacher.spec.model,
-        batch_size=student.spec.batch_size,
+        batch_size=student.spec.images_a_forward or student.spec.batch_size,
     )
     resources = replace(student.resources, gpus=min(1, student.resources.gpus), ranks=1, memory_gb=None)
     modules = tuple(dict.fromkeys([*student.inputs.modules, *teacher.inputs.modules]))

@@ -44,7 +44,9 @@ class Average(nn.Module):
             self._tensors = (*_parts(self.model), *_parts(model))
         numbers, counts, of_numbers, of_counts = self._tensors
         torch._foreach_lerp_(numbers, of_numbers, share)
-        torch._foreach_copy_(counts, of_counts)
+        # BatchNorm has counts, other layers may have none
+        if counts:
+            torch._foreach_copy_(counts, of_counts)
 
 
 def _parts(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

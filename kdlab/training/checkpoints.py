@@ -187,7 +187,8 @@ class TrainingCheckpoints:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         for unfinished in folder.glob(".*.pth.*"):
-            unfinished.unlink()
+            # all processes of a job clear up at once
+            unfinished.unlink(missing_ok=True)
 
     def save(self, iteration: int, state: dict[str, Any]) -> None:
         """Write a state, then remove all others but the newest of an earlier iteration.

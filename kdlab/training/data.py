@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import io
 import math
+import os
 import pickle
 import random
+import resource
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -174,6 +176,12 @@ def _from_workers(loader: DataLoader) -> Iterator[Any]:
 
 def too_small(why: str) -> JobError:
     """The fault of a machine whose shared memory does not hold the batches of loader workers."""
+    if os.strerror(errno.EMFILE) in why:
+        return JobError(
+            "loader workers may not open as many files as a batch has tensors",
+            got=f"{why.splitlines()[0][:200]}; {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} files",
+            fix="raise it (ulimit -n 65536), or --set resources.workers=0",
+        )
     free = f"{shutil.disk_usage(SHARED).free / 1e6:.1f} MB free; " if SHARED.is_dir() else ""
     return JobError(
         f"{SHARED} is too small for the batches of loader workers",

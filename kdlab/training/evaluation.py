@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from kdlab.jobs.detections import Detections
 from kdlab.jobs.result import Evaluation
 from kdlab.training import ranks
 from kdlab.training.data import batches_of
+from kdlab.training.device import is_out_of_memory
 from kdlab.training.matching import Matches, Met, matches_of, met_of
 from kdlab.training.resampling import of_each_image
 from kdlab.training.step import parts_of
@@ -230,10 +232,20 @@ def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 6) for name, value in metrics.items()}
 
 
-def _in_parts(model: nn.Module, data: Any, images: int) -> Iterator[Any]:
-    """The samples with a model's detections, a few images a forward."""
-    for part in parts_of(model.data_preprocessor(data, False), images):
-        yield from model(**part, mode="predict")
+def _detected(model: nn.Module, data: Any, images: int | None) -> tuple[list[Any], int | None]:
+    """The samples with a model's detections, and how many images a forward the memory holds; None for all."""
+    try:
+        if images is None:
+            return model.val_step(data), None
+        ready = model.data_preprocessor(data, False)
+        return [one for part in parts_of(ready, images) for one in model(**part, mode="predict")], images
+    except RuntimeError as error:
+        tried = min(images or sys.maxsize, len(data["data_samples"]))
+        if tried == 1 or not is_out_of_memory(error):
+            raise
+    # not before the error has let go of what its forward held
+    torch.cuda.empty_cache()
+    return _detected(model, data, tried // 2)
 
 
 @torch.no_grad()
@@ -246,8 +258,8 @@ def evaluate(
         model: any detector.
         loader: this process's share of the images.
         metric: of these images; rank 0 may ask it for `matches` afterwards.
-        micro_batch: images of one forward where a GPU does not hold more; None for all of a batch. They are
-            padded as the whole batch is, for convolutions see that.
+        micro_batch: images of one forward; None for all of a batch. Where a GPU does not hold them it is half
+            of them, down to one. They are padded as the whole batch is, for convolutions see that.
 
     Raises:
         JobError: an image cannot be read, or none that holds an object can.
@@ -256,8 +268,8 @@ def evaluate(
     ranks.share_buffers(model)
     model.eval()
     for data in batches_of(loader):
-        found = model.val_step(data) if micro_batch is None else _in_parts(model, data, micro_batch)
-        metric.process(sample.to_dict() for sample in found)
+        samples, micro_batch = _detected(model, data, micro_batch)
+        metric.process(sample.to_dict() for sample in samples)
     model.train(was_training)
     shares = ranks.gathered(metric.results)
     metric.results = []

@@ -17,6 +17,7 @@ from kdlab.datasets._images import Pixels, UnreadableError, decoded
 from kdlab.datasets.base import content_of
 from kdlab.errors import JobError
 from kdlab.jobs.files import read_if_whole, write_json
+from kdlab.training import ranks
 
 _NAMED = 12
 _CGROUP = Path("/sys/fs/cgroup")
@@ -45,7 +46,8 @@ class ImageCache:
     def __init__(self, sizes: Sequence[tuple[int, int]]) -> None:
         self._sizes = sizes
         self._first = [0, *accumulate(3 * height * width for height, width in sizes)]
-        need, free = self._first[-1], _free_bytes()
+        # each process of a job keeps its own
+        need, free = self._first[-1] * ranks.count(), _free_bytes()
         if need > _USABLE * free:
             raise JobError(
                 "the decoded images do not fit into memory",
@@ -53,7 +55,7 @@ class ImageCache:
                 fix="leave resources.cache out, or run fewer jobs at once: -j 1",
             )
         # of no file, so that no limit of /dev/shm counts; forks have it in common
-        self._pixels = np.frombuffer(mmap(-1, max(1, need)), np.uint8)
+        self._pixels = np.frombuffer(mmap(-1, max(1, self._first[-1])), np.uint8)
         self._known = np.frombuffer(mmap(-1, max(1, len(sizes))), np.uint8)
 
     def image(self, index: int, read: Callable[[], Pixels]) -> Pixels:
@@ -74,7 +76,9 @@ def _free_bytes() -> int:
     free: int = psutil.virtual_memory().available
     with suppress(OSError, ValueError):
         most, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, most - used)
+        told = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        # files that were read count as used, and give way
+        free = min(free, most - used + int(told.get("inactive_file", 0)))
     return free
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -40,6 +41,10 @@ def main(folder: str) -> int:
         another may do, 143 stopped on request.
     """
     paths = JobPaths(Path(folder))
+    # each tensor of a batch from a loader process is an open file, of a large batch more than shells allow
+    with suppress(OSError, ValueError):
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         return 0 if run_job(paths) else STOPPED
     except Exception as error:

@@ -162,9 +162,10 @@ def with_metadata(data: bytes, model: nn.Module, origin: dict[str, str]) -> byte
         shape = output.type.tensor_type.shape.dim
         shape[0].dim_value, shape[2].dim_value = 1, last
     preprocessor = model.data_preprocessor
+    normalises = preprocessor._enable_normalize
     facts = {
-        "mean": preprocessor.mean.flatten().tolist(),
-        "std": preprocessor.std.flatten().tolist(),
+        "mean": preprocessor.mean.flatten().tolist() if normalises else [0.0] * 3,
+        "std": preprocessor.std.flatten().tolist() if normalises else [1.0] * 3,
         "channels": "RGB" if preprocessor._channel_conversion else "BGR",
         "pad_value": preprocessor.pad_value,
         "size_divisor": preprocessor.pad_size_divisor,

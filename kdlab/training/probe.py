@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdlab import children, detectors
 from kdlab.backbones.swin import layers
 from kdlab.detectors import registered
-from kdlab.detectors.mmdet_config import folders_of, read_config, see
+from kdlab.detectors.mmdet_config import DOUBLED_TO, DOUBLING, folders_of, read_config, see
 from kdlab.errors import Fault, JobError, KdlabError, UsageError
 from kdlab.jobs.spec import ModelSpec
 from kdlab.training import weights
@@ -58,8 +58,9 @@ def probe(
         does not know without the head; "batch_norm_trains", whether its statistics move in training;
         "preprocessing"; "layers", how many a backbone of blocks in sequence has, 0 for others;
         "parts", the names of all modules with parameters; "neck_and_head", the shape of each tensor
-        there; "pad_divisor", to which images are padded; for each file its key report and faults; and of an
-        mmdet config what `read_config` gives, and "modules", the folders of its own modules.
+        there; "pad_divisor", to which images are padded, and "least_divisor", without which its neck fails;
+        for each file its key report and faults; and of an mmdet config what `read_config` gives, and
+        "modules", the folders of its own modules.
 
     Raises:
         JobError: a file cannot be read, or torchvision's weights do not fit.
@@ -91,6 +92,7 @@ def probe(
             name: list(value.shape) for name, value in weights.neck_and_head(model.state_dict()).items()
         },
         "pad_divisor": model.data_preprocessor.pad_size_divisor,
+        "least_divisor": DOUBLED_TO if type(getattr(model, "neck", None)).__name__ in DOUBLING else 1,
         **{part: _file_facts(part, Path(path), model, classes, ema) for part, path in (files or {}).items()},
     }
     return facts | {"flops": flops(model, input_shape)}

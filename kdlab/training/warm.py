@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from kdlab.training import job
 
 _BYTES, _FILES = 1 << 20, 253
-_KINDS = ("trainer", "evaluating", "preparing", "scaling", "diagnosing")
+_KINDS = ("trainer", "evaluating", "preparing", "scaling", "diagnosing", "benching")
 """Modules here that do the work of all kinds of jobs."""
 _PLUGINS = ("backbones", "datasets", "detectors", "methods")
 _LATER = ("matplotlib.pyplot", "pandas", "sklearn.metrics", "torch._dynamo", "torch.distributed.fsdp")

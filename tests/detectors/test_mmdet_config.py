@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kdlab.detectors.mmdet_config import as_json, code_of, from_json, read_config
+from kdlab.detectors.sizing import CONFIGS
 from kdlab.errors import UsageError
 
 MODEL = """
@@ -52,6 +53,20 @@ def test_without_learned_weights_nothing_is_frozen(config: Path) -> None:
     assert backbone["norm_cfg"]["requires_grad"]
     kept = read_config(config, "imagenet")["config"]["backbone"]
     assert (kept["frozen_stages"], kept["norm_eval"], kept["norm_cfg"]["requires_grad"]) == (1, True, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "divisor"),
+    [
+        ("rtmdet/rtmdet_tiny_8xb32-300e_coco", 32),
+        ("yolox/yolox_s_8xb8-300e_coco", 32),
+        ("tood/tood_r50_fpn_1x_coco", 32),
+        ("deformable_detr/deformable-detr_r50_16xb2-50e_coco", 1),
+    ],
+)
+def test_images_have_sides_that_the_neck_can_halve(name: str, divisor: int) -> None:
+    model = read_config(CONFIGS / f"{name}.py", "none")["config"]
+    assert model["data_preprocessor"].get("pad_size_divisor", 1) == divisor
 
 
 def test_a_config_with_a_teacher_of_its_own_is_refused(config: Path) -> None:

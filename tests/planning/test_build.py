@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdlab.errors import UsageError
+from kdlab.errors import KdlabError, UsageError
 from kdlab.jobs.job import Job
 from kdlab.jobs.result import Evaluation, JobResult
 from kdlab.jobs.store import PastJob
@@ -37,6 +37,7 @@ MODEL: dict[str, Any] = {
     "flops": 10,
     "params": 5,
     "pad_divisor": 32,
+    "least_divisor": 1,
 }
 FACTS = Facts(FILES, MODEL, {**MODEL, "flops": 30}, "cpu", {"torch": "2", "mmdet": "3"})
 
@@ -482,6 +483,13 @@ def test_an_arm_that_inherits_has_the_teacher_as_parent_and_an_id_of_its_own() -
     assert len({job.id for job in jobs.values()}) == 5
     assert jobs["pfi"].id == ids(build())["pfi seed 0"]
     assert built.recipe["inherits"] == ["pfi+", "alone"]
+
+
+def test_a_teacher_whose_neck_halves_images_needs_them_padded() -> None:
+    halving = {**MODEL, "flops": 30, "least_divisor": 32}
+    build(facts=replace(FACTS, teacher=halving))
+    with pytest.raises(KdlabError, match=r"(?s)the teacher's neck .* multiples of 32.*pad_size_divisor: 32"):
+        build(facts=replace(FACTS, student={**MODEL, "pad_divisor": 1}, teacher=halving))
 
 
 def test_inheriting_nothing_but_biases_is_refused() -> None:

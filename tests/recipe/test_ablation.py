@@ -301,6 +301,7 @@ def facts() -> Facts:
         "strides": [8, 16, 32],
         "trains": True,
         "pad_divisor": 32,
+        "least_divisor": 1,
         **dict.fromkeys(["num_classes", "anchors", "tower_depth", "bins", "flops", "params", "channels"], 1),
         **dict.fromkeys(["head", "priors"], ""),
     }

@@ -59,6 +59,17 @@ def test_counts_are_copied_and_a_short_training_forgets_its_first_weights() -> N
     assert not torch.allclose(average.model[0].weight, first[0].weight, atol=0.5)
 
 
+def test_a_model_may_have_nothing_to_count() -> None:
+    model = torch.nn.Conv2d(1, 1, 1)
+    average = Average(model, 0.5, 100)
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+    average.follow(model, 1000)
+    assert average.model.weight.item() != 3.0
+    average.follow(model, 0)
+    assert average.model.weight.item() == pytest.approx(3.0, rel=0.2)
+
+
 def test_it_stays_in_evaluation_mode_and_trains_nothing() -> None:
     average = Average(small(), 0.01, 100).train()
     assert not any(module.training for module in average.modules())

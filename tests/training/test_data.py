@@ -24,6 +24,7 @@ from kdlab.training.data import (
     mmdet_dataset,
     reading_report,
     reading_words,
+    too_small,
     training_loader,
 )
 from kdlab.training.evaluation import CocoMetric, evaluate
@@ -97,9 +98,24 @@ def test_images_that_do_not_fit_into_memory_are_refused(
         ImageCache([(100_000, 100_000)] * 1000)
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("900000\n")
+    stat = tmp_path / "memory.stat"
+    stat.write_text("anon 400000\ninactive_file 0\n")
     monkeypatch.setattr(image_files, "_CGROUP", tmp_path)
     with pytest.raises(JobError, match=r"0.0 GB, 0.0 GB free"):
         ImageCache([(200, 200)])
+    # files that were read give way
+    stat.write_text("anon 400000\ninactive_file 500000\n")
+    ImageCache([(200, 200)])
+    monkeypatch.setattr(image_files.ranks, "count", lambda: 5)
+    with pytest.raises(JobError, match=r"0.0 GB, 0.0 GB free"):
+        ImageCache([(200, 200)])
+
+
+def test_a_batch_of_more_tensors_than_open_files_says_so() -> None:
+    error = too_small("Could not get fd: Too many open files (24)")
+    assert "open" in str(error)
+    assert "/dev/shm" not in str(error)
+    assert "ulimit -n" in str(error)
 
 
 def test_workers_change_no_pixel(dataset: Any) -> None:

@@ -317,6 +317,30 @@ def test_a_few_images_at_once_are_worth_what_a_batch_finds(build: Any, digits: D
     assert found[1].metrics == pytest.approx(found[0].metrics, abs=1e-6)
 
 
+def test_images_that_a_gpu_does_not_hold_are_halved(
+    build: Any, digits: DatasetFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("gfl", classes=10).eval()
+    model.bbox_head.test_cfg.score_thr = 0.0
+    seen: list[int] = []
+    held = 1
+
+    def forward(_model: Any, _args: Any, given: Any) -> None:
+        seen.append(len(given["inputs"]))
+        if seen[-1] > held:
+            raise torch.OutOfMemoryError
+
+    loader = evaluation_loader(mmdet_dataset(digits, digits.val, None, None), 5, 0)
+    expected = evaluate(model, loader, CocoMetric(digits.val.labels, digits.classes))
+    model.register_forward_pre_hook(forward, with_kwargs=True)
+    found = evaluate(model, loader, CocoMetric(digits.val.labels, digits.classes))
+    assert seen == [5, 2, *[1] * 8]
+    assert found.metrics == pytest.approx(expected.metrics, abs=1e-6)
+    held = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(model, loader, CocoMetric(digits.val.labels, digits.classes))
+
+
 def test_evaluation_is_in_the_coordinates_of_the_unresized_image(build: Any, digits: DatasetFiles) -> None:
     class Oracle(torch.nn.Module):
         """Finds each object where it is in the image that it is shown."""

@@ -118,6 +118,18 @@ def test_photographs_give_the_interface_s_boxes_and_the_head_s_scores(
         assert np.abs(scores_there - scores.numpy()).max() < 1e-5
 
 
+def test_a_model_that_does_not_normalise_says_so(build: Callable[..., Any], torch_: Any) -> None:
+    from onnxruntime import InferenceSession
+
+    from kdlab.training import onnx
+
+    model = build("yolox", backbone="cspdarknet_s").eval()
+    data, _ = onnx.export(model, {"classes": json.dumps(CLASSES)}, size=(64, 64))
+    session = InferenceSession(data, providers=["CPUExecutionProvider"])
+    said = session.get_modelmeta().custom_metadata_map
+    assert (said["mean"], said["std"]) == ("[0.0, 0.0, 0.0]", "[1.0, 1.0, 1.0]")
+
+
 @sizes(*DETECTORS, "faster_rcnn")
 def test_detections_are_mmdet_s_own(
     detector: str, size: Any, session: Callable[..., Any], torch_: Any
