@@ -87,7 +87,9 @@ class Header:
     @property
     def shown(self) -> tuple[int, int]:
         """Width and height as EXIF has it shown."""
-        return self.size[::-1] if self.orientation in TURNED else self.size
+        # of a TIFF Pillow gives the turned size itself
+        turned = self.orientation in TURNED and self.format != "TIFF"
+        return self.size[::-1] if turned else self.size
 
 
 def header(file: Path | io.BytesIO) -> Header:

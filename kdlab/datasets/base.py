@@ -9,9 +9,9 @@ import os
 import shlex
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from kdlab.errors import Fault, MachineError, UsageError, suggestion
 from kdlab.redaction import ADDRESS_START
@@ -29,10 +29,21 @@ class Split:
     Args:
         images: folder that the labels' `file_name` entries are relative to.
         labels: COCO JSON file.
+        sha256: of the labels, where they are a person's own and can change under a plan; else "".
     """
 
     images: Path
     labels: Path
+    sha256: str = ""
+
+    def sealed(self) -> Self:
+        """The same, with the hash of what the labels are now.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        with self.labels.open("rb") as file:
+            return replace(self, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,10 @@ class DatasetFiles:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DatasetFiles:
         """Inverse of `to_dict`; jobs written before there was a choice are measured as COCO."""
-        train, val = (Split(Path(data[part]["images"]), Path(data[part]["labels"])) for part in PARTS)
+        train, val = (
+            Split(Path(data[part]["images"]), Path(data[part]["labels"]), data[part].get("sha256", ""))
+            for part in PARTS
+        )
         metrics = tuple(data.get("metrics", ("coco",)))
         return cls(data["name"], tuple(data["classes"]), train, val, data["fingerprint"], metrics)
 

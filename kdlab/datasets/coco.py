@@ -66,7 +66,8 @@ def prepare(
         if faults:
             raise UsageError(faults=faults)
         classes = _shared_classes(train.labels, val.labels)
-        return DatasetFiles("coco", classes, train, val, fingerprint([train, val]))
+        seal = fingerprint([train, val])
+        return DatasetFiles("coco", classes, train.sealed(), val.sealed(), seal)
     except OSError as error:
         raise unreadable(error, base) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections import Counter, defaultdict
@@ -46,13 +47,17 @@ def cut(labels: Labels, root: Path, seed: int = 0) -> tuple[Labels, Labels, str]
             image["id"]: names[image["role"]] for image in labels["images"] if image.get("role") in names
         }
         how = f"as its folders say: train, and {measured} to measure on"
+        if others := len(labels["images"]) - len(parts):
+            how += f"; {others} labelled images in neither are left out"
     else:
         together = groups([image["file_name"] for image in labels["images"]], root)
         classes: dict[int, Counter[int]] = {image["id"]: Counter() for image in labels["images"]}
         for box in labels["annotations"]:
             classes[box["image_id"]][box["category_id"]] += 1
         ids = [image["id"] for image in labels["images"]]
-        sets = [[ids[place] for place in group] for group in together]
+        names = [image["file_name"] for image in labels["images"]]
+        pieces = [piece for group in together for piece in _pieces(group, names)]
+        sets = [[ids[place] for place in piece] for piece in pieces]
         chosen = stratified(sets, classes, seed)
         parts = {number: "val" if number in chosen else "train" for number in ids}
         larger = sum(len(group) > 1 for group in together)
@@ -60,7 +65,23 @@ def cut(labels: Labels, root: Path, seed: int = 0) -> tuple[Labels, Labels, str]
         if larger:
             many = "s" * (larger > 1)
             how += f"; near-duplicates and frames kept together, {larger} group{many}"
+        if cut_up := len(pieces) - len(together):
+            how += f", {cut_up} of them cut once in the order of names, being more than a fifth of all"
     return _part(labels, parts, "train"), _part(labels, parts, "val"), how
+
+
+def _pieces(group: list[int], names: Sequence[str]) -> list[list[int]]:
+    """A group of places in `names`; one that is too large to measure on in two, as a film is cut once."""
+    share = _share(len(names))
+    if len(group) <= max(1, round(share * len(names))):
+        return [group]
+    ordered = sorted(group, key=lambda place: [*map(_in_order, re.split(r"(\d+)", names[place]))])
+    first = len(group) - max(1, math.floor(share * len(group)))
+    return [ordered[:first], ordered[first:]]
+
+
+def _in_order(part: str) -> tuple[int, str]:
+    return (int(part), "") if part.isdigit() else (-1, part)
 
 
 def _part(labels: Labels, parts: dict[int, str], name: str) -> Labels:
@@ -82,7 +103,7 @@ def stratified(sets: Sequence[Sequence[int]], classes: dict[int, Counter[int]], 
         seed: of the order in which equal groups are placed.
     """
     total = sum(map(len, sets))
-    share = min(max(SHARE, min(FEWEST / max(1, total), 0.5)), MOST / max(1, total))
+    share = _share(total)
     wanted: Counter[int | None] = Counter({None: round(share * total)})
     counts: Counter[int] = sum(classes.values(), Counter())
     wanted.update({name: share * count for name, count in counts.items()})  # type: ignore[dict-item]
@@ -102,6 +123,10 @@ def stratified(sets: Sequence[Sequence[int]], classes: dict[int, Counter[int]], 
             wanted[None] -= len(group)
             wanted.subtract(own)
     return chosen
+
+
+def _share(total: int) -> float:
+    return min(max(SHARE, min(FEWEST / max(1, total), 0.5)), MOST / max(1, total))
 
 
 def groups(names: Sequence[str], root: Path) -> list[list[int]]:
@@ -176,6 +201,11 @@ def _hash(path: Path) -> int:
     try:
         with Image.open(path) as image:
             image.draft("L", (36, 32))
+            if image.mode.startswith("I"):
+                # Pillow cuts 16 bits off at 255
+                values = np.asarray(image, dtype=np.float64)
+                scaled = 255 * (values - values.min()) / max(1.0, np.ptp(values))
+                image = Image.fromarray(scaled.astype(np.uint8))
             cells = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     except Exception:  # Pillow's formats raise what they like on broken files, and the doctor tells them
         return random.Random(str(path)).getrandbits(64)

@@ -52,7 +52,7 @@ class Runs:
     @classmethod
     def here(cls) -> Self:
         """Where this shell's commands run things."""
-        return cls(Path(os.environ.get("KDLAB_RUNS") or "runs"))
+        return cls(Path(os.environ.get("KDLAB_RUNS") or "runs").expanduser())
 
     def job(self, job_id: str) -> JobPaths:
         """The folder of one job, whether it exists or not."""

@@ -17,6 +17,7 @@ from kdlab.jobs.result import JobResult
 from kdlab.jobs.spec import BenchSpec
 
 QUICKSTART = "kdlab run digits/quickstart"
+SHORTEST_ID = 4
 _SHOWN = 12
 _NO_FIT = 5
 
@@ -74,6 +75,9 @@ def plan(runs: Runs, word: str | None, *, comparing: bool = False, recipes: Coll
         return newest_plan(runs, comparing=comparing)
     files = _plan_files(runs)
     fitting = [path for path in files if word and path.stem.startswith(word)]
+    if len(word) < SHORTEST_ID and any(one.recipe["name"] == word for one in plans(runs)):
+        # so short it can be a recipe's name as well, and that is what somebody chose
+        fitting = []
     if len(fitting) > 1:
         known = [path.stem for path in fitting]
         what = f"{word} begins the ids of {len(fitting)} plans"

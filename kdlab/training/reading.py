@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from kdlab.datasets._images import first_look
 from kdlab.datasets.base import Split
+from kdlab.errors import JobError
 from kdlab.jobs.augment import AnyStep
 from kdlab.jobs.job import Job
 from kdlab.jobs.paths import JobPaths
@@ -28,6 +29,14 @@ class Reading:
 
     def __init__(self, job: Job, paths: JobPaths) -> None:
         self.files, self.classes = job.inputs.dataset, job.inputs.dataset.classes
+        for split in (self.files.train, self.files.val):
+            if split.sha256 and split.sealed() != split:
+                raise JobError(
+                    "the labels have changed since this was planned",
+                    where=str(split.labels),
+                    got="another SHA-256",
+                    fix="the same command plans anew, with the labels as they are now",
+                )
         # one process writes the file, whatever the others find
         self.broken = BrokenImages(None if ranks.rank() else paths.folder / "broken_images.json")
         self._job, self._settings = job, job.spec.dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -208,7 +209,10 @@ def stored_trials(name: str, storage: str) -> list[Trial]:
 
 def storage_of(told: str | None, runs: Runs) -> str:
     """Where a study is kept: what the recipe says, else a database in the runs folder."""
-    return told or f"sqlite:///{(runs.folder / 'optuna.db').absolute()}"
+    if told:
+        kind = "sqlite:///" if told.startswith("sqlite:///") else ""
+        return kind + os.path.expanduser(told.removeprefix(kind))  # noqa: PTH111 - an address is no path
+    return f"sqlite:///{(runs.folder / 'optuna.db').absolute()}"
 
 
 def _begun(trials: Sequence[Trial]) -> list[Trial]:

@@ -184,6 +184,15 @@ def test_a_png_is_turned_by_xmp_as_pillow_reads_it() -> None:
     assert _images.header(png).shown == (40, 60)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_header_shows_the_size_that_is_read(kind: str) -> None:
+    exif, turned = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(turned, kind, exif=exif)
+    pixels = _images.decoded(turned.getvalue(), 60, 40)
+    assert _images.header(io.BytesIO(turned.getvalue())).shown == pixels.shape[1::-1] == (40, 60)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF"])
 @pytest.mark.parametrize("kept", [0, 5, 20, 60, 100])
 def test_a_header_that_is_cut_short_is_the_file_s_fault_and_not_the_disk_s(kind: str, kept: int) -> None:

@@ -97,6 +97,30 @@ def test_what_folders_say_decides(tmp_path: Path, roles: list[str], train: list[
     assert "role" not in learned["images"][0]
 
 
+def test_what_no_folder_names_is_told(tmp_path: Path) -> None:
+    assert "2 labelled images in neither are left out" in cut(labels("train", "val", "", ""), tmp_path)[2]
+    assert "left out" not in cut(labels("train", "val"), tmp_path)[2]
+
+
+def test_a_camera_that_stands_still_is_cut_once(tmp_path: Path) -> None:
+    for number in range(120):
+        picture(tmp_path / f"{number}.png", 0)
+    learned, measured, how = cut(labels(*[""] * 120), tmp_path)
+    assert [image["id"] for image in measured["images"]] == [*range(96, 120)]
+    assert len(learned["images"]) == 96
+    assert "cut once in the order of names" in how
+
+
+def test_photographs_of_16_bits_are_told_apart(tmp_path: Path) -> None:
+    names = []
+    for number in range(4):
+        cells = np.random.default_rng(number).integers(0, 4096, (90, 160)).astype(np.uint16) + 30_000
+        cells = cells // 2 if number == 3 else cells
+        Image.fromarray(cells).save(tmp_path / f"scan{number * 5}.png")
+        names.append(f"scan{number * 5}.png")
+    assert len(groups(names, tmp_path)) == 4
+
+
 def test_both_parts_are_all_of_it_and_the_seed_decides(tmp_path: Path) -> None:
     for number in range(60):
         picture(tmp_path / f"{number}.png", number)

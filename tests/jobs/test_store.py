@@ -118,6 +118,13 @@ class TestJobs:
         assert store.shortages(runs) == {TEACHER: full}
 
 
+def test_a_recipe_s_name_is_no_beginning_of_an_id(runs: Runs) -> None:
+    save(runs, "7f3a0001", "digits/quickstart", 1000)
+    save(runs, "aa110000", "7", 500)
+    assert store.plan(runs, "7").id == "aa110000"
+    assert store.plan(runs, "7f").id == "7f3a0001"
+
+
 def test_where_nothing_was_run_a_first_run_is_named(runs: Runs) -> None:
     for ask in (
         lambda: store.job(runs, "rm"),

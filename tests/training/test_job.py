@@ -21,7 +21,7 @@ from kdlab.errors import JobError
 from kdlab.jobs.events import Event, EventLog, JobEvaluated, JobFailed, JobFinished, JobStarted, read_from
 from kdlab.jobs.files import DISK_FULL, write_json
 from kdlab.jobs.handle import PREEMPTED
-from kdlab.jobs.job import Inputs, Job, Resources
+from kdlab.jobs.job import Inputs, Job, Resources, read_job
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.resampled import Resampled
 from kdlab.jobs.result import Curves, JobResult
@@ -232,6 +232,21 @@ def test_teacher_whose_weights_changed_is_refused(tmp_path: Path, taught: JobPat
     taught.weights.write_bytes(data)
     with pytest.raises(JobError, match="missing or not the ones that the job's result names"):
         run_job(lay(tmp_path, student(teacher)))
+
+
+def test_labels_that_changed_under_a_plan_are_refused(tmp_path: Path, teacher: Job) -> None:
+    files, path = teacher.inputs.dataset, tmp_path / "labels.json"
+    shutil.copy(files.train.labels, path)
+    planned = replace(
+        teacher, inputs=Inputs(replace(files, train=replace(files.train, labels=path).sealed()))
+    )
+    paths = lay(tmp_path, planned)
+    assert read_job(paths) == planned
+    labels = json.loads(path.read_text())
+    labels["annotations"].pop()
+    path.write_text(json.dumps(labels))
+    with pytest.raises(JobError, match="the labels have changed since this was planned"):
+        run_job(paths)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

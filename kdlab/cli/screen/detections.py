@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kdlab import children
 from kdlab.cli.screen.console import Screen
+from kdlab.cli.screen.results import again
 from kdlab.errors import KdlabError, UsageError
 
 if TYPE_CHECKING:
@@ -25,14 +26,13 @@ def with_errors(screen: Screen, compared: Comparison, runs: Runs) -> Comparison:
         KdlabError: of no job are there detections; why of the last.
     """
     from kdlab.jobs.detections import Detections
-    from kdlab.recipe.files import go_on
     from kdlab.reporting import comparison
 
     done = [record.job for arm in compared.rows for record in arm.records if record.result is not None]
     recipe = compared.plan.recipe
     if not done:
         what, where = f"no job of {recipe['name']} has finished", f"plan {compared.plan.id}"
-        raise UsageError(what, where=where, fix=recipe.get("command") or go_on(recipe))
+        raise UsageError(what, where=where, fix=again(compared.plan))
     failed: list[KdlabError] = []
 
     def detections(job: Job) -> Detections | None:

@@ -24,6 +24,16 @@ _MAKES_NO_JOB = ("name", "path", "command", "title", "resources", "tune")
 """What a recipe may say otherwise and still make the same jobs."""
 
 
+def again(plan: Plan) -> str:
+    """The command that goes on with a plan: as it was typed last, for the one in the plan is for others."""
+    from kdlab.jobs.paths import Runs
+    from kdlab.recipe.files import go_on
+    from kdlab.running.driver import Driver
+
+    driver = Driver.of(plan.id, Runs.here())
+    return driver.command if driver else plan.recipe.get("command") or go_on(plan.recipe)
+
+
 def written(
     screen: Screen,
     table: Table,

@@ -10,7 +10,7 @@ import typer
 
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import DryRun, ExecutorName, Gpus, Overrides, RecipeName, Yes
-from kdlab.cli.screen.results import RESULTS, forgiving, results_stem
+from kdlab.cli.screen.results import RESULTS, again, forgiving, results_stem
 from kdlab.cli.verbs.plan import prepare, preview
 from kdlab.cli.verbs.run import carry, confirm_cost
 from kdlab.prepared import Prepared
@@ -67,7 +67,6 @@ def bench(
 def _tell(screen: Screen, own: Prepared, made: Prepared) -> int:
     """Show the table and write it."""
     from kdlab.jobs.result import JobResult
-    from kdlab.recipe.files import go_on
     from kdlab.reporting import bench_table, renderers
 
     results = {one.job.arm: (one.job, JobResult.read(made.runs.job(one.job.id))) for one in made.plan.jobs}
@@ -81,5 +80,5 @@ def _tell(screen: Screen, own: Prepared, made: Prepared) -> int:
         screen.say(f"written: {', '.join(map(str, files))}")
     if screen.json:
         screen.emit(tables=[table.to_dict()], files=[str(path) for path in files])
-    screen.next(own.plan.recipe.get("command") or go_on(own.plan.recipe))
+    screen.next(again(own.plan))
     return 0

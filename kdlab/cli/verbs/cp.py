@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,7 @@ def cp(
       written: recipes/ours.yaml
       next: kdlab plan recipes/ours.yaml
     """
-    from kdlab.jobs.files import write_text
+    from kdlab.jobs.files import replacing
     from kdlab.recipe.files import find
 
     _, path = find(recipe)
@@ -40,8 +41,9 @@ def cp(
     if file.exists():
         raise UsageError("there is such a file", where=str(file), fix="name another, or move it away")
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, path.read_text("utf-8"))
+    with replacing(file) as copy:
+        copy.write(path.read_bytes())
     if screen.json:
         screen.emit(file=str(file), copied=recipe)
     screen.say(f"written: {file}")
-    screen.next(f"kdlab plan {file}")
+    screen.next(shlex.join(["kdlab", "plan", str(file)]))

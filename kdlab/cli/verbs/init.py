@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,6 +80,14 @@ def init(
         raise UsageError(
             "there is a recipe of this name", where=str(to), fix="--force writes over it, -o names another"
         )
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UsageError(
+            "this shell is in the folder, and what is run here would lie among the data",
+            where=str(folder.resolve()),
+            fix=shlex.join(["cd", str(folder.resolve().parent)])
+            + "   and "
+            + shlex.join(["kdlab", "init", folder.resolve().name]),
+        )
     if to.resolve().is_relative_to(folder.resolve()):
         raise UsageError(
             "the recipe would lie among the data, and nothing is written there",
@@ -102,7 +111,7 @@ def init(
         screen.emit(**told, **_plain(choice), **checks)
     else:
         _tell(screen, found, files, choice, checks, split_told, to)
-    screen.next(f"kdlab run {to}")
+    screen.next(shlex.join(["kdlab", "run", str(to)]))
     return 0
 
 
@@ -147,7 +156,11 @@ def _own_split(found: Layout, folder: Path, to: Path, seed: int) -> tuple[dict[s
     for name, part in (("train", train), ("val", val)):
         path = place / f"{name}.json"
         path.write_text(json.dumps(part))
-        there = path.absolute() if folder.is_absolute() else Path(os.path.relpath(path, folder))
+        there = (
+            path.absolute()
+            if folder.is_absolute()
+            else Path(os.path.relpath(path.resolve(), folder.resolve()))
+        )
         section[f"{name}_labels"] = there.as_posix()
     return section, how
 

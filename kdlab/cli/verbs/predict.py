@@ -32,7 +32,6 @@ MOST_IMAGES = 200
 """So many fit on one page of HTML."""
 MOST_ARMS = 4
 """Columns beside the baseline's where nobody names the arms."""
-SHORTEST_ID = 4
 """Letters of a plan's id that are enough, as screens show it."""
 MODELS = (".onnx", ".pth", ".safetensors")
 
@@ -300,7 +299,7 @@ def _plan(runs: Runs, word: str) -> Plan | None:
         name, _ = find(word)
         return store.plan(runs, name, comparing=True, recipes=[name])
     for plan in store.plans(runs):
-        if plan.recipe["name"] == word or (len(word) >= SHORTEST_ID and plan.id.startswith(word)):
+        if plan.recipe["name"] == word or (len(word) >= store.SHORTEST_ID and plan.id.startswith(word)):
             return store.plan(runs, word, comparing=True)
     return None
 

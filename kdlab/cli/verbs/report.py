@@ -16,7 +16,15 @@ from kdlab import catalog
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.detections import with_errors
 from kdlab.cli.screen.options import plan_names
-from kdlab.cli.screen.results import RESULTS, forgiving, makes_again, results_stem, send_all, written
+from kdlab.cli.screen.results import (
+    RESULTS,
+    again,
+    forgiving,
+    makes_again,
+    results_stem,
+    send_all,
+    written,
+)
 from kdlab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -136,7 +144,7 @@ def _next(comparison: Comparison, plots: bool, errors: bool) -> str:
     recipe = comparison.plan.recipe
     name = shlex.quote(recipe["name"])
     if not all(arm.whole for arm in comparison.arms):
-        return str(recipe.get("command") or f"kdlab run {name}")
+        return again(comparison.plan)
     asked = " --errors" if errors else ""
     return f"kdlab report {name}{asked} {'--format explain' if plots else '--plots'}"
 

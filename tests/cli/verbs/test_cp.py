@@ -36,6 +36,15 @@ def test_a_copy_is_the_file_with_its_comments(
     assert Path(written).read_bytes() == catalog.recipes()[QUICKSTART].path.read_bytes()
 
 
+def test_a_copy_is_made_of_bytes(capfd: pytest.CaptureFixture[str]) -> None:
+    latin = catalog.recipes()[QUICKSTART].path.read_bytes() + "# für Köche\n".encode("latin-1")
+    Path("own.yaml").write_bytes(latin)
+    code, _, err = kdlab("cp own.yaml 'my copy.yaml'", capfd)
+    assert code == 0
+    assert err.endswith("next: kdlab plan 'my copy.yaml'\n")
+    assert Path("my copy.yaml").read_bytes() == latin
+
+
 def test_a_copy_is_a_recipe_of_its_own_name(capfd: pytest.CaptureFixture[str]) -> None:
     kdlab(f"cp {QUICKSTART} mine.yaml", capfd)
     assert "mine " in kdlab("ls recipes", capfd)[1]

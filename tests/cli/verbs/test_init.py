@@ -108,6 +108,20 @@ def test_nothing_is_written_into_a_folder_that_is_called_as_its_recipe(
     assert code == 2
     assert "would lie among the data" in err
     assert below(Path()) == before
+    code, _, err = kdlab("init . --init none -o ../other.yaml", capfd)
+    assert code == 2
+    assert "kdlab init photographs" in err
+
+
+def test_a_link_to_a_folder_is_as_good_as_the_folder(
+    photographs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (photographs.parent / "deeper" / "still").mkdir(parents=True)
+    photographs.rename(photographs.parent / "deeper" / "still" / "photographs")
+    Path("linked").symlink_to("../deeper/still/photographs")
+    code, _, err = kdlab("init linked --init none -o linked.yaml", capfd)
+    assert code == 0, err
+    assert Path("linked", loader.load("linked.yaml").dataset.options["train_labels"]).is_file()
 
 
 def test_a_measurement_that_fails_leaves_the_recipe_that_was_there(
