@@ -82,14 +82,21 @@ class Gain:
         results = [one.results[seed] for one in (arm, baseline) for seed in seeds]
         together = _on_images(results, resampled)
         if together is None:
-            return gain._sure(np.array(values[:1]))
+            return gain._sure(np.array(values))
         own, plain = np.split(together, 2)
         moved = [own - plain]
         together = _on_images([*teachers, results[0]], resampled) if teachers else None
         if together is not None:
             moved.append(together[:-1].mean(0) - plain)
-        values = values[: len(moved)]
-        return gain._sure(np.array(values), np.array(moved), resampled[results[0].id].images)
+        images = resampled[results[0].id].images
+        if len(moved) == len(values):
+            return gain._sure(np.array(values), np.array(moved), images)
+        sure = gain._sure(np.array(values[:1]), np.array(moved), images)
+        if all(one.id in resampled for one in teachers):
+            # it was measured on other images
+            return replace(sure, gap=None)
+        alone = gain._sure(np.array(values))
+        return replace(sure, gap_noise=alone.gap_noise, gap_interval=alone.gap_interval)
 
     def _sure(self, values: Floats, moved: Floats | None = None, images: int = 0) -> Self:
         """The same with its intervals and p.

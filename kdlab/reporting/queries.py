@@ -33,16 +33,21 @@ def plans(wanted: str, runs: Runs, progress: Callable[[str], None] = lambda text
     progress("asking MLflow")
     jobs = [_job(job_id, runs) for job_id in _fitting(wanted, runs)]
     students = [job for job in jobs if job.spec.is_student]
+    # trials are measured on images that their teacher may have learned from, and kdlab tune compares them
+    searched = {job.spec.dataset.fingerprint for job in students if _is_trial(job, runs)}
+    students = [job for job in students if job.spec.dataset.fingerprint not in searched]
     if not students:
-        raise UsageError("no finished student fits the filter", got=wanted, fix="kdlab ls runs")
+        known = "trials of kdlab tune, which compares them itself" if searched else ""
+        raise UsageError("no finished student fits the filter", got=wanted, known=known, fix="kdlab ls runs")
     alone: dict[str, list[Job]] = {}
-    taught: dict[str, dict[str, list[Job]]] = {}
+    taught: dict[str, dict[tuple[Any, ...], list[Job]]] = {}
     for job in students:
         world = job.spec.model_dump_json(exclude=_MAY_DIFFER)
         if not job.parents:
             alone.setdefault(world, []).append(job)
         else:
-            taught.setdefault(world, {}).setdefault(job.parents[0], []).append(job)
+            teacher = job.parents[0], *(getattr(job.spec, name, None) for name in _TEACHES)
+            taught.setdefault(world, {}).setdefault(teacher, []).append(job)
     groups = [alone.get(world, []) + jobs for world, by in taught.items() for jobs in by.values()]
     groups += [jobs for world, jobs in alone.items() if world not in taught]
     return [_plan(group, wanted, runs) for group in groups]
@@ -65,6 +70,14 @@ def _fitting(wanted: str, runs: Runs) -> list[str]:
     return list(dict.fromkeys(run.data.tags["kdlab.job"] for run in reversed(found)))
 
 
+def _is_trial(job: Job, runs: Runs) -> bool:
+    return bool(job.parents) and _fingerprint(job.parents[0], runs) != job.spec.dataset.fingerprint
+
+
+def _fingerprint(job_id: str, runs: Runs) -> str:
+    return str(_job(job_id, runs).spec.dataset.fingerprint)
+
+
 def _job(job_id: str, runs: Runs) -> Job:
     paths = runs.job(job_id)
     try:
@@ -80,7 +93,8 @@ def _job(job_id: str, runs: Runs) -> Job:
 
 
 _TELLS_ARMS = {"methods", "prepared", "inherit"}
-_MAY_DIFFER = {*_TELLS_ARMS, "micro_batch", "teacher", "seed"}
+_TEACHES = ("teacher_precision", "teacher_compiled")
+_MAY_DIFFER = {*_TELLS_ARMS, *_TEACHES, "micro_batch", "teacher", "seed"}
 """What settings of students may differ in within one table."""
 
 
@@ -90,6 +104,7 @@ def _plan(group: list[Job], wanted: str, runs: Runs) -> Plan:
     arms: dict[str, Any] = {}
     inherits = []
     students = []
+    seen: dict[tuple[Any, ...], str] = {}
     parents = {job.parents[0]: None for job in group if job.parents}
     # a student that others learned from is their teacher here
     for job in (job for job in group if job.id not in parents):
@@ -103,6 +118,14 @@ def _plan(group: list[Job], wanted: str, runs: Runs) -> Plan:
             arms[names[about]] = settings["methods"]
             if settings["inherit"]:
                 inherits.append(names[about])
+        key = names[about], job.seed, settings.get("micro_batch")
+        if key in seen:
+            raise UsageError(
+                f"two jobs are seed {job.seed} of {names[about]}, made by unlike code",
+                got=f"{seen[key]}, {job.id}",
+                fix="narrow the filter to one of them: tags.`kdlab.job` != 'ID'",
+            )
+        seen[key] = job.id
         students.append(replace(job, arm=names[about]))
     jobs = [*(replace(_job(parent, runs), arm=TEACHER) for parent in parents), *students]
     model = settings["model"]

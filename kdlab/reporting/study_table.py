@@ -160,7 +160,7 @@ def _gains(study: Study) -> Iterator[str]:
         yield "no gains: no trial is without methods"
         return
     named = f"trial {alone.number} ({NO_METHOD})"
-    if alone not in study.finished:
+    if not any(one in study.finished and not one.has_methods for one in study.trials):
         yield f"no gains: {named} has not finished"
         return
     over = f"the same student, {NO_METHOD}" if alone.student else named

@@ -25,7 +25,7 @@ from kdlab.planning import build as planning
 from kdlab.recipe.settings import Recipe
 from kdlab.running.executors import local
 from tests.stubs.jobs import make, method
-from tests.stubs.stub_job import COMMAND, make_result
+from tests.stubs.stub_job import COMMAND, make_result, prepared
 
 NAME = "digits/quickstart"
 TEACHER = "teacher-9c1e22ab"
@@ -254,6 +254,19 @@ class TestRun:
         assert "moved 1 job folders" in err
         assert "99.0" not in out
         assert [path.parent.name for path in kdlab.runs.folder.glob("old/*/*/result.json")] == [TEACHER]
+
+    def test_fresh_moves_what_was_found_of_the_old_weights_too(self, kdlab: Bench) -> None:
+        kdlab.finish("teacher", ap=99.0)
+        for name, parents in (
+            ("diagnose-1", (TEACHER, "student-1")),
+            ("diagnose-2", ("teacher-2", "student-2")),
+        ):
+            prepared(kdlab.runs, make(name, parents=parents))
+        prepared(kdlab.runs, make("diagnose-3")).job.write_text("{")
+        _, _, err = kdlab(f"run {NAME} --fresh")
+        assert "moved 2 job folders" in err
+        left = {path.name for path in kdlab.runs.folder.glob("jobs/diagnose-*")}
+        assert left == {"diagnose-2", "diagnose-3"}
 
     def test_fresh_on_trial_moves_nothing(self, kdlab: Bench) -> None:
         kdlab.finish("teacher")

@@ -177,6 +177,25 @@ def test_a_gap_within_its_own_noise_has_no_share(bench, seeds: int) -> None:
     assert (gain.gap_closed, gain.gap_interval) == (None, None)
 
 
+def test_a_gap_is_within_the_noise_of_seeds_where_no_images_are_resampled(bench) -> None:
+    gain = compared(
+        bench, {"teacher": (20.5,), "baseline": (18.0, 20.0, 22.0), "rm": (20.0, 22.0, 23.5)}
+    ).gains["rm"]
+    assert gain.gap == pytest.approx(0.5)
+    assert gain.gap_noise.low < 0 < gain.gap_noise.high
+    assert gain.gap_closed is None
+
+
+def test_a_teacher_that_was_not_resampled_is_judged_by_seeds(bench) -> None:
+    aps = {"teacher": (20.5,), "baseline": (18.0, 20.0, 22.0), "rm": (20.0, 22.0, 23.5)}
+    jobs = [f"student-{arm}{seed}" for arm in ("baseline", "rm") for seed in range(3)]
+    images = {job: resampled(20.0, place) for place, job in enumerate(jobs)}
+    gain = compared(bench, aps, images).gains["rm"]
+    assert gain.other_images is not None
+    assert gain.gap_noise.low < 0 < gain.gap_noise.high
+    assert gain.gap_closed is None
+
+
 def test_an_unfinished_arm_counts_for_holm_as_a_finished_one(bench) -> None:
     finished = compared(bench, {"baseline": BASELINE, "rm": RM, "pfi": (20.4, 21.0, 20.4)})
     jobs = [bench.job(arm, seed) for arm in ("baseline", "rm", "pfi") for seed in range(3)]

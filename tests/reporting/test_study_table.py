@@ -182,6 +182,13 @@ def test_missing_gains_are_explained(trials, note):
     assert note in table(study(*trials)).footnotes
 
 
+def test_one_student_without_a_reference_leaves_the_others_their_gains():
+    lost = Trial(0, "failed", {"student.width": 8}, reference="no method")
+    plain = ended(1, 30.0, note="no method", params={"student.width": 16})
+    made = table(study(lost, plain, ended(2, 31.0, params={"student.width": 16, "pfi.weight": 1.0})))
+    assert "no gains" not in notes(made)
+
+
 def test_trial_above_no_method_is_no_reason_to_warn():
     assert "warning" not in notes(table(study(PLAIN, ended(1, 30.1), ended(2, 29.0))))
 

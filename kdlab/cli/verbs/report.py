@@ -133,7 +133,7 @@ def report(
     for comparison, tables in zip(compared, made, strict=True):
         if write:
             page = _page([tables], [comparison]) if plots and form is Format.html else ""
-            _write(screen, comparison, tables, formats, page, "-errors" if errors else "")
+            _write(screen, comparison, tables, formats, page, _beside(classes, errors, pool))
         if plots:
             _plot(screen, comparison)
     screen.next(_next(compared[0], plots, errors))
@@ -203,6 +203,11 @@ def _more(comparison: Comparison) -> dict[str, Table]:
     return {part: one for part, one in made.items() if one is not None}
 
 
+def _beside(classes: bool, errors: bool, pool: bool) -> str:
+    """End of the names of files that must not take the place of the comparison's own."""
+    return f"{'-errors' * errors}{'-by-class' * classes}{'-pooled' * pool}"
+
+
 def _write(
     screen: Screen,
     comparison: Comparison,
@@ -214,7 +219,7 @@ def _write(
     """Write the tables of a comparison to `results/`, those of errors with the confusion matrices."""
     for part, one in tables.items():
         written(screen, one, comparison.plan, formats, "" if part else page, f"{beside}{part and '-'}{part}")
-    if beside:
+    if "-errors" in beside:
         from kdlab.reporting.error_table import matrix_table
 
         # too wide for a page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count, islice
@@ -17,7 +18,7 @@ from kdlab.cli.screen.console import Screen, styled
 from kdlab.cli.screen.options import DryRun, ExecutorName, FailFast, Gpus, Jobs, Overrides, RecipeName, Yes
 from kdlab.cli.screen.results import tell_lacking, written
 from kdlab.cli.verbs.plan import gpu_hours, prepare, preview
-from kdlab.errors import UsageError
+from kdlab.errors import KdlabError, UsageError
 from kdlab.prepared import Prepared, smaller
 
 if TYPE_CHECKING:
@@ -263,9 +264,16 @@ def _set_aside(plan: Plan, runs: Runs) -> str:
     Raises:
         UsageError: some of them run now.
     """
+    from kdlab.jobs.job import read_job
     from kdlab.jobs.lease import holder
+    from kdlab.jobs.paths import JobPaths
 
     jobs = [planned.job.id for planned in plan.jobs if runs.job(planned.job.id).folder.exists()]
+    for path in runs.folder.glob("jobs/diagnose-*/job.json"):
+        # what was found of their weights goes with them
+        with suppress(KdlabError, OSError, ValueError):
+            if not set(jobs).isdisjoint(read_job(JobPaths(path.parent)).parents):
+                jobs.append(path.parent.name)
     if busy := [job for job in jobs if holder(runs.job(job))]:
         fix = "wait for them, or press Ctrl-C in the terminal that drives them"
         raise UsageError("--fresh cannot move jobs that run now", got=", ".join(busy), fix=fix)

@@ -26,8 +26,8 @@ def draw(comparison: Comparison) -> Plot | None:
     baseline = comparison.baseline
     if baseline is None:
         return None
-    others = [arm for arm in finished(comparison.arms) if arm.name != baseline.name]
-    gains = {arm.name: found for arm in others if (found := _gains(arm, baseline))}
+    pairs = [(arm, comparison.rival(arm)) for arm in finished(comparison.arms) if not arm.plain]
+    gains = {arm.name: found for arm, rival in pairs if rival and (found := _gains(arm, rival))}
     if not gains:
         return None
     by_class: dict[str, list[float]] = {}

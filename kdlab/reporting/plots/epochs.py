@@ -101,6 +101,8 @@ def _with_end(name: str, curve: _Curve) -> str:
 
 def _line(axes: Axes, curve: _Curve, **style: Any) -> None:
     seeds = curve.values()
+    if len(curve) == 1:
+        style = {"marker": ".", **style}
     axes.plot([*curve], [fmean(aps) for aps in seeds], **style)
     if any(len(aps) > 1 for aps in seeds):
         ends = [min(aps) for aps in seeds], [max(aps) for aps in seeds]

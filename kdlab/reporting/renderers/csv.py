@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from kdlab.jobs.files import csv_text
-from kdlab.reporting.tables import Table
+from kdlab.reporting.tables import Column, Table
+
+
+def _plain(column: Column, value: float) -> str:
+    # no p is 0
+    return f"{value:.1e}" if column.key in ("p", "p_holm") and 0 < value < 10**-3 else column.plain(value)
 
 
 def to_csv(table: Table) -> str:
@@ -14,6 +19,6 @@ def to_csv(table: Table) -> str:
     """
     columns = []
     for name, column, values in table.flat():
-        plain = [column.plain(value) if isinstance(value, float | int) else value for value in values]
+        plain = [_plain(column, value) if isinstance(value, float | int) else value for value in values]
         columns.append([name, *plain])
     return csv_text(zip(*columns, strict=True), (table.title, *table.footnotes))
