@@ -14,6 +14,7 @@ import re
 import shlex
 import sqlite3
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import cache, cached_property
@@ -265,8 +266,9 @@ class Mlflow:
             _, events, _ = settled_events(paths.events, 0, finished=True)
             last = next((event for event in reversed(events) if isinstance(event, JobEvaluated)), None)
             if last is not None:
-                classes, when = result.last.per_class.items(), (ms(last), last.iteration)
-                self._send(run, metrics=[(key(f"val/AP/{name}"), ap, *when) for name, ap in classes])
+                classes, when = result.last.per_class, (ms(last), last.iteration)
+                keys = zip(class_keys([*classes]), classes.values(), strict=True)
+                self._send(run, metrics=[(key(f"val/AP/{name}"), ap, *when) for name, ap in keys])
             for name in ("commit", "device"):
                 self.client.set_tag(run_id, f"kdlab.{name}", str(result.environment.get(name, "")))
         for path in (paths.config, paths.result, paths.log):
@@ -305,6 +307,13 @@ def points(events: Iterable[Event]) -> list[Point]:
 def key(name: str) -> str:
     """`name` in the characters that MLflow takes for keys ("cwd@neck" becomes "cwd:neck"), cut at 250."""
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", ":"))[:250]
+
+
+def class_keys(names: Sequence[str]) -> list[str]:
+    """Names of classes as parts of keys: no path, as "." and "w/" are to MLflow, and no two alike."""
+    words = [re.sub(r"[/.]", "_", key(name)) for name in names]
+    same = Counter(words)
+    return [f"{word}_{place}" if same[word] > 1 else word for place, word in enumerate(words)]
 
 
 def plan_status(states: Collection[State]) -> str:

@@ -18,7 +18,7 @@ from kdlab.jobs.paths import Runs
 from kdlab.jobs.result import Evaluation
 from kdlab.jobs.spec import StudentSpec
 from kdlab.tracking.base import Follower
-from kdlab.tracking.mlflow import Mlflow, key, plan_status, points
+from kdlab.tracking.mlflow import Mlflow, class_keys, key, plan_status, points
 
 FIRST_SYNC = """
 import sys
@@ -540,3 +540,19 @@ def test_instance_of_a_method_stays_readable():
 @given(name=st.text(min_size=1))
 def test_any_name_becomes_a_key_that_mlflow_takes(name):
     assert re.fullmatch(r"[/\w.\- :]{1,250}", key(name))
+
+
+# the first one imports mlflow
+@settings(deadline=None)
+@given(names=st.lists(st.text("+=#@./a", min_size=1), min_size=1, unique=True))
+def test_any_classes_become_keys_that_mlflow_takes_and_tells_apart(names):
+    from mlflow.utils.validation import _validate_metric_name
+
+    keys = class_keys(names)
+    assert len(set(keys)) == len(names)
+    for one in keys:
+        _validate_metric_name(f"val/AP/{one}")
+
+
+def test_usual_names_of_classes_stay_as_they_are():
+    assert class_keys(["traffic light", "sports-ball"]) == ["traffic light", "sports-ball"]

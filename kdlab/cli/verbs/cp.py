@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from kdlab import catalog
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import RecipeName
 from kdlab.errors import UsageError
@@ -46,4 +47,7 @@ def cp(
     if screen.json:
         screen.emit(file=str(file), copied=recipe)
     screen.say(f"written: {file}")
+    name = file.with_suffix("").as_posix().removeprefix("recipes/")
+    if name in catalog.recipes() and not catalog.recipes()[name].path.samefile(file):
+        screen.say(f"note: {name} without .yaml still means the one that comes with kdlab")
     screen.next(shlex.join(["kdlab", "plan", str(file)]))

@@ -45,6 +45,12 @@ def test_a_copy_is_made_of_bytes(capfd: pytest.CaptureFixture[str]) -> None:
     assert Path("my copy.yaml").read_bytes() == latin
 
 
+def test_a_copy_below_recipes_is_no_match_for_kdlab_s_own_name(capfd: pytest.CaptureFixture[str]) -> None:
+    _, _, err = kdlab(f"cp {QUICKSTART} recipes/{QUICKSTART}.yaml", capfd)
+    assert f"note: {QUICKSTART} without .yaml still means the one that comes with kdlab" in err
+    assert err.endswith(f"next: kdlab plan recipes/{QUICKSTART}.yaml\n")
+
+
 def test_a_copy_is_a_recipe_of_its_own_name(capfd: pytest.CaptureFixture[str]) -> None:
     kdlab(f"cp {QUICKSTART} mine.yaml", capfd)
     assert "mine " in kdlab("ls recipes", capfd)[1]
