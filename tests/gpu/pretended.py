@@ -11,16 +11,23 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import mmcv
+import mmengine
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+import kdlab.mmcv_ops  # noqa: I001, F401 - from here on mmdet finds its compiled operators
+import mmdet
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 WAITS: Counter[str] = Counter()
@@ -33,7 +40,7 @@ _COUNTED = {
 }  # fmt: skip
 _INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
 _COPYING = {"copy_", "_to_copy"}
-_PACKAGES = ("/kdlab/", "/mmdet/", "/mmengine/", "/mmcv/", "/torchvision/")
+_PACKAGES = [Path(str(module.__file__)).parent for module in (kdlab, mmdet, mmengine, mmcv, torchvision)]
 
 
 class OnGpu(Tensor):
@@ -134,9 +141,9 @@ def _wait(what: str) -> None:
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        found = max((name.rfind(package) for package in _PACKAGES), default=-1)
-        if found >= 0:
-            WAITS[f"{what} at {name[found + 1 :]}:{frame.f_lineno}"] += 1
+        # not by the name alone: a clone is called kdlab too
+        if package := next((one for one in _PACKAGES if name.startswith(f"{one}/")), None):
+            WAITS[f"{what} at {Path(name).relative_to(package.parent)}:{frame.f_lineno}"] += 1
             return
         frame = frame.f_back
     WAITS[what] += 1
