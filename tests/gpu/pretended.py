@@ -16,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import mmcv
+import mmdet
 import mmengine
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-import kdlab.mmcv_ops  # noqa: I001, F401 - from here on mmdet finds its compiled operators
-import mmdet
+import kdlab
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 WAITS: Counter[str] = Counter()
