@@ -18,6 +18,7 @@ from kdlab.jobs.spec import BenchSpec
 
 QUICKSTART = "kdlab run digits/quickstart"
 SHORTEST_ID = 4
+"""Letters of a plan's id that are enough, as screens show it."""
 _SHOWN = 12
 _NO_FIT = 5
 

@@ -71,11 +71,10 @@ def _fitting(wanted: str, runs: Runs) -> list[str]:
 
 
 def _is_trial(job: Job, runs: Runs) -> bool:
-    return bool(job.parents) and _fingerprint(job.parents[0], runs) != job.spec.dataset.fingerprint
-
-
-def _fingerprint(job_id: str, runs: Runs) -> str:
-    return str(_job(job_id, runs).spec.dataset.fingerprint)
+    """Whether a student was measured on other images than its teacher."""
+    if not job.parents:
+        return False
+    return bool(_job(job.parents[0], runs).spec.dataset.fingerprint != job.spec.dataset.fingerprint)
 
 
 def _job(job_id: str, runs: Runs) -> Job:

@@ -32,7 +32,6 @@ MOST_IMAGES = 200
 """So many fit on one page of HTML."""
 MOST_ARMS = 4
 """Columns beside the baseline's where nobody names the arms."""
-"""Letters of a plan's id that are enough, as screens show it."""
 MODELS = (".onnx", ".pth", ".safetensors")
 
 
