@@ -52,9 +52,8 @@ def inheritance(
 def padding(recipe: Recipe, student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> Iterator[Fault]:
     """That images, padded as the student pads them, have sides that a model's neck cannot halve."""
     divisor = student["pad_divisor"]
-    for role, facts in (("student", student), ("teacher", teacher or student)):
-        if divisor % facts["least_divisor"]:
-            least = facts["least_divisor"]
+    for role, facts in (("student", student), ("teacher", teacher)):
+        if facts and divisor % (least := facts["least_divisor"]):
             yield Fault(
                 f"the {role}'s neck takes images whose sides are multiples of {least}",
                 f"{recipe.path}  student",

@@ -490,6 +490,10 @@ def test_a_teacher_whose_neck_halves_images_needs_them_padded() -> None:
     build(facts=replace(FACTS, teacher=halving))
     with pytest.raises(KdlabError, match=r"(?s)the teacher's neck .* multiples of 32.*pad_size_divisor: 32"):
         build(facts=replace(FACTS, student={**MODEL, "pad_divisor": 1}, teacher=halving))
+    alone = replace(FACTS, student={**halving, "pad_divisor": 1}, teacher=None)
+    with pytest.raises(KdlabError, match="the student's neck") as caught:
+        build("arms={baseline: {}}", "teacher=null", facts=alone)
+    assert len(caught.value.faults) == 1
 
 
 def test_inheriting_nothing_but_biases_is_refused() -> None:
