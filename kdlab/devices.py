@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from typing import Literal, Self
 from kdlab.errors import MachineError
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_LOCKS = Path(f"/tmp/kdlab-{os.getuid()}")
 _DEVICES, _NODES = Path("/dev"), ("nvidia[0-9]*", "dxg")
 _PATIENCE_S = 30
 _SHARED = ("[N/A]", "[Not Supported]")
@@ -330,12 +330,10 @@ def _visible(gpus: Iterable[Gpu]) -> list[Gpu]:
 
 def _folder() -> Path:
     """Folder of the lock files, for this user alone."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and os.access(runtime, os.W_OK):
-        folder = Path(runtime) / "kdlab"
-    else:
-        folder = Path(tempfile.gettempdir()) / f"kdlab-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    # not XDG_RUNTIME_DIR or TMPDIR: a login has others than cron, and the first goes with the last login
+    own = os.environ.get("KDLAB_LOCKS")
+    folder = Path(own).expanduser() if own else _LOCKS
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.lstat().st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to another user")
     return folder
@@ -350,7 +348,7 @@ def _alone() -> Iterator[None]:
         raise MachineError(
             "the folder of the device locks cannot be used",
             got=str(error),
-            fix="set XDG_RUNTIME_DIR or TMPDIR to a folder of yours",
+            fix="set KDLAB_LOCKS to a folder of yours, the same in every shell",
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX)

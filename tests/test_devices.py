@@ -21,7 +21,7 @@ esac
 
 @pytest.fixture(autouse=True)
 def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -242,19 +242,19 @@ def test_container_may_use_as_many_cores_as_its_quota_allows(
     assert detect().cores == (0, 1, 2, 5)
 
 
-def test_locks_without_a_runtime_folder_are_for_this_user_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("XDG_RUNTIME_DIR")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with Machine((0,)).lease("core", 1) or pytest.fail("not leased"):
-        (folder,) = tmp_path.iterdir()
-        assert folder.name == f"kdlab-{os.getuid()}"
+def test_locks_are_for_this_user_alone_and_the_same_in_every_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KDLAB_LOCKS")
+    folder = Path(f"/tmp/kdlab-{os.getuid()}")
+    with Machine((7001,)).lease("core", 1) or pytest.fail("not leased"):
         assert folder.stat().st_mode & 0o777 == 0o700
+        for name in ("XDG_RUNTIME_DIR", "TMPDIR", "TMP"):
+            monkeypatch.setenv(name, "/elsewhere")
+        assert Machine((7001,)).lease("core", 1) is None
 
 
 def test_lock_folder_that_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "kdlab").write_text("a file, not a folder")
+    monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("not a folder")
     with pytest.raises(MachineError, match="device locks"):
         Machine((0,)).lease("core", 1)
 

@@ -46,7 +46,7 @@ class FakeFollower:
 @pytest.fixture(autouse=True)
 def no_mlflow_and_free_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_stubs: None) -> None:
     monkeypatch.setattr(session, "followers", lambda plan, runs: [FakeFollower(plan)])
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
 
 

@@ -34,7 +34,7 @@ def kdlab(wheel: Path, tmp_path: Path) -> Run:
     options = ["--no-deps", "--no-index", "-q", "--target", installed]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, wheel], check=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("KDLAB_")}
-    environment |= {"PYTHONPATH": str(installed), "XDG_RUNTIME_DIR": str(tmp_path)}
+    environment |= {"PYTHONPATH": str(installed), "KDLAB_LOCKS": str(tmp_path)}
     environment |= {"KDLAB_CACHE": str(tmp_path / "cache"), "COLUMNS": "300"}
 
     def run(*words: str) -> str:

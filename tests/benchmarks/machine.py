@@ -18,7 +18,7 @@ def simulated(gpus: int = 8) -> Iterator[Path]:
         program = folder / "nvidia-smi"
         program.write_text(f"#!/bin/sh\ncase $1 in --query-gpu*) printf '{rows}';; esac\n")
         program.chmod(0o755)
-        os.environ |= {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "XDG_RUNTIME_DIR": name}
+        os.environ |= {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "KDLAB_LOCKS": name}
         os.environ |= {"HOME": name, "XDG_CACHE_HOME": str(folder / "cache")}
         for variable in ("CUDA_VISIBLE_DEVICES", "MLFLOW_TRACKING_URI", "KDLAB_RUNS"):
             os.environ.pop(variable, None)

@@ -118,7 +118,7 @@ def lab(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KDLAB_RUNS", raising=False)
     monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     made = Lab(tmp_path, capfd)
     yield made

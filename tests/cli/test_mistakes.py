@@ -27,7 +27,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KDLAB_RUNS", raising=False)
     monkeypatch.setenv("KDLAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
     return tmp_path
 
 

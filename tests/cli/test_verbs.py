@@ -105,7 +105,7 @@ def kdlab(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KDLAB_RUNS", raising=False)
     monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(planning, "prepare", bench.prepare)
     monkeypatch.setattr(local.Local.__init__, "__defaults__", (None, COMMAND))

@@ -47,7 +47,7 @@ class World:
         self.folder = folder
         (folder / "tiny.yaml").write_text(RECIPE)
         own = {"KDLAB_RUNS": str(folder / "runs"), "KDLAB_CACHE": str(folder.parent / "cache")}
-        self.environment = os.environ | own | {"XDG_RUNTIME_DIR": str(folder)} | environment
+        self.environment = os.environ | own | {"KDLAB_LOCKS": str(folder)} | environment
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "kdlab", "run", "tiny.yaml", "-y", *words]

@@ -91,7 +91,7 @@ def test_no_point_is_lost_or_doubled_whatever_is_killed(remote: bool, tmp_path: 
     recipe = {"name": "stub", "resources": {"trackers": ["mlflow", "csv"]}}
     replace(make_plan(*jobs), recipe=recipe).save(runs)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
-    environment |= {"XDG_RUNTIME_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment |= {"KDLAB_LOCKS": str(tmp_path), "PYTHONPATH": str(ROOT)}
     port = free_port("127.0.0.1", 41000 + os.getpid() % 1000 * 10)
     if remote:
         environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"

@@ -143,7 +143,7 @@ class World:
 
 def own_environment(folder: Path, cache: Path) -> dict[str, str]:
     """Runs in `folder`, and leases of its own, so that nothing waits for other runs on this machine."""
-    own = {"KDLAB_RUNS": str(folder / "runs"), "KDLAB_CACHE": str(cache), "XDG_RUNTIME_DIR": str(folder)}
+    own = {"KDLAB_RUNS": str(folder / "runs"), "KDLAB_CACHE": str(cache), "KDLAB_LOCKS": str(folder)}
     return os.environ | own
 
 

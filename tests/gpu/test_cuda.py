@@ -140,7 +140,7 @@ def test_the_gpu_is_listed_and_torch_sees_it() -> None:
 def test_jobs_train_on_leased_gpus_out_of_a_warm_process(
     torch_: Any, digits: DatasetFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: int
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
     executor = Local([devices.detect().gpus[0].index])
     told = {"epochs": 1, "batch_size": 4, "lr": 1e-3, "optimizer": "adamw", "precision": "fp16"}
     small = {"detector": "gfl", "head_convs": 1, "strides": (8, 16, 32)}

@@ -117,7 +117,7 @@ def test_steps_are_measured_once_and_of_the_arm_that_asks_most(
 def test_steps_are_measured_on_a_gpu_that_nobody_has_and_not_where_all_are_taken(
     files: DatasetFiles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
     seen: list[dict[str, str]] = []
     monkeypatch.setattr(children, "told", lambda *_, **env: seen.append(env) or STEPS)
     two = Machine((0,), tuple(Gpu(number, f"GPU-{number}", 80.0) for number in range(2)))

@@ -27,7 +27,7 @@ WHY = f"1 core: core 3 held by {OTHER}"
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
     monkeypatch.setattr(scheduler, "LOOK_S", 0.01)
     monkeypatch.setattr(session, "followers", lambda *_: [])

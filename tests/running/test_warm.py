@@ -134,7 +134,7 @@ def test_why_it_ended_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_lost_warm_process_is_told_and_jobs_are_started_cold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
     local, job = Local(), make_job()
 
     def begun() -> tuple[Handle, JobPaths] | None:

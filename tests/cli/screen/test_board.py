@@ -362,7 +362,7 @@ class TestGpus:
 
     @pytest.fixture(autouse=True)
     def own_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+        monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
 
     def test_every_gpu_has_a_line_in_the_order_of_gpus(self, tmp_path: Path) -> None:
         jobs = {"late": (4,), "wide": (0, 1, 2, 3), "torn": (5, 7)}

@@ -109,7 +109,7 @@ def test_a_cluster_s_job_that_was_stopped_in_its_queue_waits_no_more(paths: JobP
 
 
 def test_gpus_without_a_job_of_ours_say_who_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
     gpus = [Gpu(0, "GPU-a", 8.0), Gpu(1, "GPU-b", 8.0), Gpu(2, "GPU-c", 8.0, busy=True), Gpu(3, "GPU-d", 8.0)]
     with Machine((), (gpus[1],)).lease("gpu", 1) or pytest.fail("not leased"):
         said = without_jobs(gpus, {"GPU-d"})

@@ -77,7 +77,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_stubs: None) ->
     monkeypatch.chdir(tmp_path)
     for name in ("KDLAB_RUNS", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(local.Local.__init__, "__defaults__", (None, COMMAND))
     monkeypatch.setattr(session, "followers", lambda *_: [])
