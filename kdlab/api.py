@@ -11,7 +11,7 @@ Everything is in the same folders as on the command line: what `kdlab run` has f
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -73,9 +73,10 @@ def load(recipe: str | Path, *overrides: str) -> Recipe:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a run would do, as `plan` gives it."""
+    """What a run would do, as `plan` gives it; `asked` are recipe, executor and GPUs."""
 
     prepared: Prepared
+    asked: tuple[Recipe, str, Sequence[int] | None]
 
     @property
     def plan(self) -> Plan:
@@ -130,8 +131,9 @@ def plan(
     if isinstance(recipe, Recipe):
         if overrides:
             raise TypeError("overrides belong to load(), which made this recipe")
-        return Planned(prepared.prepare(recipe, executor, gpus))
-    return Planned(prepared.prepare(load(recipe, *overrides), executor, gpus))
+    else:
+        recipe = load(recipe, *overrides)
+    return Planned(prepared.prepare(recipe, executor, gpus), (recipe, executor, gpus))
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ def run(
         outcome = _driven(made, jobs, fail_fast, progress)
         if outcome.complete or outcome.stopped_by or not prepared.smaller(made.prepared):
             break
-        again = Planned(prepared.prepare(_recipe(made.plan), executor, gpus))
+        again = Planned(prepared.prepare(*made.asked), made.asked)
         if again.plan.id == made.plan.id:
             break
         made = again
@@ -258,25 +260,26 @@ def run(
     return report(made)
 
 
-def _recipe(made: Plan) -> Recipe:
-    """The recipe that a plan was made of, as it was then."""
-    known = {key: value for key, value in made.recipe.items() if key in Recipe.model_fields}
-    return Recipe.model_validate_json(json.dumps(known))
-
-
 def _driven(made: Planned, jobs: int | None, fail_fast: bool, progress: bool) -> session.Outcome:
     own = made.prepared
     observers = [_Lines(own.plan)] if progress else []
     command = own.plan.recipe.get("command", "")
-    return session.drive(
-        own.plan,
-        own.executor,
-        own.runs,
-        observers,
-        fail_fast=fail_fast,
-        jobs_at_once=jobs,
-        command=command,
-    )
+    before = {*os.environ}
+    try:
+        return session.drive(
+            own.plan,
+            own.executor,
+            own.runs,
+            observers,
+            fail_fast=fail_fast,
+            jobs_at_once=jobs,
+            command=command,
+        )
+    finally:
+        # a tracker's patience is not that of the notebook's own MLflow
+        for name in {*os.environ} - before:
+            if name.startswith("MLFLOW_"):
+                del os.environ[name]
 
 
 def _faults(made: Plan, ends: Mapping[str, Event]) -> list[Fault]:

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import kdlab
-from kdlab import api, session
+from kdlab import api, prepared, session
 from kdlab.errors import JobError, UsageError
 from kdlab.jobs.events import JobWaiting
 from kdlab.planning import build
@@ -28,12 +28,42 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     made = Bench(tmp_path, capfd)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KDLAB_RUNS", raising=False)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(build, "prepare", made.prepare)
     monkeypatch.setattr(local.Local.__init__, "__defaults__", (None, COMMAND))
     monkeypatch.setattr(session, "followers", lambda *_: [])
     return made
+
+
+def test_a_plan_in_smaller_parts_is_for_the_same_executor_and_gpus(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    first = kdlab.plan(NAME, executor="inline", gpus=[])
+
+    def prepare(*told: Any) -> Any:
+        asked.append(told)
+        return first.prepared
+
+    monkeypatch.setattr(prepared, "prepare", prepare)
+    monkeypatch.setattr(prepared, "smaller", lambda made: True)
+    ended = session.Outcome({}, complete=False, stopped_by=None)
+    monkeypatch.setattr(session, "drive", lambda *_, **__: ended)
+    with pytest.raises(JobError):
+        kdlab.run(first)
+    assert asked == [(kdlab.load(NAME), "inline", [])]
+
+
+def test_mlflow_is_as_patient_after_a_run_as_before(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drive(*_: Any, **__: Any) -> session.Outcome:
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "5"
+        return session.Outcome({}, complete=True, stopped_by=None)
+
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    monkeypatch.setattr(session, "drive", drive)
+    kdlab.run(NAME, progress=False)
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
 
 def test_load_takes_overrides_as_the_command_line_does() -> None:
