@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
 from unittest.mock import Mock
@@ -246,7 +247,7 @@ def test_trials_that_ended_alike_have_no_importance(open_study: Open) -> None:
 def test_storage_that_cannot_be_opened_is_told(open_study: Open, tmp_path: Path, url: str) -> None:
     (tmp_path / "file").touch()
     url = url.format(file=tmp_path / "file")
-    with pytest.raises(MachineError, match=r"storage cannot be opened") as caught:
+    with pytest.raises(MachineError, match=r"storage cannot be used") as caught:
         open_study(storage=url)
     (fault,) = caught.value.faults
     assert fault.where == url
@@ -256,8 +257,21 @@ def test_storage_that_cannot_be_opened_is_told(open_study: Open, tmp_path: Path,
 
 def test_database_of_something_else_is_told(open_study: Open, tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("no database at all, and long enough to be read as one" * 9)
-    with pytest.raises(MachineError, match="storage cannot be opened"):
+    with pytest.raises(MachineError, match="storage cannot be used"):
         open_study(storage=f"sqlite:///{tmp_path}/text.db")
+
+
+def test_database_that_another_holds_is_told(
+    open_study: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdlab.tuning.study._PATIENCE_S", 0.1)
+    study = open_study(storage=f"sqlite:///{tmp_path}/held.db")
+    with closing(sqlite3.connect(tmp_path / "held.db", isolation_level=None)) as other:
+        other.execute("begin immediate")
+        with pytest.raises(MachineError, match="storage cannot be used") as caught:
+            begin(study)
+        assert "locked" in caught.value.faults[0].got
+    begin(study)
 
 
 def test_study_is_kept_in_the_runs_folder_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
