@@ -27,6 +27,7 @@ Whole = TypeVar("Whole")
 DISK_FULL = 74
 """Exit code of a job that could not write for want of room; Unix calls it EX_IOERR."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _FORMULA = re.compile(r"[=+\-@＝＋－＠\t\r\n].", re.DOTALL)
 
 
@@ -70,8 +71,22 @@ def write_json_once(path: Path, value: Any) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return _made(path, temporary.read_bytes())
     finally:
         temporary.unlink()
+    return True
+
+
+def _made(path: Path, content: bytes) -> bool:
+    """Whether a file was made, where a disk has no links: for an instant it can be read in part."""
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from typing import Self
 
@@ -23,12 +24,14 @@ class Handle:
         process: the leader of the job's process group; None where a cluster decides when and where it runs.
         devices: core numbers or GPU UUIDs that it leases.
         ref: the name by which a cluster knows it.
+        starter: the command that started it; None where that is not known.
     """
 
     executor: str
     process: Process | None = None
     devices: tuple[str, ...] = ()
     ref: str = ""
+    starter: Process | None = None
 
     @classmethod
     def read(cls, paths: JobPaths) -> Self | None:
@@ -46,3 +49,16 @@ class Handle:
     def here(self) -> bool:
         """Whether it is a process of this host."""
         return self.process is not None and self.process.here
+
+    @property
+    def in_process(self) -> bool:
+        """Whether its process is a notebook's or a shell's, which lives on when the job has ended."""
+        return self.executor == "inline"
+
+    @property
+    def is_anothers(self) -> bool:
+        """Whether another command started it which is still there, or on another host and may be."""
+        starter = self.starter
+        if starter is None or starter == Process.of(os.getpid()):
+            return False
+        return starter.alive() if starter.here else not self.ref

@@ -26,7 +26,8 @@ HEARTBEAT_S = 10.0
 DEAD_AFTER_S = 60.0
 PROBED_S = 2.0
 ORPHANS_S = 15.0
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+"""Of disks without locks; the last is NFS's word for a file that is open for reading alone."""
 
 
 @dataclass(frozen=True)
@@ -207,9 +208,9 @@ def holder(paths: JobPaths) -> LeaseInfo | None:
     info = LeaseInfo.read(paths)
     if info is None or info.shows_life():
         return info
-    if info.process.here:
-        with suppress(FileNotFoundError), paths.lock.open("rb") as lock:
-            return None if try_lock(lock.fileno(), fcntl.LOCK_SH) else info
+    # a host whose clock is behind looks dead, too
+    with suppress(FileNotFoundError), paths.lock.open("rb") as lock:
+        return None if try_lock(lock.fileno(), fcntl.LOCK_SH) else info
     return None
 
 

@@ -168,7 +168,7 @@ class JobStatus:
     def locate(self, paths: JobPaths) -> None:
         """Find who has the job now: a process, or a cluster that has yet to start one."""
         handle, process = Handle.read(paths), None
-        if handle and handle.process and handle.process.alive():
+        if handle and handle.process and not handle.in_process and handle.process.alive():
             process = handle.process
         # loader processes of a killed leader can hold its lock a while
         elif (info := holder(paths)) and not (info.process.here and not info.process.alive()):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from kdlab.errors import UsageError
 from kdlab.jobs.files import as_kind, parsed
@@ -40,7 +40,7 @@ class Driver:
     def of(cls, plan_id: str, runs: Runs) -> Self | None:
         """The last driver of a plan, None where it is not known."""
         try:
-            with _file(plan_id, runs).open("rb") as file:
+            with _opened(_file(plan_id, runs)) as file:
                 data = parsed(file.read())
                 at_work = not try_lock(file.fileno(), fcntl.LOCK_EX)
             return as_kind({**data, "at_work": at_work}, cls)
@@ -88,6 +88,14 @@ def alone(plan_id: str, runs: Runs) -> Iterator[None]:
             fix = f"kdlab status {plan_id}"
             raise UsageError("another command is at this search already", where=str(runs.folder), fix=fix)
         yield
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A lock file to look at; NFS locks none that is open for reading alone."""
+    try:
+        return path.open("r+b")
+    except OSError:
+        return path.open("rb")
 
 
 def _file(plan_id: str, runs: Runs) -> Path:

@@ -59,7 +59,8 @@ def run(
     of their history for those that ran already and were adopted. Each queued job ends in exactly one of
     `JobFinished`, `JobReused` (another scheduler did it), `JobFailed`, `JobCancelled` or `JobSkipped`, unless
     `stop` left it queued. A teacher that misses what its recipe expects has failed, and nothing more starts.
-    Closing the iterator stops the running jobs; SIGKILL of this process does not.
+    Closing the iterator stops the running jobs, but for those of another command that is still there;
+    SIGKILL of this process stops none.
 
     Args:
         plan: what to run; a job that has a result is reused whatever the plan says of it.
@@ -227,14 +228,14 @@ class _Schedule:
         machine, costs = self.executor.machine, self._costs
         running = [
             Request(job, backfill.size_of(task.job, machine), task.left_s(costs[job]))
-            for job, task in self._running.items()
+            for job, task in self._on_machine().items()
         ]
         ready = [
             Request(task.job.id, backfill.size_of(task.job, machine), costs[task.job.id])
             for task in sorted(self._ready(), key=lambda task: -self._urgency[task.job.id])
         ]
         for request in backfill.startable(ready, running, backfill.capacity_of(machine)):
-            if self.ending or len(self._running) >= self.jobs_at_once:
+            if self.ending or len(self._on_machine()) >= self.jobs_at_once:
                 return
             task = self._tasks[request.id]
             events = task.begin(self.executor, self._registry)
@@ -243,12 +244,17 @@ class _Schedule:
             elif not events:
                 yield from self._waits(task)
                 # its devices are in other hands; what would overtake it could keep them so
-                if self._running:
+                if self._on_machine():
                     return
             for event in events:
                 yield from self._settle(task, event)
                 # another scheduler has done it, and maybe what comes next too
                 self._look_at = 0.0
+
+    def _on_machine(self) -> dict[str, Task]:
+        """The running jobs that have devices of this machine, whoever started them; others are elsewhere."""
+        is_own = self._registry.is_own
+        return {job: task for job, task in self._running.items() if task.handle and is_own(task.handle)}
 
     def _waits(self, task: Task) -> Iterator[Event]:
         """Tell who has the devices of a job, once it has waited for the same from one look to the next."""
@@ -300,7 +306,7 @@ class _Schedule:
     def _ended(self) -> dict[str, int | None]:
         """Exit codes of the running jobs that have ended.
 
-        Those on other hosts are known by their heartbeats; `kill` cannot reach them and lets go of them.
+        Those on other hosts or in a notebook are known by their leases; `kill` lets go of them.
         """
         handles = {job: task.handle for job, task in self._running.items() if task.handle}
         ended = self._registry.ended(handles)
@@ -313,11 +319,17 @@ class _Schedule:
 
     def _cancel_all(self) -> None:
         grace_s = 0.0 if self.kill.is_set() else self.grace_s
-        for task in self._running.values():
+        for job, task in [*self._running.items()]:
+            handle = task.handle
+            if handle is None or handle.is_anothers:
+                # who started it goes on with it
+                del self._running[job]
+                continue
             task.cancelled = True
-            if task.handle and (executor := self._registry.of(task.handle)):
-                executor.cancel(task.handle, grace_s)
-            if task.handle and not task.handle.here:
+            executor = self._registry.of(handle)
+            if executor:
+                executor.cancel(handle, grace_s)
+            if executor is None or not handle.here:
                 # a signal may not reach it, or only after a while
                 task.paths.stop_request.touch()
 

@@ -6,6 +6,7 @@ So it does not matter which scheduler started it, or whether one was there when 
 from __future__ import annotations
 
 import fcntl
+import os
 import signal
 import time
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ from kdlab.jobs.events import (
 from kdlab.jobs.files import DISK_FULL, disk_full, write_json
 from kdlab.jobs.handle import PREEMPTED, Handle
 from kdlab.jobs.job import Job
-from kdlab.jobs.lease import holder, newest_attempt, try_lock
+from kdlab.jobs.lease import Process, holder, newest_attempt, try_lock
 from kdlab.jobs.paths import JobPaths
 from kdlab.jobs.result import JobResult
 from kdlab.jobs.status import JobStatus
@@ -100,9 +101,11 @@ class Task:
         """Follow the job where it runs already: its history. `handle` is set then."""
         self.status.locate(self.paths)
         handle, process = self.status.handle, self.status.process
-        self.handle = Handle("", process) if process else None
-        if handle and handle.here and process == handle.process:
-            self.handle = handle
+        if process:
+            known = handle and handle.process == process
+            self.handle = handle if known else Handle("", process, starter=handle.starter if handle else None)
+        else:
+            self.handle = None
         if handle and handle.ref:
             # one that has yet to take its lease is known by its cluster alone
             executor = registry.of(handle)
@@ -148,8 +151,9 @@ class Task:
         Returns:
             `JobFinished`, `JobFailed` or `JobCancelled`; `JobRetried` where it should go on.
         """
-        known_dead = self.handle is not None and not self.handle.executor and self.kills > 0
-        self.handle = None
+        handle, self.handle = self.handle, None
+        followed = handle is not None and not handle.ref and not (handle.executor and handle.here)
+        known_dead = followed and self.kills > 0
         if missed := self.missed():
             return missed
         if result := JobResult.read(self.paths):
@@ -157,7 +161,7 @@ class Task:
             if isinstance(self.status.end, JobFinished):
                 return self.status.end
             return self.says(JobFinished, metrics=result.metrics, wall_s=result.wall_s)
-        end = self._failed_by_itself(code) or self._stopped(code)
+        end = self._failed_by_itself(code) or self._stopped(code, handle)
         return end or self._died(code, retries, counts=not known_dead)
 
     def _failed_by_itself(self, code: int | None) -> Event | None:
@@ -172,12 +176,16 @@ class Task:
             return replace(failure, fix=memory.advice(self.job, shortage))
         return failure
 
-    def _stopped(self, code: int | None) -> Event | None:
+    def _stopped(self, code: int | None, handle: Handle | None) -> Event | None:
         wished = self.cancelled or self.paths.stop_request.exists()
         # a cluster that takes a job away asks it to stop just as a person does
         told = isinstance(self.status.end, JobCancelled) and code != PREEMPTED
         if not (wished or told or _signal(code) in (signal.SIGINT, signal.SIGTERM)):
             return None
+        # a command that ends stops the jobs that it started; a person who means this one asks by file
+        starter = handle.starter if handle and not handle.ref else None
+        if starter and starter != Process.of(os.getpid()) and not wished:
+            return self.says(JobRetried, why="the command that started it stopped it")
         return self.says(JobCancelled, iteration=self.status.saved)
 
     def _died(self, code: int | None, retries: int, *, counts: bool) -> Event:

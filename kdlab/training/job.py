@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -176,6 +177,9 @@ def _signals(job: Job) -> Iterator[list[int]]:
         asked.append(number)
 
     handlers = {signal.SIGTERM: note, signal.SIGINT: note if alone else signal.SIG_IGN}
+    if threading.current_thread() is not threading.main_thread():
+        # no other thread gets any
+        handlers = {}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield asked

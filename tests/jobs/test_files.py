@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def test_of_several_writers_the_first_is_read(tmp_path: Path) -> None:
     assert not write_json_once(tmp_path / "a.json", 2)
     assert read_json(tmp_path / "a.json") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_of_several_writers_on_a_disk_without_links_the_first_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_of_several_writers_the_first_is_read(tmp_path)
 
 
 def test_file_is_as_readable_as_one_that_was_opened_plainly(tmp_path: Path) -> None:

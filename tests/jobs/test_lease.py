@@ -132,6 +132,13 @@ def test_job_on_another_host_lives_by_its_heartbeat(paths: JobPaths) -> None:
         Lease.acquire(paths)
 
 
+def test_job_on_another_host_whose_clock_is_behind_lives_by_its_lock(paths: JobPaths) -> None:
+    elsewhere(paths, age_s=DEAD_AFTER_S * 2)
+    with locked_for(paths, 0.3, fcntl.LOCK_EX):
+        assert holder(paths) is not None
+    assert holder(paths) is None
+
+
 def test_job_on_another_host_without_heartbeat_is_dead(paths: JobPaths) -> None:
     elsewhere(paths, age_s=DEAD_AFTER_S * 2)
     assert holder(paths) is None

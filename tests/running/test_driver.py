@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -43,6 +45,33 @@ def test_the_newer_command_of_two_is_told_while_either_is_at_work(runs: Runs) ->
 def test_a_file_that_is_being_written_tells_nothing(runs: Runs) -> None:
     (runs.plans / "7f3a0001.lock").write_text('{"proc')
     assert Driver.of("7f3a0001", runs) is None
+
+
+def test_nfs_which_locks_nothing_that_is_open_for_reading_alone_has_drivers(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = fcntl.flock
+
+    def nfs(file: int, mode: int) -> None:
+        if mode & fcntl.LOCK_EX and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        plain(file, mode)
+
+    monkeypatch.setattr(fcntl, "flock", nfs)
+    with driving("7f3a0001", runs, "kdlab run x"):
+        driver = Driver.of("7f3a0001", runs)
+    assert driver is not None
+    assert driver.at_work
+    monkeypatch.setattr(Path, "open", lambda path, mode: _read_only(path, mode))
+    of_another = Driver.of("7f3a0001", runs)
+    assert of_another is not None
+    assert not of_another.at_work
+
+
+def _read_only(path: Path, mode: str) -> IO[bytes]:
+    if "+" in mode:
+        raise PermissionError(errno.EACCES, "Permission denied")
+    return open(path, mode)  # noqa: PTH123
 
 
 def test_a_reader_does_not_keep_a_driver_out(runs: Runs) -> None:

@@ -73,7 +73,7 @@ ENDS = (JobFinished, JobFailed, JobCancelled, JobSkipped)
 
 @pytest.fixture(autouse=True)
 def four_free_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_stubs: None) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
 
 
@@ -529,6 +529,68 @@ def test_kill_lets_go_of_a_job_on_another_host(runs: Runs) -> None:
     next(events)
     kill.set()
     assert outcomes(events) == {"student-a": "JobCancelled"}
+
+
+def test_jobs_on_another_host_hold_none_of_these_cores(runs: Runs) -> None:
+    far = [make_job(name, resources=Resources(threads=2)) for name in "xy"]
+    for job in far:
+        LeaseInfo(1, Process("another-host", 1, 1), time.time()).write(prepared(runs, job))
+    stop = threading.Event()
+    events = events_of(make_plan(*far, make_job("a"), make_job("b")), runs, stop=stop, jobs_at_once=1)
+    ended = [next(event for event in events if isinstance(event, JobFinished)).job for _ in "ab"]
+    assert sorted(ended) == ["student-a", "student-b"]
+    events.close()
+
+
+def another(runs: Runs, steps: int = 400) -> subprocess.Popen[str]:
+    """Another command, which has begun with `student-a`."""
+    command = [sys.executable, "-c", SCHEDULER.replace("150", str(steps)), str(runs.folder)]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert first.stdout is not None
+    assert any(line == "JobCheckpointed\n" for line in first.stdout)
+    return first
+
+
+def test_a_command_that_is_stopped_lets_go_of_jobs_of_another_that_is_there(runs: Runs) -> None:
+    with another(runs) as first:
+        stop = threading.Event()
+        events = events_of(
+            make_plan(make_job(steps=150), make_job("b", parents=("student-a",))), runs, stop=stop
+        )
+        until(events, JobProgress)
+        stop.set()
+        assert outcomes(events) == {}
+        assert holder(runs.job("student-a")) is not None
+        first.send_signal(signal.SIGKILL)
+
+
+def test_a_job_whose_command_was_stopped_goes_on_where_another_needs_it(runs: Runs) -> None:
+    with another(runs) as first:
+        events = events_of(make_plan(make_job(steps=150), make_job("b", parents=("student-a",))), runs)
+        until(events, JobProgress)
+        leader = Handle.read(runs.job("student-a"))
+        assert leader is not None and leader.process is not None
+        os.kill(leader.process.pid, signal.SIGTERM)
+        told = list(events)
+        first.send_signal(signal.SIGKILL)
+    assert only(told, JobRetried).why == "the command that started it stopped it"
+    assert outcomes(told) == {"student-a": "JobFinished", "student-b": "JobFinished"}
+
+
+def test_a_job_in_a_notebook_ends_before_its_process(runs: Runs) -> None:
+    job, stop = make_job(), threading.Event()
+    paths = prepared(runs, job)
+    with subprocess.Popen(["sleep", "60"]) as notebook:
+        kernel = Process.of(notebook.pid)
+        Handle("inline", kernel, starter=kernel).write(paths)
+        LeaseInfo(1, kernel, time.time()).write(paths)
+        events = events_of(make_plan(job), runs, stop=stop)
+        assert isinstance(next(events), JobQueued)
+        make_result(job).write(paths)
+        LeaseInfo(1, kernel, 0.0).write(paths)
+        assert outcomes(events) == {"student-a": "JobFinished"}
+        assert notebook.poll() is None
+        notebook.kill()
 
 
 def test_reason_that_reached_the_events_alone_is_told(runs: Runs, tmp_path: Path) -> None:

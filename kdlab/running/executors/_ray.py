@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import kdlab
-from kdlab.errors import Fault, MachineError
+from kdlab.errors import Fault, MachineError, UsageError
 from kdlab.jobs.handle import PREEMPTED
 from kdlab.running.executors.base import Node
 
@@ -43,9 +43,10 @@ def connect(address: str) -> Any:
     Raises:
         MachineError: there is none.
     """
-    if ray.is_initialized():
-        return ray
     where = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if ray.is_initialized():
+        _check(where)
+        return ray
     # Ray itself would try for a minute where nobody listens, and aloud
     host, _, port = where.rpartition(":")
     if host and port.isdigit():
@@ -65,6 +66,32 @@ def connect(address: str) -> Any:
     return ray
 
 
+def _check(where: str) -> None:
+    """See that this Python is connected to the cluster that is asked for by address, if one is.
+
+    Raises:
+        UsageError: it is another one.
+    """
+    here = ray.get_runtime_context().gcs_address
+    if where == "auto" or "://" in where or _host(where) == _host(here):
+        return
+    raise UsageError(
+        "this Python is connected to another Ray cluster",
+        where="resources.ray.address",
+        got=where,
+        known=here,
+        fix="ray.shutdown()   or a new process",
+    )
+
+
+def _host(address: str) -> tuple[str, str]:
+    """Address and port of a cluster, whatever its host is called."""
+    host, _, port = address.rpartition(":")
+    with suppress(OSError):
+        host = socket.gethostbyname(host.strip("[]"))
+    return host, port
+
+
 def _no_cluster(where: str, what: str) -> MachineError:
     fix = "ray start --head   and on the other nodes: ray start --address=HOST:6379"
     return MachineError("there is no Ray cluster", where=where, got=what, fix=fix)
@@ -81,7 +108,8 @@ def wait_for_head() -> None:
     until = time.monotonic() + _HEAD_S
     while time.monotonic() < until:
         with suppress(OSError):
-            return socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+            return HEADLESS.clear()
         time.sleep(1.0)
     HEADLESS.set()
     fix = "start the cluster again, then run this again: jobs go on from their checkpoints"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from kdlab.devices import Gpu, Machine
 from kdlab.errors import KdlabError, UsageError, suggestion
 from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
+from kdlab.jobs.lease import Process
 from kdlab.jobs.paths import JobPaths
 
 
@@ -27,10 +29,7 @@ class Executor(Protocol):
         """Number of jobs like this one that fit at once where nothing else runs; 0 where it never fits."""
 
     def start(self, job: Job, paths: JobPaths) -> Handle | None:
-        """Start the job and write its handle; None where no device is free now.
-
-        A job that ends within this call writes no handle, for nobody can adopt it.
-        """
+        """Start the job and write its handle; None where no device is free now."""
 
     def waits_for(self, job: Job) -> str:
         """What a job that could not start waits for, and who has it; "" where that is not for us to know."""
@@ -173,12 +172,17 @@ class ExecutorRegistry:
     """
 
     def __init__(self, own: Executor) -> None:
+        self._own = own
         self._loaded = {key_of(own): own}
 
     def of(self, handle: Handle) -> Executor | None:
         """The executor to ask about a job; None where its heartbeat alone tells of it."""
         key = self._key(handle)
         return self._loaded.get(key) if key else None
+
+    def is_own(self, handle: Handle) -> bool:
+        """Whether a job has devices of the machine that this command's jobs get theirs of."""
+        return self.of(handle) is self._own
 
     def ended(self, handles: Mapping[str, Handle]) -> dict[str, int | None]:
         """`Executor.poll` over jobs of several executors; those without one are left out."""
@@ -194,6 +198,9 @@ class ExecutorRegistry:
     def _key(self, handle: Handle) -> str | None:
         """The key of a job's executor, which is loaded now."""
         if not (handle.here or handle.ref):
+            return None
+        if handle.in_process and handle.process != Process.of(os.getpid()):
+            # whoever waited for its end would wait for that of a notebook
             return None
         # any process of this host is a matter of `Local`
         key = handle.executor if handle.ref or handle.executor in self._loaded else "local"

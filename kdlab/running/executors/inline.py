@@ -46,6 +46,10 @@ class Inline:
         """See `Executor.start`; None until the end of the job before was polled."""
         if not self._told:
             return None
+        me = Process.of(os.getpid())
+        handle = Handle("inline", me, starter=me)
+        # for others: this process goes on when the job has ended, and no signal would be for the job alone
+        handle.write(paths)
         try:
             done = importlib.import_module(self._module).run_job(paths)
             self._codes[job.id] = 0 if done else _STOPPED
@@ -53,7 +57,7 @@ class Inline:
             traceback.print_exc()
             self._codes[job.id] = importlib.import_module(MODULE).exit_code(error)
         self._told = False
-        return Handle("inline", Process.of(os.getpid()))
+        return handle
 
     def waits_for(self, job: Job) -> str:
         """See `Executor.waits_for`; for the job before, which is ours."""

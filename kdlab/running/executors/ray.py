@@ -14,6 +14,7 @@ from kdlab.devices import Machine
 from kdlab.errors import MachineError
 from kdlab.jobs.handle import Handle
 from kdlab.jobs.job import Job
+from kdlab.jobs.lease import Process
 from kdlab.jobs.paths import JobPaths
 from kdlab.running.executors import _ray, base
 from kdlab.running.executors.base import Node
@@ -76,7 +77,8 @@ class Ray:
         if new and (faults := _ray.unfit(new, paths.folder.parent.absolute(), command[0])):
             raise MachineError(faults=faults)
         self._checked |= {node.id for node in new}
-        handle = Handle("ray", ref=f"{job.id}-{uuid.uuid4().hex[:8]}")
+        ref = f"{job.id}-{uuid.uuid4().hex[:8]}"
+        handle = Handle("ray", ref=ref, starter=Process.of(os.getpid()))
         handle.write(paths)
         # beside what the node itself has
         own = {
@@ -85,6 +87,7 @@ class Ray:
         told, log = own | base.environment(job), str(paths.log.absolute())
         self._actors[handle.ref] = _ray.Runner.options(
             name=handle.ref,
+            namespace=_ray.NAMESPACE,
             lifetime="detached",
             num_cpus=_cores_for(job, nodes),
             num_gpus=job.resources.gpus / job.resources.share,

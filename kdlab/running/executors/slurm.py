@@ -13,6 +13,7 @@ from kdlab.devices import Machine
 from kdlab.errors import MachineError, UsageError
 from kdlab.jobs.handle import PREEMPTED, Handle
 from kdlab.jobs.job import Job
+from kdlab.jobs.lease import Process
 from kdlab.jobs.paths import JobPaths
 from kdlab.running.executors import _slurm, base
 from kdlab.running.executors.base import Node
@@ -119,7 +120,8 @@ class Slurm:
         if done.returncode:
             fix = "see sinfo for partitions and limits, and resources.slurm in docs/slurm.md"
             raise MachineError("Slurm refuses the job", where=job.label, got=_slurm.words_of(done), fix=fix)
-        handle = Handle("slurm", ref=done.stdout.split(";")[0].strip())
+        ref = done.stdout.split(";")[0].strip()
+        handle = Handle("slurm", ref=ref, starter=Process.of(os.getpid()))
         self._fresh.add(handle.ref)
         try:
             handle.write(paths)
