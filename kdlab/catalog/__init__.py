@@ -342,10 +342,18 @@ def _method(file: PluginFile) -> MethodInfo:
     # numbers are from 0 on, unless `limits = {"share": (0.01, 1.0)}` says otherwise
     limits = dict.fromkeys(options, (0.0, math.inf))
     if "limits" in written:
-        limits |= file.literal(written["limits"], "limits")
-        if limits.keys() != options.keys():
+        told = file.literal(written["limits"], "limits")
+        if not (
+            isinstance(told, dict) and told.keys() <= options.keys() and all(map(_is_range, told.values()))
+        ):
             file.refuse("`limits` must be a dict {option: (lowest, highest)}", written["limits"])
+        limits |= told
     options = {name: replace(option, limits=limits[name]) for name, option in options.items()}
+    for name, option in options.items():
+        try:
+            option.check(option.default)
+        except ValueError as error:
+            file.refuse(f"the default of option {name} {error}", init)
     facts = {name: file.literal(value, name) for name, value in written.items() if name in _FORMS}
     for name, value in facts.items():
         words, fits = _FORMS[name]
@@ -362,6 +370,10 @@ def _method(file: PluginFile) -> MethodInfo:
 
 
 Options = Mapping[str, Option]
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(_is_number(one, {}) for one in value)
 
 
 def _is_number(value: Any, _: Options) -> bool:

@@ -90,6 +90,8 @@ def assignments(body: list[ast.stmt]) -> dict[str, ast.expr]:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 found[name] = value
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                found[name] = value
     return found
 
 

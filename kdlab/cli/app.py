@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import kdlab
+from kdlab import plugins
 from kdlab.cli import verbs as package
 from kdlab.cli.screen import options
 from kdlab.cli.screen.console import Screen, show_error
@@ -186,11 +187,17 @@ def _told(error: Exception) -> tuple[str, int]:
         fix = "make room or get permission there" if room else "move it away, or name another place"
         fault = Fault(str(error.strerror), where=str(error.filename or ""), fix=fix)
         return str(fault), MachineError.exit_code
-    where, ours = "", Path(kdlab.__file__).parent
+    where, plugin, ours = "", "", Path(kdlab.__file__).parent
     for frame in traceback.extract_tb(error.__traceback__):
+        place = f"{frame.filename}:{frame.lineno}"
         if Path(frame.filename).is_relative_to(ours):
-            where = f"{frame.filename}:{frame.lineno}"
+            where = place
+        elif any(Path(frame.filename).is_relative_to(folder) for folder in plugins.folders()):
+            plugin = place
     what = f"{type(error).__name__}: {error}".partition("\n")[0]
+    if plugin:
+        fix = "mend this file of yours, or move it out of that folder; --debug shows the whole traceback"
+        return str(Fault(what, where=plugin, fix=fix)), UsageError.exit_code
     fix = "a bug in kdlab; please report what the same command says with --debug"
     return str(Fault(what, where=where, fix=fix)), BUG
 

@@ -14,6 +14,7 @@ from kdlab.catalog.options import Option, OptionType
 from kdlab.errors import KdlabError
 from kdlab.recipe.settings import DatasetSettings, MethodSettings
 
+TAKES_X = "    def __init__(self, *, x: float = -1.0): ...\n"
 METHOD = '''
 """Rank Mimicking: copy the teacher's ranking.
 
@@ -124,6 +125,15 @@ def test_numbers_have_limits_and_are_never_below_0_by_themselves(tmp_path: Path)
         plain.check(-1)
 
 
+def test_attributes_with_an_annotation_count_too(tmp_path: Path) -> None:
+    annotated = 'default_weight: ClassVar[float] = 4\n    limits: dict[str, Any] = {"tau": (0.01, 5.0)}'
+    text = METHOD.replace("default_weight = 4", annotated)
+    plain = METHOD.replace("default_weight = 4", 'default_weight = 4\n    limits = {"tau": (0.01, 5.0)}')
+    found = catalog.methods(write(tmp_path, a=text, b=plain))
+    assert found["a"].options == found["b"].options
+    assert found["a"].default_weight == 4
+
+
 def test_base_and_private_files_are_no_plugins(tmp_path: Path) -> None:
     write(tmp_path, base="broken(", __init__="", _shared="x = 1", rm=METHOD)
 
@@ -157,6 +167,19 @@ def test_base_and_private_files_are_no_plugins(tmp_path: Path) -> None:
             '"""A."""\nclass A(Method):\n    default_weight = 1\n    limits = {"x": (0, 1)}\n',
             ":4",
             "`limits` must be a dict {option: (lowest, highest)}",
+        ),
+        *(
+            (
+                f'"""A."""\nclass A(Method):\n    default_weight = 1\n    limits = {limits}\n{TAKES_X}',
+                ":4",
+                "`limits` must",
+            )
+            for limits in ('{"x": 0.5}', '("x",)', '{"x": (0, 1, 2)}', '{"x": ("0", "1")}')
+        ),
+        (
+            f'"""A."""\nclass A(Method):\n    default_weight = 1\n{TAKES_X}',
+            ":4",
+            "the default of option x must be a number from 0",
         ),
         ('"""A."""\ndef f(:\n', ":2", "cannot be read as Python"),
     ],

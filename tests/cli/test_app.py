@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -110,6 +111,25 @@ def test_an_unknown_error_is_a_bug_of_exit_code_70(failing: Raise, capfd: pytest
     assert "RuntimeError: out of luck\n" in err
     assert "bug in kdlab" in err
     assert "Traceback" not in err
+
+
+def test_an_error_in_a_plugin_of_one_s_own_names_its_file(
+    failing: Raise, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = tmp_path / "datasets" / "mine.py"
+    plugin.parent.mkdir()
+    plugin.write_text("import nosuchmodule\n")
+    monkeypatch.setattr("kdlab.plugins.folders", lambda: (str(tmp_path),))
+    try:
+        runpy.run_path(str(plugin))
+    except ModuleNotFoundError as error:
+        failing(error)
+    assert app.main(["act"]) == 2
+    err = capfd.readouterr().err
+    assert f"error: {plugin}:1  ModuleNotFoundError" in err
+    assert "No module named 'nosuchmodule'" in err
+    assert "mend this file of yours" in err
+    assert "bug in kdlab" not in err
 
 
 def test_a_full_disk_is_the_machine_s_fault(failing: Raise, capfd: pytest.CaptureFixture[str]) -> None:
