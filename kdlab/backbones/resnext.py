@@ -28,7 +28,7 @@ class ResNeXt(Backbone):
         """ "resnext101_64x4d"."""
         if config["type"] != "ResNeXt":
             return None
-        return f"resnext{config.get('depth')}_{config['groups']}x{config['base_width']}d"
+        return f"resnext{config.get('depth')}_{config.get('groups', 1)}x{config.get('base_width', 4)}d"
 
 
 BACKBONE = ResNeXt

@@ -102,7 +102,10 @@ class Adapter:
         return next(int(part.num_classes) for part in self.head.modules() if hasattr(part, "num_classes"))
 
     def neck(self) -> tuple[tuple[int, ...], int]:
-        """Strides and channels of the neck's maps; none without a neck or where levels differ in width."""
+        """Strides, ascending, and channels of the neck's maps.
+
+        None without a neck, where levels differ in width, or where the coarsest comes first.
+        """
         if not getattr(self.model, "with_neck", False):
             return (), 0
         was_training = self.model.training
@@ -111,9 +114,10 @@ class Adapter:
             maps = self.model.eval().extract_feat(torch.zeros(1, 3, _PROBED_PX, _PROBED_PX, device=device))
         self.model.train(was_training)
         channels = {level.shape[1] for level in maps}
-        if len(channels) > 1:
+        strides = tuple(round(_PROBED_PX / level.shape[-1]) for level in maps)
+        if len(channels) > 1 or list(strides) != sorted(strides):
             return (), 0
-        return tuple(round(_PROBED_PX / level.shape[-1]) for level in maps), channels.pop()
+        return strides, channels.pop()
 
     @contextmanager
     def recording(self, towers: Sequence[tuple[Branch, int]] = ()) -> Iterator[Recording]:

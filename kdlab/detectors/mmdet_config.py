@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import sys
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from kdlab import backbones
@@ -18,7 +20,9 @@ from kdlab.errors import UsageError
 _TUPLE = "__tuple__"
 SECOND_MODELS = ("teacher_config", "teacher_ckpt")
 THAWED = {"frozen_stages": -1, "norm_eval": False}
-DOUBLING, DOUBLED_TO = ("CSPNeXtPAFPN", "YOLOXPAFPN", "YOLOV3Neck"), 32
+GREY = 114
+"""What mmdet pads YOLOX's images with, which are not normalised."""
+DOUBLING, DOUBLED_TO = {"CSPNeXtPAFPN", "YOLOXPAFPN", "YOLOV3Neck"}, 32
 """Necks that double a map to lay it on the next finer one, so that images must be whole multiples of this."""
 
 
@@ -60,12 +64,17 @@ def read_config(path: Path, init: str) -> dict[str, Any]:
     # augmentation is the recipe's, and a function of (seed, epoch, index) alone
     preprocessor = model.get("data_preprocessor", {})
     preprocessor.pop("batch_augments", None)
-    if model.get("neck", {}).get("type") in DOUBLING:
+    neck = model.get("neck") or {}
+    necks = {part.get("type") for part in (neck if isinstance(neck, list) else [neck])}
+    if necks & DOUBLING:
         # some of mmdet's recipes pad the images themselves
         preprocessor.setdefault("pad_size_divisor", DOUBLED_TO)
+    if "YOLOXPAFPN" in necks and not preprocessor.get("mean"):
+        preprocessor.setdefault("pad_value", GREY)
     if init == "none":
         # frozen layers and statistics only make sense on weights that were learned somewhere
-        backbone.update({key: value for key, value in THAWED.items() if key in backbone})
+        stands = {**_defaults(backbone.get("type")), **backbone}
+        backbone.update({key: value for key, value in THAWED.items() if stands.get(key, value) != value})
         if isinstance(norm := backbone.get("norm_cfg"), dict):
             backbone["norm_cfg"] = norm | {"requires_grad": True}
     imports = (cfg.get("custom_imports") or {}).get("imports") or []
@@ -118,6 +127,22 @@ def code_of(modules: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def _defaults(name: Any) -> dict[str, Any]:
+    """What a backbone takes for an argument that its config does not name, as far as mmdet knows it."""
+    found: dict[str, Any] = {}
+    for part in getattr(MODELS.get(name) if isinstance(name, str) else name, "__mro__", ()):
+        taken = inspect.signature(part.__init__).parameters.values()
+        found = {one.name: one.default for one in taken} | found
+        if all(one.kind is not inspect.Parameter.VAR_KEYWORD for one in taken):
+            break
+    return found
+
+
+def _loads(init: Any) -> bool:
+    """Whether an initialisation reads a file; some of mmdet's backbones need no type for that."""
+    return isinstance(init, dict) and (init.get("type") == "Pretrained" or "checkpoint" in init)
+
+
 def _drop_pretrained(part: Any) -> None:
     """Take out, in place, whatever would load weights that no plan and no id knows of."""
     if isinstance(part, list | tuple):
@@ -125,8 +150,11 @@ def _drop_pretrained(part: Any) -> None:
             _drop_pretrained(entry)
     if not isinstance(part, dict):
         return
-    if isinstance(own := part.get("init_cfg"), dict) and own.get("type") == "Pretrained":
+    own = part.get("init_cfg")
+    if _loads(own):
         part["init_cfg"] = None
+    elif isinstance(own, list):
+        part["init_cfg"] = [one for one in own if not _loads(one)]
     if part.get("pretrained"):
         part["pretrained"] = None
     for entry in part.values():

@@ -9,11 +9,13 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from kdlab.detectors.dynamic import DynamicAdapter
+from kdlab.detectors.mmdet_config import GREY
 from kdlab.detectors.outputs import Branch, DetectorOutputs, joint_logit
 from kdlab.jobs.spec import ModelSettings
 
 STRIDES = (8, 16, 32)
 HEAD_CONVS = 2
+_THINNEST = 1e-3
 
 
 class YOLOX(DynamicAdapter):
@@ -37,7 +39,7 @@ class YOLOX(DynamicAdapter):
         model = super().config(settings, num_classes)
         model.bbox_head.strides = tuple(settings.strides)
         if settings.backbone in cls.own:
-            model.data_preprocessor.pad_value = 114
+            model.data_preprocessor.pad_value = GREY
         return model
 
     @property
@@ -68,9 +70,10 @@ class YOLOX(DynamicAdapter):
         return self.head._bbox_decode(torch.cat([priors, scale, scale], 1), raw)
 
     def encode(self, priors: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
-        """(P, 4) offsets and sizes that give boxes (P, 4) at points (P, 2)."""
+        """(P, 4) offsets and sizes that give boxes (P, 4) at points (P, 2); a side has a length."""
         scale, (low, high) = strides[:, None], (boxes[:, :2], boxes[:, 2:])
-        return torch.cat([((low + high) / 2 - priors) / scale, ((high - low) / scale).log()], 1)
+        size = ((high - low) / scale).clamp(min=_THINNEST)
+        return torch.cat([((low + high) / 2 - priors) / scale, size.log()], 1)
 
     def predict(self, level: int, cls: Tensor, reg: Tensor) -> tuple[Tensor, ...]:
         """Class logits, offsets and sizes, and objectness logits; these from the tower of boxes."""

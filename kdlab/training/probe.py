@@ -92,7 +92,7 @@ def probe(
             name: list(value.shape) for name, value in weights.neck_and_head(model.state_dict()).items()
         },
         "pad_divisor": model.data_preprocessor.pad_size_divisor,
-        "least_divisor": DOUBLED_TO if type(getattr(model, "neck", None)).__name__ in DOUBLING else 1,
+        "least_divisor": DOUBLED_TO if DOUBLING & {type(part).__name__ for part in model.modules()} else 1,
         **{part: _file_facts(part, Path(path), model, classes, ema) for part, path in (files or {}).items()},
     }
     return facts | {"flops": flops(model, input_shape)}
@@ -106,7 +106,8 @@ def flops(model: nn.Module, input_shape: tuple[int, int]) -> int:
     height, width = (-(-side // 32) * 32 for side in input_shape)
     adapter = detectors.adapt(model)
     # torch's counter follows what has a gradient, also where none is computed
-    model.requires_grad_(False).to(adapter.counts_on)
+    # and batch norm has nothing to learn from the one place of a coarse map of one image
+    model.requires_grad_(False).eval().to(adapter.counts_on)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         adapter.forward_all(torch.zeros(1, 3, height, width, device=adapter.counts_on))
     return int(counter.get_total_flops())

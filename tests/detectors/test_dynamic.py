@@ -87,3 +87,11 @@ def test_yolox_s_classes_count_as_much_as_its_objectness(build: Callable[..., An
     outputs = adapter.outputs(caught)
     assert outputs.quality_maps is None
     assert outputs.cls_logits.sigmoid().max() < 1e-8
+
+
+def test_a_box_of_nothing_has_a_finite_code(model_settings: Callable[..., Any]) -> None:
+    yolox = adapt(detectors.build(model_settings("yolox", backbone="cspdarknet_s", width=32), 3))
+    points, strides = torch.tensor([[8.0, 8.0]]), torch.tensor([8.0])
+    code = yolox.encode(points, strides, torch.tensor([[4.0, 4.0, 4.0, 12.0]]))
+    assert code.isfinite().all()
+    assert yolox.decode(points, strides, code).tolist()[0] == pytest.approx([4, 4, 4, 12], abs=0.01)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdlab import detectors
 from kdlab.detectors.mmdet_config import as_json, code_of, from_json, read_config
 from kdlab.detectors.sizing import CONFIGS
 from kdlab.errors import UsageError
@@ -67,6 +69,47 @@ def test_without_learned_weights_nothing_is_frozen(config: Path) -> None:
 def test_images_have_sides_that_the_neck_can_halve(name: str, divisor: int) -> None:
     model = read_config(CONFIGS / f"{name}.py", "none")["config"]
     assert model["data_preprocessor"].get("pad_size_divisor", 1) == divisor
+
+
+@pytest.mark.parametrize("name", ["pvt/retinanet_pvtv2-b0_fpn_1x_coco", "pvt/retinanet_pvt-t_fpn_1x_coco"])
+def test_a_backbone_that_loads_without_saying_so_loads_nothing(name: str) -> None:
+    assert "http" not in json.dumps(read_config(CONFIGS / f"{name}.py", "none"))
+
+
+def test_of_several_initialisations_those_that_load_are_dropped(config: Path) -> None:
+    config.write_text(
+        MODEL
+        + "model['neck']['init_cfg'] = [dict(type='Xavier', layer='Conv2d'), dict(checkpoint='https://x')]"
+    )
+    neck = read_config(config, "none")["config"]["neck"]
+    assert neck["init_cfg"] == [{"type": "Xavier", "layer": "Conv2d"}]
+
+
+@pytest.mark.parametrize("backbone", ["ResNet", "ResNeXt", "HRNet", "Darknet"])
+def test_what_a_backbone_freezes_by_default_is_thawed_too(config: Path, backbone: str) -> None:
+    config.write_text(f"model = dict(type='RetinaNet', backbone=dict(type='{backbone}'))")
+    assert read_config(config, "none")["config"]["backbone"] == {"type": backbone, "norm_eval": False}
+    assert read_config(config, "imagenet")["config"]["backbone"] == {"type": backbone}
+
+
+def test_a_backbone_that_freezes_nothing_is_told_nothing(config: Path) -> None:
+    config.write_text("model = dict(type='RetinaNet', backbone=dict(type='CSPNeXt'))")
+    assert "norm_eval" not in read_config(config, "none")["config"]["backbone"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["dyhead/atss_r50_fpn_dyhead_1x_coco", "libra_rcnn/libra-retinanet_r50_fpn_1x_coco"],
+)
+def test_a_neck_of_several_parts_is_read(name: str) -> None:
+    assert len(read_config(CONFIGS / f"{name}.py", "none")["config"]["neck"]) > 1
+
+
+def test_yolox_by_its_config_is_padded_as_the_family_is(model_settings: Callable[..., Any]) -> None:
+    padded = read_config(CONFIGS / "yolox/yolox_s_8xb8-300e_coco.py", "none")["config"]["data_preprocessor"]
+    family = detectors.config(model_settings("yolox", backbone="cspdarknet_s"), 80).model.data_preprocessor
+    keys = ("pad_value", "pad_size_divisor", "mean")
+    assert [padded.get(key) for key in keys] == [family.get(key) for key in keys]
 
 
 def test_a_config_with_a_teacher_of_its_own_is_refused(config: Path) -> None:

@@ -37,6 +37,10 @@ def test_facts_of_each_family(detector: str, anchors: int) -> None:
     assert ("box_distributions" in found["provides"]) == (detector == "gfl")
 
 
+def test_a_map_of_one_place_is_counted_too() -> None:
+    assert probe(model(detector="rtmdet"), 10, (32, 32))["flops"] > 0
+
+
 def test_flops_grow_with_the_area() -> None:
     small, large = (probe(MODEL, 10, shape)["flops"] for shape in ((128, 128), (256, 256)))
     assert large == pytest.approx(4 * small, rel=0.05)
