@@ -36,7 +36,7 @@ SECTIONS = ("dataset", "teacher", "student", "schedule", "methods", "arms", "see
 MADE_ELSEWHERE = (("dataset",), ("teacher",), ("student",), ("schedule",))
 """Sections in which only another process may find a fault, so that their places go with the recipe."""
 INHERIT = "inherit"
-RESERVED = (TEACHER, "class")
+RESERVED = (TEACHER, "class", "detection", "error", "group", "object", "objects")
 LENGTHS = {"epochs", "iterations"}
 """Keys of a schedule of which one says how long it is."""
 NAME = re.compile(r"[\w+@\[\]=,.-]+")

@@ -100,7 +100,7 @@ class Predictions:
 
     def to_json(self) -> str:
         """The same as the text of a JSON file, a detection on a line."""
-        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in self.rows())
+        lines = ",\n".join(json.dumps(row) for row in self.rows())
         return f"[\n{lines}\n]\n"
 
     def table(self) -> Table:

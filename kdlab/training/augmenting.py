@@ -66,7 +66,7 @@ def configs(steps: Sequence[AnyStep], scale: Sequence[int] | None, *, mixing: bo
         found += _CONFIGS[step.step](step, scale, canvas)
         if step.step == "mosaic":
             canvas = _TILES
-        elif step.step in ("random_affine", "random_crop", "random_resize_crop"):
+        elif step.step in ("random_affine", "random_crop", "random_resize_crop", "multi_scale"):
             canvas = 1
     if canvas > 1:
         found.append(resizing(scale))

@@ -15,7 +15,7 @@ from kdlab.errors import JobError, UsageError
 from kdlab.jobs.augment import PRESETS, STEPS, AnyStep
 from kdlab.jobs.spec import ImageSettings
 from kdlab.recipe import loader as recipes
-from kdlab.training import data
+from kdlab.training import augmenting, data
 from kdlab.training.distiller import Distiller
 from kdlab.training.images import BrokenImages
 
@@ -242,3 +242,8 @@ def test_a_preset_and_its_steps_are_one_recipe() -> None:
     by_name = recipes.load("digits/quickstart", [scale, "dataset.augment=yolox"]).dataset
     named = "[mosaic, {random_affine: {scaling: [0.1, 2]}}, {mixup: {ratio: [0.8, 1.6]}}, hsv]"
     assert recipes.load("digits/quickstart", [scale, f"dataset.augment={named}"]).dataset == by_name
+
+
+def test_drawn_scales_behind_a_mosaic_stay() -> None:
+    drawn = augmenting.configs(steps(["mosaic", {"multi_scale": {"ratio": [0.5, 1.5]}}]), SCALE, mixing=True)
+    assert [config["type"] for config in drawn] == ["Mosaic", "RandomResize", "FilterAnnotations"]

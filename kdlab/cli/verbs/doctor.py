@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from kdlab import children
 from kdlab.cli.screen.console import Screen, grid
 from kdlab.cli.screen.options import Overrides, recipe_names
 from kdlab.errors import KdlabError, MachineError, UsageError
+from kdlab.redaction import masked
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -126,7 +128,8 @@ def _doctor_data(screen: Screen, recipe: str, overrides: Sequence[str]) -> int:
     if not found.usable:
         screen.next(screen.command())
         return MachineError.exit_code
-    screen.next(screen.command("-v").replace("doctor --data", "plan", 1))
+    words = [recipe, *(word for one in overrides for word in ("--set", one))]
+    screen.next(f"kdlab plan {shlex.join(map(masked, words))}")
     return 0
 
 

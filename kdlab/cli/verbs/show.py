@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from kdlab.cli.screen.console import Screen, grid
 from kdlab.cli.screen.options import Overrides, RecipeName, recipe_names
 from kdlab.cli.screen.results import RESULTS, results_stem
 from kdlab.errors import UsageError
+from kdlab.redaction import masked
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -124,4 +126,5 @@ def _draw(screen: Screen, recipe: str, overrides: list[str], images: int, epoch:
     ]
     screen.data(grid(rows))
     screen.say(f"written: {to}")
-    screen.next(f"kdlab plan {recipe}")
+    words = [recipe, *(word for one in overrides for word in ("--set", one))]
+    screen.next(f"kdlab plan {shlex.join(map(masked, words))}")

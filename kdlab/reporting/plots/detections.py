@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 from kdlab.reporting.plots.kept_boxes import bare, outline
 from kdlab.reporting.plots.plot import COLOURS, WIDTH, Plot, figure, framed, signed
 from kdlab.reporting.predictions import Predictions, Seen
+from kdlab.reporting.tables import printable
 
 ROWS = 4
 """Images of a page."""
@@ -86,7 +87,7 @@ def _told(found: Predictions, image: Seen, model: str, boxes: int) -> str:
 
 def _end_of(name: str, inches: float) -> str:
     """As much of a name as there is room for; of a path the file, of an arm its options and its seed."""
-    room = int(_LETTERS * inches)
+    name, room = printable(name), int(_LETTERS * inches)
     return name if len(name) <= room else f"...{name[3 - room :]}"
 
 
