@@ -70,7 +70,7 @@ class YOLOX(DynamicAdapter):
         return self.head._bbox_decode(torch.cat([priors, scale, scale], 1), raw)
 
     def encode(self, priors: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
-        """(P, 4) offsets and sizes that give boxes (P, 4) at points (P, 2); a side has a length."""
+        """(P, 4) offsets and sizes that give boxes (P, 4) at points (P, 2); no side is 0."""
         scale, (low, high) = strides[:, None], (boxes[:, :2], boxes[:, 2:])
         size = ((high - low) / scale).clamp(min=_THINNEST)
         return torch.cat([((low + high) / 2 - priors) / scale, size.log()], 1)
