@@ -16,12 +16,11 @@ from mmengine.config import Config
 
 from kdlab import backbones
 from kdlab.errors import UsageError
+from kdlab.jobs.augment import GREY
 
 _TUPLE = "__tuple__"
 SECOND_MODELS = ("teacher_config", "teacher_ckpt")
 THAWED = {"frozen_stages": -1, "norm_eval": False}
-GREY = 114
-"""What mmdet pads YOLOX's images with, which are not normalised."""
 DOUBLING, DOUBLED_TO = {"CSPNeXtPAFPN", "YOLOXPAFPN", "YOLOV3Neck"}, 32
 """Necks that double a map to lay it on the next finer one, so that images must be whole multiples of this."""
 
@@ -61,22 +60,9 @@ def read_config(path: Path, init: str) -> dict[str, Any]:
             fix="name its student's config, and the teacher in the recipe",
         )
     _drop_pretrained(model)
-    # augmentation is the recipe's, and a function of (seed, epoch, index) alone
-    preprocessor = model.get("data_preprocessor", {})
-    preprocessor.pop("batch_augments", None)
-    neck = model.get("neck") or {}
-    necks = {part.get("type") for part in (neck if isinstance(neck, list) else [neck])}
-    if necks & DOUBLING:
-        # some of mmdet's recipes pad the images themselves
-        preprocessor.setdefault("pad_size_divisor", DOUBLED_TO)
-    if "YOLOXPAFPN" in necks and not preprocessor.get("mean"):
-        preprocessor.setdefault("pad_value", GREY)
+    _prepare_images(model)
     if init == "none":
-        # frozen layers and statistics only make sense on weights that were learned somewhere
-        stands = {**_defaults(backbone.get("type")), **backbone}
-        backbone.update({key: value for key, value in THAWED.items() if stands.get(key, value) != value})
-        if isinstance(norm := backbone.get("norm_cfg"), dict):
-            backbone["norm_cfg"] = norm | {"requires_grad": True}
+        _thaw(backbone)
     imports = (cfg.get("custom_imports") or {}).get("imports") or []
     imports = [imports] if isinstance(imports, str) else list(imports)
     return {
@@ -125,6 +111,27 @@ def code_of(modules: Iterable[str]) -> dict[str, str]:
             files = sorted(files[0].parent.rglob("*.py"))
         found[name] = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     return found
+
+
+def _prepare_images(model: dict[str, Any]) -> None:
+    """Pad, in place, as mmdet's pipelines do where they leave nothing to the model, and augment nothing."""
+    preprocessor = model.get("data_preprocessor", {})
+    # augmentation is the recipe's, and a function of (seed, epoch, index) alone
+    preprocessor.pop("batch_augments", None)
+    neck = model.get("neck") or {}
+    necks = {part.get("type") for part in (neck if isinstance(neck, list) else [neck])}
+    if necks & DOUBLING:
+        preprocessor.setdefault("pad_size_divisor", DOUBLED_TO)
+    if "YOLOXPAFPN" in necks and not preprocessor.get("mean"):
+        preprocessor.setdefault("pad_value", GREY)
+
+
+def _thaw(backbone: dict[str, Any]) -> None:
+    """Let, in place, all layers and statistics learn: frozen ones make sense on learned weights alone."""
+    stands = {**_defaults(backbone.get("type")), **backbone}
+    backbone.update({key: value for key, value in THAWED.items() if stands.get(key, value) != value})
+    if isinstance(norm := backbone.get("norm_cfg"), dict):
+        backbone["norm_cfg"] = norm | {"requires_grad": True}
 
 
 def _defaults(name: Any) -> dict[str, Any]:

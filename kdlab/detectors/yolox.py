@@ -9,8 +9,8 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from kdlab.detectors.dynamic import DynamicAdapter
-from kdlab.detectors.mmdet_config import GREY
 from kdlab.detectors.outputs import Branch, DetectorOutputs, joint_logit
+from kdlab.jobs.augment import GREY
 from kdlab.jobs.spec import ModelSettings
 
 STRIDES = (8, 16, 32)

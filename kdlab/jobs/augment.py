@@ -18,6 +18,8 @@ from pydantic import (
 from kdlab.errors import suggestion
 from kdlab.jobs.settings import Fraction, Listed, Settings, Side
 
+GREY = 114
+"""Of what is between tiles and around moved or padded images, as in YOLOX and RTMDet."""
 Size = Annotated[tuple[Side, Side], Listed]
 Probability = Annotated[float, Field(ge=0, le=1)]
 

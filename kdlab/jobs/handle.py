@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from typing import Self
 
@@ -59,6 +58,6 @@ class Handle:
     def is_anothers(self) -> bool:
         """Whether another command started it which is still there, or on another host and may be."""
         starter = self.starter
-        if starter is None or starter == Process.of(os.getpid()):
+        if starter is None or starter == Process.current():
             return False
         return starter.alive() if starter.here else not self.ref

@@ -53,6 +53,11 @@ class Process:
             started = None
         return cls(socket.gethostname(), pid, started)
 
+    @classmethod
+    def current(cls) -> Self:
+        """This process."""
+        return cls.of(os.getpid())
+
     @property
     def here(self) -> bool:
         """Whether it belongs to this host."""
@@ -123,7 +128,7 @@ class Lease:
             JobError: another process holds the folder; says which.
         """
         lock = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o666)
-        began, me = time.monotonic(), Process.of(os.getpid())
+        began, me = time.monotonic(), Process.current()
         try:
             while not try_lock(lock, fcntl.LOCK_EX):
                 before, waited_s = LeaseInfo.read(paths), time.monotonic() - began

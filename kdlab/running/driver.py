@@ -57,7 +57,7 @@ def driving(
 
     What is given says what its next job waits for, "" for nothing.
     """
-    told = {"process": asdict(Process.of(os.getpid())), "command": command, "jobs_at_once": jobs_at_once}
+    told = {"process": asdict(Process.current()), "command": command, "jobs_at_once": jobs_at_once}
     with open(os.open(_file(plan_id, runs), os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:  # noqa: PTH123
         # waits where a reader has it for an instant, and goes on where a disk has no locks
         with suppress(OSError):

@@ -6,7 +6,6 @@ So it does not matter which scheduler started it, or whether one was there when 
 from __future__ import annotations
 
 import fcntl
-import os
 import signal
 import time
 from collections.abc import Iterable
@@ -101,11 +100,10 @@ class Task:
         """Follow the job where it runs already: its history. `handle` is set then."""
         self.status.locate(self.paths)
         handle, process = self.status.handle, self.status.process
-        if process:
-            known = handle and handle.process == process
-            self.handle = handle if known else Handle("", process, starter=handle.starter if handle else None)
-        else:
-            self.handle = None
+        starter = handle.starter if handle else None
+        self.handle = Handle("", process, starter=starter) if process else None
+        if process and handle and handle.process == process:
+            self.handle = handle
         if handle and handle.ref:
             # one that has yet to take its lease is known by its cluster alone
             executor = registry.of(handle)
@@ -184,7 +182,7 @@ class Task:
             return None
         # a command that ends stops the jobs that it started; a person who means this one asks by file
         starter = handle.starter if handle and not handle.ref else None
-        if starter and starter != Process.of(os.getpid()) and not wished:
+        if starter and starter != Process.current() and not wished:
             return self.says(JobRetried, why="the command that started it stopped it")
         return self.says(JobCancelled, iteration=self.status.saved)
 

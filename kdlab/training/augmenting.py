@@ -12,10 +12,8 @@ from mmengine.dataset import BaseDataset
 
 from kdlab.datasets._images import UnreadableError
 from kdlab.jobs import augment
-from kdlab.jobs.augment import AnyStep
+from kdlab.jobs.augment import GREY, AnyStep
 
-GREY = 114
-"""Of what is between tiles and around moved images, as in YOLOX and RTMDet."""
 _TILES = 2  # of a mosaic, in each direction
 
 Config = dict[str, Any]

@@ -7,7 +7,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class OptunaStudy:
     `space`, the dimensions, must be set before the first trial is asked for.
 
     Raises:
-        MachineError: the storage cannot be used; any method may.
+        MachineError: the storage cannot be opened.
     """
 
     name: str
@@ -69,7 +69,7 @@ class OptunaStudy:
 
     def __post_init__(self) -> None:
         several = len(self.objectives) > 1
-        with _reached(self.storage), warnings.catch_warnings():
+        with _opening(self.storage), warnings.catch_warnings():
             # of experimental parts: their names and versions are pinned and tested
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study = optuna.create_study(
@@ -95,39 +95,33 @@ class OptunaStudy:
             one.name: one.clipped(params.get(one.name, None if one.choices else 0)) for one in self.space
         }
         told = {REFERENCE: reference, PARAMS: json.dumps(dict(params))}
-        with self._reached():
-            self._study.enqueue_trial(inside, user_attrs=told)
+        self._study.enqueue_trial(inside, user_attrs=told)
         self._known = None
 
     def ask(self) -> Trial:
         """The next trial, which runs from now on."""
-        with self._reached():
-            return self._begun(self._study.ask())
+        return self._begun(self._study.ask())
 
     def resume(self) -> list[Trial]:
         """The trials that an earlier command began and did not bring to their end."""
-        with self._reached():
-            left = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            return [self._begun(optuna.Trial(self._study, trial._trial_id)) for trial in left]
+        left = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [self._begun(optuna.Trial(self._study, trial._trial_id)) for trial in left]
 
     def assign(self, number: int, job: str, params: Mapping[str, Any]) -> None:
         """Note the job of a trial, before that starts."""
-        with self._reached():
-            self._running[number].set_user_attr(JOB, job)
-            self._running[number].set_user_attr(PARAMS, json.dumps(dict(params)))
+        self._running[number].set_user_attr(JOB, job)
+        self._running[number].set_user_attr(PARAMS, json.dumps(dict(params)))
         self._known = None
 
     def should_prune(self, number: int, epoch: int, ap: float) -> bool:
         """Whether a trial should end after an epoch, by its AP."""
-        with self._reached():
-            self._report(number, epoch, ap)
-            return epoch < self.epochs and len(self.objectives) == 1 and self._running[number].should_prune()
+        self._report(number, epoch, ap)
+        return epoch < self.epochs and len(self.objectives) == 1 and self._running[number].should_prune()
 
     def finish(self, number: int, values: Sequence[float], curve: Mapping[int, float], wall_s: float) -> None:
         """End a trial with a value for each objective; its fields as `Trial` has them."""
-        with self._reached():
-            for epoch, ap in curve.items():
-                self._report(number, epoch, ap)
+        for epoch, ap in curve.items():
+            self._report(number, epoch, ap)
         self._end(number, wall_s, values=list(values))
 
     def prune(self, number: int, wall_s: float) -> None:
@@ -136,8 +130,7 @@ class OptunaStudy:
 
     def fail(self, number: int, why: str, wall_s: float) -> None:
         """End a trial that came to nothing."""
-        with self._reached():
-            self._running[number].set_user_attr(WHY, why)
+        self._running[number].set_user_attr(WHY, why)
         self._end(number, wall_s, state=TrialState.FAIL)
 
     def trials(self) -> list[Trial]:
@@ -184,9 +177,8 @@ class OptunaStudy:
             self._reported[number].add(epoch)
 
     def _end(self, number: int, wall_s: float, **told: Any) -> None:
-        with self._reached():
-            self._running[number].set_user_attr(WALL, round(wall_s, 3))
-            self._study.tell(number, **told)
+        self._running[number].set_user_attr(WALL, round(wall_s, 3))
+        self._study.tell(number, **told)
         self._known = None
 
     def _all(self) -> list[Trial]:
@@ -195,12 +187,8 @@ class OptunaStudy:
         A database takes long to tell them.
         """
         if self._known is None:
-            with self._reached():
-                self._known = [_plain(trial) for trial in self._study.get_trials(deepcopy=False)]
+            self._known = [_plain(trial) for trial in self._study.get_trials(deepcopy=False)]
         return self._known
-
-    def _reached(self) -> AbstractContextManager[None]:
-        return _reached(self.storage, (OSError, optuna.exceptions.StorageInternalError))
 
 
 def stored_trials(name: str, storage: str) -> list[Trial]:
@@ -212,7 +200,7 @@ def stored_trials(name: str, storage: str) -> list[Trial]:
     is_file = "://" not in storage or storage.startswith("sqlite:///")
     if is_file and not Path(storage.removeprefix("sqlite:///")).exists():
         return []
-    with _reached(storage):
+    with _opening(storage):
         try:
             study = optuna.load_study(study_name=name, storage=_storage(storage))
         except KeyError:
@@ -248,7 +236,7 @@ def _plain(trial: FrozenTrial) -> Trial:
 
 
 def _storage(url: str) -> BaseStorage:
-    """The storage at an address, to be opened inside `_reached`."""
+    """The storage at an address, to be opened inside `_opening`."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if url.endswith(".log") and "://" not in url:
         from optuna.storages.journal import JournalFileBackend, JournalStorage
@@ -263,27 +251,43 @@ def _storage(url: str) -> BaseStorage:
 
 
 @contextmanager
-def _reached(url: str, faults: type[Exception] | tuple[type[Exception], ...] = Exception) -> Iterator[None]:
-    """Read or write a storage.
+def _opening(url: str) -> Iterator[None]:
+    """Read a storage as far as a search needs it.
 
     Raises:
-        MachineError: it cannot be opened, read or written, or is damaged, of what is told by one of `faults`.
+        MachineError: it cannot be opened, or is damaged.
     """
     try:
         yield
-    except MachineError:
-        raise
-    except faults as error:  # whatever a database, its driver or a torn journal leads to
+    except Exception as error:  # whatever a database, its driver or a torn journal leads to
         fix = "see tune.storage: an Optuna URL, as sqlite:///tune.db, or a path ending in .log"
         path = Path(url.removeprefix("sqlite:///"))
         if path.is_file() and _is_damage(error, url):
             move = shlex.join(["mv", str(path), f"{path}.damaged"])
             fix = f"move it away, and what was searched begins anew: {move}   or {fix}"
+        what = "the study's storage cannot be opened, or is damaged"
+        raise MachineError(what, where=masked(url), got=_first_line(error, url), fix=fix) from error
+
+
+@contextmanager
+def in_use(url: str) -> Iterator[None]:
+    """Search with a storage that was opened, over the whole of it.
+
+    Raises:
+        MachineError: it cannot be read or written any more.
+    """
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
         # Optuna's own words are the same for whatever befell its database
-        told = error.__cause__ or error
-        got = masked_of((str(told).splitlines() or [type(told).__name__])[0], url)
-        what = "the study's storage cannot be used, or is damaged"
+        got = _first_line(error.__cause__ or error, url)
+        fix = "make room there, or end what holds it; then the same command goes on"
+        what = "the study's storage cannot be read or written"
         raise MachineError(what, where=masked(url), got=got, fix=fix) from error
+
+
+def _first_line(error: BaseException, url: str) -> str:
+    return masked_of((str(error).splitlines() or [type(error).__name__])[0], url)
 
 
 def _is_damage(error: Exception, url: str) -> bool:

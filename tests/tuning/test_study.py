@@ -16,7 +16,7 @@ from kdlab.errors import MachineError
 from kdlab.jobs.paths import Runs
 from kdlab.jobs.study import Dimension, Trial
 from kdlab.recipe.settings import Pruner, Sampler
-from kdlab.tuning.study import OptunaStudy, storage_of, stored_trials
+from kdlab.tuning.study import OptunaStudy, in_use, storage_of, stored_trials
 
 SPACE = (
     Dimension("rm.weight", 0.1, 100.0, log=True),
@@ -247,7 +247,7 @@ def test_trials_that_ended_alike_have_no_importance(open_study: Open) -> None:
 def test_storage_that_cannot_be_opened_is_told(open_study: Open, tmp_path: Path, url: str) -> None:
     (tmp_path / "file").touch()
     url = url.format(file=tmp_path / "file")
-    with pytest.raises(MachineError, match=r"storage cannot be used") as caught:
+    with pytest.raises(MachineError, match=r"storage cannot be opened") as caught:
         open_study(storage=url)
     (fault,) = caught.value.faults
     assert fault.where == url
@@ -257,7 +257,7 @@ def test_storage_that_cannot_be_opened_is_told(open_study: Open, tmp_path: Path,
 
 def test_database_of_something_else_is_told(open_study: Open, tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("no database at all, and long enough to be read as one" * 9)
-    with pytest.raises(MachineError, match="storage cannot be used"):
+    with pytest.raises(MachineError, match="storage cannot be opened"):
         open_study(storage=f"sqlite:///{tmp_path}/text.db")
 
 
@@ -268,7 +268,7 @@ def test_database_that_another_holds_is_told(
     study = open_study(storage=f"sqlite:///{tmp_path}/held.db")
     with closing(sqlite3.connect(tmp_path / "held.db", isolation_level=None)) as other:
         other.execute("begin immediate")
-        with pytest.raises(MachineError, match="storage cannot be used") as caught:
+        with pytest.raises(MachineError, match="cannot be read or written") as caught, in_use(study.storage):
             begin(study)
         assert "locked" in caught.value.faults[0].got
     begin(study)

@@ -100,6 +100,11 @@ class Screen:
                 kept.append(word)
         return shlex.join(map(masked, kept))
 
+    def next_plan(self, recipe: str, overrides: Sequence[str]) -> None:
+        """`next`: to plan a recipe as it was typed, but for the secrets in it."""
+        words = [recipe, *(word for one in overrides for word in ("--set", one))]
+        self.next(f"kdlab plan {shlex.join(map(masked, words))}")
+
     def ask(self, why: str) -> bool:
         """Ask the person at the terminal whether to go on, and say why one might not.
 

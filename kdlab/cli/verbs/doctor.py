@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import platform
-import shlex
 import shutil
 import signal
 import subprocess
@@ -23,7 +22,6 @@ from kdlab import children
 from kdlab.cli.screen.console import Screen, grid
 from kdlab.cli.screen.options import Overrides, recipe_names
 from kdlab.errors import KdlabError, MachineError, UsageError
-from kdlab.redaction import masked
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -128,8 +126,7 @@ def _doctor_data(screen: Screen, recipe: str, overrides: Sequence[str]) -> int:
     if not found.usable:
         screen.next(screen.command())
         return MachineError.exit_code
-    words = [recipe, *(word for one in overrides for word in ("--set", one))]
-    screen.next(f"kdlab plan {shlex.join(map(masked, words))}")
+    screen.next_plan(recipe, overrides)
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +11,6 @@ from kdlab.cli.screen.console import Screen, grid
 from kdlab.cli.screen.options import Overrides, RecipeName, recipe_names
 from kdlab.cli.screen.results import RESULTS, results_stem
 from kdlab.errors import UsageError
-from kdlab.redaction import masked
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -126,5 +124,4 @@ def _draw(screen: Screen, recipe: str, overrides: list[str], images: int, epoch:
     ]
     screen.data(grid(rows))
     screen.say(f"written: {to}")
-    words = [recipe, *(word for one in overrides for word in ("--set", one))]
-    screen.next(f"kdlab plan {shlex.join(map(masked, words))}")
+    screen.next_plan(recipe, overrides)

@@ -171,9 +171,11 @@ def _run(
     """Search, with the board on the screen."""
     from kdlab.cli.screen.progress import PlanStatus
     from kdlab.running.driver import alone
+    from kdlab.tuning.study import in_use, storage_of
 
-    with alone(made.plan.id, made.runs):
-        tuner = _tuner(search, made, jobs, budget_h)
+    storage = storage_of(search.recipe.tune.storage, made.runs)
+    with alone(made.plan.id, made.runs), in_use(storage):
+        tuner = _tuner(search, made, storage, jobs, budget_h)
         view = PlanStatus(made.plan, made.machine, jobs, to_come=tuner.to_come)
 
         def feed(active: int) -> Sequence[PlannedJob]:
@@ -195,8 +197,8 @@ def _run(
         return tuner, drive(screen, made, view, live=live, before=[see], on_stop=stop, feed=feed)
 
 
-def _tuner(search: Search, made: Prepared, jobs: int | None, budget_h: float | None) -> Tuner:
-    from kdlab.tuning.study import OptunaStudy, storage_of
+def _tuner(search: Search, made: Prepared, storage: str, jobs: int | None, budget_h: float | None) -> Tuner:
+    from kdlab.tuning.study import OptunaStudy
     from kdlab.tuning.tuner import Tuner
 
     tune = search.recipe.tune
@@ -207,7 +209,7 @@ def _tuner(search: Search, made: Prepared, jobs: int | None, budget_h: float | N
         pruner=tune.pruner,
         epochs=search.trials.epochs,
         seed=tune.seed,
-        storage=storage_of(tune.storage, made.runs),
+        storage=storage,
     )
 
     def at_once(job: Job) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -181,7 +180,7 @@ class ExecutorRegistry:
         return self._loaded.get(key) if key else None
 
     def is_own(self, handle: Handle) -> bool:
-        """Whether a job has devices of the machine that this command's jobs get theirs of."""
+        """Whether a job has devices of the executor of this command, whichever command started it."""
         return self.of(handle) is self._own
 
     def ended(self, handles: Mapping[str, Handle]) -> dict[str, int | None]:
@@ -199,7 +198,7 @@ class ExecutorRegistry:
         """The key of a job's executor, which is loaded now."""
         if not (handle.here or handle.ref):
             return None
-        if handle.in_process and handle.process != Process.of(os.getpid()):
+        if handle.in_process and handle.process != Process.current():
             # whoever waited for its end would wait for that of a notebook
             return None
         # any process of this host is a matter of `Local`

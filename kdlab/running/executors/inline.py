@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import traceback
 from collections.abc import Collection, Mapping
@@ -46,7 +45,7 @@ class Inline:
         """See `Executor.start`; None until the end of the job before was polled."""
         if not self._told:
             return None
-        me = Process.of(os.getpid())
+        me = Process.current()
         handle = Handle("inline", me, starter=me)
         # for others: this process goes on when the job has ended, and no signal would be for the job alone
         handle.write(paths)

@@ -76,7 +76,7 @@ class Local:
             log.write(f"{time.strftime('%F %T')} starting on {kind} {', '.join(lease.ids)}\n".encode())
             child = self._started(job, paths, log, lease)
         process = Process.of(child.pid)
-        handle = Handle("local", process, lease.ids, starter=Process.of(os.getpid()))
+        handle = Handle("local", process, lease.ids, starter=Process.current())
         try:
             handle.write(paths)
         except OSError:

@@ -78,7 +78,7 @@ class Ray:
             raise MachineError(faults=faults)
         self._checked |= {node.id for node in new}
         ref = f"{job.id}-{uuid.uuid4().hex[:8]}"
-        handle = Handle("ray", ref=ref, starter=Process.of(os.getpid()))
+        handle = Handle("ray", ref=ref, starter=Process.current())
         handle.write(paths)
         # beside what the node itself has
         own = {

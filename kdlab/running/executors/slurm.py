@@ -121,7 +121,7 @@ class Slurm:
             fix = "see sinfo for partitions and limits, and resources.slurm in docs/slurm.md"
             raise MachineError("Slurm refuses the job", where=job.label, got=_slurm.words_of(done), fix=fix)
         ref = done.stdout.split(";")[0].strip()
-        handle = Handle("slurm", ref=ref, starter=Process.of(os.getpid()))
+        handle = Handle("slurm", ref=ref, starter=Process.current())
         self._fresh.add(handle.ref)
         try:
             handle.write(paths)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from optuna.exceptions import StorageInternalError
 
 from kdlab import session
 from kdlab.cli import app
@@ -24,6 +25,7 @@ from kdlab.running import scheduler
 from kdlab.running.driver import alone
 from kdlab.running.executors import base
 from kdlab.tuning import search
+from kdlab.tuning.study import OptunaStudy
 from tests.cli.test_verbs import examples, without_values
 from tests.planning.test_build import FACTS
 from tests.stubs.simulated import Simulated
@@ -302,6 +304,21 @@ def test_trials_that_all_fail_end_the_search(kdlab: Bench) -> None:
     assert code == 1
     # two at once, and none begins once three have failed
     assert "4 failed" in out
+
+
+def test_database_that_is_lost_in_the_middle_is_told_and_the_search_goes_on_later(
+    kdlab: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageInternalError("words of Optuna's own") from OSError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OptunaStudy, "finish", full)
+        code, _, err = kdlab(f"tune {NAME} --trials 4 -y")
+    assert code == 3
+    assert "the study's storage cannot be read or written" in err
+    assert "database or disk is full" in err
+    assert kdlab(f"tune {NAME} --trials 4 -y")[0] == 0
 
 
 def test_second_command_at_the_same_search_is_refused(kdlab: Bench) -> None:
