@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shlex
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -20,6 +21,8 @@ PARTS = ("train", "val")
 NOT_REGULAR = "no regular file"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Usual endings of image files."""
+EXPORTED = re.compile(r"[._-](jpe?g|png|bmp|webp|tiff?)\.rf\..*$|\.rf\.[0-9a-f]{8,}.*$", re.IGNORECASE)
+"""The end of a name that an export gave a copy of a photograph: `p_jpg.rf.HASH.jpg` is one of p."""
 
 
 @dataclass(frozen=True)

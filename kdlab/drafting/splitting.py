@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from kdlab.datasets.base import EXPORTED
 from kdlab.drafting.foreign import Labels
 
 SHARE = 0.2
@@ -24,7 +25,6 @@ ALIKE, FRAMES = 3, 12
 """Bits of 64 in which the hashes of two near-duplicates differ at most, and of two frames that follow."""
 _MOST_COMPARED = 20_000
 _NUMBERED = re.compile(r"(.*?)(\d+)\D*")
-_EXPORTED = re.compile(r"[._-](jpe?g|png|bmp|webp|tiff?)\.rf\..*$|\.rf\.[0-9a-f]{8,}.*$", re.IGNORECASE)
 
 
 def cut(labels: Labels, root: Path, seed: int = 0) -> tuple[Labels, Labels, str]:
@@ -149,7 +149,7 @@ def groups(names: Sequence[str], root: Path) -> list[list[int]]:
 
     by_source: defaultdict[str, list[int]] = defaultdict(list)
     for place, name in enumerate(names):
-        by_source[_EXPORTED.sub("", name)].append(place)
+        by_source[EXPORTED.sub("", name)].append(place)
     for places in by_source.values():
         for other in places[1:]:
             join(places[0], other)
@@ -169,7 +169,7 @@ def _following(names: Sequence[str]) -> Iterable[tuple[int, int]]:
     """Pairs of images whose names differ in a number that counts on."""
     numbered: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
     for place, name in enumerate(names):
-        if match := _NUMBERED.fullmatch(_EXPORTED.sub("", name)):
+        if match := _NUMBERED.fullmatch(EXPORTED.sub("", name)):
             numbered[match[1]].append((int(match[2]), place))
     for pairs in numbered.values():
         pairs.sort()

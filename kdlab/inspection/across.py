@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdlab.datasets.base import gone_link
-from kdlab.inspection.entries import EXPORT
+from kdlab.datasets.base import EXPORTED, gone_link
 from kdlab.inspection.findings import Found, Place
 from kdlab.inspection.images import files_below
 from kdlab.inspection.labels import SMALL_PX2, Labels
@@ -46,8 +45,8 @@ def sources(splits: Sequence[Labels]) -> Found:
     homes: dict[str, tuple[str, str]] = {}
     for labels in splits:
         for name in labels.files:
-            if EXPORT.search(name):
-                source = EXPORT.sub("", name)
+            if EXPORTED.search(name):
+                source = EXPORTED.sub("", name)
                 split, other = homes.setdefault(source, (labels.split, name))
                 if split != labels.split:
                     yield "source-leak", Place(labels.split, name, detail=f"of {split} {Path(other).name}")

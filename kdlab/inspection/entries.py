@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 
 import numpy as np
 
+from kdlab.datasets.base import EXPORTED
 from kdlab.inspection.findings import Found, Place
 from kdlab.inspection.labels import Labels, bins
 
-EXPORT = re.compile(r"\.rf\.[0-9a-f]{32}(?=\.)")
 # An area from width x height differs by rounding, a mask's by far more.
 _AREA_TOLERANCE = 0.01
 _LOOKED_AT = 1000
@@ -19,7 +18,7 @@ _LOOKED_AT = 1000
 def files(labels: Labels) -> Found:
     """File names that an export made, and images without objects."""
     for name, count in zip(labels.files, labels.counts.tolist(), strict=True):
-        if EXPORT.search(name):
+        if EXPORTED.search(name):
             yield "export-hash", Place(labels.split, name)
         if not count:
             yield "no-objects", Place(labels.split, name)

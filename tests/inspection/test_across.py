@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kdlab.inspection import across
 
 HASH = "0123456789abcdef" * 2
@@ -25,6 +27,15 @@ def test_scattered_numbers_have_no_gaps() -> None:
 
 def test_names_of_two_kinds_are_counted_apart() -> None:
     assert gaps("a1.jpg", "a2.jpg", "b4.jpg", "b5.jpg", "c1_x.jpg", "c2_x.jpg", "none.jpg") == []
+
+
+@pytest.mark.parametrize(
+    "names", [("a.rf.01234567.jpg", "a.rf.89abcdef.png"), ("a_jpg.rf.A0.jpg", "a_jpg.rf.b1.jpg")]
+)
+def test_copies_that_init_keeps_together_are_a_leak_over_splits(names: tuple[str, str], data: Any) -> None:
+    for split, name in zip(("train", "val"), names, strict=True):
+        data.rename(split, 0, name)
+    assert "source-leak" in {defect.kind for defect in data.examine().defects}
 
 
 def test_copies_of_a_source_in_one_split_are_no_leak(data: Any) -> None:
