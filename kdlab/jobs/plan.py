@@ -69,6 +69,12 @@ class Plan:
         """The verb that made it of another plan, whose id its recipe has by that name; "" of others."""
         return next((verb for verb in ("diagnoses", "benches") if verb in self.recipe), "")
 
+    @property
+    def plain_arms(self) -> list[str]:
+        """The arms that train the student alone, and so are baselines."""
+        learning = self.recipe.get("inherits", ())
+        return [arm for arm, methods in self.recipe["arms"].items() if not methods and arm not in learning]
+
     def derived(self, verb: str, jobs: Sequence[PlannedJob]) -> Self:
         """A plan of other jobs about this one, which says so under `verb`; see `about`."""
         key = json.dumps([self.id, *(one.job.id for one in jobs)])

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 
 from kdlab.jobs.resampled import RESAMPLES
 from kdlab.reporting.arms import Arm
 from kdlab.reporting.comparison import SIGNIFICANT, Comparison, Gain
-from kdlab.reporting.tables import Cell, Column
+from kdlab.reporting.tables import NONE, Cell, Column
 
-NONE = Cell("-", mark="dim")
 _LEAST_P = 0.001
 _STEPS = "median over seeds of medians of steps that took turns in the job, or by kdlab bench"
 ALONE = ("student_step_s",)
@@ -59,10 +58,8 @@ def _inherits(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
 @_fills(Column("AP", "AP"))
 def _ap(comparison: Comparison, arm: Arm, column: Column) -> Cell:
     values = arm.by_seed("AP")
-    if not values:
-        return NONE
     how = _listed(column, values).replace("mean of", "mean ± sample deviation of")
-    return column.cell(fmean(values.values()), _deviation(values.values()), how=how)
+    return column.over(values.values(), how)
 
 
 @_fills(Column("dAP", "dAP", signed=True))
@@ -221,7 +218,7 @@ _BEST = "best AP: of the best epoch, which was chosen on the evaluation set; ent
 def _best(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
     evaluations = [result.best.metrics for result in arm.results.values()]
     values = [metrics["AP"] for metrics in evaluations if "AP" in metrics]
-    return column.cell(fmean(values), _deviation(values)) if values else None
+    return column.over(values) if values else None
 
 
 _LATENCY = "latency: one image, from pixels to boxes, median, on the device of the jobs"
@@ -256,9 +253,7 @@ def _ranks_as_teacher(comparison: Comparison, arm: Arm, column: Column) -> Cell 
         told = comparison.diagnosed.get(result.id)
         if told and "score" in (found := told.diagnosis.get(name, {})):
             values[seed] = scale * found["score"]
-    if not values:
-        return None
-    return column.cell(fmean(values.values()), _deviation(values.values()), how=_listed(column, values))
+    return column.over(values.values(), _listed(column, values)) if values else None
 
 
 _LOST = (
@@ -327,12 +322,6 @@ def _minutes(comparison: Comparison, arm: Arm, column: Column) -> Cell | None:
 
 def _median(column: Column, values: Sequence[float], how: str = "") -> Cell | None:
     return column.cell(median(values), how=how) if values else None
-
-
-def _deviation(values: Iterable[float]) -> float | None:
-    """Sample standard deviation, None for a single value."""
-    values = list(values)
-    return stdev(values) if len(values) > 1 else None
 
 
 def _listed(column: Column, values: Mapping[int, float]) -> str:

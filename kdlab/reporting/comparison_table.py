@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from kdlab.reporting.columns import AGREEMENT, COLUMNS, ERRORS, NONE
+from kdlab.reporting.columns import AGREEMENT, COLUMNS, ERRORS
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.footnotes import footnotes
 from kdlab.reporting.reference import Published
-from kdlab.reporting.tables import Cell, Column, Mark, Table
+from kdlab.reporting.tables import NONE, Cell, Column, Mark, Table
 
 
 def table(comparison: Comparison) -> Table:

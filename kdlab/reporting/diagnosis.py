@@ -96,11 +96,9 @@ def of_plan(plan: Plan, runs: Runs) -> Diagnoses:
             raise MachineError("a diagnosis is damaged", where=str(path), fix=fix)
         if students[name].arm in arms:
             arms[students[name].arm][students[name].seed] = Diagnosed(result, rows)
-    learning = plan.recipe.get("inherits", ())
-    plain = [name for name, methods in plan.recipe["arms"].items() if not methods and name not in learning]
     known = {name: dict(sorted(seeds.items())) for name, seeds in arms.items() if seeds}
     classes = jobs[0].inputs.dataset.classes
-    return Diagnoses(plan, classes, known, next(iter(plain), None))
+    return Diagnoses(plan, classes, known, next(iter(plan.plain_arms), None))
 
 
 @dataclass(frozen=True)

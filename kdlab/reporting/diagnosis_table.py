@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from math import inf
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from kdlab.reporting.columns import NONE
 from kdlab.reporting.diagnosis import Diagnoses, Pair
 from kdlab.reporting.tables import Cell, Column, Table
 
@@ -146,7 +145,7 @@ def _of_group(
         values.append(
             [reached(arm.rows, seed) - reached(base.rows, seed) for seed, (arm, base) in both.items()]
         )
-    cells = (_over_seeds(*pair) for pair in zip(columns[1:], values, strict=True))
+    cells = (column.over(one) for column, one in zip(columns[1:], values, strict=True))
     return Cell(name), *cells
 
 
@@ -196,14 +195,7 @@ def _flat(told: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _mean(column: Column, told: Sequence[Mapping[str, float]]) -> Cell:
-    return _over_seeds(column, [one[column.key] for one in told if column.key in one])
-
-
-def _over_seeds(column: Column, values: Sequence[float]) -> Cell:
-    """The mean, with its sample deviation where there are several; "-" where there is none."""
-    if not values:
-        return NONE
-    return column.cell(fmean(values), stdev(values) if len(values) > 1 else None)
+    return column.over([one[column.key] for one in told if column.key in one])
 
 
 def _groups(found: Diagnoses) -> dict[str, Callable[[Diagnosis], Mask]]:

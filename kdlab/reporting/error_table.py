@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from kdlab.reporting.arms import Arm
-from kdlab.reporting.columns import NONE
 from kdlab.reporting.comparison import Comparison
 from kdlab.reporting.statistics import SEEDS_FOR_A_TEST, Crossed
 from kdlab.reporting.tables import Cell, Column, Table
@@ -50,10 +48,10 @@ def gains(comparison: Comparison) -> Table | None:
     )
     rows = []
     for key, word in {"AP50": "AP50", **KINDS}.items():
-        cells = [Cell(word), _over_seeds(columns[1], [_value(one, key) for one in plain])]
+        cells = [Cell(word), columns[1].over([_value(one, key) for one in plain])]
         for column, own in zip(columns[2:], pairs.values(), strict=True):
             changes = [_value(one, key) - _value(base, key) for one, base in own.values()]
-            cells.append(_sure(column, changes) if like[column.key] else _over_seeds(column, changes))
+            cells.append(_sure(column, changes) if like[column.key] else column.over(changes))
         rows.append(tuple(cells))
     title = f"{comparison.title}: what arms change of it"
     return Table(title, columns, tuple(rows), (_GAINS, _NO_TEST))
@@ -155,16 +153,9 @@ def _value(one: Lost, key: str) -> float:
     return one.ap50 if key == "AP50" else one.gains[key]
 
 
-def _over_seeds(column: Column, values: Sequence[float]) -> Cell:
-    """The mean, with its sample deviation where there are several; "-" where there is none."""
-    if not values:
-        return NONE
-    return column.cell(fmean(values), stdev(values) if len(values) > 1 else None)
-
-
 def _sure(column: Column, changes: Sequence[float]) -> Cell:
-    """The same, with the t interval over seeds in its account where there are enough of them."""
-    cell = _over_seeds(column, changes)
+    """As `Column.over`, with the t interval over seeds in its account where there are enough of them."""
+    cell = column.over(changes)
     if len(changes) < SEEDS_FOR_A_TEST:
         return cell
     import numpy as np

@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from kdlab.jobs.study import NO_METHOD, Dimension, State, Study, Trial, text_of
-from kdlab.reporting.columns import NONE
-from kdlab.reporting.tables import Cell, Column, Table
+from kdlab.reporting.tables import NONE, Cell, Column, Table
 
 _STATES: tuple[State, ...] = ("finished", "pruned", "running", "pending", "failed")
 _REASONS = 5

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdlab.errors import UsageError, suggestion, visible
@@ -49,6 +50,9 @@ class Cell:
     high: float | None = None
     mark: Mark = ""
     how: str = ""
+
+
+NONE = Cell("-", mark="dim")
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,12 @@ class Column:
         ends = "" if interval is None else f" {self._ends(interval)}"
         low, high = (None, None) if interval is None else (interval.low, interval.high)
         return Cell(f"{self.shown(value)}{self.unit}{spread}{ends}", value, deviation, low, high, how=how)
+
+    def over(self, values: Collection[float], how: str = "") -> Cell:
+        """The mean, with its sample deviation where there are several; "-" where there is none."""
+        if not values:
+            return NONE
+        return self.cell(fmean(values), stdev(values) if len(values) > 1 else None, how=how)
 
     def span(self, interval: Interval, how: str = "") -> Cell:
         """The cell that shows an interval alone."""

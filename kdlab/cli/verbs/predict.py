@@ -323,8 +323,7 @@ def _of_plan(screen: Screen, runs: Runs, plan: Plan, seed: int | None, arms: str
     if not found.keys() & arms_known.keys():
         whose = recipe["name"] if seed is None else f"{recipe['name']} with seed {seed}"
         raise UsageError(f"no student of {whose} has finished", where=f"plan {plan.id}", fix=go_on(recipe))
-    inherits = recipe.get("inherits", ())
-    plain = [arm for arm, methods in arms_known.items() if not methods and arm not in inherits]
+    plain = plan.plain_arms
     baseline = next((arm for arm in plain if arm in found), None)
     always, drawn = {"teacher", *plain[:1]}, _arms(arms_known, arms) - {baseline}
     if missing := [arm for arm in first if arm in always | drawn and arm not in found]:
