@@ -32,6 +32,8 @@ def prepare(
     executor: str = "local",
     gpus: Collection[int] | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    *,
+    priced: bool = True,
 ) -> Prepared:
     """Look at the machine and plan a recipe for it.
 
@@ -40,17 +42,20 @@ def prepare(
         executor: key of the catalog.
         gpus: numbers of those to use; None for all that are free.
         progress: told what takes time.
+        priced: where this machine trains, a few steps tell the cost of jobs that no finished one tells.
 
     Raises:
         KdlabError: the data, the models or the machine do not allow it.
     """
     from kdlab.jobs.paths import Runs
-    from kdlab.planning import build
+    from kdlab.planning import build, pace
     from kdlab.running.executors import base
 
     runs = Runs.here()
     runner = base.load(executor, gpus, recipe.resources.executors.get(executor))
-    plan = build.prepare(recipe, runs, runner.machine, progress, here=executor in HERE)
+    plan = build.prepare(recipe, runs, runner.machine, progress)
+    if priced and executor in HERE:
+        plan = pace.priced(plan, runner.machine, progress)
     return Prepared(plan, runner, runner.machine, runs)
 
 

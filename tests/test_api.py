@@ -15,7 +15,7 @@ import kdlab
 from kdlab import api, prepared, session
 from kdlab.errors import JobError, UsageError
 from kdlab.jobs.events import JobWaiting
-from kdlab.planning import build
+from kdlab.planning import build, pace
 from kdlab.running.executors import local
 from tests.cli.test_verbs import Bench
 from tests.stubs.stub_job import COMMAND
@@ -31,6 +31,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(build, "prepare", made.prepare)
+    monkeypatch.setattr(pace, "priced", made.priced)
     monkeypatch.setattr(local.Local.__init__, "__defaults__", (None, COMMAND))
     monkeypatch.setattr(session, "followers", lambda *_: [])
     return made

@@ -19,7 +19,7 @@ from kdlab.jobs.spec import Schedule, plain
 from kdlab.jobs.store import PastJob
 from kdlab.planning import facts as facts_of
 from kdlab.planning import out_of_memory as memory
-from kdlab.planning import pace, pairing
+from kdlab.planning import pairing
 from kdlab.planning import weights as weight_files
 from kdlab.planning.facts import Facts
 from kdlab.planning.history import History, flat
@@ -35,8 +35,6 @@ def prepare(
     runs: Runs,
     machine: Machine,
     progress: Callable[[str], None] = lambda text: None,
-    *,
-    here: bool = False,
 ) -> Plan:
     """Gather what must be known, then `build`.
 
@@ -45,7 +43,6 @@ def prepare(
         runs: where finished jobs are.
         machine: that trains.
         progress: told what takes time.
-        here: it is this machine: a few steps tell what a job costs of which no finished one tells anything.
 
     Raises:
         KdlabError: the data or the models are not to be had, a method cannot serve the pair, or `runs` is of
@@ -53,8 +50,7 @@ def prepare(
     """
     # first, for it tells at once where a folder is of another version
     past = store.past_jobs(runs)
-    plan = build(recipe, facts_of.gather(recipe, machine, progress), past, store.shortages(runs))
-    return pace.priced(plan, machine, progress) if here else plan
+    return build(recipe, facts_of.gather(recipe, machine, progress), past, store.shortages(runs))
 
 
 def build(

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from kdlab.jobs.paths import Runs
 from kdlab.jobs.plan import Plan, PlannedJob
 from kdlab.jobs.result import Evaluation
 from kdlab.planning import build as planning
+from kdlab.planning import pace
 from kdlab.recipe.settings import Recipe
 from kdlab.running.executors import local
 from tests.stubs.jobs import make, method
@@ -39,6 +41,7 @@ class Bench:
         self.results = folder / "results" / "digits"
         self.capfd = capfd
         self.cost_s: float | None = None
+        self.measured = False
         self.cost_source = "measured, n=3"
         self.gpus = 0
         self.ends: dict[str, str] = {}
@@ -57,15 +60,17 @@ class Bench:
             resources=Resources(gpus=self.gpus),
         )
 
+    def priced(self, plan: Plan, *_: Any) -> Plan:
+        self.measured = True
+        return plan
+
     def prepare(
         self,
         recipe: Recipe,
         runs: Runs,
         machine: Machine,
         progress: Callable[[str], None] = print,
-        here: bool = False,
     ) -> Plan:
-        self.here = here
         progress("data set digits")
         arms = [(arm, seed, methods) for seed in recipe.seeds for arm, methods in recipe.arms.items()]
         jobs = [self.job("teacher"), *(self.job(arm, seed, list(methods)) for arm, seed, methods in arms)]
@@ -108,6 +113,7 @@ def kdlab(
     monkeypatch.setenv("KDLAB_LOCKS", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(planning, "prepare", bench.prepare)
+    monkeypatch.setattr(pace, "priced", bench.priced)
     monkeypatch.setattr(local.Local.__init__, "__defaults__", (None, COMMAND))
     monkeypatch.setattr(session, "followers", lambda *_: [])
     return bench
@@ -146,9 +152,18 @@ class TestPlan:
     def test_an_unknown_cost_is_called_unknown(self, kdlab: Bench) -> None:
         assert "5 jobs, cost unknown on 2 cores" in kdlab(f"plan {NAME}")[1]
 
-    def test_steps_are_measured_where_jobs_run_on_this_machine(self, kdlab: Bench) -> None:
-        kdlab(f"plan {NAME}")
-        assert kdlab.here
+    @pytest.mark.parametrize(
+        ("verb", "measured"), [("plan", True), ("run --dry-run", True), ("bench --dry-run", False)]
+    )
+    def test_steps_are_measured_for_plans_whose_cost_is_told(
+        self, verb: str, measured: bool, kdlab: Bench
+    ) -> None:
+        kdlab(f"{verb} {NAME}")
+        assert kdlab.measured is measured
+
+    def test_no_step_is_measured_for_jobs_of_a_cluster(self, kdlab: Bench) -> None:
+        kdlab(f"plan {NAME} --executor slurm")
+        assert not kdlab.measured
 
     def test_a_job_with_a_checkpoint_says_that_it_goes_on(self, kdlab: Bench) -> None:
         folder = kdlab.runs.job("student-rm0").checkpoints

@@ -38,8 +38,8 @@ def bench(
     \b
     Examples:
       $ kdlab bench digits/quickstart --dry-run
-      plan 5d21  digits/quickstart  4 jobs, cost unknown on 2 cores
-        + baseline  gfl r18  seed 0  cost unknown  measured now
+      plan 8448  digits/quickstart  4 jobs, cost unknown on 2 cores
+        + baseline  gfl r18    cost unknown  measured now
         ...
       $ kdlab bench digits/quickstart
       GFL R18 to a slimmer R18 on handwritten digits: RM and PFI: what a step and an image cost
@@ -49,7 +49,7 @@ def bench(
     """
     from kdlab.planning.benching import benching
 
-    own = prepare(screen, recipe, overrides or [], executor, gpus)
+    own = prepare(screen, recipe, overrides or [], executor, gpus, priced=False)
     asked = f"{datetime.now(UTC):%F %T}"
     made = replace(own, plan=benching(own.plan, asked, rounds))
     if dry_run:

@@ -31,14 +31,14 @@ def plan(
     \b
     Examples:
       $ kdlab plan digits/quickstart
-      plan 8e23  digits/quickstart  5 jobs, ~3m24s on 2 cores
+      plan 47ed  digits/quickstart  5 jobs, ~2m35s on 2 cores
         + teacher   gfl r18          ~1s     by a few steps
-        + baseline  gfl r18  seed 0  ~52s    by a few steps
+        + baseline  gfl r18  seed 0  ~59s    by a few steps
         ...
       $ kdlab plan digits/quickstart --set 'seeds=[0,1]' -v
-      plan 9bb2  digits/quickstart  9 jobs, ~6m48s on 2 cores
+      plan 8b15  digits/quickstart  9 jobs, ~4m51s on 2 cores
         + evaluate-edde88a9307c  teacher          ~1s     by a few steps
-        + student-541647f950a8   baseline seed 0  ~52s    by a few steps
+        + student-c6d349de4d2a   baseline seed 0  ~59s    by a few steps
         ...
     """
     made = prepare(screen, recipe, overrides or [], executor, gpus)
@@ -50,9 +50,15 @@ def plan(
 
 
 def prepare(
-    screen: Screen, recipe: str, overrides: Sequence[str], executor: str, gpus: str | None
+    screen: Screen,
+    recipe: str,
+    overrides: Sequence[str],
+    executor: str,
+    gpus: str | None,
+    *,
+    priced: bool = True,
 ) -> Prepared:
-    """Load the recipe, look at the machine, make the plan.
+    """Load the recipe, look at the machine, make the plan; `priced` where its costs are asked for.
 
     Raises:
         KdlabError: the recipe, the data or the machine do not allow it.
@@ -61,15 +67,17 @@ def prepare(
     from kdlab.running.executors import base
 
     base.check(executor)
-    return planned(screen, recipes.load(recipe, overrides), executor, gpus)
+    return planned(screen, recipes.load(recipe, overrides), executor, gpus, priced=priced)
 
 
-def planned(screen: Screen, recipe: Recipe, executor: str, gpus: str | None) -> Prepared:
+def planned(
+    screen: Screen, recipe: Recipe, executor: str, gpus: str | None, *, priced: bool = True
+) -> Prepared:
     """As `prepare`, of a recipe that is loaded."""
     from kdlab import prepared
 
     with screen.working(f"planning {recipe.name}") as progress:
-        return prepared.prepare(recipe, executor, gpu_numbers(gpus), progress)
+        return prepared.prepare(recipe, executor, gpu_numbers(gpus), progress, priced=priced)
 
 
 def gpu_numbers(text: str | None) -> list[int] | None:

@@ -105,7 +105,7 @@ def _draw(screen: Screen, recipe: str, overrides: list[str], images: int, epoch:
     from kdlab import children
     from kdlab.cli.verbs.plan import prepare
 
-    made = prepare(screen, recipe, overrides, "local", None)
+    made = prepare(screen, recipe, overrides, "local", None, priced=False)
     student = next(planned.job for planned in made.plan.jobs if planned.job.is_student)
     epochs = student.spec.schedule.epochs
     if epochs is not None and epoch >= epochs:

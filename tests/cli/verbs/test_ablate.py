@@ -47,7 +47,6 @@ class Pairs(Bench):
         runs: Runs,
         machine: Machine,
         progress: Callable[[str], None] = print,
-        here: bool = False,
     ) -> Plan:
         self.width = recipe.student.width
         return replace(super().prepare(recipe, runs, machine, progress), id=f"7f3a000{self.width}")

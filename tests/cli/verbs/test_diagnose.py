@@ -47,7 +47,7 @@ class World(Workbench):
         own = replace(files, val=split, classes=("cat", "dog", "eel"))
         return replace(job, inputs=replace(job.inputs, dataset=own))
 
-    def prepare(self, recipe: Any, runs: Any, machine: Any, progress: Any = print, here: Any = 0) -> Plan:
+    def prepare(self, recipe: Any, runs: Any, machine: Any, progress: Any = print) -> Plan:
         jobs = tuple(PlannedJob(job, False, "new") for job in self.jobs.values())
         told = {**recipe.to_dict(), "arms": {"baseline": {}, "rm": {"rm": {}}}}
         return Plan("7f3a0001", told, jobs, machine.device, {})

@@ -126,9 +126,6 @@ def test_images_are_drawn_as_they_are_given_to_a_model(
     (file,) = told["files"]
     height, width, _ = cv2.imread(file).shape
     assert width >= 320 <= height
-    # the same pixels for whoever asks again, others in another epoch
     before = Path(file).read_bytes()
-    kdlab(f"show {recipe} --images 6 --epoch 2 {scale} {augment} -q", capfd)
-    assert Path(file).read_bytes() == before
     kdlab(f"show {recipe} --images 6 --epoch 1 {scale} {augment} -q", capfd)
     assert Path(file).read_bytes() != before
