@@ -16,6 +16,11 @@ from kdlab.errors import MachineError
 
 DETECTORS = [name for name in catalog.detectors() if not family(name).masks]
 METHOD = {name: "pkd" if name == "faster_rcnn" else "rm" for name in DETECTORS}
+QUICK = ("gfl", "faster_rcnn", "deformable_detr")
+PAIRS = [
+    pytest.param(*pair, marks=() if pair[0] in QUICK else pytest.mark.slow)
+    for pair in [*METHOD.items(), ("gfl", "crosskd"), ("gfl", "bckd")]
+]
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -42,7 +47,7 @@ def compile_by(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
 
 
-@pytest.mark.parametrize(("detector", "method"), [*METHOD.items(), ("gfl", "crosskd"), ("gfl", "bckd")])
+@pytest.mark.parametrize(("detector", "method"), PAIRS)
 def test_a_compiled_teacher_shows_the_same_and_is_plain_afterwards(
     made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, detector: str, method: str
 ) -> None:

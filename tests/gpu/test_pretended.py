@@ -1,4 +1,7 @@
-"""Every method on a GPU that is not there: where its tensors lie, what it computes, how often it waits."""
+"""Methods on a GPU that is not there: where their tensors lie, what they compute, how often they wait.
+
+Each method and each detector once, all pairs of them with `-m slow`.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ import pytest
 
 from kdlab.detectors import family
 from tests.gpu.conftest import Step, served
+from tests.stubs.pairs import quick_once
 
 MOST = {("retinanet", "gid"): 60, "gid": 40}
 """Waits that a method may add to a step of mmdet's own, others 10. RetinaNet's assigner waits once a box."""
 
 
-@pytest.mark.parametrize(("detector", "method"), served())
+@pytest.mark.parametrize(("detector", "method"), quick_once(served()))
 def test_a_method_computes_the_same_on_the_gpu_and_waits_little_for_it(
     step: Step, detector: str, method: str
 ) -> None:

@@ -113,7 +113,7 @@ def test_equal_results_give_equal_files(tmp_path):
     assert written() == written()
 
 
-@pytest.mark.parametrize("count", [2, 5, 22])
+@pytest.mark.parametrize("count", [2, 22])
 def test_any_number_of_arms_can_be_drawn(count):
     assert draw(compared(many(count))).keys() == PLOTS.keys()
 

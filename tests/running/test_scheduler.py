@@ -539,6 +539,8 @@ def test_jobs_on_another_host_hold_none_of_these_cores(runs: Runs) -> None:
     events = events_of(make_plan(*far, make_job("a"), make_job("b")), runs, stop=stop, jobs_at_once=1)
     ended = [next(event for event in events if isinstance(event, JobFinished)).job for _ in "ab"]
     assert sorted(ended) == ["student-a", "student-b"]
+    for job in far:
+        runs.job(job.id).lease.unlink()
     events.close()
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+import pytest
 
 from kdlab import catalog
 from kdlab.detectors import family
@@ -23,3 +26,13 @@ def kinds(method: str, options: dict[str, Any]) -> list[str]:
     """The detectors that make a difference to a method, of those that it serves."""
     wanted = OTHER_NECKS if METHODS[method].needs_for(options) == (("feats",), ()) else DETECTORS
     return [name for name in wanted if serves(method, options, name)]
+
+
+def quick_once(pairs: Iterable[tuple[str, str]]) -> list[Any]:
+    """The pairs as parameters; one of which earlier pairs had both parts comes with `-m slow` alone."""
+    seen: set[str] = set()
+    params = []
+    for pair in pairs:
+        params.append(pytest.param(*pair, marks=pytest.mark.slow if seen.issuperset(pair) else ()))
+        seen |= {*pair}
+    return params
