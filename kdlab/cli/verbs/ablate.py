@@ -92,18 +92,18 @@ def ablate(
     \b
     Examples:
       $ kdlab ablate --loss rm,pfi --dry-run
-      plan d559  ablate/digits/quickstart--rm+pfi  5 jobs, ~3m24s on 2 cores
+      plan 4f06  ablate/digits/quickstart--rm+pfi  5 jobs, ~2m35s on 2 cores
         + teacher   gfl r18          ~1s     by a few steps
-        + baseline  gfl r18  seed 0  ~52s    by a few steps
-        + rm        gfl r18  seed 0  ~1m42s  by a few steps
+        + baseline  gfl r18  seed 0  ~59s    by a few steps
+        + rm        gfl r18  seed 0  ~1m17s  by a few steps
         ...
       $ kdlab ablate --loss rm --vary rm.rank=cls,loc,both --dry-run
-      plan e352  ablate/digits/quickstart--rm--rm.rank=cls,loc,both  5 jobs, ~3m24s on 2 cores
+      plan 8fc8  ablate/digits/quickstart--rm--rm.rank=cls,loc,both  5 jobs, ~2m15s on 2 cores
         + teacher        gfl r18          ~1s     by a few steps
-        + baseline       gfl r18  seed 0  ~52s    by a few steps
-        + rm[rank=cls]   gfl r18  seed 0  ~1m42s  by a few steps
-        + rm[rank=loc]   gfl r18  seed 0  ~1m42s  by a few steps
-        + rm[rank=both]  gfl r18  seed 0  ~1m42s  by a few steps
+        + baseline       gfl r18  seed 0  ~49s    by a few steps
+        + rm[rank=cls]   gfl r18  seed 0  ~1m07s  by a few steps
+        + rm[rank=loc]   gfl r18  seed 0  ~1m07s  by a few steps
+        + rm[rank=both]  gfl r18  seed 0  ~1m07s  by a few steps
     """
     from kdlab.recipe.files import write_derived
     from kdlab.running.executors import base

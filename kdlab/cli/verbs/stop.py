@@ -40,9 +40,9 @@ def stop(
     \b
     Examples:
       $ kdlab stop
-      plan 8e23  digits/quickstart  nothing runs
+      plan 47ed  digits/quickstart  nothing runs
       $ kdlab stop 'rm+pfi seed 0' --now
-        done  rm+pfi seed 0 (student-6c24...)  had ended before: ...
+        done  rm+pfi seed 0 (student-9e5b...)  had ended before: ...
     """
     from kdlab.cli.screen.progress import PlanStatus
     from kdlab.jobs import store
