@@ -44,14 +44,14 @@ LONGEST_FIRST = ("e2e", "contracts", "training")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the longest files first, and skip what takes minutes unless `-m slow` asks for it."""
+    """Put the longest files first, and skip what is slow unless `-m slow` asks for it."""
     rooms = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rooms.get(item.path.relative_to(HERE).parts[0], len(rooms)))
     if "slow" in config.getoption("markexpr"):
         return
     for item in items:
         if "slow" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="minutes: run with -m slow"))
+            item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
 
 
 @pytest.hookimpl(optionalhook=True)
