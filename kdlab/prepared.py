@@ -64,6 +64,8 @@ def smaller(made: Prepared) -> bool:
     from kdlab.jobs import store
     from kdlab.planning import out_of_memory as memory
 
+    if made.plan.recipe["resources"]["on_oom"] != "micro_batch":
+        return False
     jobs = [planned.job for planned in made.plan.jobs]
     failed = [(job, store.shortage(made.runs.job(job.id))) for job in jobs]
     return any(failure and memory.smaller(job, failure) for job, failure in failed)

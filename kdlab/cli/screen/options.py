@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -14,6 +15,11 @@ from kdlab.errors import KdlabError
 
 if TYPE_CHECKING:
     from kdlab.jobs.plan import Plan
+
+
+def names_in(text: str) -> list[str]:
+    """The names in "rm,pfi[weight=1,y=logit]": commas in the brackets of an arm's name part nothing."""
+    return [word.strip() for word in re.split(r",(?![^\[]*\])", text)]
 
 
 def recipe_names(incomplete: str) -> list[tuple[str, str]]:

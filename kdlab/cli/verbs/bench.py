@@ -11,7 +11,7 @@ import typer
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import DryRun, ExecutorName, Gpus, Overrides, RecipeName, Yes
 from kdlab.cli.screen.results import RESULTS, again, forgiving, results_stem
-from kdlab.cli.verbs.plan import prepare, preview
+from kdlab.cli.verbs.plan import prepare, show
 from kdlab.cli.verbs.run import carry, confirm_cost
 from kdlab.prepared import Prepared
 
@@ -53,7 +53,7 @@ def bench(
     asked = f"{datetime.now(UTC):%F %T}"
     made = replace(own, plan=benching(own.plan, asked, rounds))
     if dry_run:
-        screen.emit(**made.plan.to_dict()) if screen.json else screen.data(preview(made, jobs=screen.verbose))
+        show(screen, made)
         screen.next(screen.command("--dry-run"))
         return 0
     if not yes:

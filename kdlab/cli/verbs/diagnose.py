@@ -13,7 +13,7 @@ import typer
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.options import DryRun, ExecutorName, Gpus, Jobs, Overrides, RecipeName, Yes
 from kdlab.cli.screen.results import RESULTS, forgiving, results_stem
-from kdlab.cli.verbs.plan import prepare, preview
+from kdlab.cli.verbs.plan import prepare, show
 from kdlab.cli.verbs.run import carry, confirm_cost
 from kdlab.errors import MachineError
 from kdlab.prepared import Prepared
@@ -64,7 +64,7 @@ def diagnose(
     own = prepare(screen, recipe, overrides or [], executor, gpus, priced=False)
     made = _compared(screen, own)
     if dry_run:
-        screen.emit(**made.plan.to_dict()) if screen.json else screen.data(preview(made, jobs=screen.verbose))
+        show(screen, made)
         screen.next(screen.command("--dry-run"))
         return 0
     code = 0

@@ -41,12 +41,13 @@ def plan(
         + student-c6d349de4d2a   baseline seed 0  ~59s    by a few steps
         ...
     """
-    made = prepare(screen, recipe, overrides or [], executor, gpus)
-    if screen.json:
-        screen.emit(**made.plan.to_dict())
-        return
-    screen.data(preview(made, jobs=screen.verbose))
+    show(screen, prepare(screen, recipe, overrides or [], executor, gpus))
     screen.next(f"kdlab run{screen.command().removeprefix('kdlab plan')}")
+
+
+def show(screen: Screen, made: Prepared) -> None:
+    """Put out a plan that is not run."""
+    screen.emit(**made.plan.to_dict()) if screen.json else screen.data(preview(made, jobs=screen.verbose))
 
 
 def prepare(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import typer
 
 from kdlab import catalog, children
 from kdlab.cli.screen.console import Screen
-from kdlab.cli.screen.options import job_names, plan_names
+from kdlab.cli.screen.options import job_names, names_in, plan_names
 from kdlab.cli.screen.results import RESULTS, forgiving, results_stem
 from kdlab.errors import Fault, MachineError, UsageError, suggestion
 
@@ -348,8 +347,7 @@ def _arms(known: Collection[str], words: str | None) -> set[str]:
     Raises:
         UsageError: one is unknown.
     """
-    # commas in the brackets of an arm's name part nothing
-    named = known if words is None else [word.strip() for word in re.split(r",(?![^\[]*\])", words)]
+    named = known if words is None else names_in(words)
     if unknown := [name for name in named if name not in known]:
         fix = suggestion(unknown[0], list(known))
         raise UsageError(f"there is no arm {unknown[0]!r}", got=words or "", known=", ".join(known), fix=fix)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +14,7 @@ import typer
 from kdlab import catalog
 from kdlab.cli.screen.console import Screen
 from kdlab.cli.screen.detections import with_errors
-from kdlab.cli.screen.options import plan_names
+from kdlab.cli.screen.options import names_in, plan_names
 from kdlab.cli.screen.results import (
     RESULTS,
     again,
@@ -184,8 +183,7 @@ def _compared(
 
 def _words(cols: str | None) -> list[str]:
     """The columns that --cols names."""
-    # commas in the brackets of an arm's name part nothing
-    return [word.strip() for word in re.split(r",(?![^\[]*\])", cols)] if cols else []
+    return names_in(cols) if cols else []
 
 
 def _asks_for_errors(cols: str | None) -> bool:

@@ -17,7 +17,7 @@ import typer
 from kdlab.cli.screen.console import Screen, styled
 from kdlab.cli.screen.options import DryRun, ExecutorName, FailFast, Gpus, Jobs, Overrides, RecipeName, Yes
 from kdlab.cli.screen.results import tell_lacking, written
-from kdlab.cli.verbs.plan import gpu_hours, prepare, preview
+from kdlab.cli.verbs.plan import gpu_hours, prepare, preview, show
 from kdlab.errors import KdlabError, UsageError
 from kdlab.prepared import Prepared, smaller
 
@@ -72,7 +72,7 @@ def run(
     if fresh:
         made = replace(made, plan=_anew(made.plan, made.runs))
     if dry_run:
-        screen.emit(**made.plan.to_dict()) if screen.json else screen.data(preview(made, jobs=screen.verbose))
+        show(screen, made)
         screen.next(screen.command("--dry-run"))
         return 0
     screen.say(preview(made, jobs=screen.verbose))

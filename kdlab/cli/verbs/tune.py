@@ -94,8 +94,7 @@ def tune(
         confirm_cost(screen, search.whole(wanted))
     while True:
         tuner, outcome = _run(screen, search, made, jobs, budget, live=executor != "inline")
-        halved = search.recipe.resources.on_oom == "micro_batch" and smaller(made)
-        if tuner.study.space or outcome.stopped_by or not halved:
+        if tuner.study.space or outcome.stopped_by or not smaller(made):
             break
         # teacher or measured pass did not fit the GPU: once more, in smaller parts
         search, made = _prepared(screen, recipe, asked, executor, gpus)
