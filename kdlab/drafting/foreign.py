@@ -37,12 +37,13 @@ _MOST_FOLDERS = 50
 
 
 class Labelled(NamedTuple):
-    """An image with its boxes, and the file that says so; paths are relative to the folder."""
+    """An image with its boxes, the file that says so, and the split that this names; relative paths."""
 
     labels: str
     image: str
     size: tuple[int, int]
     boxes: list[Box]
+    subset: str = ""
 
 
 class _WrongError(Exception):
@@ -59,12 +60,21 @@ def voc(tree: Tree, files: Sequence[str]) -> Labels:
     cases: list[Case] = []
     for path in files:
         with _told(cases, path):
-            image = _one(tree, path, by_stem(tree, path), PurePosixPath(path).stem)
+            image = _one(tree, path, _of_xml(tree, path), PurePosixPath(path).stem)
             entries.append(Entry(image, path, (tree.root / image).stat().st_size))
     cases += _twice((entry.image, entry.xml) for entry in entries)
     _refuse(cases, tree.root)
     _, labels = converted(tree.root, {"train": entries}, ())
-    return _with_roles(labels["train"])
+    return with_roles(labels["train"])
+
+
+def _of_xml(tree: Tree, path: str) -> list[str]:
+    """Images of a VOC file's stem; of several in one folder the one that it names."""
+    places = by_stem(tree, path)
+    if len({PurePosixPath(place).parent for place in places}) == 1 < len(places):
+        named = ElementTree.fromstring((tree.root / path).read_bytes()).findtext("filename", "").strip()
+        return [place for place in places if PurePosixPath(place).name == named] or places
+    return places
 
 
 def cvat(tree: Tree, files: Sequence[str]) -> Labels:
@@ -84,14 +94,14 @@ def cvat(tree: Tree, files: Sequence[str]) -> Labels:
         if root.find("track") is not None:
             cases.append((_VIDEO, path, _VIDEO_FIX))
         for node in root.iter("image"):
-            name = node.get("name", "")
+            name = node.get("name", "").replace("\\", "/")
             with _told(cases, f"{path}: {name}"):
                 image = _one(tree, path, _by_name(tree, path, name), name)
                 size = int(node.get("width", "")), int(node.get("height", ""))
                 if not all(map(is_size, size)):
                     raise ValueError(f"the size is {size[0]}x{size[1]}")
                 boxes = [_cvat_box(shape) for shape in node if shape.tag not in _NO_SHAPES]
-                found.append(Labelled(path, image, size, boxes))
+                found.append(Labelled(path, image, size, boxes, node.get("subset", "")))
     if not (found or cases):
         cases.append((_VIDEO, files[0], _VIDEO_FIX))
     return _labels_of(tree, found, cases)
@@ -213,7 +223,7 @@ def _labels_of(tree: Tree, found: Sequence[Labelled], cases: Sequence[Case]) -> 
     labels = as_coco(found)
     if faults := unmeant(labels, str(tree.root)):
         raise UsageError(faults=faults)
-    return _with_roles(labels)
+    return with_roles(labels)
 
 
 def as_coco(found: Sequence[Labelled]) -> Labels:
@@ -224,8 +234,9 @@ def as_coco(found: Sequence[Labelled]) -> Labels:
         "annotations": [],
         "categories": [{"id": number, "name": name} for number, name in enumerate(names, 1)],
     }
-    for number, (_, image, (width, height), boxes) in enumerate(found, 1):
-        labels["images"].append({"id": number, "file_name": image, "width": width, "height": height})
+    for number, (_, image, (width, height), boxes, subset) in enumerate(found, 1):
+        known = {"role": role(f"{subset}/-")} if subset else {}
+        labels["images"].append({"id": number, "file_name": image, "width": width, "height": height, **known})
         for name, left, top, w, h in boxes:
             place = {"id": len(labels["annotations"]) + 1, "image_id": number}
             place |= {"category_id": names.index(name) + 1, "iscrowd": 0}
@@ -233,9 +244,10 @@ def as_coco(found: Sequence[Labelled]) -> Labels:
     return labels
 
 
-def _with_roles(labels: Labels) -> Labels:
+def with_roles(labels: Labels) -> Labels:
+    """The labels, each image with the split that its folder names, unless it has one."""
     for image in labels["images"]:
-        image["role"] = role(str(PurePosixPath(image["file_name"]).parent) + "/-")
+        image.setdefault("role", role(str(PurePosixPath(image["file_name"]).parent) + "/-"))
     return labels
 
 
@@ -243,7 +255,9 @@ def by_stem(tree: Tree, labels: str) -> list[str]:
     """Images of a labels file's stem, in its own folder or any other; several where nothing decides."""
     stem = PurePosixPath(labels).stem
     folders = [folder for folder, stems in tree.stems.items() if stem in stems]
-    return [f"{folder}{tree.stems[folder][stem]}" for folder in image_folders(labels, folders)]
+    return [
+        f"{folder}{name}" for folder in image_folders(labels, folders) for name in tree.stems[folder][stem]
+    ]
 
 
 def _by_name(tree: Tree, labels: str, name: str) -> list[str]:
@@ -258,7 +272,7 @@ def _by_name(tree: Tree, labels: str, name: str) -> list[str]:
         ):
             return [image]
     last = PurePosixPath(name)
-    folders = [folder for folder, stems in tree.stems.items() if stems.get(last.stem) == last.name]
+    folders = [folder for folder, stems in tree.stems.items() if last.name in stems.get(last.stem, ())]
     return [f"{folder}{last.name}" for folder in image_folders(labels, folders)]
 
 
@@ -272,6 +286,8 @@ def _one(tree: Tree, labels: str, places: Sequence[str], name: str) -> str:
         return places[0]
     if places:
         fix = "take the other folder away, or call the right one images"
+        if len({PurePosixPath(place).parent for place in places}) == 1:
+            fix = "take the others away, as masks into a folder of their own, or name the image in the labels"
         raise _WrongError("labels whose image may be one of several", f"{labels}: {first_of(places, 3)}", fix)
     case = f"{labels}: {similar(tree, name) or name}"
     raise _WrongError("labels whose image is not there", case, "put the images there, named as in the labels")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,7 +20,8 @@ from kdlab.drafting.walk import Tree, below, by_role, image_folders, is_file, ro
 from kdlab.errors import UsageError
 
 KNOWN = "COCO JSON, PASCAL VOC XML, CVAT XML, LabelMe JSON, YOLO with a data.yaml of names and train"
-_LISTS = ("train", "val", "test")
+_LISTS = {"train": ("train", "trainval"), "val": ("val", "test")}
+"""Names of the lists of VOC to learn from and to measure on, the first that is there."""
 _NAMES, _TRAIN = (re.compile(rb"(?<![\w.-])[\"']?%s[\"']?\s*:" % key) for key in (b"names", b"train"))
 _UNPARSED_FIX = "write them again as UTF-8, or take them away"
 _SHOWN = 8
@@ -154,7 +156,8 @@ def _coco(tree: Tree, files: Sequence[str]) -> Layout:
         data = load_labels(tree.root / path)
         for image in data["images"]:
             image["file_name"] = (PurePosixPath(folder) / image["file_name"]).as_posix()
-        return data
+            image.pop("role", None)
+        return foreign.with_roles(data)
 
     return Layout("COCO JSON", labels=read, told=_unused(files, [path]))
 
@@ -206,23 +209,35 @@ def _images_of(tree: Tree, labels: str) -> str:
 
 def _voc(tree: Tree, files: Sequence[str]) -> Layout:
     folders = sorted({str(PurePosixPath(path).parent) for path in files})
-    lists = [path for path in tree.files.get(".txt", []) if PurePosixPath(path).stem in _LISTS]
-    roles = by_role(below(lists, "main"))
-    measured = "val" if "val" in roles else "test"
+    lists: dict[str, list[str]] = {}
+    for path in below(tree.files.get(".txt", []), "main"):
+        lists.setdefault(PurePosixPath(path).stem, []).append(path)
+    learned, measured = (next((name for name in names if name in lists), "") for names in _LISTS.values())
     images = foreign.by_stem(tree, files[0])
-    if len(folders) == 1 and len(images) == 1 and {"train", measured} <= roles.keys():
-        train = _only(tree, roles["train"], "lists of images for train")
-        _only(tree, roles[measured], f"lists of images for {measured}")
+    if len(folders) == 1 and len(images) == 1 and learned and measured:
+        train = _only(tree, lists[learned], f"lists of images for {learned}")
+        val = _only(tree, lists[measured], f"lists of images for {measured}")
+        # a stem may be followed by 1 or -1, and may have spaces
+        lines = [line for path in (train, val) for line in _lines(tree.root / path)]
+        listed = {stem for line in lines for stem in (line.strip(), line.split()[0], line.rsplit(None, 1)[0])}
+        others = len({PurePosixPath(path).stem for path in files} - listed)
         section = {
             "name": "voc",
             "images": str(PurePosixPath(images[0]).parent),
             "annotations": folders[0],
             "splits": str(PurePosixPath(train).parent),
-            "train": ["train"],
+            "train": [learned],
             "val": [measured],
         }
-        return Layout("PASCAL VOC XML", section)
+        told = ("there is no validation split: the test images take its place",) * (measured == "test")
+        told += (f"labelled images in neither list, left out: {others}",) * (others > 0)
+        return Layout("PASCAL VOC XML", section, told=told)
     return Layout("PASCAL VOC XML", labels=lambda: foreign.voc(tree, files))
+
+
+def _lines(path: Path) -> list[str]:
+    # what is wrong with a list is told where it is read for good
+    return [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
 
 
 def _cvat(tree: Tree, files: Sequence[str]) -> Layout:
@@ -250,6 +265,12 @@ def _yolo(tree: Tree) -> Layout | None:
     except UsageError:
         # what is wrong besides a missing val is told by the next line
         said = _yolo_yaml.read(tree.root / path, ["train"])
+        with suppress(UsageError):
+            test = _yolo_yaml.read(tree.root / path, ["test"]).splits["test"]
+            told = "there is no validation split: the test images take its place"
+            base = PurePosixPath(path).parent / said.path
+            section |= {"val": [(base / one).as_posix() for one in test]}
+            return Layout("YOLO text files", section, told=(told,))
     train = said.splits["train"]
 
     def read() -> Labels:

@@ -199,6 +199,8 @@ def _hashes(names: Sequence[str], root: Path) -> NDArray[np.uint64]:
 def _hash(path: Path) -> int:
     """Of an image; of one that cannot be read a number of its own, so that it is like no other."""
     try:
+        if not path.is_file():
+            raise OSError("a pipe may never have any content")
         with Image.open(path) as image:
             image.draft("L", (36, 32))
             if image.mode.startswith("I"):

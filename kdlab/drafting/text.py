@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 from typing import Any
 
+import yaml
+
 from kdlab.drafting.choices import ARMS, SEEDS, Choice
+from kdlab.errors import visible
 
 
-def recipe(name: str, about: str, dataset: dict[str, Any], choice: Choice, init: str, split: str) -> str:
+def recipe(file: str, about: str, dataset: dict[str, Any], choice: Choice, init: str, split: str) -> str:
     """The YAML of a recipe.
 
     Args:
-        name: of its file, without the ending.
+        file: as the command names it.
         about: what the data are, on one line.
         dataset: its section, without the scale.
         choice: sizes and schedule.
@@ -28,8 +33,8 @@ def recipe(name: str, about: str, dataset: dict[str, Any], choice: Choice, init:
     own = choice.teacher_epochs
     return "\n".join(
         [
-            f"# {about}",
-            f"# kdlab run {name}.yaml      {_cost(choice)}".rstrip(),
+            f"# {_line_of(about)}",
+            f"# {_line_of(shlex.join(['kdlab', 'run', file]))}      {_cost(choice)}".rstrip(),
             f"# split: {split}",
             "dataset:",
             *(f"  {key}: {_plain(value)}" for key, value in dataset.items()),
@@ -53,7 +58,10 @@ def recipe(name: str, about: str, dataset: dict[str, Any], choice: Choice, init:
 
 
 def _cost(choice: Choice) -> str:
-    return "" if choice.minutes is None else f"about {math.ceil(choice.minutes)} minutes on this machine"
+    if choice.minutes is None:
+        return ""
+    minutes = math.ceil(choice.minutes)
+    return f"about {minutes} minute{'s' * (minutes != 1)} on this machine"
 
 
 def _line(section: dict[str, Any]) -> str:
@@ -64,6 +72,20 @@ def _plain(value: Any) -> str:
     """A value as YAML has it on one line; text in quotes only where it needs them."""
     if isinstance(value, list):
         return "[" + ", ".join(map(_plain, value)) + "]"
-    if isinstance(value, str) and value and all(char.isalnum() or char in "_./-" for char in value):
-        return value if not value.replace(".", "").isdigit() and value[0] not in "-." else json.dumps(value)
+    if isinstance(value, str) and re.fullmatch(r"\w[\w./-]*", value) and _is_text(value):
+        return value
     return json.dumps(value, ensure_ascii=False)
+
+
+def _is_text(word: str) -> bool:
+    """Whether every reader of YAML takes a word for text, not for a number, a date, a truth or nothing."""
+    try:
+        float(word)
+    except ValueError:
+        return bool(yaml.safe_load(word) == word)
+    return False
+
+
+def _line_of(text: str) -> str:
+    """A text that may hold the name of any file, on one line of a comment."""
+    return visible(" ".join(text.splitlines()))

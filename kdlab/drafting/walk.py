@@ -20,6 +20,8 @@ _ROLES = {
     "test": re.compile(r"^(test|testing)$"),
 }
 
+_KINDS = ("images", "jpegimages", "labels", "annotations", "xml", "json")
+
 
 @dataclass
 class Tree:
@@ -28,12 +30,12 @@ class Tree:
     Args:
         root: the folder.
         files: by ending in small letters, each list sorted, but for files behind links, which are last.
-        stems: of each folder, its images by stem.
+        stems: of each folder, its images by stem: a mask can have that of its photograph.
     """
 
     root: Path
     files: dict[str, list[str]] = field(default_factory=dict)
-    stems: dict[str, dict[str, str]] = field(default_factory=dict)
+    stems: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def told(self) -> str:
         """ "120 .jpg, 3 .json"."""
@@ -58,7 +60,7 @@ def tree(root: Path) -> Tree:
             stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a Path for each of so many takes seconds
             found.files.setdefault(suffix.lower(), []).append(prefix + name)
             if suffix.lower() in IMAGE_SUFFIXES:
-                found.stems.setdefault(prefix, {})[stem] = name
+                found.stems.setdefault(prefix, {}).setdefault(stem, []).append(name)
         count += len(names)
         if count > MOST_FILES:
             raise UsageError(
@@ -127,5 +129,13 @@ def image_folders(labels: str, folders: Collection[str]) -> list[str]:
     above = PurePosixPath(labels).parent
     if own := [folder for folder in folders if PurePosixPath(folder) == above]:
         return own
-    usual = below(folders, "images", "jpegimages")
+    mirrored = [folder for folder in folders if _inner(PurePosixPath(folder)) == _inner(above)]
+    usual = below(mirrored if above.parts else folders, "images", "jpegimages") or below(
+        folders, "images", "jpegimages"
+    )
     return [folder for folder in usual if role(f"{folder}/-") == role(labels)] or usual
+
+
+def _inner(folder: PurePosixPath) -> list[str]:
+    """The parts of a path that do not only say what lies there: images/cam0 mirrors annotations/cam0."""
+    return [part for part in folder.parts if part.lower() not in _KINDS]

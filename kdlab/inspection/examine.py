@@ -116,6 +116,9 @@ def _labels(files: DatasetFiles, progress: Progress) -> tuple[list[Labels], list
 
 def _siblings(files: DatasetFiles) -> dict[str, Split]:
     """Splits next to train, where folder and labels bear the split's name: images/test, test.json."""
+    if files.train.images == files.val.images:
+        # a folder of both is no split's, and its neighbours are other data
+        return {}
     folder = files.train.images
     labels = os.path.relpath(files.train.labels, folder.parent)
     named = {os.path.normpath(split.labels) for split in (files.train, files.val)}

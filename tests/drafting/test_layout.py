@@ -234,7 +234,7 @@ def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path, files: list[str]
 def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     image(tmp_path / ".cache" / "a.jpg")
     image(tmp_path / "b.jpg")
-    assert tree(tmp_path).stems == {"": {"b": "b.jpg"}}
+    assert tree(tmp_path).stems == {"": {"b": ["b.jpg"]}}
 
 
 def yolo(folder: Path, said: str, *stems: str) -> None:
@@ -458,7 +458,7 @@ def test_links_to_folders_above_and_files_that_are_none_are_left_out(tmp_path: P
         (tmp_path / "set" / name).symlink_to("nowhere")
         os.mkfifo(tmp_path / "set" / f"pipe{name}")
     known = tree(tmp_path / "set")
-    assert known.stems == {"": {"a": "a.jpg"}, "z_again/": {"b": "b.jpg"}}
+    assert known.stems == {"": {"a": ["a.jpg"]}, "z_again/": {"b": ["b.jpg"]}}
     assert known.files == {".jpg": ["a.jpg", "z_again/b.jpg"], ".json": ["a.json"]}
 
 
@@ -487,3 +487,89 @@ def test_lists_of_a_voc_split_are_those_in_main(tmp_path: Path) -> None:
         for split in PAIR:
             text(tmp_path / "ImageSets" / folder / f"{split}.txt", "a\n")
     assert found(tmp_path).dataset["splits"] == "ImageSets/Main"
+
+
+def roles(labels: dict[str, Any]) -> list[str]:
+    return [one["role"] for one in labels["images"]]
+
+
+def test_folders_of_splits_count_in_one_coco_file(tmp_path: Path) -> None:
+    coco(tmp_path / "all.json", "train/a.jpg", "val/b.jpg", "c.jpg")
+    for name in ("train/a.jpg", "val/b.jpg", "c.jpg"):
+        image(tmp_path / name)
+    assert roles(read(tmp_path)) == ["train", "val", ""]
+
+
+def test_subsets_of_cvat_are_its_splits(tmp_path: Path) -> None:
+    for name in "ab":
+        image(tmp_path / f"{name}.jpg")
+    nodes = (
+        f'<image name="{name}.jpg" width="40" height="30" subset="{subset}">{BOX}</image>'
+        for name, subset in (("a", "Train"), ("b", "Validation"))
+    )
+    text(tmp_path / "annotations.xml", f"<annotations>{''.join(nodes)}</annotations>")
+    assert roles(read(tmp_path)) == ["train", "val"]
+
+
+def test_cvat_s_backslash_is_a_separator(tmp_path: Path) -> None:
+    image(tmp_path / "images" / "train" / "a.jpg")
+    cvat(tmp_path / "annotations.xml", BOX, name="train\\a.jpg")
+    assert read(tmp_path)["images"][0]["file_name"] == "images/train/a.jpg"
+
+
+def listed_voc(folder: Path, stem: str, *lists: str) -> None:
+    image(folder / "images" / f"{stem}.jpg")
+    text(folder / "xml" / f"{stem}.xml", VOC.format(name="cat"))
+    for name in lists:
+        with (folder / f"{name}.txt").open("a") as file:
+            file.write(f"{stem} 1\n")
+
+
+def test_voc_s_trainval_and_test_are_a_split(tmp_path: Path) -> None:
+    listed_voc(tmp_path, "a", "trainval")
+    listed_voc(tmp_path, "b", "test")
+    layout = found(tmp_path)
+    assert (layout.dataset["train"], layout.dataset["val"]) == (["trainval"], ["test"])
+    assert layout.told == ("there is no validation split: the test images take its place",)
+
+
+def test_labelled_images_in_no_list_of_voc_are_counted(tmp_path: Path) -> None:
+    for stem, name in (("a a", "train"), ("b", "val")):
+        listed_voc(tmp_path, stem, name)
+    assert found(tmp_path).told == ()
+    for stem in "cd":
+        listed_voc(tmp_path, stem)
+    assert found(tmp_path).told == ("labelled images in neither list, left out: 2",)
+
+
+def test_yolo_s_test_is_measured_on_where_there_is_no_val(tmp_path: Path) -> None:
+    yolo(tmp_path, "train: images/train\ntest: images/test\n", "train/a", "test/b")
+    layout = found(tmp_path)
+    assert layout.dataset["val"] == ["images/test"]
+    assert "test images take its place" in layout.told[0]
+
+
+def test_a_mask_of_the_same_stem_is_not_the_photograph(tmp_path: Path) -> None:
+    one_labelme(tmp_path / "labelme", name="C:\\me\\a.jpg")
+    image(tmp_path / "labelme" / "a.png")
+    assert read(tmp_path / "labelme")["images"][0]["file_name"] == "a.jpg"
+    image(tmp_path / "voc" / "a.jpg")
+    image(tmp_path / "voc" / "a.png")
+    named = VOC.replace("<annotation>", "<annotation><filename>a.jpg</filename>")
+    text(tmp_path / "voc" / "a.xml", named.format(name="cat"))
+    assert read(tmp_path / "voc")["images"][0]["file_name"] == "a.jpg"
+    text(tmp_path / "voc" / "a.xml", VOC.format(name="cat"))
+    with pytest.raises(
+        UsageError, match=r"one of several(.|\n)*a.jpg, a.png(.|\n)*name the image in the labels"
+    ):
+        read(tmp_path / "voc")
+
+
+def test_folders_of_labels_mirror_those_of_images(tmp_path: Path) -> None:
+    for camera in ("cam0", "cam1"):
+        image(tmp_path / "images" / camera / "0.jpg")
+        text(tmp_path / "annotations" / camera / "0.xml", VOC.format(name="cat"))
+    assert [one["file_name"] for one in read(tmp_path)["images"]] == [
+        "images/cam0/0.jpg",
+        "images/cam1/0.jpg",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,8 @@ def test_both_parts_are_all_of_it_and_the_seed_decides(tmp_path: Path) -> None:
     assert len(learned["images"]) + len(measured["images"]) == 60
     assert len(measured["images"]) == 20
     assert "seed 0" in how
+
+
+def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    assert groups(["a.png", picture(tmp_path / "b.png", 1)], tmp_path) == [[0], [1]]

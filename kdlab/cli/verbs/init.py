@@ -7,7 +7,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
+import tempfile
+from contextlib import ExitStack
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,13 +103,18 @@ def init(
         found = layout.find(walk.tree(folder))
     split_told = "as the folder has it"
     section = dict(found.dataset)
-    if found.labels is not None:
-        with screen.working("reading the labels and cutting a split"):
-            section, split_told = _own_split(found, folder, to, seed)
-    section = {"name": section.pop("name"), "root": str(folder), **section}
-    files, checks = _checked(screen, section)
-    facts = _facts(files, minutes, weights)
-    choice = _written(screen, to, section, found, facts, split_told)
+    with ExitStack() as undone:
+        if found.labels is not None:
+            place = _place_of_split(folder, to, force)
+            if not place.exists():
+                undone.callback(shutil.rmtree, place, ignore_errors=True)
+            with screen.working("reading the labels and cutting a split"):
+                section, split_told = _own_split(found, folder, place, seed)
+        section = {"name": section.pop("name"), "root": str(folder), **section}
+        files, checks = _checked(screen, section)
+        facts = _facts(files, minutes, weights)
+        choice = _written(screen, to, section, found, facts, split_told)
+        undone.pop_all()
     if screen.json:
         told = {"recipe": str(to), "format": found.kind, "notes": list(found.told), "dataset": section}
         screen.emit(**told, **_plain(choice), **checks)
@@ -136,8 +145,27 @@ def _asked(screen: Screen, minutes: float | None, weights: str | None) -> tuple[
     return minutes, weights
 
 
-def _own_split(found: Layout, folder: Path, to: Path, seed: int) -> tuple[dict[str, Any], str]:
-    """Write the labels of both parts beside the recipe; the dataset that reads them."""
+def _place_of_split(folder: Path, to: Path, force: bool) -> Path:
+    """The folder beside the recipe for the labels of both parts.
+
+    Raises:
+        UsageError: it lies among the data, or another recipe may need what is there.
+    """
+    place = to.with_name(f"{to.stem}-split")
+    if place.resolve().is_relative_to(folder.resolve()):
+        what, fix = (
+            "the split would lie among the data, and nothing is written there",
+            "-o names another recipe",
+        )
+        raise UsageError(what, where=str(place), fix=fix)
+    if place.exists() and not force:
+        what = "there is a split of this name, which another recipe may need"
+        raise UsageError(what, where=str(place), fix="-o names another recipe, --force writes over both")
+    return place
+
+
+def _own_split(found: Layout, folder: Path, place: Path, seed: int) -> tuple[dict[str, Any], str]:
+    """Write the labels of both parts into a folder; the dataset that reads them."""
     from kdlab.drafting import splitting
 
     assert found.labels is not None
@@ -150,7 +178,6 @@ def _own_split(found: Layout, folder: Path, to: Path, seed: int) -> tuple[dict[s
                 got=f"{len(part['images'])} images for {name}",
                 fix="label more images",
             )
-    place = to.with_name(f"{to.stem}-split")
     place.mkdir(parents=True, exist_ok=True)
     section: dict[str, Any] = {"name": "coco", "train_images": ".", "val_images": "."}
     for name, part in (("train", train), ("val", val)):
@@ -219,11 +246,14 @@ def _written(
     about = f"{found.kind} in {section['root']}: GFL to a smaller GFL, RM and PFI"
 
     def write(file: Path, choice: Choice) -> None:
-        write_text(file, text.recipe(str(to.with_suffix("")), about, section, choice, facts.init, split))
+        write_text(file, text.recipe(str(to), about, section, choice, facts.init, split))
 
     choice = choices.sized(facts)
     to.parent.mkdir(parents=True, exist_ok=True)
-    draft = to.with_name(f".{to.name}")
+    # beside it, for its paths may be relative
+    descriptor, name = tempfile.mkstemp(".yaml", f".{to.stem}-", to.parent)
+    os.close(descriptor)
+    draft = Path(name)
     try:
         for _ in range(_SMALLER):
             write(draft, choice)
@@ -250,7 +280,8 @@ def _measured(recipe: Path) -> Cost:
     from kdlab.recipe import loader
 
     machine = devices.detect()
-    made = planning.prepare(loader.load(str(recipe), []), Runs.here(), machine)
+    # a broken image is told by the checks, and by the first job
+    made = planning.prepare(loader.load(str(recipe), ["dataset.broken_images=skip"]), Runs.here(), machine)
     steps = pace.measured([one.job for one in made.jobs if one.job.arm == "rm+pfi"], machine)
     return Cost(steps["student"], steps["distilled"], steps["teacher"])
 
@@ -277,7 +308,8 @@ def _tell(
         ("arms", ", ".join(choice.arms), choice.why.get("arms", "each with three seeds")),
     ]
     if choice.minutes is not None:
-        rows.append(("time", f"about {choice.minutes:.0f} minutes", "by a few measured steps"))
+        minutes = ceil(choice.minutes)
+        rows.append(("time", f"about {minutes} minute{'s' * (minutes != 1)}", "by a few measured steps"))
     screen.data(grid(rows, wrap=[1, 2]))
     for told in found.told:
         screen.say(f"note: {told}")

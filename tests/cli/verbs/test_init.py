@@ -198,3 +198,55 @@ def test_what_was_left_aside_is_told(photographs: Path, capfd: pytest.CaptureFix
     code, out, _ = kdlab(f"init '{photographs}' --init none --json", capfd)
     assert code == 0
     assert "notes.json" in json.loads(out)["notes"][0]
+
+
+def test_a_split_is_never_written_among_the_data(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = photographs.rename(photographs.with_name("cells-split"))
+    monkeypatch.chdir(folder.parent)
+    before = below(folder)
+    code, _, err = kdlab("init cells-split -o cells.yaml --init none", capfd)
+    assert code == 2
+    assert "the split would lie among the data" in err
+    assert below(folder) == before
+
+
+def test_the_split_of_another_recipe_is_written_over_with_force_alone(
+    photographs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert kdlab(f"init '{photographs}' --init none -o a.yaml", capfd)[0] == 0
+    before = below(Path("a-split"))
+    Path("a.yaml").rename("b.yaml")
+    for name in ("a.yaml", "a.yml"):
+        code, _, err = kdlab(f"init '{photographs}' --init none --seed 7 -o {name}", capfd)
+        assert (code, below(Path("a-split"))) == (2, before)
+        assert "a split of this name, which another recipe may need" in err
+    assert kdlab(f"init '{photographs}' --init none --seed 7 -o a.yml --force", capfd)[0] == 0
+    assert Path("a.yml").read_text().splitlines()[1].startswith("# kdlab run a.yml")
+
+
+def test_what_fails_leaves_no_split_and_no_draft_and_no_file_of_anybody_else(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path(".a.yaml").write_text("mine")
+
+    def fails(*_: Any) -> Cost:
+        raise MachineError("no room")
+
+    monkeypatch.setattr(verb, "_measured", fails)
+    assert kdlab(f"init '{photographs}' --init none -o a.yaml", capfd)[0] != 0
+    assert {path.name: path.read_text() for path in Path().iterdir()} == {".a.yaml": "mine"}
+
+
+@pytest.mark.parametrize(
+    "name", ["1e5", "null", "True", "on", "0x1f", "2026-12-02", "nan", "new\nline", "a: b #c"]
+)
+def test_a_folder_of_any_name_becomes_a_recipe_that_loads(
+    name: str, photographs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = photographs.rename(Path.cwd() / name)
+    code, _, err = kdlab(f"init {shlex.quote(name)} --init none -o 'my own.yaml'", capfd)
+    assert code == 0, err
+    assert loader.load("my own.yaml").dataset.options["root"] == folder.name
+    assert Path("my own.yaml").read_text().splitlines()[1].startswith("# kdlab run 'my own.yaml'")
