@@ -17,6 +17,8 @@ from kdlab.errors import Fault, UsageError
 _ROUNDING = 1e-3
 """How far numbers and boxes reach out of 0 to 1 because their digits were cut."""
 _PIXELS_FROM = 2.0
+_FEW, _NEARLY, _OUT = 3, 0.9, 0.05
+"""Boxes that are too few to tell corners from sizes, the share that is nearly all, and what reaches out."""
 _DECIMALS = 4
 """Digits of boxes in pixels; finer is the noise of the multiplication."""
 
@@ -27,6 +29,7 @@ _NO_CLASS = "lines whose class is no whole number from 0 on"
 _PAST = "lines whose class is not among the names"
 _IN_PIXELS = "lines whose numbers look like pixels"
 _OUTSIDE = "lines with a number outside 0 to 1"
+_CORNERS = "lines that are likely class x1 y1 x2 y2, two corners"
 _UNREADABLE = "images whose size cannot be read"
 _FIXES = {
     _TEXT: "write numbers alone, with a point and with blanks between them",
@@ -35,6 +38,7 @@ _FIXES = {
     _NO_CLASS: "write the number of the class, counted from 0",
     _IN_PIXELS: "divide x and width by the width of the image, y and height by its height",
     _OUTSIDE: "write fractions of the image, with the centre inside of it",
+    _CORNERS: "write class cx cy w h: the centre, the width and the height",
     _UNREADABLE: "mend the image, or take it out of its split",
 }
 _COUNT_FIXES = {
@@ -162,10 +166,25 @@ def converted(root: Path, entries: dict[str, list[Entry]], names: Sequence[str])
     faults: list[Fault] = [*grouped(dict.fromkeys(cases), str(root))]
     if not faults:
         for part, content in labels.items():
+            if _are_corners(content):
+                what, fix = f"{_CORNERS}: nearly all", _FIXES[_CORNERS]
+                faults.append(Fault(what, where=f"{root}  dataset.{part}", fix=fix))
+                continue
             faults += unmeant(content, f"{root}  dataset.{part}")
     if faults:
         raise UsageError(faults=faults)
     return labels
+
+
+def _are_corners(labels: Labels) -> bool:
+    """True where nearly all lines can be two corners, and a quarter of their boxes reach out of the image."""
+    sizes = {image["id"]: (image["width"], image["height"]) for image in labels["images"]}
+    corners = beyond = 0
+    for box in labels["annotations"]:
+        places = list(zip(box["bbox"][:2], box["bbox"][2:], sizes[box["image_id"]], strict=True))
+        corners += all(low + length / 2 < length for low, length, _ in places)
+        beyond += any(low < -_OUT * side or low + length > (1 + _OUT) * side for low, length, side in places)
+    return corners > max(_FEW, _NEARLY * len(labels["annotations"])) and 4 * beyond >= corners
 
 
 def _as_coco(

@@ -178,7 +178,11 @@ def _entries_of(layout: _Layout, split: str, faults: list[Fault]) -> list[Entry]
     """The images of a split; what is missing is added to `faults`."""
     path = layout.list_of(split)
     images, annotations = (layout.folder(split, name) for name in (layout.images, layout.annotations))
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    if "\0" in text:
+        faults.append(Fault("this list is not UTF-8", where=str(path), fix="save it as UTF-8"))
+        return []
+    lines = text.splitlines()
     found: list[Entry] = []
     lacking: dict[str, list[str]] = {"an XML file": [], "an image": []}
     stems = [*filter(None, map(str.strip, lines))]

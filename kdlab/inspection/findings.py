@@ -47,7 +47,10 @@ KINDS: dict[str, tuple[str, str]] = {
     "class-spelling": ("warn", "classes that differ in case, spaces or signs alone"),
     "imbalance": ("note", "classes with under 5 % of the boxes"),
     "polygons": ("note", "polygons, of which the bounding boxes are taken"),
-    "txt-alone": ("warn", "label files without an image of their name"),
+    "txt-alone": (
+        "warn",
+        "label files without an image of their name, or of an ending that is not read",
+    ),
     "xml-unreadable": ("warn", "XML files that cannot be read"),
     "xml-filename": ("warn", "XML files whose <filename> is another"),
     "xml-size": ("warn", "XML files without a <size>"),

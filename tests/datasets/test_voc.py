@@ -312,6 +312,11 @@ class TestFaults:
             prepared(lay(tmp_path / "data", train=odd, val={"b": xml(CAT)}))
         assert caught.value.faults[0].got == r"a.xml object 0 (from 0): 'c\nat'"
 
+    def test_a_list_in_utf_16_is_told(self, root: Path) -> None:
+        (root / "ImageSets/Main/train.txt").write_text("a\n", encoding="utf-16")
+        with pytest.raises(UsageError, match="this list is not UTF-8"):
+            prepared(root)
+
     def test_a_stem_with_an_escape_sequence_is_refused(self, root: Path) -> None:
         (root / "ImageSets/Main/train.txt").write_text("a\x1b[31m\n")
         with pytest.raises(UsageError, match="stems with control characters: 1") as caught:

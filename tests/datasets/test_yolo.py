@@ -138,6 +138,19 @@ class TestObjects:
         assert boxes(files) == [[16, 18, 8, 24]]
 
 
+def test_corners_in_the_place_of_centre_and_size_are_told(root: Path) -> None:
+    corners = [(x / 10, y / 10, x / 10 + 0.3, y / 10 + 0.2) for x in range(7) for y in range(0, 8, 2)]
+    write(root / "labels" / "train" / "a.txt", "".join("0 {} {} {} {}\n".format(*box) for box in corners))
+    (fault,) = faults(root)
+    assert "likely class x1 y1 x2 y2" in fault.what
+    # the same boxes as centre and size, and objects that fill their images
+    meant = [((x + right) / 2, (y + low) / 2, right - x, low - y) for x, y, right, low in corners]
+    for lines in (meant, [(0.5, 0.5, 1, 1)] * 9, [(0.4, 0.4, 0.8, 0.8)] * 9):
+        text = "".join("0 {} {} {} {}\n".format(*box) for box in lines)
+        write(root / "labels" / "train" / "a.txt", text)
+        assert len(boxes(prepared(root))) == len(lines)
+
+
 def test_the_same_set_as_coco_has_the_same_labels(tmp_path: Path) -> None:
     lines = {"train/a": f"{CAT}\n1 0.25 0.125 0.5 0.25\n", "train/e": "", "val/b": "1 0.5 0.5 0.02 0.0125\n"}
     root = lay(tmp_path / "set", **lines)
@@ -690,9 +703,11 @@ class TestDoctor:
         picture(clean / "images/train/e.png")
         write(clean / "labels/train/e.txt", "")
         write(clean / "labels/val/z.txt", CAT)
+        Image.new("RGB", (9, 9)).save(clean / "images/val/y.gif")
+        write(clean / "labels/val/y.txt", CAT)
         told = self.told(clean)
         assert told["no-objects"] == ("note", ["train: c.png", "train: e.png"])
-        assert told["txt-alone"] == ("warn", ["val: z.txt"])
+        assert told["txt-alone"] == ("warn", ["val: y.txt", "val: z.txt"])
 
     def test_a_val_that_is_train_is_a_leak(self, clean: Path) -> None:
         assert self.told(clean, val=("images/train",))["leak"] == ("warn", ["val: a.png = train a.png"])
