@@ -37,7 +37,7 @@ _MOST_FOLDERS = 50
 
 
 class Labelled(NamedTuple):
-    """An image with its boxes, the file that says so, and the split that this names; relative paths."""
+    """An image with its boxes, its labels file, and the split that this names; paths below the folder."""
 
     labels: str
     image: str
@@ -60,7 +60,7 @@ def voc(tree: Tree, files: Sequence[str]) -> Labels:
     cases: list[Case] = []
     for path in files:
         with _told(cases, path):
-            image = _one(tree, path, _of_xml(tree, path), PurePosixPath(path).stem)
+            image = _one(tree, path, of_xml(tree, path), PurePosixPath(path).stem)
             entries.append(Entry(image, path, (tree.root / image).stat().st_size))
     cases += _twice((entry.image, entry.xml) for entry in entries)
     _refuse(cases, tree.root)
@@ -68,7 +68,7 @@ def voc(tree: Tree, files: Sequence[str]) -> Labels:
     return with_roles(labels["train"])
 
 
-def _of_xml(tree: Tree, path: str) -> list[str]:
+def of_xml(tree: Tree, path: str) -> list[str]:
     """Images of a VOC file's stem; of several in one folder the one that it names."""
     places = by_stem(tree, path)
     if len({PurePosixPath(place).parent for place in places}) == 1 < len(places):
@@ -235,7 +235,8 @@ def as_coco(found: Sequence[Labelled]) -> Labels:
         "categories": [{"id": number, "name": name} for number, name in enumerate(names, 1)],
     }
     for number, (_, image, (width, height), boxes, subset) in enumerate(found, 1):
-        known = {"role": role(f"{subset}/-")} if subset else {}
+        # one called "default" says nothing
+        known = {"role": said} if (said := role(f"{subset}/-")) else {}
         labels["images"].append({"id": number, "file_name": image, "width": width, "height": height, **known})
         for name, left, top, w, h in boxes:
             place = {"id": len(labels["annotations"]) + 1, "image_id": number}

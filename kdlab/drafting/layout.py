@@ -25,6 +25,7 @@ _LISTS = {"train": ("train", "trainval"), "val": ("val", "test")}
 _NAMES, _TRAIN = (re.compile(rb"(?<![\w.-])[\"']?%s[\"']?\s*:" % key) for key in (b"names", b"train"))
 _UNPARSED_FIX = "write them again as UTF-8, or take them away"
 _SHOWN = 8
+_TEST_FOR_VAL = "there is no validation split: the test images take its place"
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _coco(tree: Tree, files: Sequence[str]) -> Layout:
         for part, kind in (("train", "train"), ("val", measured)):
             path = _only(tree, roles[kind], f"COCO files for {kind}")
             options |= {f"{part}_images": _images_of(tree, path), f"{part}_labels": path}
-        told = ("there is no validation split: the test images take its place",) * (measured == "test")
+        told = (_TEST_FOR_VAL,) * (measured == "test")
         told += _unused(files, options.values())
         return Layout("COCO JSON", {"name": "coco", **options}, told=told)
     if len(labels) > 1:
@@ -210,10 +211,12 @@ def _images_of(tree: Tree, labels: str) -> str:
 def _voc(tree: Tree, files: Sequence[str]) -> Layout:
     folders = sorted({str(PurePosixPath(path).parent) for path in files})
     lists: dict[str, list[str]] = {}
-    for path in below(tree.files.get(".txt", []), "main"):
+    usual = {name for names in _LISTS.values() for name in names}
+    texts = [path for path in tree.files.get(".txt", []) if PurePosixPath(path).stem in usual]
+    for path in below(texts, "main"):
         lists.setdefault(PurePosixPath(path).stem, []).append(path)
     learned, measured = (next((name for name in names if name in lists), "") for names in _LISTS.values())
-    images = foreign.by_stem(tree, files[0])
+    images = foreign.of_xml(tree, files[0])
     if len(folders) == 1 and len(images) == 1 and learned and measured:
         train = _only(tree, lists[learned], f"lists of images for {learned}")
         val = _only(tree, lists[measured], f"lists of images for {measured}")
@@ -229,7 +232,7 @@ def _voc(tree: Tree, files: Sequence[str]) -> Layout:
             "train": [learned],
             "val": [measured],
         }
-        told = ("there is no validation split: the test images take its place",) * (measured == "test")
+        told = (_TEST_FOR_VAL,) * (measured == "test")
         told += (f"labelled images in neither list, left out: {others}",) * (others > 0)
         return Layout("PASCAL VOC XML", section, told=told)
     return Layout("PASCAL VOC XML", labels=lambda: foreign.voc(tree, files))
@@ -267,10 +270,14 @@ def _yolo(tree: Tree) -> Layout | None:
         said = _yolo_yaml.read(tree.root / path, ["train"])
         with suppress(UsageError):
             test = _yolo_yaml.read(tree.root / path, ["test"]).splits["test"]
-            told = "there is no validation split: the test images take its place"
-            base = PurePosixPath(path).parent / said.path
-            section |= {"val": [(base / one).as_posix() for one in test]}
-            return Layout("YOLO text files", section, told=(told,))
+            beside = PurePosixPath(path).parent
+            bases = (beside / said.path, beside, PurePosixPath())
+            places = [
+                next((base / one for base in bases if (tree.root / base / one).exists()), PurePosixPath(one))
+                for one in test
+            ]
+            section |= {"val": [place.as_posix() for place in places]}
+            return Layout("YOLO text files", section, told=(_TEST_FOR_VAL,))
     train = said.splits["train"]
 
     def read() -> Labels:

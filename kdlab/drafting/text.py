@@ -33,8 +33,8 @@ def recipe(file: str, about: str, dataset: dict[str, Any], choice: Choice, init:
     own = choice.teacher_epochs
     return "\n".join(
         [
-            f"# {_line_of(about)}",
-            f"# {_line_of(shlex.join(['kdlab', 'run', file]))}      {_cost(choice)}".rstrip(),
+            f"# {_comment(about)}",
+            f"# {_comment(shlex.join(['kdlab', 'run', file]))}      {_cost(choice)}".rstrip(),
             f"# split: {split}",
             "dataset:",
             *(f"  {key}: {_plain(value)}" for key, value in dataset.items()),
@@ -86,6 +86,6 @@ def _is_text(word: str) -> bool:
     return False
 
 
-def _line_of(text: str) -> str:
+def _comment(text: str) -> str:
     """A text that may hold the name of any file, on one line of a comment."""
     return visible(" ".join(text.splitlines()))

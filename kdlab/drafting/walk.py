@@ -129,10 +129,9 @@ def image_folders(labels: str, folders: Collection[str]) -> list[str]:
     above = PurePosixPath(labels).parent
     if own := [folder for folder in folders if PurePosixPath(folder) == above]:
         return own
-    mirrored = [folder for folder in folders if _inner(PurePosixPath(folder)) == _inner(above)]
-    usual = below(mirrored if above.parts else folders, "images", "jpegimages") or below(
-        folders, "images", "jpegimages"
-    )
+    inner = _inner(above)
+    mirrored = [folder for folder in folders if inner and _inner(PurePosixPath(folder)) == inner]
+    usual = below(mirrored or folders, "images", "jpegimages")
     return [folder for folder in usual if role(f"{folder}/-") == role(labels)] or usual
 
 

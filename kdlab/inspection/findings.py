@@ -49,7 +49,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "polygons": ("note", "polygons, of which the bounding boxes are taken"),
     "txt-alone": (
         "warn",
-        "label files without an image of their name, or of an ending that is not read",
+        "label files without an image of their name, or whose image has an ending that is not read",
     ),
     "xml-unreadable": ("warn", "XML files that cannot be read"),
     "xml-filename": ("warn", "XML files whose <filename> is another"),

@@ -511,6 +511,21 @@ def test_subsets_of_cvat_are_its_splits(tmp_path: Path) -> None:
     assert roles(read(tmp_path)) == ["train", "val"]
 
 
+def test_a_subset_of_cvat_that_is_no_split_leaves_it_to_the_folders(tmp_path: Path) -> None:
+    image(tmp_path / "val" / "a.jpg")
+    node = f'<image name="val/a.jpg" width="40" height="30" subset="default">{BOX}</image>'
+    text(tmp_path / "annotations.xml", f"<annotations>{node}</annotations>")
+    assert roles(read(tmp_path)) == ["val"]
+
+
+def test_labels_of_a_split_mean_the_images_of_that_split(tmp_path: Path) -> None:
+    for part in PAIR:
+        coco(tmp_path / "annotations" / f"instances_{part}.json", "a.jpg")
+        image(tmp_path / "images" / part / "a.jpg")
+    image(tmp_path / "images" / "a.jpg")
+    assert found(tmp_path).dataset["val_images"] == "images/val"
+
+
 def test_cvat_s_backslash_is_a_separator(tmp_path: Path) -> None:
     image(tmp_path / "images" / "train" / "a.jpg")
     cvat(tmp_path / "annotations.xml", BOX, name="train\\a.jpg")
@@ -544,6 +559,9 @@ def test_labelled_images_in_no_list_of_voc_are_counted(tmp_path: Path) -> None:
 
 def test_yolo_s_test_is_measured_on_where_there_is_no_val(tmp_path: Path) -> None:
     yolo(tmp_path, "train: images/train\ntest: images/test\n", "train/a", "test/b")
+    assert found(tmp_path).dataset["val"] == ["images/test"]
+    # a path of another machine, as it is passed over where a data.yaml names both
+    yolo(tmp_path, "path: ../datasets/x\ntrain: images/train\ntest: images/test\n")
     layout = found(tmp_path)
     assert layout.dataset["val"] == ["images/test"]
     assert "test images take its place" in layout.told[0]

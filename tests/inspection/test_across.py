@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from kdlab.datasets.base import DatasetFiles, Split
 from kdlab.inspection import across
+from kdlab.inspection.examine import _siblings
 
 HASH = "0123456789abcdef" * 2
 
@@ -48,3 +50,16 @@ def test_ids_of_a_conversion_are_not_told(voc_data: Any) -> None:
     for place, entry in enumerate(voc_data.labels["val"]["annotations"]):
         entry["id"] = 1001 + place
     assert voc_data.examine().defects == ()
+
+
+def test_neighbours_of_a_folder_of_both_splits_are_other_data(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        for part in ("train", "val"):
+            labels = tmp_path / f"{name}-split" / f"{part}.json"
+            labels.parent.mkdir(exist_ok=True)
+            labels.touch()
+        (tmp_path / name).mkdir()
+    train, val = (
+        Split(tmp_path / "one", tmp_path / "one-split" / f"{part}.json") for part in ("train", "val")
+    )
+    assert _siblings(DatasetFiles("coco", (), train, val, "")) == {}

@@ -56,7 +56,9 @@ def init(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the split, where one is cut.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Write over a recipe that is there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over a recipe and a split that are there.")
+    ] = False,
 ) -> int:
     """Write a recipe for a folder of images with labels, and say why it is as it is.
 
@@ -75,29 +77,7 @@ def init(
     """
     from kdlab.drafting import layout, walk
 
-    if not folder.is_dir():
-        raise UsageError(
-            "there is no such folder", got=str(folder), fix="name the folder of images and labels"
-        )
-    to = out or Path(f"{_slug(folder)}.yaml")
-    if to.exists() and not force:
-        raise UsageError(
-            "there is a recipe of this name", where=str(to), fix="--force writes over it, -o names another"
-        )
-    if Path.cwd().is_relative_to(folder.resolve()):
-        raise UsageError(
-            "this shell is in the folder, and what is run here would lie among the data",
-            where=str(folder.resolve()),
-            fix=shlex.join(["cd", str(folder.resolve().parent)])
-            + "   and "
-            + shlex.join(["kdlab", "init", folder.resolve().name]),
-        )
-    if to.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(
-            "the recipe would lie among the data, and nothing is written there",
-            where=str(to),
-            fix=f"-o {Path('..') / to.name}, or type it elsewhere",
-        )
+    to = _recipe_file(folder, out, force)
     minutes, weights = _asked(screen, minutes, weights)
     with screen.working(f"looking into {folder}"):
         found = layout.find(walk.tree(folder))
@@ -122,6 +102,38 @@ def init(
         _tell(screen, found, files, choice, checks, split_told, to)
     screen.next(shlex.join(["kdlab", "run", str(to)]))
     return 0
+
+
+def _recipe_file(folder: Path, out: Path | None, force: bool) -> Path:
+    """The recipe to write.
+
+    Raises:
+        UsageError: there is no such folder, there is a recipe, or something would lie among the data.
+    """
+    if not folder.is_dir():
+        raise UsageError(
+            "there is no such folder", got=str(folder), fix="name the folder of images and labels"
+        )
+    to = out or Path(f"{_slug(folder)}.yaml")
+    if to.exists() and not force:
+        raise UsageError(
+            "there is a recipe of this name", where=str(to), fix="--force writes over it, -o names another"
+        )
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UsageError(
+            "this shell is in the folder, and what is run here would lie among the data",
+            where=str(folder.resolve()),
+            fix=shlex.join(["cd", str(folder.resolve().parent)])
+            + "   and "
+            + shlex.join(["kdlab", "init", folder.resolve().name]),
+        )
+    if to.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            "the recipe would lie among the data, and nothing is written there",
+            where=str(to),
+            fix=f"-o {Path('..') / to.name}, or type it elsewhere",
+        )
+    return to
 
 
 def _asked(screen: Screen, minutes: float | None, weights: str | None) -> tuple[float | None, str]:
